@@ -1,0 +1,80 @@
+"""Every error that medret raises on purpose, in one tree.
+
+    MedretError                 exit 1   something failed; the message says what, and what to do
+    ├── UsageError              exit 2   the request itself is wrong: an option, a query, a missing file
+    │   └── WeightsError        exit 2   a model's weights are missing, or are not the expected ones
+    ├── GateError               exit 3   a check refused to publish; the old snapshot stays live
+    ├── BusyError               exit 5   another run holds the store
+    ├── CorruptError            exit 1   a file of the store is not what its checksum says
+    └── VolumeError             (a value, not an exit) one volume could not be used: a code and a reason
+
+Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
+A message names the object, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class MedretError(Exception):
+    """Base of all errors that a user of medret can foresee."""
+
+    exit_code = 1
+
+
+class UsageError(MedretError):
+    """The request cannot be met as it was made."""
+
+    exit_code = 2
+
+
+class WeightsError(UsageError):
+    """A model's weights cannot be found, or are not what the recipe names."""
+
+
+class GateError(MedretError):
+    """A check before publication failed; nothing was published."""
+
+    exit_code = 3
+
+
+class BusyError(MedretError):
+    """Another run holds the store."""
+
+    exit_code = 5
+
+
+class CorruptError(MedretError):
+    """A file of the store does not match its checksum, or is missing."""
+
+
+class QuarantineCode(StrEnum):
+    """Why a volume could not be used. The values stand in ledgers and reports: never rename one."""
+
+    UNREADABLE = "unreadable"  # the object vanished, or the store refused to give its bytes
+    EMPTY = "empty"  # zero bytes
+    NOT_NIFTI = "not_nifti"  # the first bytes are neither NIfTI-1/2 nor gzip of one
+    GZIP_CORRUPT = "gzip_corrupt"  # the gzip stream is damaged (bad block, bad CRC)
+    TRUNCATED = "truncated"  # fewer bytes than the header promises
+    HEADER_INVALID = "header_invalid"  # dimensions, offset or spacing that cannot be
+    TOO_LARGE = "too_large"  # header or stream asks for more than the limit
+    DATATYPE_UNSUPPORTED = "datatype_unsupported"  # RGB, complex, unknown codes
+    DIMENSIONS_UNSUPPORTED = "dimensions_unsupported"  # 2D, 5D and above
+    TOO_SMALL = "too_small"  # too few voxels in a slice to be an image
+    CONSTANT = "constant"  # every voxel has the same value
+    NON_FINITE = "non_finite"  # more than the allowed share is NaN or infinite
+    AFFINE_INVALID = "affine_invalid"  # singular or non-finite
+    EMBEDDING_FAILED = "embedding_failed"  # the model gave NaN, infinity or zero vectors
+
+
+class VolumeError(MedretError):
+    """One volume cannot be used; it becomes a quarantine row, never a lost volume."""
+
+    def __init__(self, code: QuarantineCode, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VolumeError], tuple[QuarantineCode, str]]:
+        return type(self), (self.code, self.reason)

@@ -1,0 +1,102 @@
+"""The recipe: all that decides a vector's value, and the digest that stands in every file made with it.
+
+A recipe has two halves. `SliceRecipe` says how bytes become uint8 slices and is shared by all models of a run,
+so a volume is decoded once. `ModelRecipe` says how slices become vectors. Two vectors may be compared
+only if their recipe digests are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from medret.errors import UsageError
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Precision = Literal["fp32", "bf16"]
+PLANES: tuple[Plane, ...] = get_args(Plane)
+
+# Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
+PIXELS_VERSION = 1
+# Raise when the same pixels and weights would give other vectors.
+VECTORS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SliceRecipe:
+    """How the bytes of a volume become square uint8 slices.
+
+    planes: anatomical planes, each sliced on its own by the slice plan.
+    slices: slice plan, `all`, `every:N`, `uniform:N` or `random:N`.
+    seed: seeds `random:N` together with the volume's id.
+    ct_window: name of a HU window preset (medret.volume.intensity.CT_WINDOWS), used for CT.
+    percentiles: of the foreground's intensities, mapped to 0 and 255, for everything that is not CT.
+    crop: `foreground` cuts each volume to its foreground's bounding box, `none` keeps the field of view.
+    """
+
+    planes: tuple[Plane, ...] = ("axial",)
+    slices: str = "uniform:16"
+    seed: int = 0
+    ct_window: str = "soft_tissue"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    crop: Literal["foreground", "none"] = "foreground"
+    pixels_version: int = PIXELS_VERSION
+
+    def __post_init__(self) -> None:
+        wrong = [plane for plane in self.planes if plane not in PLANES]
+        if wrong or not self.planes or len(set(self.planes)) != len(self.planes):
+            raise UsageError(f"planes {list(self.planes)} are not distinct names out of {', '.join(PLANES)}")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """How square uint8 slices become vectors.
+
+    name: as given to `--model`. weights_sha256: of the weight file(s). side_px: input side in pixels.
+    mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector.
+    """
+
+    name: str
+    weights_sha256: str
+    side_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dim: int
+    precision: Precision
+    vectors_version: int = VECTORS_VERSION
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Bytes to vectors: one slice recipe and one model recipe."""
+
+    slices: SliceRecipe
+    model: ModelRecipe
+    digest: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        content = {"slices": asdict(self.slices), "model": asdict(self.model)}
+        object.__setattr__(self, "digest", digest_of(content))
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as a JSON object; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Recipe:
+        """Rebuild a recipe from `to_json`; raises UsageError if its digest is not the recorded one."""
+        slices, model = dict(content["slices"]), dict(content["model"])
+        for part, key in ((slices, "planes"), (slices, "percentiles"), (model, "mean"), (model, "std")):
+            part[key] = tuple(part[key])
+        recipe = cls(SliceRecipe(**slices), ModelRecipe(**model))
+        if recipe.digest != content["digest"]:
+            raise UsageError(f"recipe digest is {recipe.digest}, the record says {content['digest']}")
+        return recipe
+
+
+def digest_of(content: Any) -> str:
+    """16 hex digits of the sha256 of `content` as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,96 @@
+"""The Arrow schemas of everything that medret writes as a table. docs/formats.md describes them in words."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# --- embeddings ------------------------------------------------------------------------------------------------
+
+SLICE_COLUMNS: list[pa.Field] = [
+    pa.field("volume_id", pa.string(), nullable=False),
+    pa.field("plane", pa.string(), nullable=False),  # axial | coronal | sagittal
+    pa.field("position", pa.int32(), nullable=False),  # voxel index along the plane's axis, RAS+ order
+    pa.field("relative", pa.float32(), nullable=False),  # 0 first slice .. 1 last slice of the (uncropped) volume
+    pa.field("position_mm", pa.float32(), nullable=False),  # scanner coordinate of the slice centre along the axis
+    pa.field("norm", pa.float32(), nullable=False),  # length of the model's output; vector * norm restores it
+]
+
+VOLUME_COLUMNS: list[pa.Field] = [
+    pa.field("volume_id", pa.string(), nullable=False),
+    pa.field("slices", pa.int32(), nullable=False),  # how many slice vectors went in
+]
+
+
+def vector_type(dim: int) -> pa.DataType:
+    """`fixed_size_list<float16>[dim]`: unit vectors."""
+    return pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
+
+
+def slices_schema(dim: int) -> pa.Schema:
+    """One row a slice vector."""
+    return pa.schema([*SLICE_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
+
+
+def volumes_schema(dim: int) -> pa.Schema:
+    """One row a volume vector."""
+    return pa.schema([*VOLUME_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
+
+
+# --- index -----------------------------------------------------------------------------------------------------
+
+# Row i of an index shard's row table tells what vector i of the shard is. Volume vectors have no plane or position.
+ROWS = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),
+        pa.field("plane", pa.string()),
+        pa.field("position", pa.int32()),
+    ]
+)
+
+# --- snapshot --------------------------------------------------------------------------------------------------
+
+# One row a listed object that is a volume: where its vectors lie, or why there are none.
+LEDGER = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("mtime", pa.string()),
+        pa.field("content_sha256", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # embedded | quarantined
+        pa.field("code", pa.string()),  # QuarantineCode
+        pa.field("reason", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("body_region", pa.string()),
+        pa.field("organ", pa.string()),
+        pa.field("metadata", pa.map_(pa.string(), pa.string())),  # further label columns
+        pa.field("facts", pa.string()),  # JSON of medret.volume.facts.VolumeFacts
+        pa.field("slices", pa.int32(), nullable=False),  # slice vectors a model; 0 in quarantine
+        pa.field("shard", pa.string()),  # key of the embedding shard, the same for every model
+    ]
+)
+
+# One row a file that the snapshot consists of.
+FILES = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # below the store
+        pa.field("kind", pa.string(), nullable=False),  # slices | volumes | hnsw | lsh | exact | rows | quarantine
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("recipe", pa.string()),  # digest; null for quarantine
+        pa.field("aggregation", pa.string()),  # null: slice vectors
+        pa.field("shard", pa.string()),  # what belongs together: an embedding shard's or an index shard's key
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
