@@ -23,7 +23,7 @@ VOLUME_COLUMNS: list[pa.Field] = [
 
 def vector_type(dim: int) -> pa.DataType:
     """`fixed_size_list<float16>[dim]`: unit vectors."""
-    return pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
 def slices_schema(dim: int) -> pa.Schema:

@@ -1,0 +1,126 @@
+"""Parquet shards of slice vectors and of volume vectors, and the tables that they hold.
+
+Slice vectors are stored as unit vectors in float16 beside the length they had; volume vectors are aggregated from these
+stored values, so anyone can derive the same volume vectors from a slices file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from medret.embeddings.aggregate import Aggregation
+from medret.errors import QuarantineCode, VolumeError
+from medret.schemas import slices_schema, volumes_schema
+
+ROW_GROUP_ROWS = 16_384
+RECIPE_KEY = b"medret.recipe"
+AGGREGATION_KEY = b"medret.aggregation"
+
+
+@dataclass(frozen=True)
+class EmbeddedVolume:
+    """The slice vectors of one volume under one recipe.
+
+    planes: n names. positions: (n,) voxel index. relative: (n,) in [0, 1]. positions_mm: (n,) mm.
+    vectors: (n, d) float16, unit length. norms: (n,) float32, the lengths before.
+    """
+
+    volume_id: str
+    planes: Sequence[str]
+    positions: NDArray[np.int32]
+    relative: NDArray[np.float32]
+    positions_mm: NDArray[np.float32]
+    vectors: NDArray[np.float16]
+    norms: NDArray[np.float32]
+
+
+def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Model outputs (n, d) to unit float16 vectors (n, d) and their lengths (n,).
+
+    Raises VolumeError (embedding_failed) if an output is not finite or has no length.
+    """
+    norms = np.linalg.norm(raw.astype(np.float64), axis=1)
+    bad = ~np.isfinite(norms) | (norms < 1e-12)
+    if bad.any():
+        raise VolumeError(
+            QuarantineCode.EMBEDDING_FAILED,
+            f"{int(bad.sum())} of {len(raw)} slice vectors are zero or not finite; try --precision fp32",
+        )
+    return (raw / norms[:, None]).astype(np.float16), norms.astype(np.float32)
+
+
+def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.Table:
+    """All slice vectors of `volumes`, in their order; recipe: digest."""
+    schema = slices_schema(dim)
+    counts = [len(volume.vectors) for volume in volumes]
+    columns = [
+        pa.array(np.repeat(np.array([v.volume_id for v in volumes], dtype=object), counts), pa.string()),
+        pa.array([plane for volume in volumes for plane in volume.planes], pa.string()),
+        pa.array(_joined([v.positions for v in volumes], np.int32)),
+        pa.array(_joined([v.relative for v in volumes], np.float32)),
+        pa.array(_joined([v.positions_mm for v in volumes], np.float32)),
+        pa.array(_joined([v.norms for v in volumes], np.float32)),
+        _vectors(np.concatenate([v.vectors for v in volumes]) if volumes else np.empty((0, dim), np.float16), schema),
+    ]
+    return pa.table(columns, schema=schema.with_metadata({RECIPE_KEY: recipe.encode()}))
+
+
+def volume_table(
+    volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str
+) -> pa.Table:
+    """One vector a volume, in their order."""
+    schema = volumes_schema(dim)
+    vectors = np.empty((len(volumes), dim), np.float16)
+    for row, volume in enumerate(volumes):
+        vectors[row] = aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative, volume.volume_id)
+    columns = [
+        pa.array([volume.volume_id for volume in volumes], pa.string()),
+        pa.array([len(volume.vectors) for volume in volumes], pa.int32()),
+        _vectors(vectors, schema),
+    ]
+    metadata = {RECIPE_KEY: recipe.encode(), AGGREGATION_KEY: aggregation.name.encode()}
+    return pa.table(columns, schema=schema.with_metadata(metadata))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as a Parquet file; the same table gives the same bytes.
+
+    Vectors are neither compressed nor dictionary-encoded: that saves next to nothing on embeddings and costs reading time.
+    """
+    buffer = io.BytesIO()
+    plain = {name for name in table.schema.names if name == "vector"}
+    encoded = [name for name in table.schema.names if name not in plain]
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=[name for name in encoded if pa.types.is_string(table.schema.field(name).type)],
+        compression={**{name: "zstd" for name in encoded}, **{f"{name}.list.element": "none" for name in plain}},
+        write_statistics=[name for name in encoded],
+    )
+    return buffer.getvalue()
+
+
+def read_vectors(table: pa.Table) -> NDArray[np.float16]:
+    """The `vector` column as (rows, d) float16."""
+    column = table["vector"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # a table without rows keeps no chunk
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    flat: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(len(column), column.type.list_size)
+
+
+def _joined(parts: Sequence[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+
+def _vectors(vectors: NDArray[np.float16], schema: pa.Schema) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
+    return pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)

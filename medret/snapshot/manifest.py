@@ -1,0 +1,173 @@
+"""The manifest of a snapshot, and reading what it names.
+
+A snapshot's id ends in the first 16 hex digits of its manifest's sha256, and the manifest holds the sha256 of its tables, which hold
+that of every other file: whoever trusts CURRENT can check everything below it. The manifest's size does not
+grow with the number of volumes: what grows stands in the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medret.errors import CorruptError, UsageError
+from medret.recipe import Recipe
+from medret.storage import NAME_DIGITS, Location, read_checked
+
+CURRENT = "CURRENT"
+SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
+TableKind = Literal["files", "ledger"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RecipeEntry(_Strict):
+    """A recipe of the snapshot and where its weights came from.
+
+    weights_source: in words. weights_uri: what to give as weights to load them again; None where the name suffices.
+    """
+
+    recipe: dict[str, Any]
+    weights_source: str
+    weights_uri: str | None = None
+    random_weights: bool = False
+
+    def load(self) -> Recipe:
+        """The recipe, its digest checked."""
+        return Recipe.from_json(self.recipe)
+
+
+class IndexEntry(_Strict):
+    """One index over all rows of a recipe: volume vectors of one aggregation, or slice vectors (aggregation None).
+
+    recall: recall@10 of each approximate kind against exact search, measured when it was built (weighted by rows).
+    """
+
+    recipe: str
+    aggregation: str | None
+    rows: int = Field(ge=0)
+    dim: int = Field(gt=0)
+    shards: int = Field(ge=0)
+    recall: dict[str, float]
+
+
+class TableEntry(_Strict):
+    """A table that the manifest names. path: below the snapshot's folder."""
+
+    path: str
+    kind: TableKind
+    sha256: str
+    size_bytes: int
+    rows: int
+
+
+class Counts(_Strict):
+    """What became of every listed object: listed = embedded + unchanged + quarantined + skipped."""
+
+    listed: int
+    embedded: int
+    unchanged: int = 0
+    new: int
+    changed: int = 0
+    renamed: int = 0
+    gone: int = 0
+    quarantined: int
+    skipped: int
+
+    @property
+    def reconciled(self) -> bool:
+        """Whether every listed object is accounted for exactly once."""
+        return self.listed == self.embedded + self.unchanged + self.quarantined + self.skipped
+
+
+class Manifest(_Strict):
+    """What a snapshot consists of. skipped: objects skipped by rule, counted by rule. slices: slice vectors a model."""
+
+    format: Literal[1] = 1
+    created: str
+    medret_version: str
+    run: str
+    archive_uri: str
+    recipes: list[RecipeEntry]
+    aggregations: list[str]
+    index_settings: dict[str, Any]
+    indices: list[IndexEntry]
+    counts: Counts
+    skipped: dict[str, int]
+    slices: int
+    tables: list[TableEntry]
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes; equal manifests give equal bytes."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    def tables_of(self, kind: TableKind) -> list[TableEntry]:
+        """The tables of one kind, in order."""
+        return [table for table in self.tables if table.kind == kind]
+
+
+def snapshot_folder(snapshot_id: str) -> str:
+    """Path of a snapshot's folder below the store."""
+    return f"snapshots/{snapshot_id}"
+
+
+def current_id(store: Location) -> str | None:
+    """The live snapshot's id, or None if nothing was ever published; raises CorruptError if CURRENT is damaged."""
+    try:
+        text = store.read(CURRENT).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    if not text.endswith("\n") or not SNAPSHOT_ID.fullmatch(text[:-1]):
+        raise CorruptError(
+            f"{store.uri_of(CURRENT)} is damaged: it holds {text[:60]!r}, expected one snapshot id and a newline; "
+            "write the id of a folder of snapshots/ into it"
+        )
+    return text[:-1]
+
+
+def read_manifest(store: Location, snapshot_id: str) -> Manifest:
+    """The manifest of a snapshot, checked against its id; raises UsageError, CorruptError."""
+    if not SNAPSHOT_ID.fullmatch(snapshot_id):
+        raise UsageError(f"'{snapshot_id}' is not a snapshot id (such as 20260101T000000Z-0123456789abcdef)")
+    path = f"{snapshot_folder(snapshot_id)}/manifest.json"
+    try:
+        data = store.read(path)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{store.uri_of(path)} is missing: snapshot {snapshot_id} cannot be opened") from error
+    if hashlib.sha256(data).hexdigest()[:NAME_DIGITS] != snapshot_id[-NAME_DIGITS:]:
+        raise CorruptError(f"{store.uri_of(path)} is damaged: its sha256 is not the one in the snapshot's id")
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise UsageError(
+            f"{store.uri_of(path)} is of a format that this version does not know ({error.error_count()} differences); "
+            "open it with the version of medret that wrote it, or index again"
+        ) from error
+
+
+def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
+    """The FILES table: every file that the snapshot consists of besides its own folder."""
+    return _read_tables(store, snapshot_id, manifest.tables_of("files"))
+
+
+def read_ledger(
+    store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None, filters: Any = None
+) -> pa.Table:
+    """The LEDGER table or some of it; columns and filters as in pyarrow.parquet.read_table."""
+    return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns, filters)
+
+
+def _read_tables(
+    store: Location, snapshot_id: str, entries: list[TableEntry], columns: list[str] | None = None, filters: Any = None
+) -> pa.Table:
+    folder = snapshot_folder(snapshot_id)
+    contents = (read_checked(store, f"{folder}/{entry.path}", entry.sha256) for entry in entries)
+    return pa.concat_tables(pq.read_table(io.BytesIO(data), columns=columns, filters=filters) for data in contents)
