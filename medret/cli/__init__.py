@@ -1,0 +1,5 @@
+"""The command line: `medret COMMAND ...`."""
+
+from medret.cli.main import main
+
+__all__ = ["main"]

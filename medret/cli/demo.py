@@ -1,0 +1,28 @@
+"""`medret demo`: a small corpus made on the spot, indexed, searched, shown."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medret.cli.shared import add_command, positive_int
+
+DESCRIPTION = """\
+Make a small corpus of synthetic phantoms, index it with the default model's real ImageNet weights, search it
+with phantoms it has not seen, and write a page that shows the hits.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "demo", run, "index and search a corpus made on the spot", DESCRIPTION, "")
+    parser.add_argument("folder", nargs="?", default="demo", metavar="FOLDER", help="where to put it all (default ./demo)")
+    parser.add_argument("--volumes-per-kind", type=positive_int, default=5, metavar="N", help="(default %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.demo.demo import run_demo
+
+    return run_demo(Path(arguments.folder), volumes_per_kind=arguments.volumes_per_kind)

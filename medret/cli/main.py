@@ -1,0 +1,53 @@
+"""The `medret` command: parsing, exit codes, and one clear line for every foreseeable mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import medret
+from medret.cli import demo, index, models, search, verify
+from medret.errors import MedretError
+
+EPILOG = """\
+exit codes:
+  0  done                     3  a check refused to publish; the old snapshot stays live
+  1  failed                   4  published, with volumes in quarantine
+  2  wrong usage              5  another run holds the store
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message: 2 for wrong usage, 0 after --help
+        return int(stop.code or 0)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except MedretError as error:
+        print(f"medret {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"medret {arguments.command}: interrupted; nothing was published", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medret",
+        description="Make an archive of CT and MRI volumes searchable by content, without training.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (demo, index, search, verify, models):
+        module.add_parser(commands)
+    return parser

@@ -1,0 +1,84 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from medret.models import ModelSpec
+    from medret.pipeline import IndexOutcome
+    from medret.search import Hit
+
+QUARANTINE_SHOWN = 20
+
+
+def print_index_summary(outcome: IndexOutcome, store: str) -> None:
+    """What an index run did."""
+    console = Console(highlight=False)
+    table = Table(title=f"snapshot {outcome.snapshot}", title_justify="left", show_header=False)
+    for name, value in outcome.counts.model_dump().items():
+        if value or name in ("listed", "embedded", "quarantined"):
+            table.add_row(name, str(value))
+    for rule, count in sorted(outcome.skipped.items()):
+        table.add_row(f"  skipped: {rule}", str(count))
+    for entry in outcome.recipes:
+        note = " (random weights: for trials only)" if entry.random_weights else ""
+        table.add_row(f"model {entry.recipe['model']['name']}", f"{entry.weights_source}{note}")
+    table.add_row("slices", f"{outcome.slices} ({outcome.slices_per_second:.1f} a second)")
+    for kind, recall in outcome.recall.items():
+        table.add_row(f"recall@10 of {kind}", f"{recall:.3f} of exact search")
+    table.add_row("seconds", f"{outcome.seconds:.1f}")
+    table.add_row("run report", outcome.report)
+    console.print(table)
+    if outcome.quarantine.num_rows:
+        _print_quarantine(console, outcome)
+    console.print(f"search it: medret search {store} QUERY.nii.gz", markup=False, soft_wrap=True)
+
+
+def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
+    table = Table(title=f"quarantine: {outcome.quarantine.num_rows} volumes", title_justify="left")
+    for heading in ("volume", "code", "reason"):
+        table.add_column(heading, overflow="fold")
+    for row in outcome.quarantine.slice(0, QUARANTINE_SHOWN).to_pylist():
+        table.add_row(_plain(row["volume_id"]), row["code"], _plain(row["reason"]))
+    console.print(table)
+    if outcome.quarantine.num_rows > QUARANTINE_SHOWN:
+        console.print(f"... and {outcome.quarantine.num_rows - QUARANTINE_SHOWN} more, all in the store's quarantine/")
+
+
+def print_hits(query: str, hits: Sequence[Hit]) -> None:
+    """Hits, best first."""
+    table = Table(title=_plain(f"most similar to {query}"), title_justify="left")
+    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices"):
+        table.add_column(heading, justify="right" if heading in ("rank", "score") else "left", overflow="fold")
+    for hit in hits:
+        labels = [_plain(str(hit.labels.get(name) or "")) for name in ("modality", "body_region", "organ")]
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", _plain(hit.volume_id), *labels, _match(hit))
+    Console(highlight=False).print(table)
+
+
+def print_models(specs: Sequence[ModelSpec]) -> None:
+    """The registry."""
+    table = Table()
+    for heading in ("name", "dim", "side px", "licence", "weights"):
+        table.add_column(heading, overflow="fold")
+    for spec in specs:
+        table.add_row(spec.name, str(spec.dim), str(spec.side_px), _plain(spec.licence), _plain(spec.source))
+    Console(highlight=False).print(table)
+
+
+def _match(hit: Any) -> str:
+    match = hit.slices
+    if match is None:
+        return ""
+    own = f"{match.query[0]}" if match.query else "?"
+    return f"{match.plane}: your {own}, its {match.hit[0]}"
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", r"\[")

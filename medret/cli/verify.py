@@ -1,0 +1,39 @@
+"""`medret verify`: every checksum, count and invariant of a store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from medret.cli.shared import add_command
+
+DESCRIPTION = """\
+Check every file of STORE against the checksum in its name and in the live snapshot's manifest, and that the
+counts of ledger, embedding shards and indices agree. Prints each file that is damaged, missing or foreign.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "verify", run, "check every file of a store", DESCRIPTION, "exit codes: 0 sound, 1 not")
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.snapshot import current_id, verify_store
+    from medret.storage import Location
+
+    store = Location(arguments.store)
+    findings = verify_store(store)
+    if arguments.json:
+        print(json.dumps({"store": store.uri, "findings": [asdict(finding) for finding in findings]}))
+    elif findings:
+        for finding in findings:
+            print(f"{store.uri_of(finding.path)}: {finding.problem}")
+    else:
+        print(f"{store.uri}: sound; snapshot {current_id(store)} is live")
+    return 1 if findings else 0

@@ -1,0 +1,109 @@
+"""The Ray side of a run: connecting, and how many actors of what size fit the cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from medret.errors import UsageError
+
+# A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
+WHOLE_CPU_FROM = 2
+MAX_THREADS = 4  # beyond that one more actor is worth more than one more thread
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has at the start. node_cpus: CPUs of its smallest node that has any."""
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """The embedding pool of each model, and the CPU that a read task asks for.
+
+    size: actors a model. num_cpus, num_gpus: Ray resources an actor. threads: torch threads an actor.
+    """
+
+    size: int
+    num_cpus: float
+    num_gpus: float
+    threads: int
+    read_cpus: float
+
+
+def plan_pools(
+    capacity: Capacity,
+    models: int,
+    device: str,
+    *,
+    actors: int | None = None,
+    gpus_per_actor: float | None = None,
+) -> PoolPlan:
+    """How many actors a model and of what size, so that every pool can start and reading never starves.
+
+    Actors that take all CPUs deadlock the reads, so at least a quarter of the CPUs (one, on a small machine) stays free.
+    Raises UsageError if what was asked for does not fit.
+    """
+    read_cpus = 1.0 if capacity.cpus >= WHOLE_CPU_FROM else capacity.cpus / 4
+    if device == "cuda":
+        share = gpus_per_actor or min(1.0, capacity.gpus / models)
+        size = actors or max(1, int(capacity.gpus / share + 1e-9) // models)
+        if size * share * models > capacity.gpus + 1e-6:
+            raise UsageError(
+                f"{models} models x {size} actors x {share:g} GPU do not fit the cluster's {capacity.gpus:g} GPUs; "
+                "lower --actors or --gpus-per-actor"
+            )
+        num_cpus = min(1.0, (capacity.cpus - read_cpus) / (size * models))
+        return PoolPlan(size, num_cpus, share, max(1, int(num_cpus)), read_cpus)
+    budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
+    threads = max(1, min(MAX_THREADS, int(capacity.node_cpus) // models))
+    size = actors or max(1, int(budget / (threads * models)))
+    return PoolPlan(size, math.floor(100 * budget / (size * models)) / 100, 0.0, threads, read_cpus)
+
+
+def capacity_now() -> Capacity:
+    """The connected cluster's resources."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    return Capacity(sum(cpus), sum(node.get("GPU", 0.0) for node in nodes), min((c for c in cpus if c), default=1.0))
+
+
+def device_for(wanted: str, capacity: Capacity) -> str:
+    """`cpu` or `cuda`; asking for cuda on a cluster without a GPU is an error, never a silent CPU run."""
+    if wanted == "cuda" and capacity.gpus <= 0:
+        raise UsageError(
+            "--device cuda was asked for, but the Ray cluster has no GPU; add GPU nodes, or use --device auto or cpu"
+        )
+    if wanted == "auto":
+        return "cuda" if capacity.gpus > 0 else "cpu"
+    return wanted
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Use the Ray that is already connected, the cluster of RAY_ADDRESS (a submitted job), or one made for this run."""
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,102 @@
+"""Counting work where it happens, and showing it where a person looks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """What one stage has done. seconds: of processing, summed over its tasks."""
+
+    volumes: int = 0
+    slices: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class StageCounter:
+    """Adds up what tasks and actors report; one a run."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, StageCount] = {}
+
+    def add(self, stage: str, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
+        """Add a finished batch of a stage."""
+        old = self._stages.get(stage, StageCount())
+        self._stages[stage] = StageCount(
+            old.volumes + volumes, old.slices + slices, old.bytes + size_bytes, old.seconds + seconds
+        )
+
+    def stages(self) -> dict[str, StageCount]:
+        """The sums so far, by stage."""
+        return dict(self._stages)
+
+
+class Reporter:
+    """Tells a person how far the run is: a live bar on a terminal, a line now and then elsewhere, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def watching(self, counter: Any, volumes: int, watched: str) -> Iterator[None]:
+        """Show the progress of stage `watched` of `volumes` volumes until the block ends."""
+        if self.quiet:
+            yield
+            return
+        stop = threading.Event()
+        show = self._bar if self.console.is_terminal else self._lines
+        thread = threading.Thread(target=show, args=(counter, volumes, watched, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=10)
+
+    def _bar(self, counter: Any, volumes: int, watched: str, stop: threading.Event) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("volumes"),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task("embedding", total=volumes, rate="")
+            started = time.monotonic()
+            while not stop.wait(POLL_S):
+                done = _poll(counter, watched)
+                rate = f"{done.slices} slices, {done.slices / (time.monotonic() - started):.1f}/s"
+                progress.update(task, completed=done.volumes, rate=rate)
+
+    def _lines(self, counter: Any, volumes: int, watched: str, stop: threading.Event) -> None:
+        started = time.monotonic()
+        while not stop.wait(PLAIN_EVERY_S):
+            done, passed = _poll(counter, watched), time.monotonic() - started
+            left = passed / done.volumes * (volumes - done.volumes) if done.volumes else float("nan")
+            self.say(
+                f"{done.volumes}/{volumes} volumes, {done.slices} slices, {done.slices / passed:.1f} slices/s, "
+                + (f"about {left:.0f} s left" if done.volumes else "starting")
+            )
+
+
+def _poll(counter: Any, watched: str) -> StageCount:
+    stages: dict[str, StageCount] = ray.get(counter.stages.remote())
+    return stages.get(watched, StageCount())

@@ -1,0 +1,65 @@
+"""What a user asks of an index run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medret.embeddings import Aggregation, parse_aggregation
+from medret.errors import UsageError
+from medret.index import IndexSettings
+from medret.recipe import SliceRecipe
+from medret.volume import Limits, parse_slice_plan
+from medret.volume.intensity import CT_WINDOWS
+
+DEFAULT_MODEL = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """One run of `medret index`.
+
+    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive.
+    models: names, distinct. weights: model name -> path, URI or `random[:SEED]`.
+    batch_size: slices a model call. gpus_per_actor: share of one GPU. actors: embedding actors a model.
+    shard_volumes: volumes an embedding shard. None means: decided from the cluster.
+    """
+
+    archive: str
+    store: str
+    labels: str | None = None
+    pattern: str | None = None
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    slices: SliceRecipe = field(default_factory=SliceRecipe)
+    aggregations: tuple[Aggregation, ...] = (Aggregation("mean"),)
+    index: IndexSettings = field(default_factory=IndexSettings)
+    limits: Limits = field(default_factory=Limits)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int | None = None
+    gpus_per_actor: float | None = None
+    actors: int | None = None
+    shard_volumes: int = 64
+
+    def __post_init__(self) -> None:
+        parse_slice_plan(self.slices.slices)
+        if self.slices.ct_window not in CT_WINDOWS:
+            raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")
+        for what, values in (("model", self.models), ("aggregation", tuple(a.name for a in self.aggregations))):
+            if not values or len(set(values)) != len(values):
+                raise UsageError(f"expected one or more distinct values for --{what}, found {', '.join(values) or 'none'}")
+        if stray := set(self.weights) - set(self.models):
+            raise UsageError(
+                f"--weights names {', '.join(sorted(stray))}, but the models of this run are {', '.join(self.models)}"
+            )
+        positive = {"batch-size": self.batch_size, "actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
+        for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
+            if value is not None and value <= 0:
+                raise UsageError(f"--{option} is {value}, expected more than 0")
+
+
+def parse_aggregations(texts: list[str]) -> tuple[Aggregation, ...]:
+    """Names of aggregations to values; raises UsageError."""
+    return tuple(parse_aggregation(text) for text in texts)

@@ -1,0 +1,106 @@
+"""The Ray Data stream: one pass over the bytes for all models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from medret.embeddings import Aggregation
+from medret.models import ModelSpec, Weights
+from medret.pipeline.cluster import PoolPlan
+from medret.pipeline.stages import EmbedStage, ReadStage, WriteStage, from_ipc
+from medret.recipe import Recipe, SliceRecipe
+from medret.schemas import FILES, LEDGER
+from medret.storage import Location
+from medret.volume import Limits
+
+READ_VOLUMES = 4  # volumes a read task: enough to hide its start, few enough to spread a small archive
+EMBED_VOLUMES = 8  # volumes an actor call: their slices fill batches together, so few are padded
+IN_FLIGHT = 3  # calls queued at an actor: transfers overlap with computing
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """One model of the run. given: what the user gave as its weights. batch_size: slices a model call."""
+
+    spec: ModelSpec
+    weights: Weights
+    given: str | None
+    recipe: Recipe
+    device: str
+    batch_size: int
+
+
+def stream(
+    source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, store: Location, slices: SliceRecipe, limits: Limits,
+    aggregations: tuple[Aggregation, ...], counter: Any, *, shard_volumes: int,
+) -> tuple[pa.Table, pa.Table, str]:  # fmt: skip
+    """Read, embed, reduce and write every object of `source` (stages.SOURCE).
+
+    Returns the ledger (schemas.LEDGER, labels empty), the written files (schemas.FILES) and Ray Data's statistics.
+    """
+    if source.num_rows == 0:
+        return LEDGER.empty_table(), FILES.empty_table(), ""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # Blocks leave a stage in the order in which they came: which volumes share a shard does not depend on timing.
+    context.execution_options.preserve_order = True
+    # A large archive on a slow store may take long over one block; only a stuck run should be ended.
+    context.execution_no_progress_timeout_s = 6 * 3600
+    with DataContext.current(context):
+        dataset = _build(source, jobs, pools, store, slices, limits, aggregations, counter, shard_volumes)
+        cells: dict[str, list[bytes]] = {"ledger": [], "files": []}
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for name, found in cells.items():
+                found += batch[name].to_pylist()
+        return from_ipc(cells["ledger"], LEDGER), from_ipc(cells["files"], FILES), dataset.stats()
+
+
+def _build(
+    source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, store: Location, slices: SliceRecipe, limits: Limits,
+    aggregations: tuple[Aggregation, ...], counter: Any, shard_volumes: int,
+) -> ray.data.Dataset:  # fmt: skip
+    sides = tuple(sorted({job.recipe.model.side_px for job in jobs}))
+    dataset = ray.data.from_arrow([source.slice(at, READ_VOLUMES) for at in range(0, source.num_rows, READ_VOLUMES)])
+    dataset = dataset.map_batches(
+        ReadStage(slices, sides, limits, counter).run,
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=pools.read_cpus,
+        ray_remote_args_fn=dict,  # keeps Ray from fusing reading into the first pool, where it would wait for the model
+    )
+    for place, job in enumerate(jobs):
+        side = job.recipe.model.side_px
+        last_user = all(later.recipe.model.side_px != side for later in jobs[place + 1 :])
+        dataset = dataset.map_batches(
+            EmbedStage,
+            batch_format="pyarrow",
+            batch_size=EMBED_VOLUMES,
+            compute=ActorPoolStrategy(size=pools.size, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            num_cpus=pools.num_cpus,
+            num_gpus=pools.num_gpus or None,
+            fn_constructor_args=(job.spec, job.weights, _shared(job.weights), job.recipe),
+            fn_constructor_kwargs={
+                "device": job.device,
+                "batch_size": job.batch_size,
+                "threads": pools.threads,
+                "drop_pixels": last_user,
+                "counter": counter,
+            },
+        )
+    return dataset.map_batches(
+        WriteStage(store, tuple(job.recipe for job in jobs), aggregations, counter).run,
+        batch_format="pyarrow",
+        batch_size=shard_volumes,
+        num_cpus=0,  # light work that must never wait behind reading: what is written survives a crash
+    )
+
+
+def _shared(weights: Weights) -> dict[str, ray.ObjectRef[bytes]]:
+    """Each weight file in the object store, for nodes that do not have it."""
+    return {role: ray.put(path.read_bytes()) for role, path in weights.files.items()}
