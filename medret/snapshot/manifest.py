@@ -79,8 +79,8 @@ class Counts(_Strict):
     changed: int = 0
     renamed: int = 0
     gone: int = 0
-    quarantined: int
-    skipped: int
+    quarantined: int = 0
+    skipped: int = 0
 
     @property
     def reconciled(self) -> bool:

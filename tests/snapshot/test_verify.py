@@ -1,0 +1,63 @@
+"""Verification finds what is wrong, and names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medret.errors import UsageError
+from medret.snapshot import verify_store
+from medret.storage import Location
+
+
+def test_a_fresh_store_is_sound(published: tuple[Location, str]) -> None:
+    assert verify_store(published[0]) == []
+
+
+def test_any_changed_byte_is_found_and_its_file_named(published: tuple[Location, str]) -> None:
+    store, _ = published
+    paths = store.files()
+    assert len(paths) == 6  # CURRENT, manifest, ledger, files, slices, volumes
+    for path in paths:
+        sound = store.read(path)
+        for place in {0, len(sound) // 2, len(sound) - 1}:
+            damaged = bytearray(sound)
+            damaged[place] ^= 1
+            store.write(path, bytes(damaged))
+            assert path in {finding.path for finding in verify_store(store)}, f"byte {place} of {path}"
+        store.write(path, sound)
+    assert verify_store(store) == []
+
+
+def test_any_missing_file_is_found(published: tuple[Location, str]) -> None:
+    store, snapshot_id = published
+    for path in store.files():
+        sound = store.read(path)
+        Path(store.path(path)).unlink()
+        findings = verify_store(store)
+        assert findings, path
+        if not path.endswith("manifest.json"):  # without it, it is CURRENT that names what is not there
+            assert path in {finding.path for finding in findings}
+        store.write(path, sound)
+
+
+def test_a_swapped_file_is_found(published: tuple[Location, str]) -> None:
+    """A sound file that the snapshot does not name, in the place of one that it names."""
+    store, _ = published
+    slices = next(path for path in store.files() if "/slices-" in path)
+    Path(store.path(slices)).unlink()
+    store.write_named(slices.rpartition("/")[0], "slices", ".parquet", b"something else")
+    assert [(finding.path, finding.problem) for finding in verify_store(store)] == [(slices, "is missing")]
+
+
+def test_foreign_files_are_named_and_leftovers_of_a_killed_writer_are_not(published: tuple[Location, str]) -> None:
+    store, _ = published
+    store.write("notes.txt", b"mine")
+    store.write("embeddings/.slices-0123.parquet.ab12.tmp", b"half")
+    assert [finding.path for finding in verify_store(store)] == ["notes.txt"]
+
+
+def test_no_store_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no store is there"):
+        verify_store(Location(tmp_path / "nowhere"))
