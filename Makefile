@@ -1,0 +1,54 @@
+# The words of the project. Nothing but Python 3.11 or newer is needed: `make demo` or `make test` sets up the rest.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.medret-installed
+INSTALL := -c constraints.txt -e ".[all,dev]"
+
+.PHONY: help setup demo test lint types bench
+.DEFAULT_GOAL := help
+
+help:  ## Show these words
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=...    passed on, as in: make test ARGS='-k volume'"
+	@echo "  VENV=...    the environment to make or use (.venv)"
+	@echo "  PYTHON=...  the interpreter to make it with (python3)"
+
+setup: $(STAMP)  ## Make the environment and install medret with all extras, under constraints.txt
+
+demo: $(STAMP)  ## Make a small corpus, index it, search it, and name a page to open
+	$(BIN)/medret demo $(ARGS)
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## Check style, formatting and the order of the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(STAMP)  ## Check types, strictly
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Measure decoding against its limit and against the usual way
+	$(BIN)/python bench/decode.py $(ARGS)
+
+# Runs again when the project's dependencies or their versions change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "medret needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another with PYTHON=, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -c constraints.txt uv || \
+		echo "uv cannot be had here: installing with pip, which takes longer"
+	@echo "Installing medret and all extras into $(VENV) (about 8 GB with torch's CUDA libraries)"
+	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+		$(BIN)/python -m uv pip install --python $(BIN)/python $(INSTALL); \
+	else \
+		$(BIN)/python -m pip install $(INSTALL); \
+	fi
+	@touch $@

@@ -1,0 +1,1 @@
+"""`medret demo`: a synthetic archive, indexed, searched and shown."""

@@ -1,0 +1,37 @@
+"""Vectors to index files: HNSW, LSH and exact, sharded, deterministic, with their recall measured.
+
+Frame of all vectors here: unit length, float16 on disk, compared by inner product (so scores are cosines).
+"""
+
+from __future__ import annotations
+
+from medret.index.build import ROWS_KIND, IndexShard, build_shard
+from medret.index.distinct import Distinct
+from medret.index.exact import ExactIndex
+from medret.index.gpu import available as gpu_available
+from medret.index.neighbours import MISSING, Neighbours, Searchable
+from medret.index.open import open_approximate, open_exact
+from medret.index.plan import plan_shards
+from medret.index.rows import RowTable
+from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
+
+__all__ = [
+    "EXACT",
+    "HNSW",
+    "KINDS",
+    "LSH",
+    "MISSING",
+    "ROWS_KIND",
+    "Distinct",
+    "ExactIndex",
+    "IndexSettings",
+    "IndexShard",
+    "Neighbours",
+    "RowTable",
+    "Searchable",
+    "build_shard",
+    "gpu_available",
+    "open_approximate",
+    "open_exact",
+    "plan_shards",
+]

@@ -1,0 +1,143 @@
+"""Build one index shard: exact, LSH and HNSW over the same vectors, their row table, and their measured recall."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.errors import MedretError
+from medret.index.distinct import Distinct, first_equal
+from medret.index.exact import BATCH_ROWS, ExactIndex, build_exact
+from medret.index.hnsw import HnswIndex, build_hnsw
+from medret.index.lsh import LshIndex, build_lsh
+from medret.index.recall import recall_of, recall_probe
+from medret.index.rows import serialise_rows, volume_order
+from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
+from medret.storage import NAME_DIGITS, Location, WrittenFile
+
+ROWS_KIND = "rows"
+NORM_TOLERANCE = 1e-2  # float16 keeps a unit vector's norm within 1e-3; beyond this it was never normalised
+
+
+@dataclass(frozen=True)
+class IndexShard:
+    """What `build_shard` wrote.
+
+    shard: key that joins the files of one shard; made of their content, so equal input gives the equal key.
+    files: (kind, file) pairs, kind one of hnsw, lsh, exact, rows. recall: kind -> recall@10 against exact search.
+    seconds: kind -> wall time of building and writing it, recall included.
+    """
+
+    shard: str
+    rows: int
+    dim: int
+    files: tuple[tuple[str, WrittenFile], ...]
+    recall: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+def build_shard(
+    store: Location,
+    folder: str,
+    vectors: NDArray[np.float16],
+    rows: pa.Table,
+    settings: IndexSettings,
+    *,
+    use_gpu: bool = False,
+) -> IndexShard:
+    """Index (n, dim) float16 unit vectors, n >= 1, described by `rows` (schemas.ROWS), into `folder` below the store.
+
+    Rows are put in volume_id order first, if they are not. FAISS has one thread, so that equal input gives equal
+    files on one kind of processor. `use_gpu` lets the recall measurement search exactly on a GPU where there is one.
+    Peak memory is about six times the vectors' own, and half a gigabyte.
+    Raises MedretError when the vectors are not finite unit vectors or the row table does not match them.
+    """
+    _check(vectors, rows)
+    order = volume_order(rows)
+    if order is not None:
+        vectors, rows = vectors[order], rows.take(order)
+    files: list[tuple[str, WrittenFile]] = []
+    recall: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    with _one_thread():
+        start = time.perf_counter()
+        same_as = first_equal(vectors)
+        distinct = Distinct(same_as)
+        files.append((ROWS_KIND, store.write_named(folder, ROWS_KIND, ".arrow", serialise_rows(rows, same_as))))
+        seconds[ROWS_KIND] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        flat = build_exact(vectors)
+        files.append((EXACT, _write(store, folder, EXACT, flat)))
+        exact = ExactIndex(flat, use_gpu=use_gpu)
+        probe = recall_probe(exact)
+        recall[EXACT] = recall_of(exact, exact, probe)
+        seconds[EXACT] = time.perf_counter() - start
+        if len(distinct.rows) < len(vectors):
+            vectors = vectors[distinct.rows]
+
+        if LSH in settings.kinds:
+            start = time.perf_counter()
+            codes = build_lsh(vectors, settings)
+            files.append((LSH, _write(store, folder, LSH, codes)))
+            recall[LSH] = recall_of(LshIndex(codes, exact, distinct, settings.lsh_candidates), exact, probe)
+            del codes  # one index beside the exact one at a time
+            seconds[LSH] = time.perf_counter() - start
+
+        if HNSW in settings.kinds:
+            start = time.perf_counter()
+            graph = build_hnsw(vectors, settings)
+            files.append((HNSW, _write(store, folder, HNSW, graph)))
+            recall[HNSW] = recall_of(HnswIndex(graph, exact, distinct, settings.hnsw_ef_search), exact, probe)
+            seconds[HNSW] = time.perf_counter() - start
+    return IndexShard(_shard_key(files), exact.rows, exact.dim, tuple(files), recall, seconds)
+
+
+def _write(store: Location, folder: str, kind: str, index: Any) -> WrittenFile:
+    data = faiss.serialize_index(index).tobytes()
+    return store.write_named(folder, kind, ".faiss", data)
+
+
+def _shard_key(files: list[tuple[str, WrittenFile]]) -> str:
+    """16 hex digits over what the shard holds: its row table and its vectors."""
+    content = {kind: file.sha256 for kind, file in files}
+    return hashlib.sha256(f"{content[ROWS_KIND]} {content[EXACT]}".encode()).hexdigest()[:NAME_DIGITS]
+
+
+def _check(vectors: NDArray[np.float16], rows: pa.Table) -> None:
+    if vectors.ndim != 2 or vectors.dtype != np.float16 or not vectors.size:
+        raise MedretError(
+            f"an index shard needs (n, dim) float16 vectors, n >= 1; found {vectors.dtype} of shape {vectors.shape}"
+        )
+    if rows.num_rows != len(vectors):
+        raise MedretError(f"row table has {rows.num_rows} rows for {len(vectors)} vectors: they must match one to one")
+    for start in range(0, len(vectors), BATCH_ROWS):
+        batch = vectors[start : start + BATCH_ROWS].astype(np.float32)
+        norms = np.sqrt(np.einsum("ij,ij->i", batch, batch))
+        wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))  # also where the norm is NaN
+        if len(wrong):
+            row = start + int(wrong[0])
+            raise MedretError(
+                f"vector {row} ({rows.column(0)[row].as_py()}) has norm {norms[wrong[0]]:.4g}, expected 1 within "
+                f"{NORM_TOLERANCE}: normalise vectors and leave out those that are not finite before indexing"
+            )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """FAISS with one thread: with more, the order of insertion decides the HNSW graph."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

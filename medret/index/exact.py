@@ -1,0 +1,113 @@
+"""The exact index of a shard: its unit vectors in float16, row for row, scanned in full.
+
+It is also the shard's vector store: LSH candidates are re-scored from it, and searching by volume_id reads from it.
+Memory-mapped, so only the rows that are touched become resident.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.index import gpu
+from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first, no_neighbours
+from medret.index.parameters import scan_parameters
+
+BATCH_ROWS = 16_384  # rows that are float32 at the same time while building
+RESCORE_BYTES = 64 << 20  # bound on the float64 copy of candidates while re-scoring
+
+
+def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
+    """An inner-product index over (n, dim) float16 vectors; float16 codes are the vectors' own bits."""
+    index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    for batch in float32_batches(vectors):
+        index.add(batch)
+    return index
+
+
+def float32_batches(vectors: NDArray[np.float16], batch_rows: int = BATCH_ROWS) -> Iterator[NDArray[np.float32]]:
+    """`vectors` in order, `batch_rows` at a time, as float32 (what FAISS takes)."""
+    for start in range(0, len(vectors), batch_rows):
+        yield np.ascontiguousarray(vectors[start : start + batch_rows], dtype=np.float32)
+
+
+class ExactIndex:
+    """An opened exact index: exhaustive search, and the vectors by row.
+
+    use_gpu: search batches on the GPU when there is one; they are copied there at the first such batch.
+    """
+
+    def __init__(self, index: faiss.IndexScalarQuantizer, *, use_gpu: bool = False) -> None:
+        self._index = index
+        self._use_gpu = use_gpu and gpu.available()
+        self._gpu: gpu.GpuFlat | None = None
+        codes = index.codes
+        # uint8, because the codes start at an odd offset of the mapped file: float16 views would be unaligned.
+        self._codes: NDArray[np.uint8] = (
+            faiss.rev_swig_ptr(codes.data(), codes.size()).reshape(index.ntotal, 2 * index.d)
+            if index.ntotal
+            else np.empty((0, 2 * index.d), np.uint8)
+        )
+
+    @property
+    def rows(self) -> int:
+        """Vectors in the shard."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self._index.d)
+
+    def vectors(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float16]:
+        """The stored unit vectors of `rows`: (len(rows), dim) float16, a copy."""
+        picked: NDArray[np.uint8] = np.ascontiguousarray(self._codes[rows])
+        return picked.view(np.float16)
+
+    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Exact inner products of (q, dim) queries with their own candidate `rows` (q, m): (q, m) float32.
+
+        Summed in float64, so that equal vectors get equal scores wherever they lie. Missing rows score -inf.
+        """
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        if not rows.size:
+            return scores
+        step = max(1, RESCORE_BYTES // (8 * self.dim * rows.shape[1]))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            stored = self.vectors(np.maximum(part, 0).ravel()).reshape(*part.shape, self.dim)
+            wide = queries[start : start + step].astype(np.float64)[:, :, None]
+            products = np.matmul(stored.astype(np.float64), wide)[:, :, 0]
+            scores[start : start + step] = np.where(part == MISSING, -np.inf, products)
+        return scores
+
+    def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
+        """The best min(k, rows) rows for each query: a scan of all of them."""
+        k = min(k, self.rows)
+        if k <= 0 or not len(queries):
+            return no_neighbours(len(queries))
+        dropped = 0 if excluded is None else len(excluded)
+        wanted = min(k + TIE_MARGIN, self.rows)
+        on_gpu = self._on_gpu(len(queries), wanted + dropped)
+        if on_gpu is not None:
+            found = on_gpu.search(queries, min(wanted + dropped, self.rows))
+            if excluded is not None:
+                found = np.where(np.isin(found, excluded), MISSING, found)
+        else:
+            _, found = self._index.search(queries, wanted, params=scan_parameters(excluded))
+        return best_first(self.scores(queries, found), found, k)
+
+    def _on_gpu(self, queries: int, k: int) -> gpu.GpuFlat | None:
+        if not self._use_gpu or queries < gpu.MIN_QUERIES or k > gpu.MAX_K:
+            return None
+        if self._gpu is None:
+            try:
+                self._gpu = gpu.GpuFlat(self.vectors(slice(None)))
+            except RuntimeError as error:  # FAISS's form of "out of GPU memory"
+                self._use_gpu = False
+                warnings.warn(f"exact search of {self.rows} vectors stays on the CPU: {error}", stacklevel=3)
+        return self._gpu

@@ -1,0 +1,139 @@
+"""The row table of an index shard: what each of its vectors is, memory-mapped, with rows found by volume_id.
+
+On disk: an uncompressed Arrow IPC file of one record batch, ordered by volume_id (as UTF-8 bytes). A volume's rows are
+then neighbours, found by binary search whatever the shard's size. Columns: those of `schemas.ROWS`, and `same_as`, the
+first row that holds the same vector (its own where it is the first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from medret.errors import CorruptError, MedretError
+from medret.index.columns import index_array, int32_view
+from medret.schemas import ROWS
+
+SAME_AS = "same_as"
+ROW_FILE = ROWS.append(pa.field(SAME_AS, pa.int32(), nullable=False))
+NO_ROWS = slice(0, 0)
+
+
+def volume_order(rows: pa.Table) -> NDArray[np.int64] | None:
+    """The rows in volume_id order, equal ids as they stood; None when they are so ordered already."""
+    ids = rows.column("volume_id")
+    if len(ids) < 2 or pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
+        return None
+    order: NDArray[np.int64] = pc.sort_indices(ids).to_numpy().astype(np.int64)  # a stable sort
+    return order
+
+
+def serialise_rows(rows: pa.Table, same_as: NDArray[np.int32]) -> bytes:
+    """The bytes of a row table's file; equal rows give equal bytes. Raises MedretError for other columns than ROWS'."""
+    if rows.schema.names != ROWS.names or rows.column("volume_id").null_count:
+        raise MedretError(
+            f"row table has columns {rows.schema.names} and {rows.column(0).null_count} nulls in the first, expected "
+            f"{ROWS.names} with a volume_id in every row"
+        )
+    # Built anew from values: buffers of a sliced or chunked table differ although its rows are the same.
+    columns = [pa.array(rows.column(field.name).to_pylist(), field.type) for field in ROWS]
+    batch = pa.record_batch([*columns, pa.array(same_as, pa.int32())], schema=ROW_FILE)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, ROW_FILE) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+class SortedIds:
+    """Binary search in a string array that is sorted by UTF-8 bytes. Reads only the entries that it compares."""
+
+    def __init__(self, ids: pa.StringArray) -> None:
+        _, offsets, data = ids.buffers()
+        self._offsets = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
+        self._data = memoryview(data if data is not None else b"")
+        self._count = len(ids)
+
+    def find(self, wanted: str) -> slice:
+        """The places that hold `wanted`; an empty slice when there are none."""
+        key = wanted.encode()
+        first = self._first(key, 0, beyond=False)
+        if first == self._count or self._at(first) != key:
+            return NO_ROWS
+        return slice(first, self._first(key, first, beyond=True))
+
+    def _first(self, key: bytes, low: int, *, beyond: bool) -> int:
+        """First place whose id is not below `key` (or, `beyond`, is above it)."""
+        high = self._count
+        while low < high:
+            middle = (low + high) // 2
+            found = self._at(middle)
+            if found < key or (beyond and found == key):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _at(self, place: int) -> bytes:
+        return bytes(self._data[self._offsets[place] : self._offsets[place + 1]])
+
+
+class RowTable:
+    """An opened row table."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+        self._ids = SortedIds(batch.column("volume_id"))
+
+    @classmethod
+    def open(cls, path: Path) -> RowTable:
+        """Map the file; raises CorruptError when it is no row table."""
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != ROW_FILE or reader.num_record_batches != 1:
+                raise CorruptError(
+                    f"{path} is not a row table: found columns {reader.schema.names} in {reader.num_record_batches} "
+                    f"batches, expected {ROW_FILE.names} in one"
+                )
+            return cls(reader.get_batch(0))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptError(f"{path} cannot be read as a row table: {error}") from error
+
+    def __len__(self) -> int:
+        return int(self._batch.num_rows)
+
+    @property
+    def same_as(self) -> NDArray[np.int32]:
+        """For each row, the first row that holds the same vector."""
+        return int32_view(self._batch.column(SAME_AS))
+
+    def rows_of(self, volume_id: str) -> slice:
+        """The rows of one volume; an empty slice when the shard has none of it."""
+        return self._ids.find(volume_id)
+
+    def volume_ids(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str]:
+        """The volume_id of each row."""
+        picked: list[str] = self._picked("volume_id", rows)
+        return picked
+
+    def planes(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str | None]:
+        """The plane of each row; None for volume vectors."""
+        picked: list[str | None] = self._picked("plane", rows)
+        return picked
+
+    def positions(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[int | None]:
+        """The slice position (voxel index along the plane's axis, RAS+ order) of each row; None for volume vectors."""
+        picked: list[int | None] = self._picked("position", rows)
+        return picked
+
+    def _picked(self, column: str, rows: NDArray[np.int64] | Sequence[int] | slice) -> Any:
+        array = self._batch.column(column)
+        if isinstance(rows, slice):
+            return array.slice(rows.start, rows.stop - rows.start).to_pylist()
+        return array.take(index_array(rows)).to_pylist()

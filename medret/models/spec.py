@@ -1,0 +1,98 @@
+"""What is known about a model before any of its weights is read: plain, picklable data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Triple = tuple[float, float, float]
+Family = Literal["timm", "dreamsim", "hf"]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+HALF: Triple = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """A file inside an installed Python distribution. path: below site-packages."""
+
+    distribution: str
+    path: str
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a model repository on the Hugging Face hub. names: the first that exists is taken."""
+
+    repo: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UrlFile:
+    """A file published at an address. archive: a zip whose members are the files that are wanted."""
+
+    url: str
+    archive: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name, the last part of its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on this machine, as the model's name gives it."""
+
+    path: str
+
+
+Origin = PackageFile | HubFile | UrlFile | Folder
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """One file that a model needs.
+
+    role: its name in `Weights.files`. names: how the published file is called, best first, each matched against the
+    end of a path; empty: the only file that looks like a checkpoint.
+    """
+
+    role: str
+    names: tuple[str, ...] = ()
+
+
+ONE_FILE = (WeightPart("weights"),)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name.
+
+    dim: width of the vector it gives. side_px: side of the square input. mean, std: per channel, in units of
+    [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of the
+    weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
+    resampling its training images went through, for information.
+    family, architecture, options: how the module is built. parts: the files of its weights. origins: where they
+    are fetched from when no file is given; empty: only by file. by_order: the checkpoint names its tensors otherwise
+    and is matched by position and shape. config_json: the configuration of an `hf:` model.
+    """
+
+    name: str
+    family: Family
+    architecture: str
+    dim: int
+    side_px: int
+    mean: Triple
+    std: Triple
+    licence: str
+    trained_on: str
+    source: str
+    origins: tuple[Origin, ...] = ()
+    parts: tuple[WeightPart, ...] = ONE_FILE
+    options: tuple[tuple[str, str | int], ...] = ()
+    interpolation: str = "bicubic"
+    by_order: bool = False
+    config_json: str | None = None

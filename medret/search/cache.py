@@ -1,0 +1,112 @@
+"""Files of a store on this machine, checked before anything else reads them.
+
+A local store's files are used where they lie; those of any other store are copied once to the cache:
+
+    <cache>/files/<sha256>      copies, named by their content
+    <cache>/checked/<digest>    empty stamps: this path, with this size and these times, had this sha256
+
+An unchanged file is hashed once per cache. A file that was written to has other times, so its stamp no longer fits and
+it is hashed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from medret.errors import CorruptError, MedretError
+from medret.storage import NAME_DIGITS, Location
+
+CACHE_VARIABLE = "MEDRET_CACHE"
+
+
+def cache_dir() -> Path:
+    """`$MEDRET_CACHE`, or `~/.cache/medret`."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
+
+
+class LocalFiles:
+    """The files of one store as paths on this machine."""
+
+    def __init__(self, store: Location, cache: Path | None = None) -> None:
+        self._store = store
+        self._cache = cache or cache_dir()
+
+    def path(self, relative: str, sha256: str) -> Path:
+        """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not."""
+        name = self._store.uri_of(relative)
+        local = self._store.local_path(relative)
+        if local is not None:
+            self._check(local, sha256, name)
+            return local
+        copy = self._cache / "files" / sha256
+        if copy.exists():
+            try:
+                self._check(copy, sha256, str(copy))
+                return copy
+            except CorruptError:
+                copy.unlink(missing_ok=True)  # a damaged copy is fetched anew
+        self._download(relative, copy, sha256, name)
+        return copy
+
+    def _download(self, relative: str, copy: Path, sha256: str, name: str) -> None:
+        temporary = copy.with_name(f".{sha256[:NAME_DIGITS]}.{secrets.token_hex(4)}.tmp")
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            self._store.fs.get_file(self._store.path(relative), str(temporary))
+            _compare(_sha256(temporary), sha256, name)
+            temporary.replace(copy)
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+        except OSError as error:
+            raise MedretError(
+                f"{name} cannot be copied to {copy.parent}: {error}; set {CACHE_VARIABLE} to a folder with room for it"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):  # also where its folder could not be made
+                temporary.unlink()
+        self._stamp(self._stamp_path(copy, sha256))
+
+    def _check(self, path: Path, sha256: str, name: str) -> None:
+        try:
+            stamp = self._stamp_path(path, sha256)
+            if stamp.exists():
+                return
+            _compare(_sha256(path), sha256, name)
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+        except OSError as error:
+            raise MedretError(f"{name} cannot be read: {error}") from error
+        self._stamp(stamp)
+
+    def _stamp_path(self, path: Path, sha256: str) -> Path:
+        """The stamp of the file as it is now: any write to it, or another file in its place, gives another stamp."""
+        status = path.stat()
+        facts = (path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, sha256)
+        return self._cache / "checked" / hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _stamp(self, stamp: Path) -> None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs hashing again, nothing else
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compare(found: str, expected: str, name: str) -> None:
+    if found != expected:
+        raise CorruptError(
+            f"{name} is damaged: sha256 is {found[:NAME_DIGITS]}.., expected {expected[:NAME_DIGITS]}..; restore it, "
+            "or index again into a new store"
+        )
+
+
+def _missing(name: str) -> CorruptError:
+    return CorruptError(f"{name} is missing: restore it, or index again into a new store")

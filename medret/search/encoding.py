@@ -1,0 +1,93 @@
+"""A NIfTI file to vectors, exactly as the snapshot's recipe says. Only this part of search needs torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.embeddings import unit_slices
+from medret.errors import UsageError, VolumeError, WeightsError
+from medret.recipe import Recipe
+from medret.search.matching import SliceVectors
+from medret.snapshot import RecipeEntry
+from medret.storage import read_uri
+
+if TYPE_CHECKING:
+    from medret.models import Encoder
+    from medret.volume import SlicedVolume
+
+
+@dataclass(frozen=True)
+class EncodedVolume:
+    """Slice vectors of a query volume. relative: (n,) float32 positions in [0, 1], which aggregations weigh by."""
+
+    slices: SliceVectors
+    relative: NDArray[np.float32]
+
+
+def read_query(uri: str) -> bytes:
+    """The bytes of a query; raises UsageError naming it."""
+    try:
+        return read_uri(uri)
+    except FileNotFoundError as error:
+        raise UsageError(f"query {uri}: no such file") from error
+    except Exception as error:  # every fsspec backend has exceptions of its own
+        raise UsageError(f"query {uri}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def sha256_of(data: bytes) -> str:
+    """The sha256 of a file's bytes, as the ledger's content_sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_encoder(entry: RecipeEntry, given: str | None, device: str) -> Encoder:
+    """The encoder of a recipe, its weights checked against the recipe's sha256.
+
+    given: path or URI of the weights where they lie elsewhere here than when the snapshot was made.
+    Raises WeightsError when they cannot be had or are others.
+    """
+    from medret.models import Encoder, model_spec, resolve_device, resolve_weights
+
+    recipe = entry.load()
+    wanted = given or entry.weights_uri
+    spec = model_spec(recipe.model.name, wanted)
+    weights = resolve_weights(spec, wanted)
+    if weights.sha256 != recipe.model.weights_sha256:
+        raise WeightsError(
+            f"weights of {recipe.model.name} ({weights.source}) have sha256 {weights.sha256[:16]}.., the snapshot was "
+            f"made with {recipe.model.weights_sha256[:16]}.. ({entry.weights_source}): vectors of different "
+            f"weights cannot be compared, so give those with --weights {recipe.model.name}=FILE"
+        )
+    found = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
+    return Encoder(spec, weights, device=found, precision=recipe.model.precision)
+
+
+def slice_query(data: bytes, name: str, volume_id: str, recipe: Recipe, modality: str | None) -> SlicedVolume:
+    """Bytes to slices; raises UsageError naming the file, the quarantine code and the reason."""
+    from medret.volume import read_volume
+
+    try:
+        return read_volume(data, volume_id, recipe.slices, [recipe.model.side_px], modality=modality)
+    except VolumeError as error:
+        raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
+
+
+def encode_query(
+    volume: SlicedVolume, name: str, recipe: Recipe, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> EncodedVolume:
+    """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
+    try:
+        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.side_px]))
+    except VolumeError as error:
+        raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
+    slices = SliceVectors(
+        vectors.astype(np.float32),
+        [ref.plane for ref in volume.slices],
+        np.array([ref.position for ref in volume.slices], np.int64),
+    )
+    return EncodedVolume(slices, np.array([ref.relative for ref in volume.slices], np.float32))

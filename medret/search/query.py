@@ -1,0 +1,86 @@
+"""What may be asked: a NIfTI file or URI, a volume of the snapshot, a volume vector, or slice vectors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.embeddings import Aggregation
+from medret.errors import UsageError
+from medret.search.matching import SliceVectors
+from medret.storage import normalise_uri
+
+Query = str | os.PathLike[str] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class QueryVectors:
+    """A query, ready for the indices.
+
+    label: how messages name it. own_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32 unit
+    vector. slices: what `slice` searches with and hits are matched against; a query that is one
+    volume vector stands here as its own only slice, without a position.
+    """
+
+    label: str
+    own_ids: frozenset[str]
+    volume: NDArray[np.float32]
+    slices: SliceVectors
+
+
+def is_file(query: str | os.PathLike[str]) -> bool:
+    """Whether a text or path names a file (or any URI) rather than a volume_id; raises UsageError for a folder."""
+    text = os.fspath(query)
+    if not text:
+        raise UsageError("query is empty: give a NIfTI file or URI, a volume_id or an array of vectors")
+    if "://" in text:
+        return True
+    path = Path(normalise_uri(text))
+    if path.is_file():
+        return True
+    if isinstance(query, os.PathLike):
+        raise UsageError(f"query {text}: no such file")
+    return False
+
+
+def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> QueryVectors:
+    """A (dim,) volume vector or (n, dim) slice vectors; raises UsageError for what cannot be compared.
+
+    Slice vectors come without positions: they count as evenly spaced from the first slice to the last.
+    """
+    label = f"array of shape {query.shape}"
+    if query.ndim not in (1, 2) or query.shape[-1] != dim or not query.size:
+        raise UsageError(
+            f"query is an {label}, expected ({dim},), one volume vector, or (n, {dim}), slice vectors: this model's "
+            f"vectors have {dim} numbers"
+        )
+    if not (np.issubdtype(query.dtype, np.floating) or np.issubdtype(query.dtype, np.integer)):
+        raise UsageError(f"query is an {label} of {query.dtype}, expected numbers")
+    wide = np.atleast_2d(query).astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths < 1e-12))
+    if len(bad):
+        what = "zero" if lengths[bad[0]] == 0 else "not finite"
+        raise UsageError(f"query is an {label} whose row {bad[0]} is {what}: a vector needs a direction")
+    vectors = (wide / lengths[:, None]).astype(np.float32)
+    if query.ndim == 1:
+        return QueryVectors(label, frozenset(), vectors[0], SliceVectors(vectors, [None], None))
+    slices = SliceVectors(vectors, [None] * len(vectors), np.arange(len(vectors)))
+    relative = np.linspace(0, 1, len(vectors), dtype=np.float32) if len(vectors) > 1 else np.full(1, 0.5, np.float32)
+    return QueryVectors(label, frozenset(), aggregated(slices, relative, aggregation, "query"), slices)
+
+
+def aggregated(
+    slices: SliceVectors, relative: NDArray[np.float32], aggregation: Aggregation, volume_id: str
+) -> NDArray[np.float32]:
+    """The volume vector of slice vectors, rounded to float16 as stored ones are. Raises UsageError if it has none."""
+    try:
+        vector = aggregation.aggregate(slices.vectors, relative, volume_id)
+    except ValueError as error:
+        raise UsageError(f"query {error}") from error
+    return vector.astype(np.float16).astype(np.float32)

@@ -1,0 +1,148 @@
+"""One index of a snapshot, spread over shards: opened on first use, searched in turn, merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.index import (
+    EXACT,
+    MISSING,
+    ROWS_KIND,
+    Distinct,
+    ExactIndex,
+    IndexSettings,
+    Neighbours,
+    RowTable,
+    Searchable,
+    gpu_available,
+    open_approximate,
+    open_exact,
+)
+from medret.index.neighbours import best_first
+from medret.search.cache import LocalFiles
+from medret.search.matching import SliceVectors
+from medret.search.merge import Found, merge_shards
+
+# Up to so many rows are asked for in excess and dropped; beyond, each query walks the index with its own selector.
+EXCESS_MAX = 64
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """One shard as the FILES table lists it. files: kind -> (path below the store, sha256)."""
+
+    key: str
+    rows: int
+    files: Mapping[str, tuple[str, str]]
+
+
+class Shard:
+    """One index shard. Each of its files is checked and mapped when it is first needed."""
+
+    def __init__(self, listed: ShardFiles, dim: int, settings: IndexSettings, local: LocalFiles) -> None:
+        self._listed = listed
+        self._dim = dim
+        self._settings = settings
+        self._local = local
+        self._opened: dict[str, Searchable] = {}
+
+    @cached_property
+    def table(self) -> RowTable:
+        """What each row is."""
+        return RowTable.open(self._local.path(*self._listed.files[ROWS_KIND]))
+
+    @cached_property
+    def exact(self) -> ExactIndex:
+        """The vectors."""
+        path = self._local.path(*self._listed.files[EXACT])
+        return open_exact(path, rows=self._listed.rows, dim=self._dim, use_gpu=gpu_available())
+
+    @cached_property
+    def _distinct(self) -> Distinct:
+        return Distinct(self.table.same_as)
+
+    def index(self, kind: str) -> Searchable:
+        """The index of that kind."""
+        if kind == EXACT:
+            return self.exact
+        if kind not in self._opened:
+            path = self._local.path(*self._listed.files[kind])
+            self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings)
+        return self._opened[kind]
+
+    def vectors(self, rows: slice) -> SliceVectors:
+        """The vectors of neighbouring rows. Of volume vectors, planes are None and positions -1."""
+        positions = [MISSING if position is None else position for position in self.table.positions(rows)]
+        vectors = self.exact.vectors(rows).astype(np.float32)
+        return SliceVectors(vectors, self.table.planes(rows), np.array(positions, np.int64))
+
+    def rows_of(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
+        """The rows of these volumes here."""
+        found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
+        rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in found]
+        return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[NDArray[np.int64]]
+    ) -> Neighbours:
+        """The k best rows for each query, without those that the query excludes."""
+        index = self.index(kind)
+        excess = max((len(rows) for rows in excluded), default=0)
+        if not excess:
+            return index.search(queries, k)
+        if excess > EXCESS_MAX:
+            each = [index.search(queries[i : i + 1], k, rows) for i, rows in enumerate(excluded)]
+            return Neighbours(np.concatenate([n.scores for n in each]), np.concatenate([n.rows for n in each]))
+        found = index.search(queries, k + excess)
+        kept = found.rows.copy()
+        for query, rows in enumerate(excluded):
+            kept[query, np.isin(kept[query], rows)] = MISSING
+        return best_first(found.scores, kept, min(k, index.rows))
+
+
+class ShardedIndex:
+    """All shards over the volume vectors of one aggregation, or over the slice vectors, of one recipe."""
+
+    def __init__(self, shards: Sequence[ShardFiles], dim: int, settings: IndexSettings, local: LocalFiles) -> None:
+        self.dim = dim
+        self.rows = sum(shard.rows for shard in shards)
+        kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
+        self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
+        self._shards = [Shard(listed, dim, settings, local) for listed in shards]
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[AbstractSet[str]] | None = None
+    ) -> list[list[Found]]:
+        """The k best vectors for each of (q, dim) unit queries, over all shards.
+
+        excluded: for each query the volume_ids whose vectors must not be found.
+        """
+        found: list[list[Found]] = [[] for _ in queries]
+        for number, shard in enumerate(self._shards):
+            rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
+            neighbours = shard.search(queries, k, kind, rows)
+            at, _ = places = np.nonzero(neighbours.rows != MISSING)
+            hit_rows = neighbours.rows[places]
+            ids = shard.table.volume_ids(hit_rows)
+            values = zip(at.tolist(), neighbours.scores[places].tolist(), ids, hit_rows.tolist(), strict=True)
+            for query, score, volume_id, row in values:
+                found[query].append(Found(score, volume_id, number, row))
+        return [merge_shards(candidates, k) for candidates in found]
+
+    def vectors_of(self, volume_id: str) -> SliceVectors | None:
+        """The stored vectors of one volume, in the order of their rows; None when it has none here."""
+        for shard in self._shards:
+            rows = shard.table.rows_of(volume_id)
+            if rows.stop > rows.start:  # a volume's vectors lie in one shard: shards are made of whole volumes
+                return shard.vectors(rows)
+        return None
+
+    def vector_at(self, found: Found) -> SliceVectors:
+        """The one vector that was found, with its plane and position."""
+        return self._shards[found.shard].vectors(slice(found.row, found.row + 1))

@@ -1,0 +1,18 @@
+"""Bytes of a NIfTI object to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
+
+from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
+from medret.volume.intensity import CT_WINDOWS
+from medret.volume.limits import Limits
+from medret.volume.plan import SlicePlan, parse_slice_plan
+from medret.volume.read import read_volume
+
+__all__ = [
+    "CT_WINDOWS",
+    "Limits",
+    "SlicePlan",
+    "SliceRef",
+    "SlicedVolume",
+    "VolumeFacts",
+    "parse_slice_plan",
+    "read_volume",
+]

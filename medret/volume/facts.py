@@ -1,0 +1,71 @@
+"""What is known of a volume once it was read: facts for the ledger, and one reference for each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.volume.orientation import AffineSource
+
+
+@dataclass(frozen=True)
+class SliceRef:
+    """Which slice of a volume (the columns of schemas.SLICE_COLUMNS).
+
+    plane: axial, coronal or sagittal. position: voxel index along the plane's axis in RAS+ order of the uncropped
+    volume (0: most inferior, posterior or left). relative: 0 for the first slice of the uncropped volume, 1 for the
+    last, 0.5 for an only one. position_mm: scanner coordinate of the slice's centre along that axis.
+    """
+
+    plane: str
+    position: int
+    relative: float
+    position_mm: float
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """How a volume was stored and how it was read.
+
+    shape: as stored, without trailing ones; the fourth side is time, of which the first point is used.
+    spacing_mm: along the RAS+ axes (x, y, z). orientation: what the stored axes run towards, such as "LPS".
+    affine_source: "assumed" when the file has neither sform nor qform. spacing_assumed: 1 mm, for want of a usable one.
+    modality_source: where `modality` comes from. intensity: "hu:<preset>" or "percentile"; a labelled CT with
+    "percentile" does not hold Hounsfield units. intensity_range: real values shown as black and white.
+    non_finite_voxels: NaN or infinite, shown black. trailing_bytes: in the file after the last voxel.
+    crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive. planes: what was sliced.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    datatype: str
+    nifti_version: int
+    affine_source: AffineSource
+    spacing_assumed: bool
+    time_points: int
+    modality: str
+    modality_source: Literal["label", "guessed"]
+    intensity: str
+    intensity_range: tuple[float, float]
+    non_finite_voxels: int
+    trailing_bytes: int
+    crop_box: tuple[tuple[int, int, int], tuple[int, int, int]]
+    planes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SlicedVolume:
+    """A volume, ready for the models. pixels: side in px -> (n, side, side) uint8, one image a slice, in order."""
+
+    slices: tuple[SliceRef, ...]
+    pixels: Mapping[int, NDArray[np.uint8]]
+    facts: VolumeFacts

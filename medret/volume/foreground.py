@@ -1,0 +1,111 @@
+"""Which part of the field of view is body: a threshold, and the box around what passes it.
+
+Both are found on the coarse sample, in a millisecond. The box decides what is cropped and where slices are taken; the
+threshold decides which voxels the percentiles are of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.volume.sample import Sample, quantile
+
+# Between air (-1000) and fat (-100): lungs fall out, but the chest around them does not.
+BODY_ABOVE_HU = -500.0
+_RISE = 0.1  # of the way from background to bright tissue, as in FSL's robust brain threshold
+_LEAST_SAMPLES_TO_ERODE = 16
+_LEAST_CORE = 0.2  # of the mask, or the foreground is made of threads (vessels), which an erosion destroys
+_LEAST_SLAB = 0.02  # of the fullest slab
+_LEAST_GROUP = 0.05  # of the body
+_LEAST_SIDE_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """Voxel bounds along the RAS+ axes, first inclusive, last exclusive."""
+
+    first: tuple[int, int, int]
+    last: tuple[int, int, int]
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """For indexing an array in RAS+ order."""
+        x, y, z = (slice(first, last) for first, last in zip(self.first, self.last, strict=True))
+        return x, y, z
+
+
+def whole(shape: tuple[int, ...]) -> Box:
+    """The box of the whole field of view."""
+    return Box((0, 0, 0), (shape[0], shape[1], shape[2]))
+
+
+def threshold(sample: Sample, *, hounsfield: bool) -> float:
+    """The real value above which a voxel is taken to be body."""
+    if hounsfield:
+        return BODY_ABOVE_HU
+    ordered = sample.ordered
+    if not ordered.size:
+        return -math.inf
+    dark, bright = quantile(ordered, 0.02), quantile(ordered, 0.98)
+    level = dark + _RISE * (bright - dark)
+    above = ordered[np.searchsorted(ordered, level, side="right") :]
+    # A few very bright voxels (tumours in PET) must not make background of the rest of the body.
+    if 0 < above.size < ordered.size // 4:
+        level = dark + _RISE * (quantile(above, 0.5) - dark)
+    return level
+
+
+def foreground_box(sample: Sample, above: float, shape: tuple[int, ...]) -> Box:
+    """The box around the body, in voxels of the full volume, with a margin of about one sample.
+
+    above: the threshold. shape: of the volume in RAS+ order. What is one sample thin (noise, a single bright voxel, the
+    patient table) is left out by an erosion. The whole field of view, when there is no sensible box.
+    """
+    mask = np.isfinite(sample.values) & (sample.values > above)
+    core = _erode(mask)
+    if not core.any() or float(np.count_nonzero(core)) < _LEAST_CORE * float(np.count_nonzero(mask)):
+        core = mask
+    first, last = [0, 0, 0], [0, 0, 0]
+    for axis in range(3):
+        extent = _extent(np.count_nonzero(core, axis=tuple(other for other in range(3) if other != axis)))
+        if extent is None:
+            return whole(shape)
+        eroded = mask.shape[axis] >= _LEAST_SAMPLES_TO_ERODE and core is not mask
+        margin = sample.steps[axis] * (2 if eroded else 1)
+        first[axis] = max(0, sample.starts[axis] + extent[0] * sample.steps[axis] - margin)
+        last[axis] = min(shape[axis], sample.starts[axis] + extent[1] * sample.steps[axis] + margin + 1)
+        if last[axis] - first[axis] < min(_LEAST_SIDE_VOXELS, shape[axis]):
+            return whole(shape)
+    return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
+
+
+def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
+    """First and last slab of the body along one axis; None without one. counts: body voxels in each slab.
+
+    Slabs that hold next to nothing do not count, nor do groups of slabs that lie apart and are small (a head rest, an
+    arm's tip); two legs with a gap between them are both kept.
+    """
+    solid = counts > _LEAST_SLAB * counts.max()
+    edges = np.flatnonzero(np.diff(solid, prepend=False, append=False))
+    groups = [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    total = int(counts.sum())
+    kept = [(start, stop) for start, stop in groups if counts[start:stop].sum() >= _LEAST_GROUP * total]
+    return (kept[0][0], kept[-1][1] - 1) if kept and total else None
+
+
+def _erode(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Drop what lacks a neighbour on either side, along axes long enough to afford it; borders count as body."""
+    core = mask.copy()
+    for axis in range(3):
+        if mask.shape[axis] < _LEAST_SAMPLES_TO_ERODE:
+            continue
+        before = np.moveaxis(core, axis, 0)
+        after = before.copy()
+        after[1:] &= before[:-1]
+        after[:-1] &= before[1:]
+        core = np.moveaxis(after, 0, axis)
+    return core

@@ -1,0 +1,270 @@
+"""NIfTI-1 and NIfTI-2 headers: 348 or 540 bytes in, a checked `NiftiHeader` out.
+
+Field offsets are those of nifti1.h and nifti2.h (https://nifti.nimh.nih.gov). Only what decides voxels and geometry
+is read; a header is refused before a byte of voxels is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.volume.limits import Limits
+
+# Field -> (struct format, offset). sizeof_hdr is the first field of both and tells them apart.
+_NIFTI1 = {
+    "dim": ("8h", 40),
+    "datatype": ("h", 70),
+    "pixdim": ("8f", 76),
+    "vox_offset": ("f", 108),
+    "scl": ("2f", 112),
+    "form_codes": ("2h", 252),
+    "quatern": ("3f", 256),
+    "qoffset": ("3f", 268),
+    "srow": ("12f", 280),
+    "magic": ("4s", 344),
+}
+_NIFTI2 = {
+    "dim": ("8q", 16),
+    "datatype": ("h", 12),
+    "pixdim": ("8d", 104),
+    "vox_offset": ("q", 168),
+    "scl": ("2d", 176),
+    "form_codes": ("2i", 344),
+    "quatern": ("3d", 352),
+    "qoffset": ("3d", 376),
+    "srow": ("12d", 400),
+    "magic": ("8s", 4),
+}
+HEADER_BYTES = {1: 348, 2: 540}
+LONGEST_HEADER_BYTES = 540 + 4  # with the four bytes that announce extensions
+_LAYOUTS = {1: _NIFTI1, 2: _NIFTI2}
+_MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\032\n"}
+_PAIR_MAGIC = {1: b"ni1\0", 2: b"ni2\0\r\n\032\n"}
+
+_DTYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_UNSUPPORTED = {
+    1: "binary",
+    32: "complex64",
+    128: "RGB24",
+    1536: "float128",
+    1792: "complex128",
+    2048: "complex256",
+    2304: "RGBA32",
+}
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a header says, checked. Lengths are millimetres, as every viewer reads them.
+
+    byte_order: "<" or ">". shape: sides in voxels as stored, without trailing ones: three, or four with time.
+    dtype: of one voxel, with its byte order. slope, inter: real value = stored * slope + inter.
+    pixdim: pixdim[0] is the handedness of the qform; pixdim[1:4] the spacing. srow: row-major 3x4.
+    """
+
+    version: int
+    byte_order: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    vox_offset: int
+    slope: float
+    inter: float
+    pixdim: tuple[float, ...]
+    qform_code: int
+    sform_code: int
+    quatern: tuple[float, float, float]
+    qoffset: tuple[float, float, float]
+    srow: tuple[float, ...]
+
+    @property
+    def voxels_bytes(self) -> int:
+        """Bytes of all voxels, every time point."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes from the start of the (inflated) file to the end of the last voxel."""
+        return self.vox_offset + self.voxels_bytes
+
+    @property
+    def time_points(self) -> int:
+        """1 for a 3D volume."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Stored values as real ones, a new array; not finite where they leave the range of float64."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            real = stored.astype(np.float64)
+            if (self.slope, self.inter) != (1.0, 0.0):
+                real *= self.slope
+                real += self.inter
+        return real
+
+
+def nifti_version(head: bytes) -> tuple[int, str] | None:
+    """(1 or 2, "<" or ">") from the first four bytes; None when they are not the start of a NIfTI header."""
+    for order in "<>":
+        for version, size in HEADER_BYTES.items():
+            if head[:4] == struct.pack(f"{order}i", size):
+                return version, order
+    return None
+
+
+def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
+    """Read and check a header. head: the first bytes of the inflated file, `LONGEST_HEADER_BYTES` if it has so many.
+
+    Raises VolumeError: NOT_NIFTI, TRUNCATED, HEADER_INVALID, DATATYPE_UNSUPPORTED, DIMENSIONS_UNSUPPORTED, TOO_SMALL,
+    TOO_LARGE.
+    """
+    found = nifti_version(head)
+    if found is None:
+        raise VolumeError(QuarantineCode.NOT_NIFTI, f"the content begins with {head[:4]!r}, which is no NIfTI header")
+    version, order = found
+    if len(head) < HEADER_BYTES[version]:
+        raise VolumeError(
+            QuarantineCode.TRUNCATED,
+            f"the content ends after {len(head)} bytes, within the {HEADER_BYTES[version]}-byte header",
+        )
+
+    def field(name: str) -> tuple[Any, ...]:
+        layout, offset = _LAYOUTS[version][name]
+        return struct.unpack_from(order + layout, head, offset)
+
+    _check_magic(version, field("magic")[0])
+    dtype = _dtype(field("datatype")[0], order)
+    shape = _shape(field("dim"))
+    offset = _vox_offset(version, field("vox_offset")[0], limits)
+    slope, inter = _scaling(*field("scl"))
+    qform_code, sform_code = field("form_codes")
+    quatern, qoffset = field("quatern"), field("qoffset")
+    header = NiftiHeader(
+        version=version,
+        byte_order=order,
+        shape=shape,
+        dtype=dtype,
+        vox_offset=offset,
+        slope=slope,
+        inter=inter,
+        pixdim=field("pixdim"),
+        qform_code=qform_code,
+        sform_code=sform_code,
+        quatern=(quatern[0], quatern[1], quatern[2]),
+        qoffset=(qoffset[0], qoffset[1], qoffset[2]),
+        srow=field("srow"),
+    )
+    _check_size(header, limits)
+    return header
+
+
+def check_extensions(content: memoryview, header: NiftiHeader) -> None:
+    """Refuse a file whose extensions claim bytes of the voxels; their content is never read.
+
+    content: the inflated file up to the voxels at least. Raises HEADER_INVALID.
+    """
+    at = HEADER_BYTES[header.version]
+    if content[at] == 0:
+        return
+    at += 4
+    while at + 8 <= header.vox_offset:
+        (size,) = struct.unpack_from(f"{header.byte_order}i", content, at)
+        if size == 0:  # padding up to the voxels
+            return
+        if size < 8 or at + size > header.vox_offset:
+            raise VolumeError(
+                QuarantineCode.HEADER_INVALID,
+                f"a header extension claims {size} bytes from byte {at}; the voxels begin at byte {header.vox_offset}",
+            )
+        at += size
+
+
+def _check_magic(version: int, magic: bytes) -> None:
+    if magic == _MAGIC[version]:
+        return
+    if magic == _PAIR_MAGIC[version]:
+        reason = (
+            "this is the header of a two-file pair (.hdr/.img), whose voxels are elsewhere; convert it to one .nii file"
+        )
+    elif not magic.strip(b"\0"):
+        raise VolumeError(QuarantineCode.NOT_NIFTI, "the header has no NIfTI magic: an Analyze 7.5 file, perhaps")
+    else:
+        reason = f"magic bytes are {magic!r}, expected {_MAGIC[version]!r}"
+    raise VolumeError(QuarantineCode.HEADER_INVALID, reason)
+
+
+def _dtype(code: int, order: str) -> np.dtype[Any]:
+    if code not in _DTYPES:
+        name = _UNSUPPORTED.get(code, "no NIfTI datatype that is known")
+        raise VolumeError(
+            QuarantineCode.DATATYPE_UNSUPPORTED,
+            f"datatype {code} is {name}; integers, float32 and float64 are supported",
+        )
+    return np.dtype(order + _DTYPES[code])
+
+
+def _shape(dim: tuple[int, ...]) -> tuple[int, ...]:
+    """Three or four sides, without trailing ones."""
+    rank = dim[0]
+    if not 1 <= rank <= 7:
+        raise VolumeError(
+            QuarantineCode.HEADER_INVALID, f"dim[0], the number of dimensions, is {rank}, expected 3 or 4"
+        )
+    shape = list(dim[1 : rank + 1])
+    if min(shape) < 1:
+        raise VolumeError(QuarantineCode.HEADER_INVALID, f"dimensions {shape} are not all positive")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if not 3 <= len(shape) <= 4:
+        raise VolumeError(
+            QuarantineCode.DIMENSIONS_UNSUPPORTED,
+            f"dimensions {shape} are {len(shape)}D, expected 3D, or 4D with time last",
+        )
+    return tuple(shape)
+
+
+def _vox_offset(version: int, declared: float, limits: Limits) -> int:
+    least = HEADER_BYTES[version] + 4
+    if not math.isfinite(declared) or declared != int(declared) or not least <= declared <= limits.max_header_bytes:
+        raise VolumeError(
+            QuarantineCode.HEADER_INVALID,
+            f"vox_offset is {declared}, expected a whole number of bytes from {least} to {limits.max_header_bytes}",
+        )
+    return int(declared)
+
+
+def _scaling(slope: float, inter: float) -> tuple[float, float]:
+    """A slope of 0, or one that is no number, means that voxels are not scaled (nifti1.h)."""
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    return slope, inter if math.isfinite(inter) else 0.0
+
+
+def _check_size(header: NiftiHeader, limits: Limits) -> None:
+    if sorted(header.shape[:3])[1] < limits.min_side_voxels:
+        raise VolumeError(
+            QuarantineCode.TOO_SMALL,
+            f"{' x '.join(map(str, header.shape[:3]))} voxels; two sides must have at least {limits.min_side_voxels}",
+        )
+    if header.voxels_bytes > limits.max_voxels_bytes:
+        raise VolumeError(
+            QuarantineCode.TOO_LARGE,
+            f"the header declares {' x '.join(map(str, header.shape))} voxels of {header.dtype.itemsize} bytes, "
+            f"{header.voxels_bytes} bytes in all; the limit is {limits.max_voxels_bytes}",
+        )

@@ -1,0 +1,113 @@
+"""From stored voxels to grey levels 0..255.
+
+CT is shown through a window in Hounsfield units, so that the same tissue has the same grey in every volume. All other
+modalities have no such scale: robust percentiles of the volume's foreground take its place. Limits are mapped
+into stored units, so only the slices that are used are converted, and only once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, UsageError, VolumeError
+from medret.volume.header import NiftiHeader
+from medret.volume.sample import Sample, quantile
+
+_ORDINARY = 1e30  # far from the range of float32
+
+# name -> (level, width) in HU, as set on CT consoles.
+CT_WINDOWS: dict[str, tuple[float, float]] = {
+    "soft_tissue": (40.0, 400.0),
+    "abdomen": (60.0, 400.0),
+    "angiography": (300.0, 600.0),
+    "bone": (300.0, 1500.0),
+    "brain": (40.0, 80.0),
+    "full": (500.0, 3000.0),
+    "liver": (60.0, 160.0),
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "spine": (50.0, 250.0),
+    "stroke": (35.0, 40.0),
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Real values (HU for CT) that become 0 and 255. name: "hu:<preset>" or "percentile"."""
+
+    name: str
+    low: float
+    high: float
+
+
+def ct_window(preset: str) -> Window:
+    """The HU limits of a preset; raises UsageError listing the presets."""
+    if preset not in CT_WINDOWS:
+        raise UsageError(f"CT window {preset!r} is not one of {', '.join(CT_WINDOWS)}")
+    level, width = CT_WINDOWS[preset]
+    return Window(f"hu:{preset}", level - width / 2, level + width / 2)
+
+
+def check_percentiles(percentiles: tuple[float, float]) -> None:
+    """Raises UsageError unless the percentiles are two ascending numbers from 0 to 100."""
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UsageError(f"percentiles {percentiles} are not two ascending numbers from 0 to 100")
+
+
+def percentile_window(sample: Sample, above: float, percentiles: tuple[float, float]) -> Window | None:
+    """The limits between two percentiles of the foreground; None when the sample shows no two different values.
+
+    above: the foreground's threshold.
+    """
+    inside = sample.ordered[np.searchsorted(sample.ordered, above, side="right") :]
+    if not inside.size:
+        return None
+    low, high = (quantile(inside, percentile / 100) for percentile in percentiles)
+    return Window("percentile", low, high) if low < high and math.isfinite(high - low) else None
+
+
+def extremes_window(voxels: NDArray[Any], header: NiftiHeader) -> Window:
+    """The least and the greatest finite value of all voxels (stored values, not all equal).
+
+    Raises VolumeError HEADER_INVALID when scaling takes them beyond the range of numbers.
+    """
+    finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
+    with np.errstate(all="ignore"):
+        ends = np.array([finite.min(), finite.max()], dtype=np.float64) * header.slope + header.inter
+    low, high = float(ends.min()), float(ends.max())
+    if not math.isfinite(high - low) or low == high:
+        raise VolumeError(
+            QuarantineCode.HEADER_INVALID,
+            f"scl_slope {header.slope:g} and scl_inter {header.inter:g} map voxels to values from {low:g} to {high:g}",
+        )
+    return Window("percentile", low, high)
+
+
+def to_grey(values: NDArray[Any], header: NiftiHeader, window: Window, *, all_finite: bool) -> NDArray[np.uint8]:
+    """Stored values of any shape -> uint8 of that shape and memory order; what is not finite becomes 0.
+
+    all_finite: known to hold no NaN and no infinity.
+    """
+    # float32 holds 16-bit integers exactly, and float32 as it is stored; wider types keep float64.
+    narrow = values.dtype.itemsize <= 2 or (values.dtype.kind == "f" and values.dtype.itemsize == 4)
+    with np.errstate(all="ignore"):  # what leaves the range of numbers lies far outside the window, and is clipped
+        zero = (np.float64(window.low) - header.inter) / header.slope
+        gain = 255.0 * header.slope / (window.high - window.low)
+        ordinary = abs(zero) < _ORDINARY and 1 / _ORDINARY < abs(gain) < _ORDINARY
+        work = np.float32 if narrow and ordinary else np.float64
+        grey = np.subtract(values, work(zero), dtype=work)
+        grey *= work(gain)
+        if ordinary and all_finite:
+            np.clip(grey, 0, 255, out=grey)
+        else:
+            np.fmin(np.fmax(grey, 0, out=grey), 255, out=grey)  # these make 0 of NaN
+            if not all_finite:
+                grey[~np.isfinite(values)] = 0
+        grey += work(0.5)
+        result: NDArray[np.uint8] = grey.astype(np.uint8)
+    return result

@@ -1,0 +1,130 @@
+"""From the bytes of an object to a checked NIfTI file in memory: header first, voxels after.
+
+What an object is follows from its first bytes, never from its name. The header comes out of the first few inflated
+bytes, and what it asks for is compared with the limits and with the stream before memory is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, check_extensions, nifti_version, parse_header
+from medret.volume.inflate import End, inflate, inflate_up_to, is_gzip
+from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
+
+_ALWAYS_TOLERATED_BYTES = 4096
+
+# What people store under a NIfTI name by mistake; for the reason only.
+_KNOWN_STARTS = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "a bzip2 file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x89HDF": "an HDF5 or MINC file",
+    b"NRRD": "an NRRD file",
+    b"ObjectType": "a MetaImage header",
+    b"\x1f\x8b": "gzip within gzip",
+}
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """An inflated file. content: header, extensions and voxels, `header.file_bytes` long or a little longer."""
+
+    header: NiftiHeader
+    content: memoryview
+
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes after the last voxel."""
+        return len(self.content) - self.header.file_bytes
+
+    def voxels(self) -> NDArray[Any]:
+        """(x, y, z) stored values of the first time point: a view of the file's own memory, first axis fastest.
+
+        NIfTI stores time as the slowest axis, so the first time point is the first x * y * z voxels.
+        """
+        shape = self.header.shape[:3]
+        flat = np.frombuffer(self.content, self.header.dtype, math.prod(shape), self.header.vox_offset)
+        return flat.reshape(shape, order="F")
+
+
+def open_nifti(data: bytes, limits: Limits) -> NiftiFile:
+    """Inflate if the bytes are gzip, and check header and length; raises VolumeError, whatever the bytes."""
+    if not data:
+        raise VolumeError(QuarantineCode.EMPTY, "the object has no bytes")
+    compressed = is_gzip(data)
+    header = parse_header(_start(data, compressed), limits)
+    tolerated = _tolerated_bytes(header)
+    content: bytes | bytearray = data
+    if compressed:
+        _check_ratio(header, len(data), limits)
+        content = inflate(data, header.file_bytes, tolerated)
+    if len(content) < header.file_bytes:
+        raise VolumeError(
+            QuarantineCode.TRUNCATED,
+            f"the file ends after {len(content)} bytes, its header promises {header.file_bytes}",
+        )
+    if len(content) > header.file_bytes + tolerated:
+        raise VolumeError(
+            QuarantineCode.HEADER_INVALID,
+            f"the file has {len(content)} bytes, its header declares {header.file_bytes}: its dimensions are wrong",
+        )
+    view = memoryview(content)
+    check_extensions(view, header)
+    return NiftiFile(header, view)
+
+
+def _start(data: bytes, compressed: bool) -> bytes:
+    """The first inflated bytes, enough for any header."""
+    head, end = data[:LONGEST_HEADER_BYTES], End.DONE
+    if compressed:
+        inflated, end = inflate_up_to(data, LONGEST_HEADER_BYTES)
+        head = bytes(inflated)
+    if nifti_version(head) is not None:
+        return head
+    if end is End.CUT:
+        raise VolumeError(QuarantineCode.TRUNCATED, f"the gzip stream breaks off after {len(head)} bytes")
+    if not head:
+        raise VolumeError(QuarantineCode.EMPTY, "the gzip stream holds no bytes")
+    where = "the gzip stream holds no NIfTI file" if compressed else "neither NIfTI nor gzip"
+    raise VolumeError(QuarantineCode.NOT_NIFTI, f"{where}; it begins with {head[:8]!r}{_likeness(head)}")
+
+
+def _likeness(head: bytes) -> str:
+    """A guess at what the bytes are, for a person to read; empty when there is none."""
+    kind = next((kind for start, kind in _KNOWN_STARTS.items() if head.startswith(start)), None)
+    if kind is None and head[128:132] == b"DICM":
+        kind = "a DICOM file"
+    return f", like {kind}" if kind else ""
+
+
+def _tolerated_bytes(header: NiftiHeader) -> int:
+    """How many bytes may follow the voxels: padding, but less than a slice, or the dimensions must be wrong."""
+    slice_bytes = header.shape[0] * header.shape[1] * header.dtype.itemsize
+    return min(max(_ALWAYS_TOLERATED_BYTES, slice_bytes - 1), MIB)
+
+
+def _check_ratio(header: NiftiHeader, compressed_bytes: int, limits: Limits) -> None:
+    """Compare what the header declares with what the stream can hold."""
+    declared = header.file_bytes
+    if declared > compressed_bytes * DEFLATE_MAX_RATIO:
+        raise VolumeError(
+            QuarantineCode.TRUNCATED,
+            f"the header promises {declared} bytes; {compressed_bytes} compressed bytes can hold "
+            f"{compressed_bytes * DEFLATE_MAX_RATIO} at most",
+        )
+    if declared > limits.ratio_from_bytes and declared > compressed_bytes * limits.max_ratio:
+        raise VolumeError(
+            QuarantineCode.TOO_LARGE,
+            f"the header declares {declared} bytes, {declared / compressed_bytes:.0f} times the {compressed_bytes} "
+            f"compressed ones; the limit is {limits.max_ratio:g} times",
+        )

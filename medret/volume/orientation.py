@@ -1,0 +1,154 @@
+"""Where the voxels lie: affine, closest-canonical RAS+ order, spacing.
+
+The frame is NIfTI's own: millimetres, x to the patient's Right, y to Anterior, z to Superior. In RAS+ order voxel
+(0, 0, 0) is the most left, posterior and inferior one and indices grow along x, y and z.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.volume.header import NiftiHeader
+
+AffineSource = Literal["sform", "qform", "assumed"]
+
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+# Below this ratio of smallest to largest scale an affine flattens space, whatever its units.
+_FLAT = 1e-6
+_LEAST_MM, _MOST_MM = 1e-6, 1e6
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How stored voxels become RAS+ ones.
+
+    axes: RAS+ axis -> stored axis. flips: RAS+ axis -> whether it runs against the stored one.
+    affine_ras: (4, 4), RAS+ voxel index -> mm. spacing_mm: along the RAS+ axes.
+    orientation: what stored axes run towards, such as "LPS". source: where the affine comes from.
+    spacing_assumed: no usable spacing was stored either, and 1 mm was taken.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    affine_ras: NDArray[np.float64]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    source: AffineSource
+    spacing_assumed: bool
+
+    def to_ras(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """(x, y, z) view of stored voxels in RAS+ order; nothing is copied."""
+        steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return voxels.transpose(self.axes)[steps]
+
+
+def geometry_of(header: NiftiHeader) -> Geometry:
+    """The geometry of a volume; sform before qform, and RAS+ with the stored spacing when there is neither.
+
+    Raises VolumeError AFFINE_INVALID for a singular or non-finite affine.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+        affine, source, spacing_assumed = _affine(header)
+        _check(affine, source)
+    axes, flips = closest_canonical(affine[:3, :3])
+    shape = header.shape[:3]
+    to_stored = np.zeros((4, 4))  # RAS+ index -> stored index
+    to_stored[3, 3] = 1
+    for axis in range(3):
+        stored = axes[axis]
+        to_stored[stored, axis] = -1 if flips[axis] else 1
+        to_stored[stored, 3] = shape[stored] - 1 if flips[axis] else 0
+    affine_ras = affine @ to_stored
+    spacing = np.linalg.norm(affine_ras[:3, :3], axis=0)
+    towards = {axes[axis]: _LETTERS[axis][0 if flips[axis] else 1] for axis in range(3)}
+    return Geometry(
+        axes=axes,
+        flips=flips,
+        affine_ras=affine_ras,
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        orientation="".join(towards[stored] for stored in range(3)),
+        source=source,
+        spacing_assumed=spacing_assumed,
+    )
+
+
+def closest_canonical(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """The axis order and flips that bring voxel axes nearest to R, A and S.
+
+    matrix: (3, 3), regular, columns are the stored axes in mm. Of the 48 orders the one is taken whose axes have the
+    largest sum of cosines, after the voxel axes were replaced by the nearest rectangular ones (polar decomposition), so
+    that a shear does not tip the balance.
+    Returns (RAS+ axis -> stored axis, RAS+ axis -> flipped).
+    """
+    left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
+    cosines = left @ right  # row: RAS+ axis, column: stored axis
+    orders = list(itertools.permutations(range(3)))
+    best = max(orders, key=lambda order: sum(abs(cosines[axis, order[axis]]) for axis in range(3)))
+    flipped = [bool(cosines[axis, best[axis]] < 0) for axis in range(3)]
+    return (best[0], best[1], best[2]), (flipped[0], flipped[1], flipped[2])
+
+
+def _affine(header: NiftiHeader) -> tuple[NDArray[np.float64], AffineSource, bool]:
+    affine = np.eye(4)
+    if header.sform_code > 0:
+        affine[:3] = np.reshape(header.srow, (3, 4))
+        return affine, "sform", False
+    spacing = np.abs(np.array(header.pixdim[1:4]))
+    if header.qform_code > 0:
+        handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 stands for 1 (nifti1.h)
+        affine[:3, :3] = _rotation(header.quatern) * spacing * (1.0, 1.0, handedness)
+        affine[:3, 3] = header.qoffset
+        return affine, "qform", False
+    usable = bool(np.all(np.isfinite(spacing))) and _plausible(spacing)
+    affine[:3, :3] = np.diag(spacing if usable else np.ones(3))
+    return affine, "assumed", not usable
+
+
+def _rotation(quatern: tuple[float, float, float]) -> NDArray[np.float64]:
+    """(3, 3) rotation from the three stored parts of a unit quaternion (nifti1.h, method 2)."""
+    b, c, d = quatern
+    square = b * b + c * c + d * d
+    if (
+        square > 1
+    ):  # rounded a little beyond a half turn, whose real part is 0; what is not finite fails the check later
+        scale = 1 / math.sqrt(square)
+        b, c, d = b * scale, c * scale, d * scale
+        square = 1.0
+    a = math.sqrt(1 - square)
+    return np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+
+
+def _plausible(spacing_mm: NDArray[np.float64]) -> bool:
+    least, most = float(spacing_mm.min()), float(spacing_mm.max())
+    return least > _LEAST_MM and most < _MOST_MM and least > _FLAT * most
+
+
+def _check(affine: NDArray[np.float64], source: AffineSource) -> None:
+    if not np.all(np.isfinite(affine)):
+        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} holds values that are not finite")
+    if np.abs(affine[:3, 3]).max() >= _MOST_MM:
+        raise VolumeError(
+            QuarantineCode.AFFINE_INVALID, f"the {source} places the volume more than 1 km from the scanner"
+        )
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    rounded = " x ".join(f"{length:.3g}" for length in spacing)
+    if not _plausible(spacing):
+        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} gives a voxel spacing of {rounded} mm")
+    # Of the directions alone: thick slices are no reason to call an affine singular.
+    if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < _FLAT:
+        raise VolumeError(
+            QuarantineCode.AFFINE_INVALID, f"the {source} is singular: its axes lie in one plane (spacing {rounded} mm)"
+        )

@@ -1,0 +1,82 @@
+"""Slice plans: which slices along one axis are used.
+
+    all         every slice
+    every:N     every N-th slice, centred
+    uniform:N   the middles of N equal parts
+    random:N    N slices without replacement, drawn from the volume's id, the plane and the seed
+
+`every` and `uniform` are symmetric: a volume stored the other way round gives the same slices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import UsageError
+
+Kind = Literal["all", "every", "uniform", "random"]
+
+_FORM = re.compile(r"(every|uniform|random):([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """A parsed slice plan. count: the N of its text; None for `all`."""
+
+    kind: Kind
+    count: int | None = None
+
+    def indices(self, n_slices: int, key: str = "", seed: int = 0) -> NDArray[np.int64]:
+        """Ascending slice numbers out of `range(n_slices)`; all of them when the plan asks for more.
+
+        key: what the draw of `random` depends on, besides the seed: the volume's id and the plane.
+        """
+        everything = np.arange(n_slices, dtype=np.int64)
+        if self.count is None:
+            return everything
+        if self.kind == "every":
+            first = ((n_slices - 1) % self.count) // 2 if n_slices else 0
+            return everything[first :: self.count]
+        if self.count >= n_slices:
+            return everything
+        if self.kind == "uniform":
+            return _middles(n_slices, self.count)
+        return _draw(n_slices, self.count, key, seed)
+
+
+def parse_slice_plan(text: str) -> SlicePlan:
+    """Read `all`, `every:N`, `uniform:N` or `random:N` (N from 1 to 999999); raises UsageError for anything else."""
+    if text == "all":
+        return SlicePlan("all")
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise UsageError(f"slice plan {text!r} is not one of all, every:N, uniform:N, random:N with N from 1 to 999999")
+    return SlicePlan(cast("Kind", match[1]), int(match[2]))
+
+
+def _middles(n_slices: int, count: int) -> NDArray[np.int64]:
+    """Slices nearest to the middles of `count` equal parts.
+
+    Part i has its middle at (2i + 1) n / 2 count. Where that falls between two slices, the lower half of the
+    parts rounds up and the upper half down, so that the choice is its own mirror image.
+    """
+    part = np.arange(count, dtype=np.int64)
+    doubled = (2 * part + 1) * n_slices  # the middle, in units of 1 / (2 count) slices
+    below = doubled // (2 * count)
+    on_edge = (doubled % (2 * count) == 0) & (part >= count // 2)
+    result: NDArray[np.int64] = below - on_edge
+    return result
+
+
+def _draw(n_slices: int, count: int, key: str, seed: int) -> NDArray[np.int64]:
+    """The `count` slices whose hashes are smallest: the same on every machine and for every version of numpy."""
+    stem = f"{seed}\0{key}\0".encode()
+    ranks = [hashlib.sha256(stem + str(number).encode()).digest() for number in range(n_slices)]
+    chosen = sorted(range(n_slices), key=ranks.__getitem__)[:count]
+    return np.array(sorted(chosen), dtype=np.int64)

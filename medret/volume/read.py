@@ -1,0 +1,138 @@
+"""Bytes to slices: the whole of medret.volume in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, UsageError, VolumeError
+from medret.recipe import SliceRecipe
+from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
+from medret.volume.foreground import Box, foreground_box, threshold, whole
+from medret.volume.intensity import (
+    Window,
+    check_percentiles,
+    ct_window,
+    extremes_window,
+    percentile_window,
+    to_grey,
+)
+from medret.volume.limits import Limits
+from medret.volume.modality import modality_of
+from medret.volume.nifti import open_nifti
+from medret.volume.orientation import geometry_of
+from medret.volume.plan import SlicePlan, parse_slice_plan
+from medret.volume.sample import check_not_constant, count_non_finite, take_sample
+from medret.volume.slicing import AXIS, draw_squares, extract, in_plane_axes, planes_of, slice_refs
+
+_LIMITS = Limits()
+
+
+def read_volume(
+    data: bytes,
+    volume_id: str,
+    recipe: SliceRecipe,
+    sides_px: Sequence[int],
+    *,
+    modality: str | None = None,
+    limits: Limits = _LIMITS,
+) -> SlicedVolume:
+    """Slice one NIfTI volume.
+
+    data: of the .nii or .nii.gz object. volume_id: what `random:N` draws from. sides_px: of the square images; all are
+    made from the same decoded slices. modality: the label, when there is one.
+    Whatever the bytes, the outcome is a SlicedVolume or a VolumeError; a recipe that cannot be is a UsageError.
+    """
+    request = _Request(
+        volume_id, recipe, parse_slice_plan(recipe.slices), ct_window(recipe.ct_window), modality, limits
+    )
+    check_percentiles(recipe.percentiles)
+    if any(side < 1 for side in sides_px):
+        raise UsageError(f"image sides {list(sides_px)} px are not all positive")
+    try:
+        return _read(data, request, sides_px)
+    except MemoryError as error:
+        raise VolumeError(QuarantineCode.TOO_LARGE, "there is too little memory for this volume") from error
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is wanted of a volume, checked."""
+
+    volume_id: str
+    recipe: SliceRecipe
+    plan: SlicePlan
+    hu_window: Window
+    label: str | None
+    limits: Limits
+
+
+def _read(data: bytes, request: _Request, sides_px: Sequence[int]) -> SlicedVolume:
+    recipe, limits = request.recipe, request.limits
+    nifti = open_nifti(data, limits)
+    header = nifti.header
+    geometry = geometry_of(header)
+    voxels = nifti.voxels()
+    non_finite = count_non_finite(voxels, limits)
+    ras = geometry.to_ras(voxels)
+    sample = take_sample(ras, header)
+    check_not_constant(voxels, sample)
+
+    modality = modality_of(request.label, sample.ordered)
+    above = threshold(sample, hounsfield=modality.hounsfield)
+    if modality.hounsfield:
+        window = request.hu_window
+    else:
+        window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, header)
+    box = foreground_box(sample, above, ras.shape) if recipe.crop == "foreground" else whole(ras.shape)
+
+    planes = planes_of(ras.shape, recipe.planes)
+    chosen = {plane: _positions(request, plane, box) for plane in planes}
+    count = sum(map(len, chosen.values()))
+    if count > limits.max_slices:
+        raise VolumeError(
+            QuarantineCode.TOO_LARGE,
+            f"slice plan {recipe.slices} takes {count} slices of {' x '.join(map(str, ras.shape))} voxels, "
+            f"the limit is {limits.max_slices}",
+        )
+    pixels = {side: np.zeros((count, side, side), dtype=np.uint8) for side in sides_px}
+    slices: list[SliceRef] = []
+    for plane, positions in chosen.items():
+        grey = [
+            np.ascontiguousarray(to_grey(image, header, window, all_finite=not non_finite))
+            for image in extract(voxels, geometry, box, plane, positions)
+        ]
+        across, down = in_plane_axes(plane)
+        for squares in pixels.values():
+            onto = squares[len(slices) : len(slices) + len(grey)]
+            draw_squares(grey, (geometry.spacing_mm[across], geometry.spacing_mm[down]), onto)
+        slices += slice_refs(geometry, ras.shape, plane, positions)
+
+    facts = VolumeFacts(
+        shape=header.shape,
+        spacing_mm=geometry.spacing_mm,
+        orientation=geometry.orientation,
+        datatype=header.dtype.name,
+        nifti_version=header.version,
+        affine_source=geometry.source,
+        spacing_assumed=geometry.spacing_assumed,
+        time_points=header.time_points,
+        modality=modality.name,
+        modality_source=modality.source,
+        intensity=window.name,
+        intensity_range=(window.low, window.high),
+        non_finite_voxels=non_finite,
+        trailing_bytes=nifti.trailing_bytes,
+        crop_box=(box.first, box.last),
+        planes=planes,
+    )
+    return SlicedVolume(tuple(slices), pixels, facts)
+
+
+def _positions(request: _Request, plane: str, box: Box) -> NDArray[np.int64]:
+    """Which slices along a plane's axis: the plan runs over the body, positions count from the edge of the volume."""
+    first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
+    return first + request.plan.indices(last - first, f"{request.volume_id}\0{plane}", request.recipe.seed)

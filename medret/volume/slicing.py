@@ -1,0 +1,94 @@
+"""Slices along the anatomical planes, as square images in the order that a radiologist expects on the screen.
+
+plane     slices along   rows, from the top        columns, from the left
+axial     z, superior    anterior to posterior     patient's right to left
+coronal   y, anterior    superior to inferior      patient's right to left
+sagittal  x, right       superior to inferior      anterior to posterior
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medret.volume.facts import SliceRef
+from medret.volume.foreground import Box
+from medret.volume.orientation import Geometry
+
+AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis that its slices follow one another on
+PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
+
+
+def in_plane_axes(plane: str) -> tuple[int, int]:
+    """The RAS+ axes along (columns, rows) of a slice image."""
+    across, down = (axis for axis in range(3) if axis != AXIS[plane])
+    return across, down
+
+
+def planes_of(shape: tuple[int, ...], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The planes, out of those wanted, that a volume of this RAS+ shape has images in.
+
+    A volume of one slice is a picture in its own plane and mere lines in the others. It is sliced in its own plane
+    when it shows nothing in those wanted.
+    """
+    visible = tuple(plane for plane in wanted if min(shape[axis] for axis in in_plane_axes(plane)) > 1)
+    return visible or (PLANE_OF_AXIS[shape.index(1)],)
+
+
+def slice_refs(geometry: Geometry, shape: tuple[int, ...], plane: str, positions: NDArray[np.int64]) -> list[SliceRef]:
+    """One reference a slice. shape: of the uncropped volume in RAS+ order. positions: along the plane's axis."""
+    axis = AXIS[plane]
+    centre = np.array([(side - 1) / 2 for side in shape] + [1.0])
+    refs = []
+    for position in positions:
+        centre[axis] = position
+        position_mm = float(geometry.affine_ras[axis] @ centre)
+        relative = float(position) / (shape[axis] - 1) if shape[axis] > 1 else 0.5
+        refs.append(SliceRef(plane, int(position), relative, position_mm))
+    return refs
+
+
+def extract(
+    voxels: NDArray[Any], geometry: Geometry, box: Box, plane: str, positions: NDArray[np.int64]
+) -> list[NDArray[Any]]:
+    """Cropped slices as (rows, columns) views of stored values in screen order.
+
+    voxels: as stored, first axis fastest in memory. positions: ascending RAS+ indices along the plane's axis.
+    On the screen both axes run from high to low: right before left, anterior before posterior, superior before
+    inferior.
+    """
+    axis = AXIS[plane]
+    bounds = list(box.slices)
+    if geometry.axes[axis] == 0 and len(positions) > 1:
+        # Neighbours in memory belong to different slices: gather all of them in one walk through memory.
+        stored = voxels.shape[0] - 1 - positions[::-1] if geometry.flips[axis] else positions
+        voxels = np.take(voxels.T, stored, axis=2).T
+        positions = np.arange(len(positions))
+    bounds[axis] = slice(None)
+    stack = np.moveaxis(geometry.to_ras(voxels)[tuple(bounds)], axis, 0)
+    return [stack[position].T[::-1, ::-1] for position in positions]
+
+
+def draw_squares(images: Sequence[NDArray[np.uint8]], spacing_mm: tuple[float, float], onto: NDArray[np.uint8]) -> None:
+    """Resize each image onto its square, with equal spacing in both directions: the longer side fits, centred.
+
+    images: (rows, columns), all of one shape. spacing_mm: between (columns, rows). onto: (n, side, side), black.
+    Shrinking averages over all pixels (a bilinear filter as wide as it must be), so it does not alias.
+    """
+    side = onto.shape[1]
+    for image, square in zip(images, onto, strict=True):
+        rows, columns = image.shape
+        width, height = fitted_size(columns * spacing_mm[0], rows * spacing_mm[1], side)
+        left, top = (side - width) // 2, (side - height) // 2
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        square[top : top + height, left : left + width] = np.asarray(resized)
+
+
+def fitted_size(width_mm: float, height_mm: float, side_px: int) -> tuple[int, int]:
+    """(width, height) in px of a rectangle scaled so that its longer side is `side_px`; at least 1."""
+    longest = max(width_mm, height_mm)
+    return max(1, round(width_mm / longest * side_px)), max(1, round(height_mm / longest * side_px))

@@ -1,0 +1,232 @@
+"""Labels from tables and from dataset.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medret.archive import ArchiveObject, Labels, Listing, list_archive, read_labels
+from medret.archive.labels import normalise_modality
+from medret.archive.msd import ORGANS, msd_task
+from medret.errors import UsageError
+
+ARCHIVE = "s3://bucket/volumes"
+
+
+def listing(*volume_ids: str, archive: str = ARCHIVE) -> Listing:
+    objects = [ArchiveObject(name, f"{archive}/{name}", 1, None, None) for name in sorted(volume_ids)]
+    return Listing(archive, tuple(objects), {})
+
+
+def table(folder: Path, text: str | bytes, name: str = "labels.csv") -> str:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def test_known_columns_are_labels_and_the_others_metadata(tmp_path: Path) -> None:
+    text = (
+        'volume_id,subject,modality,body_region,organ,scanner,note\na.nii,s1,ct,Chest,Lung,X,\nb.nii,s2,MR,,,Y,"a, b"\n'
+    )
+    join = read_labels(table(tmp_path, text), listing("a.nii", "b.nii", "c.nii"))
+    assert join.labels == {
+        "a.nii": Labels("s1", "CT", "Chest", "Lung", {"scanner": "X"}),
+        "b.nii": Labels("s2", "MRI", None, None, {"scanner": "Y", "note": "a, b"}),
+    }
+    assert (join.unmatched_rows, join.unlabelled_volumes) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub/a.nii.gz",
+        "./sub/a.nii.gz",
+        "sub//a.nii.gz",
+        "volumes/sub/a.nii.gz",
+        "s3://bucket/volumes/sub/a.nii.gz",
+        "a.nii.gz",
+    ],
+)
+@pytest.mark.parametrize("column", ["volume_id", "path", " Path "])
+def test_a_row_may_name_its_volume_in_several_ways(tmp_path: Path, column: str, name: str) -> None:
+    join = read_labels(table(tmp_path, f"{column},organ\n {name} ,Heart\n"), listing("sub/a.nii.gz", "b.nii"))
+    assert join.labels["sub/a.nii.gz"].organ == "Heart"
+
+
+@pytest.mark.parametrize("name", ["a.nii", "other/x/a.nii", "s3://else/volumes/x/a.nii", "/x/a.nii", "A.nii", "i"])
+def test_a_name_of_no_or_of_several_volumes_matches_none(tmp_path: Path, name: str) -> None:
+    join = read_labels(table(tmp_path, f"path,organ\n{name},Heart\n"), listing("x/a.nii", "y/a.nii"))
+    assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 1, 2)
+
+
+def test_absolute_local_paths_and_file_uris(tmp_path: Path) -> None:
+    archive = str(tmp_path / "volumes")
+    for name in (f"{archive}/a.nii", f"file://{archive}/a.nii"):
+        join = read_labels(table(tmp_path, f"path,organ\n{name},Heart\n"), listing("a.nii", "b/a.nii", archive=archive))
+        assert list(join.labels) == ["a.nii"]
+
+
+def test_volume_id_counts_before_path(tmp_path: Path) -> None:
+    text = "path,volume_id,organ\nb.nii,a.nii,Heart\nb.nii,,Lung\n"
+    join = read_labels(table(tmp_path, text), listing("a.nii", "b.nii"))
+    assert {name: label.organ for name, label in join.labels.items()} == {"a.nii": "Heart", "b.nii": "Lung"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffvolume_id;organ\r\na.nii;Heart\r\n\r\n",
+        "volume_id\torgan\na.nii\tHeart",
+        '"volume_id","organ"\n"a.nii","Heart"\n,\n',
+    ],
+)
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, text: str) -> None:
+    assert read_labels(table(tmp_path, text), listing("a.nii")).labels["a.nii"].organ == "Heart"
+
+
+def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    content = pa.table(
+        {
+            "volume_id": ["a.nii", "b.nii"],
+            "organ": ["Heart", None],
+            "age": pa.array([61, None], pa.int32()),
+            "dose": [1.5, float("nan")],
+            "contrast": [True, False],
+        }
+    )
+    path = tmp_path / "labels.csv"
+    pq.write_table(content, path)
+    join = read_labels(str(path), listing("a.nii", "b.nii"))
+    assert join.labels["a.nii"] == Labels(organ="Heart", metadata={"age": "61", "dose": "1.5", "contrast": "True"})
+    assert join.labels["b.nii"] == Labels(metadata={"contrast": "False"})
+
+
+def test_equal_rows_are_one_and_unequal_ones_are_refused(tmp_path: Path) -> None:
+    volumes = listing("a.nii")
+    same = table(tmp_path, "volume_id,organ\na.nii,Heart\n./a.nii,Heart\n")
+    assert read_labels(same, volumes).labels["a.nii"].organ == "Heart"
+    with pytest.raises(UsageError, match=r"labels\.csv.*a\.nii.*organ is 'Heart' and 'Lung'"):
+        read_labels(table(tmp_path, "volume_id,organ\na.nii,Heart\na.nii,Lung\n"), volumes)
+    with pytest.raises(UsageError, match="scanner is 'X' and None"):
+        read_labels(table(tmp_path, "volume_id,scanner\na.nii,X\na.nii,\n"), volumes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ("name,organ\na,b\n", "no column volume_id or path.*name, organ"),
+        ("path,organ,organ\na,b,c\n", "organ stands there twice"),
+        ("path,Organ,organ\na,b,c\n", "organ stands there twice"),
+        ("path,,organ\na,b,c\n", "column 2 has no name"),
+        ("path,organ\na,b,c\n", "line 2: 3 cells"),
+        ('path,organ\n"a"x,b\n', "line 2"),
+        (b"path,organ\n\xff\xfe,b\n", "UTF-8"),
+        (b"PAR1 and then nothing", "Parquet"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        read_labels(table(tmp_path, text), listing("a"))
+    assert "labels.csv" in str(caught.value)
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "absent.csv"), "memory://nowhere/absent.csv"):
+        with pytest.raises(UsageError, match=r"absent\.csv does not exist"):
+            read_labels(name, listing("a"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_labels(str(tmp_path), listing("a"))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("MR", "MRI"), ("mri", "MRI"), (" ct ", "CT"), ("PT", "PET"), ("pet", "PET"), ("us", "US")],
+)
+def test_modality_words(word: str, expected: str) -> None:
+    assert normalise_modality(word) == expected
+
+
+# --- dataset.json ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "channels", "expected"),
+    [
+        ("Task01_BrainTumour", "BRATS", {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, ("MRI", "Head", "Brain")),
+        ("Task02_Heart", "LeftAtrium", {"0": "MRI"}, ("MRI", "Chest", "Heart")),
+        ("Task03_Liver", "LITS", {"0": "CT"}, ("CT", "Abdomen", "Liver")),
+        ("Task04_Hippocampus", "Hippocampus", {"0": "MRI"}, ("MRI", "Head", "Hippocampus")),
+        ("Task05_Prostate", "PROSTATE", {"0": "T2", "1": "ADC"}, ("MRI", "Pelvis", "Prostate")),
+        ("Task06_Lung", "Lung", {"0": "CT"}, ("CT", "Chest", "Lung")),
+        ("Task07_Pancreas", "NCI", {"0": "CT"}, ("CT", "Abdomen", "Pancreas")),
+        ("Task08_HepaticVessel", "MSV", {"0": "CT"}, ("CT", "Abdomen", "HepaticVessel")),
+        ("data", "Spleen", {"0": "CT"}, ("CT", "Abdomen", "Spleen")),
+        ("Task10_Colon", None, None, ("CT", "Abdomen", "Colon")),
+        ("colon cancer", None, {"0": "?"}, ("CT", "Abdomen", "Colon")),
+        ("KiTS", "Kidneys and tumours", {"0": "CT"}, ("CT", None, None)),
+        ("KiTS", 7, {"0": "CT", "1": "PET"}, (None, None, None)),
+        ("Dataset001_X", "X", "nonsense", (None, None, None)),
+    ],
+)
+def test_tasks(folder: str, name: Any, channels: Any, expected: tuple[str | None, ...]) -> None:
+    content = {key: value for key, value in (("name", name), ("modality", channels)) if value is not None}
+    task = msd_task(content, folder)
+    assert (task.modality, task.body_region, task.organ) == expected
+    assert task.organ is None or ORGANS[task.organ] == (task.modality, task.body_region)
+
+
+def msd(folder: Path, task: str, name: str, modality: str) -> None:
+    (folder / task / "imagesTr").mkdir(parents=True)
+    (folder / task / "labelsTr").mkdir()
+    (folder / task / "dataset.json").write_text(json.dumps({"name": name, "modality": {"0": modality}}))
+    for part in ("imagesTr", "labelsTr"):
+        (folder / task / part / f"{name.lower()}_1.nii.gz").write_bytes(b"x")
+
+
+def test_an_msd_archive_labels_itself(tmp_path: Path) -> None:
+    msd(tmp_path, "Task09_Spleen", "Spleen", "CT")
+    msd(tmp_path, "Task02_Heart", "LeftAtrium", "MRI")
+    (tmp_path / "own.nii.gz").write_bytes(b"x")
+    join = read_labels(None, list_archive(str(tmp_path)))
+    assert join.labels == {
+        "Task02_Heart/imagesTr/leftatrium_1.nii.gz": Labels(None, "MRI", "Chest", "Heart", {"task": "Heart"}),
+        "Task09_Spleen/imagesTr/spleen_1.nii.gz": Labels(None, "CT", "Abdomen", "Spleen", {"task": "Spleen"}),
+    }
+    assert (join.unmatched_rows, join.unlabelled_volumes) == (0, 1)
+
+
+def test_one_task_as_an_archive(tmp_path: Path) -> None:
+    msd(tmp_path, "Task09_Spleen", "Spleen", "CT")
+    join = read_labels(None, list_archive(str(tmp_path / "Task09_Spleen")))
+    assert join.labels["imagesTr/spleen_1.nii.gz"].organ == "Spleen"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_broken_dataset_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.nii").write_bytes(b"x")
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UsageError, match=r"dataset\.json"):
+        read_labels(None, list_archive(str(tmp_path)))
+
+
+def test_no_labels_at_all() -> None:
+    join = read_labels(None, listing("a.nii"))
+    assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 0, 1)
+
+
+def test_real_labels_join_every_real_volume(shared_data: Path) -> None:
+    volumes = list_archive(str(shared_data / "volumes"))
+    join = read_labels(str(shared_data / "labels.csv"), volumes)
+    assert (len(join.labels), join.unmatched_rows, join.unlabelled_volumes) == (169, 0, 0)
+    everything = list_archive(str(shared_data))
+    assert everything.skipped["label_mask"] == 68
+    join = read_labels(str(shared_data / "labels.csv"), everything)
+    assert (len(join.labels), join.unmatched_rows) == (169, 0)
+    assert join.labels["volumes/sts_006_pet.nii.gz"].modality == "PET"

@@ -1,0 +1,131 @@
+"""What tests share: data, a local Ray, an S3 server on loopback, and no way out of this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medret.demo.phantoms import KINDS, write_phantom
+
+# Before anything imports transformers, timm or ray, and inherited by Ray's workers: no test asks a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_only() -> Iterator[None]:
+    """Fail a TCP connection from this process to anything but this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        is_tcp = self.family in (socket.AF_INET, socket.AF_INET6) and self.type & socket.SOCK_STREAM
+        if is_tcp and not _is_this_machine(address[0]):
+            raise RuntimeError(f"a test tried to connect to {address[0]}:{address[1]}; tests stay on this machine")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return True
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))  # only an own address can be bound
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights are staged in a cache of this run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDRET_CACHE", str(tmp_path_factory.mktemp("medret-cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real volumes, where they lie beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real volumes in ../shared/data")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def phantom_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of two small volumes of each kind, `<kind>/<kind>_<number>.nii.gz`, with `labels.csv` beside it."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    rows = ["path,subject,modality,body_region,organ"]
+    for kind in KINDS.values():
+        for number in range(2):
+            path = f"{kind.name}/{kind.name}_{number}.nii.gz"
+            write_phantom(folder / "archive" / path, kind.name, number, shape=(48, 40, 24))
+            rows.append(f"{path},{kind.name}-{number},{kind.modality},{kind.body_region},{kind.organ}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder / "archive"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on loopback; its address and credentials stand in the environment, where s3fs finds them."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.delenv(name, raising=False)
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: str) -> Callable[[str], str]:
+    """Make a bucket: `s3("archive")` returns the URI of a new, empty one."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3_server)
+
+    def bucket(name: str) -> str:
+        unique = f"{name}-{uuid.uuid4().hex[:8]}"
+        client.create_bucket(Bucket=unique)
+        return f"s3://{unique}"
+
+    return bucket
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_server: str) -> Iterator[None]:
+    """A local Ray of two CPUs for the whole run; its workers reach the S3 server."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=300 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from medret.models import DEFAULT_MODEL, Encoder, model_spec, resolve_weights
+
+SMALL = "timm:test_efficientnet"
+SMALL_VIT = "timm:test_vit"
+
+
+@pytest.fixture(scope="module")
+def default() -> Encoder:
+    spec = model_spec(DEFAULT_MODEL)
+    return Encoder(spec, resolve_weights(spec), batch_size=4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9])
+def test_any_number_of_slices(count: int, default: Encoder, slices: Any) -> None:
+    vectors = default.embed(slices(9, 224)[:count])
+    assert vectors.shape == (count, 1280)
+    assert vectors.dtype == np.float32
+
+
+def test_padding_and_place_do_not_change_a_vector(default: Encoder, slices: Any) -> None:
+    images = slices(6, 224)
+    together = default.embed(images)  # batches of 4 and of 2 with padding
+    alone = np.concatenate([default.embed(image[None]) for image in images])
+    backwards = default.embed(images[::-1])[::-1]
+    np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(backwards, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [SMALL, SMALL_VIT])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_size_does_not_matter(name: str, precision: Any, slices: Any, cosines: Any) -> None:
+    spec = model_spec(name)
+    weights = resolve_weights(spec, "random:1")
+    images = slices(5, spec.side_px)
+    one, seven = (Encoder(spec, weights, batch_size=size, precision=precision).embed(images) for size in (1, 7))
+    assert cosines(one, seven).min() > (0.99999 if precision == "fp32" else 0.9999)
+
+
+def test_every_forward_pass_has_the_same_shape(default: Encoder, slices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    forward = default._model.forward
+    monkeypatch.setattr(default._model, "forward", lambda images: (shapes.append(images.shape), forward(images))[1])
+    default.embed(slices(6, 224))
+    assert shapes == [(4, 3, 224, 224)] * 2
+
+
+def test_what_the_model_is_fed(slices: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = model_spec("resnet50")
+    encoder = Encoder(spec, resolve_weights(spec, "random"), batch_size=2)
+    fed = []
+    monkeypatch.setattr(encoder, "_model", lambda images: (fed.append(images), torch.zeros(2, 2048))[1])
+    images = slices(2, 224)
+    encoder.embed(images)
+    torch.testing.assert_close(fed[0], pixels(images, spec.mean, spec.std), rtol=1e-5, atol=1e-6)
+    assert fed[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 224, 223), np.uint8),
+        np.zeros((2, 224, 224), np.float32),
+        np.zeros((224, 224), np.uint8),
+        np.zeros((2, 3, 224, 224), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(wrong: Any, default: Encoder) -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        default.embed(wrong)
+
+
+def test_threads_are_set() -> None:
+    spec = model_spec(SMALL)
+    Encoder(spec, resolve_weights(spec, "random"), threads=1)
+    assert torch.get_num_threads() == 1
+    Encoder(spec, resolve_weights(spec, "random"), threads=2)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Encoder(spec, resolve_weights(spec, "random"), batch_size=0)
+
+
+def middle_slices(folder: Path, count: int) -> Any:
+    """The middle axial slice of some real volumes, crudely windowed and sampled to 224 px."""
+    images = []
+    for path in sorted(folder.glob("*.nii.gz"))[:: max(1, len(list(folder.glob("*.nii.gz"))) // count)][:count]:
+        voxels = np.asarray(nibabel.load(path).dataobj, np.float32)  # type: ignore[attr-defined]
+        voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
+        plane = np.nan_to_num(voxels[:, :, voxels.shape[2] // 2])
+        low, high = np.percentile(plane, [1, 99])
+        rows, columns = (np.linspace(0, size - 1, 224).round().astype(int) for size in plane.shape)
+        images.append(
+            np.clip((plane - low) / max(high - low, 1e-6) * 255, 0, 255)[np.ix_(rows, columns)].astype(np.uint8)
+        )
+    return np.stack(images)
+
+
+def bf16_cosines(name: str, given: str | None, images: Any, cosines: Any) -> Any:
+    spec = model_spec(name)
+    weights = resolve_weights(spec, given)
+    full, half = (Encoder(spec, weights, precision=precision, batch_size=4).embed(images) for precision in PRECISIONS)
+    return cosines(full, half)
+
+
+PRECISIONS: tuple[Any, Any] = ("fp32", "bf16")
+
+
+def test_bf16_keeps_real_vectors_of_real_slices(shared_data: Path, cosines: Any) -> None:
+    found = bf16_cosines(DEFAULT_MODEL, None, middle_slices(shared_data / "volumes", 12), cosines)
+    assert found.mean() > 0.999
+
+
+def test_bf16_keeps_real_vectors(slices: Any, cosines: Any) -> None:
+    assert bf16_cosines(DEFAULT_MODEL, None, slices(8, 224), cosines).mean() > 0.999
+
+
+@pytest.mark.parametrize("name", ["dinov1_s16", "dreamsim_clip_vitb32", "timm:test_vit", "resnet50"])
+def test_bf16_keeps_vectors_of_other_families(name: str, slices: Any, cosines: Any) -> None:
+    assert bf16_cosines(name, "random", slices(4, model_spec(name).side_px), cosines).mean() > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_gpu_gives_what_the_cpu_gives(precision: Any, slices: Any, cosines: Any) -> None:
+    spec = model_spec(DEFAULT_MODEL)
+    weights = resolve_weights(spec)
+    images = slices(5, 224)
+    on_cpu = Encoder(spec, weights, batch_size=4).embed(images)
+    on_gpu = Encoder(spec, weights, batch_size=4, device="cuda", precision=precision).embed(images)
+    assert cosines(on_cpu, on_gpu).mean() > 0.999

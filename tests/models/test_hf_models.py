@@ -1,0 +1,187 @@
+"""`hf:` models from a folder on disk, as transformers itself gives them; nothing is asked of a hub."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from medret.errors import UsageError, WeightsError
+from medret.models import Encoder, model_spec, resolve_weights, stage_weights
+from medret.models.staging import read_contents
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save(model: Any, folder: Path, **processor: Any) -> str:
+    model.eval().save_pretrained(folder)
+    content = {"image_mean": MEAN, "image_std": STD, "size": {"height": 56, "width": 56}, **processor}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.fixture
+def dinov2(tmp_path: Path) -> tuple[Any, str]:
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL, image_size=56, patch_size=14))
+    return model, save(model, tmp_path / "rad-dino")
+
+
+def test_a_folder_by_name_gives_what_transformers_gives(dinov2: Any, slices: Any, pixels: Any, cosines: Any) -> None:
+    model, folder = dinov2
+    spec = model_spec(f"hf:{folder}")
+    assert (spec.dim, spec.side_px, spec.mean, spec.std) == (32, 56, MEAN, STD)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    images = slices(3, 56)
+    with torch.inference_mode():
+        expected = model(pixels(images, MEAN, STD)).pooler_output.numpy()
+    found = Encoder(spec, resolve_weights(spec), batch_size=2).embed(images)
+    assert cosines(found, expected).min() > 0.99999
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_hub_name_with_a_given_folder(dinov2: Any, slices: Any, tmp_path: Path) -> None:
+    _, folder = dinov2
+    spec = model_spec("hf:microsoft/rad-dino", folder)
+    assert spec.name == "hf:microsoft/rad-dino"
+    weights = resolve_weights(spec, folder)
+    assert set(weights.files) == {"config", "weights"}
+    staged = stage_weights(weights, read_contents(weights), tmp_path / "cache")
+    images = slices(2, 56)
+    np.testing.assert_array_equal(
+        Encoder(spec, weights, batch_size=2).embed(images), Encoder(spec, staged, batch_size=2).embed(images)
+    )
+
+
+def test_without_a_hub_the_message_says_what_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*--weights hf:microsoft/rad-dino=FOLDER"):
+        model_spec("hf:microsoft/rad-dino")
+
+
+def test_the_tower_of_an_image_text_model(tmp_path: Path, slices: Any, pixels: Any, cosines: Any) -> None:
+    vision = {**SMALL, "image_size": 32, "patch_size": 16, "intermediate_size": 64, "projection_dim": 16}
+    text = {**SMALL, "vocab_size": 50, "intermediate_size": 64, "eos_token_id": 2, "bos_token_id": 1}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    model = transformers.CLIPModel(config)
+    folder = save(model, tmp_path / "clip", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    spec = model_spec("hf:some/clip", folder)
+    assert (spec.dim, spec.side_px) == (32, 32)
+    images = slices(2, 32)
+    with torch.inference_mode():
+        expected = model.vision_model(pixels(images, MEAN, STD)).pooler_output.numpy()
+    found = Encoder(spec, resolve_weights(spec, folder), batch_size=2).embed(images)
+    assert cosines(found, expected).min() > 0.99999
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_vit_without_a_trained_pooler_gives_its_class_token(tmp_path: Path, slices: Any, pixels: Any) -> None:
+    config = transformers.ViTConfig(**SMALL, image_size=32, patch_size=16, intermediate_size=64)
+    model = transformers.ViTForImageClassification(config)  # its file has a classifier and no pooler
+    folder = save(model, tmp_path / "vit", size=32)
+    spec = model_spec("hf:some/vit", folder)
+    images = slices(2, 32)
+    with torch.inference_mode():
+        expected = model.vit(pixels(images, MEAN, STD)).last_hidden_state[:, 0].numpy()
+    found = Encoder(spec, resolve_weights(spec, folder), batch_size=2).embed(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_convolutional_model_is_pooled(tmp_path: Path, slices: Any, pixels: Any) -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    model = transformers.ResNetModel(config)
+    folder = save(model, tmp_path / "resnet")
+    spec = model_spec("hf:some/resnet", folder)
+    images = slices(2, 56)
+    with torch.inference_mode():
+        expected = model(pixels(images, MEAN, STD)).pooler_output.flatten(1).numpy()
+    found = Encoder(spec, resolve_weights(spec, folder), batch_size=2).embed(images)
+    assert found.shape == (2, 16) == (2, spec.dim)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "shape"])
+def test_another_layout_is_refused(wrong: str, dinov2: Any) -> None:
+    _, folder = dinov2
+    path = Path(folder) / "model.safetensors"
+    state = load_file(path)
+    key = "embeddings.cls_token"
+    if wrong == "missing":
+        del state[key]
+    else:
+        state[key] = torch.ones(1, 1, 5)
+    save_file(state, path, metadata={"format": "pt"})
+    spec = model_spec(f"hf:{folder}")
+    with pytest.raises(
+        WeightsError, match=rf"model\.safetensors.*1 {'missing' if wrong == 'missing' else 'of another'}"
+    ):
+        Encoder(spec, resolve_weights(spec))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "their_own", "auto_map": {"AutoModel": "modeling.Own"}},
+            "runs no code that comes with weights",
+        ),
+        ({"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}, "not images"),
+        ({}, "no model of type 'None'"),
+    ],
+)
+def test_configurations_that_are_no_image_model(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UsageError, match=message):
+        model_spec(f"hf:{tmp_path}")
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"holds no config\.json"):
+        model_spec(f"hf:{tmp_path}")
+    (tmp_path / "config.json").write_text("not json")
+    with pytest.raises(WeightsError, match=r"config\.json.*cannot be read as JSON"):
+        model_spec(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("processor", "side_px", "mean", "std"),
+    [
+        ({}, 56, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # no file: ImageNet's values, and the model's own size
+        ({"size": 28, "do_normalize": False}, 28, (0, 0, 0), (1, 1, 1)),
+        ({"size": {"shortest_edge": 70}, "crop_size": 56, "image_mean": [0.5] * 3, "image_std": 0.5}, 56, (0.5,) * 3, (0.5,) * 3),
+        ({"crop_size": 28, "do_center_crop": False, "image_mean": MEAN, "image_std": STD}, 56, MEAN, STD),
+        # [0, 255] scaled to [0, 2], then (x - 1) / 1
+        ({"rescale_factor": 2 / 255, "image_mean": [1] * 3, "image_std": [1] * 3}, 56, (0.5,) * 3, (0.5,) * 3),
+    ],
+)  # fmt: skip
+def test_preprocessing_is_the_processors(
+    processor: dict[str, Any], side_px: int, mean: Any, std: Any, dinov2: Any
+) -> None:
+    _, folder = dinov2
+    path = Path(folder) / "preprocessor_config.json"
+    path.unlink()
+    if processor:
+        path.write_text(json.dumps(processor))
+    spec = model_spec(f"hf:{folder}")
+    assert spec.side_px == side_px
+    np.testing.assert_allclose((spec.mean, spec.std), (mean, std))
+    assert ("assumed" in spec.source) is not bool(processor)
+
+
+def test_random_weights(dinov2: Any, slices: Any) -> None:
+    _, folder = dinov2
+    spec = model_spec("hf:some/model", folder)
+    vectors = [Encoder(spec, resolve_weights(spec, "random:2"), batch_size=2).embed(slices(2, 56)) for _ in range(2)]
+    np.testing.assert_array_equal(*vectors)

@@ -1,0 +1,194 @@
+"""Whole runs on small archives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medret.cli import main
+from medret.snapshot import verify_store
+from medret.storage import Location
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+Opened = Callable[[str | Path], SimpleNamespace]
+MODEL = "efficientnet_lite0"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, Any]]:
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr().out
+    return code, json.loads(output) if output else {}
+
+
+@pytest.fixture(scope="module")
+def store(phantom_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms, indexed with real weights and two aggregations."""
+    folder = tmp_path_factory.mktemp("run") / "store"
+    labels = phantom_archive.parent / "labels.csv"
+    code = main(
+        ["index", str(phantom_archive), str(folder), "--labels", str(labels), "--slices", "uniform:8", "--quiet",
+         "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--shard-volumes", "8"]
+    )  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def test_every_volume_is_embedded_and_labelled(store: Path, phantom_archive: Path, opened: Opened) -> None:
+    found = opened(store)
+    expected = {str(path.relative_to(phantom_archive)) for path in phantom_archive.rglob("*.nii.gz")}
+    assert set(found.ledger) == expected
+    assert {row["status"] for row in found.ledger.values()} == {"embedded"}
+    brain = found.ledger["head_mri/head_mri_0.nii.gz"]
+    assert (brain["modality"], brain["body_region"], brain["organ"]) == ("MRI", "Head", "Brain")
+    assert json.loads(brain["facts"])["modality_source"] == "label"
+    assert {kind for kind in found.files["kind"].to_pylist()} == {"slices", "volumes", "hnsw", "lsh", "exact", "rows"}
+    assert len(found.manifest.indices) == 3  # slices, mean, gaussian
+    assert verify_store(found.store) == []
+
+
+def test_vectors_are_what_the_encoder_gives_directly(store: Path, phantom_archive: Path, opened: Opened) -> None:
+    from medret.embeddings import unit_slices
+    from medret.models import Encoder, model_spec, resolve_weights
+    from medret.volume import read_volume
+
+    found = opened(store)
+    recipe = found.manifest.recipes[0].load()
+    spec = model_spec(MODEL)
+    encoder = Encoder(spec, resolve_weights(spec), precision=recipe.model.precision, batch_size=8)
+    volume_id = "chest_ct/chest_ct_1.nii.gz"
+    volume = read_volume((phantom_archive / volume_id).read_bytes(), volume_id, recipe.slices, [224], modality="CT")
+    direct, _ = unit_slices(encoder.embed(volume.pixels[224]))
+    stored = found.vectors(MODEL)[volume_id].astype(np.float32)
+    cosines = (stored * direct.astype(np.float32)).sum(axis=1)
+    assert cosines.min() > 0.999
+
+
+@pytest.mark.parametrize("index", ["hnsw", "lsh", "exact"])
+def test_each_volume_finds_itself(
+    store: Path, phantom_archive: Path, capsys: pytest.CaptureFixture[str], index: str
+) -> None:
+    volume_id = "leg_mri/leg_mri_0.nii.gz"
+    code, found = run(capsys, "search", store, phantom_archive / volume_id, "-k", "3", "--index", index, "--json")
+    assert code == 0
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    assert found["hits"][0]["volume_id"] == volume_id
+    assert found["hits"][0]["score"] > 0.99
+    assert found["hits"][0]["labels"]["organ"] == "Leg"
+    assert found["hits"][1]["volume_id"] == "leg_mri/leg_mri_1.nii.gz"
+
+
+def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
+    [report] = (store / "runs").glob("*.json")
+    content = json.loads(report.read_text())
+    assert content["outcome"] == "published"
+    assert content["stages"]["read"]["volumes"] == content["counts"]["listed"] == 12
+    assert content["stages"][f"embed {MODEL}"]["slices"] == content["stages"]["read"]["slices"] == 12 * 8
+    assert "MapBatches(EmbedStage)" in content["ray_data"]
+    assert set(content["phases_s"]) == {"list", "weights", "stream", "index", "publish"}
+
+
+def test_five_models_share_one_decode(phantom_archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [MODEL, "timm:resnet10t", "timm:mobilenetv3_small_050", "timm:lcnet_050", "timm:test_vit"]
+    options = [part for model in models for part in ("--model", model)]
+    options += [part for model in models[1:] for part in ("--weights", f"{model}=random")]
+    code, found = run(capsys, "index", phantom_archive, tmp_path / "s", *options, "--slices", "uniform:2", "--json")
+    assert code == 0
+    assert [model["name"] for model in found["models"]] == models
+    assert [model["random_weights"] for model in found["models"]] == [False, True, True, True, True]
+    assert "random weights" in found["models"][1]["weights"]
+    stages = json.loads((tmp_path / "s" / found["report"]).read_text())["stages"]
+    assert stages["read"]["volumes"] == 12
+    assert {stages[f"embed {model}"]["volumes"] for model in models} == {12}
+    assert found["slices"] == 5 * 12 * 2
+    assert verify_store(Location(tmp_path / "s")) == []
+
+
+def test_bad_files_are_quarantined_and_change_nothing_for_the_others(
+    phantom_archive: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], opened: Opened
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(phantom_archive, mixed)
+    sound = (phantom_archive / "leg_mri/leg_mri_0.nii.gz").read_bytes()
+    (mixed / "aa_empty.nii.gz").write_bytes(b"")
+    (mixed / "leg_mri" / "cut.nii.gz").write_bytes(sound[: len(sound) // 2])
+    (mixed / "text.nii").write_bytes(b"not an image at all, but some text" * 20)
+    (mixed / "._hidden.nii.gz").write_bytes(sound)
+    (mixed / "labelsTr").mkdir()
+    (mixed / "labelsTr" / "mask.nii.gz").write_bytes(sound)
+    labels = phantom_archive.parent / "labels.csv"
+    code, found = run(capsys, "index", mixed, tmp_path / "s", "--labels", labels, "--slices", "uniform:8", "--json")
+    assert code == 4
+    counts = found["counts"]
+    assert (counts["listed"], counts["embedded"], counts["quarantined"], counts["skipped"]) == (17, 12, 3, 2)
+    codes = {row["volume_id"]: row["code"] for row in found["quarantine"]}
+    assert codes == {"aa_empty.nii.gz": "empty", "leg_mri/cut.nii.gz": "truncated", "text.nii": "not_nifti"}
+    assert all(row["reason"] for row in found["quarantine"])
+    alone, together = opened(store).vectors(MODEL), opened(tmp_path / "s").vectors(MODEL)
+    assert alone.keys() == together.keys()
+    for volume_id, vectors in alone.items():  # other companions in a batch, the same vectors
+        np.testing.assert_allclose(vectors.astype(np.float32), together[volume_id].astype(np.float32), atol=2e-3)
+    assert verify_store(Location(tmp_path / "s")) == []
+
+
+def test_an_archive_of_nothing_usable_publishes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "x.nii.gz").write_bytes(b"")
+    assert main(["index", str(tmp_path / "archive"), str(tmp_path / "s"), "--quiet"]) == 3
+    assert "1 empty" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "CURRENT").exists()
+    [report] = (tmp_path / "s" / "runs").glob("*.json")
+    assert json.loads(report.read_text())["outcome"] == "refused"
+
+
+def test_a_second_run_replaces_the_snapshot_and_shares_what_is_equal(
+    phantom_archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, store = tmp_path / "a", tmp_path / "s"
+    shutil.copytree(phantom_archive / "leg_mri", archive)
+    options = ("--slices", "uniform:2", "--json")
+    _, first = run(capsys, "index", archive, store, *options)
+    files = {path.name for path in (store / "embeddings").rglob("*.parquet")}
+    _, again = run(capsys, "index", archive, store, *options)
+    assert (first["counts"]["new"], again["counts"]["new"], again["counts"]["changed"]) == (2, 0, 0)
+    assert {path.name for path in (store / "embeddings").rglob("*.parquet")} == files  # equal content, equal names
+    shutil.copy(phantom_archive / "head_mri" / "head_mri_0.nii.gz", archive / "leg_mri_1.nii.gz")
+    (archive / "leg_mri_0.nii.gz").unlink()
+    _, third = run(capsys, "index", archive, store, *options)
+    assert (third["counts"]["changed"], third["counts"]["gone"]) == (1, 1)
+    assert verify_store(Location(store)) == []
+
+
+def test_s3_gives_the_same_neighbours(
+    phantom_archive: Path, store: Path, s3: Callable[[str], str], capsys: pytest.CaptureFixture[str], opened: Opened
+) -> None:
+    archive, remote = s3("archive"), s3("store") + "/medret"
+    Location(archive).fs.put(f"{phantom_archive}/", f"{archive}/nifti/", recursive=True)
+    labels = phantom_archive.parent / "labels.csv"
+    Location(archive).fs.put(str(labels), f"{archive}/labels.csv")
+    code, _ = run(
+        capsys, "index", f"{archive}/nifti", remote, "--labels", f"{archive}/labels.csv", "--slices", "uniform:8",
+        "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert all(row["etag"] for row in opened(remote).ledger.values())
+    for volume_id in ("heart_mri/heart_mri_0.nii.gz", "abdomen_ct/abdomen_ct_1.nii.gz"):
+        for index in ("hnsw", "lsh", "exact"):
+            _, there = run(capsys, "search", remote, f"{archive}/nifti/{volume_id}", "-k", "5", "--index", index, "--json")
+            _, here = run(capsys, "search", store, phantom_archive / volume_id, "-k", "5", "--index", index, "--json")
+            assert [h["volume_id"] for h in there["hits"]] == [h["volume_id"] for h in here["hits"]]
+            assert [h["score"] for h in there["hits"]] == pytest.approx([h["score"] for h in here["hits"]], abs=2e-3)
+    assert main(["verify", remote]) == 0
+    victim = next(path for path in Location(remote).files() if "/hnsw-" in path)
+    damaged = bytearray(Location(remote).read(victim))
+    damaged[len(damaged) // 2] ^= 1
+    Location(remote).write(victim, bytes(damaged))
+    capsys.readouterr()
+    assert main(["verify", remote]) == 1
+    assert victim in capsys.readouterr().out

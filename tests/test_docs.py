@@ -1,0 +1,53 @@
+"""The documents name what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medret import schemas
+from medret.errors import QuarantineCode
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    text = read("docs/architecture.md")
+    modules = [path.relative_to(ROOT / "medret").as_posix() for path in (ROOT / "medret").rglob("*.py")]
+    missing = [module for module in modules if not module.endswith("__init__.py") and f"`{module}`" not in text]
+    assert not missing
+
+
+def test_architecture_names_no_module_that_is_gone() -> None:
+    named = [word for word in read("docs/architecture.md").split("`")[1::2] if word.endswith(".py")]
+    assert named
+    assert not [name for name in named if not (ROOT / "medret" / name).exists() and not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [schemas.SLICE_COLUMNS, schemas.VOLUME_COLUMNS, schemas.ROWS, schemas.LEDGER, schemas.FILES, schemas.QUARANTINE],
+    ids=["slices", "volumes", "rows", "ledger", "files", "quarantine"],
+)
+def test_formats_describe_every_column(fields: object) -> None:
+    text = read("docs/formats.md")
+    names = [field.name for field in fields]  # type: ignore[attr-defined]  # a list of fields or a schema of them
+    assert names
+    assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_operations_explain_every_quarantine_code() -> None:
+    text = read("docs/operations.md")
+    assert not [code for code in QuarantineCode if f"| `{code}` |" not in text]
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        targets = [part.split(")")[0].split("#")[0] for part in path.read_text(encoding="utf-8").split("](")[1:]]
+        local = [target for target in targets if target and "://" not in target]
+        assert not [target for target in local if not (path.parent / target).exists()], path.name

@@ -1,0 +1,230 @@
+"""Opening files: gzip in all its forms, lengths that lie, bombs."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import tracemalloc
+import zlib
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.volume import inflate as inflate_module
+from medret.volume.inflate import End, inflate, inflate_up_to
+from medret.volume.limits import MIB, Limits
+from medret.volume.nifti import NiftiFile, open_nifti
+
+VOXELS = np.random.default_rng(0).integers(0, 4000, (20, 24, 16)).astype(np.int16)
+
+
+def opened(data: bytes, limits: Limits | None = None) -> NiftiFile:
+    return open_nifti(data, limits or Limits())
+
+
+def refusal(data: bytes, limits: Limits | None = None) -> VolumeError:
+    with pytest.raises(VolumeError) as caught:
+        opened(data, limits)
+    return caught.value
+
+
+def gzip_member(data: bytes, *, name: bytes = b"", extra: bytes = b"", comment: bytes = b"") -> bytes:
+    """One gzip member with the optional header fields of RFC 1952."""
+    flags = (4 if extra else 0) | (8 if name else 0) | (16 if comment else 0)
+    head = struct.pack("<4BI2B", 0x1F, 0x8B, 8, flags, 0, 0, 255)
+    head += struct.pack("<H", len(extra)) + extra if extra else b""
+    head += name + b"\0" if name else b""
+    head += comment + b"\0" if comment else b""
+    deflater = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return head + deflater.compress(data) + deflater.flush() + struct.pack("<2I", zlib.crc32(data), len(data) % 2**32)
+
+
+def test_voxels_are_a_view_in_file_order(phantoms: Any) -> None:
+    file = opened(phantoms.nifti(VOXELS))
+    assert np.array_equal(file.voxels(), VOXELS)
+    assert file.voxels().flags.f_contiguous
+    assert not file.voxels().flags.owndata
+    assert file.trailing_bytes == 0
+
+
+def test_first_time_point_of_a_series(phantoms: Any) -> None:
+    series = np.stack([VOXELS, VOXELS + 1, VOXELS + 2], axis=3)
+    file = opened(phantoms.nifti(series))
+    assert np.array_equal(file.voxels(), VOXELS)
+    assert file.header.time_points == 3
+
+
+def test_suffixes_do_not_matter_because_there_are_none(phantoms: Any) -> None:
+    plain, packed = phantoms.nifti(VOXELS, compress=False), phantoms.nifti(VOXELS)
+    assert np.array_equal(opened(plain).voxels(), opened(packed).voxels())
+
+
+def test_gzip_with_name_extra_field_and_comment(phantoms: Any) -> None:
+    plain = phantoms.nifti(VOXELS, compress=False)
+    data = gzip_member(plain, name=b"case.nii", extra=b"x" * 300, comment=b"c" * 70_000)
+    assert np.array_equal(opened(data).voxels(), VOXELS)
+
+
+def test_several_gzip_members_are_one_stream(phantoms: Any) -> None:
+    plain = phantoms.nifti(VOXELS, compress=False)
+    parts = [plain[start : start + 700] for start in range(0, len(plain), 700)]
+    assert np.array_equal(opened(b"".join(map(gzip.compress, parts))).voxels(), VOXELS)
+    tiny = [plain[start : start + 100] for start in range(0, 1000, 100)] + [plain[1000:]]
+    assert np.array_equal(opened(b"".join(map(gzip.compress, tiny))).voxels(), VOXELS)
+
+
+@pytest.mark.parametrize("padding", [b"\0" * 10, b"\0" * 5000, b"garbage", b"x"])
+def test_bytes_after_the_gzip_stream_are_ignored(phantoms: Any, padding: bytes) -> None:
+    assert np.array_equal(opened(phantoms.nifti(VOXELS) + padding).voxels(), VOXELS)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_padding_after_the_voxels_is_tolerated_and_counted(phantoms: Any, compress: bool) -> None:
+    plain = phantoms.nifti(VOXELS, compress=False) + b"\0" * 160
+    file = opened(gzip.compress(plain) if compress else plain)
+    assert file.trailing_bytes == 160
+    assert np.array_equal(file.voxels(), VOXELS)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_header_that_declares_less_than_there_is(phantoms: Any, compress: bool) -> None:
+    lie = {42: struct.pack("<3h", 10, 24, 16)}
+    error = refusal(phantoms.nifti(VOXELS, patch=lie, compress=compress))
+    assert error.code == QuarantineCode.HEADER_INVALID
+    assert "declares 8032" in error.reason
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_header_that_declares_more_than_there_is(phantoms: Any, compress: bool) -> None:
+    lie = {42: struct.pack("<3h", 20, 24, 17)}
+    assert refusal(phantoms.nifti(VOXELS, patch=lie, compress=compress)).code == QuarantineCode.TRUNCATED
+
+
+def test_every_cut_of_a_plain_file_is_told(phantoms: Any) -> None:
+    plain = phantoms.nifti(VOXELS, compress=False)
+    codes = {cut: refusal(plain[:cut]).code for cut in (0, 1, 3, 4, 200, 347, 348, 351, 352, 353, len(plain) - 1)}
+    assert codes.pop(0) == QuarantineCode.EMPTY
+    assert codes.pop(1) == codes.pop(3) == QuarantineCode.NOT_NIFTI
+    assert set(codes.values()) == {QuarantineCode.TRUNCATED}
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=60, deadline=None)
+def test_every_cut_of_a_gzip_file_is_told(phantoms: Any, share: float) -> None:
+    data = phantoms.nifti(VOXELS)
+    cut = 2 + int(share * (len(data) - 2))
+    assert refusal(data[:cut]).code == QuarantineCode.TRUNCATED
+
+
+@given(share=st.floats(0.02, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_flipped_bit_in_the_stream_is_noticed(phantoms: Any, share: float, bit: int) -> None:
+    data = bytearray(phantoms.nifti(VOXELS))
+    place = int(share * len(data))
+    data[place] ^= 1 << bit
+    codes = {
+        QuarantineCode.GZIP_CORRUPT,
+        QuarantineCode.TRUNCATED,
+        QuarantineCode.HEADER_INVALID,
+        QuarantineCode.TOO_LARGE,
+    }
+    assert refusal(bytes(data)).code in codes
+
+
+def test_wrong_length_in_the_trailer_is_corrupt(phantoms: Any) -> None:
+    data = phantoms.nifti(VOXELS)
+    for length in (0, 5, 2**32 - 1):
+        assert refusal(data[:-4] + struct.pack("<I", length)).code == QuarantineCode.GZIP_CORRUPT
+
+
+def test_wrong_checksum_is_corrupt(phantoms: Any) -> None:
+    data = bytearray(phantoms.nifti(VOXELS))
+    data[-6] ^= 1
+    assert refusal(bytes(data)).code == QuarantineCode.GZIP_CORRUPT
+
+
+def test_gzip_of_something_else() -> None:
+    assert refusal(gzip.compress(b"")).code == QuarantineCode.EMPTY
+    assert refusal(gzip.compress(b"tiny")).code == QuarantineCode.NOT_NIFTI
+    assert refusal(gzip.compress(bytes(range(256)) * 9)).code == QuarantineCode.NOT_NIFTI
+    twice = refusal(gzip.compress(gzip.compress(b"x" * 1000)))
+    assert (twice.code, "gzip within gzip" in twice.reason) == (QuarantineCode.NOT_NIFTI, True)
+    assert "JPEG" in refusal(b"\xff\xd8\xff\xe0" + b"\0" * 400).reason
+    assert "DICOM" in refusal(b"\0" * 128 + b"DICM" + b"\0" * 400).reason
+
+
+def test_a_bomb_behind_a_small_header_is_followed_only_so_far(phantoms: Any) -> None:
+    bomb = gzip.compress(phantoms.nifti(VOXELS, compress=False) + b"\0" * (200 * MIB), 9)
+    tracemalloc.start()
+    error = refusal(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.code == QuarantineCode.TOO_LARGE
+    assert peak < 80 * MIB
+
+
+def test_a_bomb_with_an_honest_header_is_refused_before_memory_is_taken(phantoms: Any) -> None:
+    head = phantoms.nifti(VOXELS, compress=False, patch={42: struct.pack("<3h", 512, 512, 256)})[:352]
+    data = gzip.compress(head + b"\0" * (512 * 512 * 256 * 2), 9)
+    tracemalloc.start()
+    error = refusal(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (error.code, "times" in error.reason) == (QuarantineCode.TOO_LARGE, True)
+    assert peak < MIB
+    assert opened(data, Limits(max_ratio=1100)).header.shape == (512, 512, 256)
+
+
+def test_more_than_the_stream_can_hold_is_refused_before_memory_is_taken(phantoms: Any) -> None:
+    lie = {42: struct.pack("<3h", 1000, 1000, 1000)}
+    error = refusal(phantoms.nifti(VOXELS, patch=lie))
+    assert (error.code, "at most" in error.reason) == (QuarantineCode.TRUNCATED, True)
+
+
+def test_size_limit_is_on_all_time_points(phantoms: Any) -> None:
+    series = phantoms.nifti(np.stack([VOXELS] * 4, axis=3))
+    assert refusal(series, Limits(max_voxels_bytes=2 * VOXELS.nbytes)).code == QuarantineCode.TOO_LARGE
+    assert opened(series, Limits(max_voxels_bytes=4 * VOXELS.nbytes)).header.time_points == 4
+
+
+def with_extension(phantoms: Any, size: int, room: int, flag: bytes = b"\1\0\0\0") -> bytes:
+    plain = phantoms.nifti(VOXELS, compress=False, patch={108: phantoms.f32(352 + room), 348: flag})
+    extension = (struct.pack("<2i", size, 4) + b"e" * 10_000)[:room]
+    return bytes(plain[:352] + extension + plain[352:])
+
+
+def test_extensions_are_stepped_over(phantoms: Any) -> None:
+    assert np.array_equal(opened(with_extension(phantoms, 32, 32)).voxels(), VOXELS)
+    assert np.array_equal(opened(with_extension(phantoms, 10**9, 64, flag=b"\0\0\0\0")).voxels(), VOXELS)
+
+
+@pytest.mark.parametrize("size", [-16, 4, 48, 2**31 - 1])
+def test_an_extension_that_claims_the_voxels_is_refused(phantoms: Any, size: int) -> None:
+    error = refusal(with_extension(phantoms, size, 32))
+    assert (error.code, "extension" in error.reason) == (QuarantineCode.HEADER_INVALID, True)
+
+
+@given(data=st.binary(min_size=1, max_size=5000), sizes=st.lists(st.integers(1, 900), max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_stepwise_inflating_is_exact_up_to_any_bound(data: bytes, sizes: list[int]) -> None:
+    cuts = [0, *np.cumsum(sizes).tolist()]
+    packed = b"".join(gzip.compress(data[a:b]) for a, b in zip(cuts, [*cuts[1:], len(data)], strict=True))
+    patched = pytest.MonkeyPatch()
+    with patched.context() as patch:
+        patch.setattr(inflate_module, "_PIECE_BYTES", 13)
+        for bound in (1, 100, len(data), len(data) + 1):
+            content, end = inflate_up_to(packed, bound)
+            assert content == data[:bound]
+            assert end is (End.BOUND if bound <= len(data) else End.DONE)
+
+
+@given(st.binary(max_size=3000))
+@settings(max_examples=100, deadline=None)
+def test_inflate_returns_or_raises_a_volume_error(junk: bytes) -> None:
+    with suppress(VolumeError):
+        inflate(b"\x1f\x8b" + junk, 1000, 10)

@@ -1,0 +1,168 @@
+"""Geometry: affines, the way to RAS+, and 48 storage orders of one anatomy."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from nibabel.eulerangles import euler2mat
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.recipe import PLANES, SliceRecipe
+from medret.volume import read_volume
+from medret.volume.header import parse_header
+from medret.volume.limits import Limits
+from medret.volume.orientation import Geometry, closest_canonical, geometry_of
+
+CODES = ["".join(code) for axes in itertools.permutations(["RL", "AP", "SI"]) for code in itertools.product(*axes)]
+ANGLE = st.floats(-3.2, 3.2)
+OBLIQUE = np.array([[0.9, 0.12, -0.1, -12], [-0.1, 1.15, 0.2, -30], [0.05, -0.18, 2.4, 7], [0, 0, 0, 1.0]])
+
+
+def geometry(data: bytes) -> Geometry:
+    return geometry_of(parse_header(data[:544], Limits()))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_storage_order_changes_nothing(phantoms: Any, mr: NDArray[np.uint16], code: str) -> None:
+    recipe = SliceRecipe(planes=PLANES, slices="uniform:5")
+    expected = read_volume(phantoms.nifti(mr, OBLIQUE), "v", recipe, [64])
+    stored, affine = phantoms.stored_as(mr, OBLIQUE, code)
+    found = read_volume(phantoms.nifti(stored, affine), "v", recipe, [64])
+    assert found.facts.orientation == code
+    assert np.array_equal(found.pixels[64], expected.pixels[64])
+    assert [(ref.plane, ref.position, ref.relative) for ref in found.slices] == [
+        (ref.plane, ref.position, ref.relative) for ref in expected.slices
+    ]
+    assert np.allclose(
+        [ref.position_mm for ref in found.slices], [ref.position_mm for ref in expected.slices], atol=1e-3
+    )
+
+
+@given(ANGLE, ANGLE, ANGLE, st.tuples(*[st.floats(0.3, 6)] * 3), st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+@settings(max_examples=200, deadline=None)
+def test_closest_canonical_agrees_with_nibabel(
+    x: float, y: float, z: float, spacing: tuple[float, float, float], signs: tuple[float, float, float]
+) -> None:
+    rotation = euler2mat(z, y, x)
+    cosines = np.sort(np.abs(rotation), axis=0)
+    assume(np.all(cosines[2] - cosines[1] > 0.05))  # near 45 degrees either answer is right
+    best = np.argmax(np.abs(rotation), axis=0)
+    assume(len(set(best)) == 3)
+    matrix = rotation * np.array(spacing) * np.array(signs)
+    axes, flips = closest_canonical(matrix)
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    theirs = io_orientation(affine)
+    assert [int(theirs[axes[axis], 0]) for axis in range(3)] == [0, 1, 2]
+    assert [theirs[axes[axis], 1] == -1 for axis in range(3)] == list(flips)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR", "ASL"])
+def test_voxels_and_affine_agree_with_nibabel(phantoms: Any, mr: NDArray[np.uint16], code: str) -> None:
+    stored, affine = phantoms.stored_as(mr, OBLIQUE, code)
+    data = phantoms.nifti(stored, affine, compress=False)
+    theirs = nib.as_closest_canonical(nib.Nifti1Image.from_stream(io.BytesIO(data)))
+    ours = geometry(data)
+    assert np.allclose(ours.affine_ras, theirs.affine, atol=1e-4)
+    assert np.array_equal(ours.to_ras(stored), np.asanyarray(theirs.dataobj))
+    assert not ours.to_ras(stored).flags.owndata
+    assert np.allclose(ours.spacing_mm, theirs.header.get_zooms())
+    assert ours.source == "sform"
+
+
+@given(ANGLE, ANGLE, ANGLE, st.sampled_from([-1.0, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_qform_agrees_with_nibabel(phantoms: Any, x: float, y: float, z: float, handedness: float) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = euler2mat(z, y, x) * np.array([0.7, 1.1, 3.0 * handedness])
+    affine[:3, 3] = [-50, 20, 4]
+    data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), affine, codes=(1, 0), compress=False)
+    theirs = nib.as_closest_canonical(nib.Nifti1Image.from_stream(io.BytesIO(data)))
+    ours = geometry(data)
+    assert ours.source == "qform"
+    cosines = np.sort(np.abs(affine[:3, :3] / [0.7, 1.1, 3.0]), axis=0)
+    assume(np.all(cosines[2] - cosines[1] > 0.05) and len(set(np.argmax(np.abs(affine[:3, :3]), axis=0))) == 3)
+    assert np.allclose(ours.affine_ras, theirs.affine, atol=1e-3)
+
+
+def test_sform_counts_before_qform(phantoms: Any) -> None:
+    flipped = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), np.diag([-2.0, 1, 1, 1]), codes=(1, 1), compress=False)
+    only_q = bytearray(flipped)
+    only_q[254:256] = struct.pack("<h", 0)
+    assert geometry(flipped).source == "sform"
+    assert geometry(bytes(only_q)).source == "qform"
+    assert geometry(flipped).orientation == geometry(bytes(only_q)).orientation == "LAS"
+
+
+def test_no_affine_is_assumed_to_be_ras(phantoms: Any) -> None:
+    data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), spacing=(0.5, 2, 3), codes=(0, 0), compress=False)
+    found = geometry(data)
+    assert (found.source, found.orientation, found.spacing_assumed) == ("assumed", "RAS", False)
+    assert np.allclose(found.spacing_mm, (0.5, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0, 1, 1), (float("nan"), 1, 1), (float("inf"), 1, 1), (1, 1, 1e20), (1e-20, 1, 1)]
+)
+def test_without_affine_and_spacing_voxels_are_cubes_of_1_mm(phantoms: Any, spacing: tuple[float, ...]) -> None:
+    patch = {80: struct.pack("<3f", *spacing)}
+    found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(0, 0), compress=False, patch=patch))
+    assert list(found.spacing_mm) == [1, 1, 1]
+    assert found.spacing_assumed
+
+
+def test_negative_spacing_counts_as_its_size(phantoms: Any) -> None:
+    patch = {80: struct.pack("<3f", -2, -1, -3)}
+    for codes in ((0, 0), (1, 0)):
+        found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=codes, compress=False, patch=patch))
+        assert np.allclose(found.spacing_mm, (2, 1, 3))
+        assert found.orientation == "RAS"
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "srow",
+    [
+        [0.0] * 12,
+        [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0],
+        [1, 2, 0, 0, 2, 4, 0, 0, 0, 0, 1, 0],
+        [NAN, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0],
+        [1, 0, 0, INF, 0, 1, 0, 0, 0, 0, 1, 0],
+        [1e30, 0, 0, 0, 0, 1e30, 0, 0, 0, 0, 1e30, 0],
+        [1e-30, 0, 0, 0, 0, 1e-30, 0, 0, 0, 0, 1e-30, 0],
+        [1, 0, 0, 1e9, 0, 1, 0, 0, 0, 0, 1, 0],
+    ],
+)
+def test_affines_that_are_none(phantoms: Any, srow: list[float]) -> None:
+    patch = {280: struct.pack("<12f", *srow)}
+    with pytest.raises(VolumeError) as caught:
+        geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), compress=False, patch=patch))
+    assert caught.value.code == QuarantineCode.AFFINE_INVALID
+    assert "sform" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "patch", [{256: struct.pack("<f", NAN)}, {268: struct.pack("<f", INF)}, {80: struct.pack("<f", 0)}]
+)
+def test_qforms_that_are_none(phantoms: Any, patch: dict[int, bytes]) -> None:
+    with pytest.raises(VolumeError) as caught:
+        geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(1, 0), compress=False, patch=patch))
+    assert caught.value.code == QuarantineCode.AFFINE_INVALID
+
+
+def test_thick_slices_are_no_singular_affine(phantoms: Any) -> None:
+    data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), spacing=(0.05, 0.05, 40), compress=False)
+    assert np.allclose(geometry(data).spacing_mm, (0.05, 0.05, 40))

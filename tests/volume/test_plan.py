@@ -1,0 +1,85 @@
+"""Slice plans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medret.errors import UsageError
+from medret.volume import parse_slice_plan
+
+COUNTS = st.integers(1, 200)
+LENGTHS = st.integers(0, 400)
+
+
+def test_all_takes_every_slice() -> None:
+    assert parse_slice_plan("all").indices(5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_every_takes_each_nth_slice() -> None:
+    assert parse_slice_plan("every:3").indices(10).tolist() == [0, 3, 6, 9]
+    assert parse_slice_plan("every:4").indices(11).tolist() == [1, 5, 9]
+
+
+def test_uniform_takes_the_middles_of_equal_parts() -> None:
+    assert parse_slice_plan("uniform:4").indices(16).tolist() == [2, 6, 9, 13]
+    assert parse_slice_plan("uniform:1").indices(9).tolist() == [4]
+    assert parse_slice_plan("uniform:3").indices(9).tolist() == [1, 4, 7]
+
+
+@given(st.sampled_from(["every", "uniform", "random"]), COUNTS, LENGTHS, st.text(max_size=5), st.integers(0, 99))
+def test_indices_are_ascending_distinct_and_inside(kind: str, count: int, length: int, key: str, seed: int) -> None:
+    chosen = parse_slice_plan(f"{kind}:{count}").indices(length, key, seed)
+    assert chosen.dtype == np.int64
+    assert np.all(np.diff(chosen) > 0)
+    assert not chosen.size or (chosen[0] >= 0 and chosen[-1] < length)
+    if kind != "every":
+        assert len(chosen) == min(count, length)
+    elif length:
+        assert abs(len(chosen) - length / count) < 1
+
+
+@given(COUNTS, LENGTHS)
+def test_uniform_is_its_own_mirror_image(count: int, length: int) -> None:
+    chosen = parse_slice_plan(f"uniform:{count}").indices(length)
+    mirrored = length - 1 - chosen[::-1]
+    if count % 2 == 1 and length % 2 == 0 and count < length:  # an even number of slices has no middle one
+        middle = count // 2
+        chosen, mirrored = np.delete(chosen, middle), np.delete(mirrored, middle)
+    assert chosen.tolist() == mirrored.tolist()
+
+
+@given(COUNTS, st.integers(1, 400))
+def test_every_leaves_equal_margins(count: int, length: int) -> None:
+    chosen = parse_slice_plan(f"every:{count}").indices(length)
+    assert 0 <= (length - 1 - chosen[-1]) - chosen[0] <= 1
+
+
+def test_random_depends_on_key_and_seed_alone() -> None:
+    plan = parse_slice_plan("random:5")
+    first = plan.indices(60, "a", 0).tolist()
+    assert first == plan.indices(60, "a", 0).tolist()
+    others = [plan.indices(60, "b", 0).tolist(), plan.indices(60, "a", 1).tolist()]
+    assert first not in others
+    assert set(first) <= set(parse_slice_plan("random:9").indices(60, "a", 0).tolist())
+
+
+def test_random_is_the_same_on_every_machine() -> None:
+    assert parse_slice_plan("random:4").indices(100, "case\0axial", 7).tolist() == [19, 26, 72, 79]
+
+
+def test_random_reaches_every_slice_about_equally() -> None:
+    plan = parse_slice_plan("random:5")
+    hits = np.bincount(np.concatenate([plan.indices(20, str(key)) for key in range(800)]), minlength=20)
+    assert hits.min() > 140
+    assert hits.max() < 260
+
+
+@pytest.mark.parametrize(
+    "text", ["", "every", "every:0", "every:-1", "uniform:1.5", "random:x", "some:3", "all:1", "uniform:16 "]
+)
+def test_anything_else_is_refused_with_the_allowed_forms(text: str) -> None:
+    with pytest.raises(UsageError, match=r"all, every:N, uniform:N, random:N"):
+        parse_slice_plan(text)

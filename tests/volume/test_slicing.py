@@ -1,0 +1,156 @@
+"""Foreground boxes, planes, squares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from medret.volume.foreground import Box, foreground_box, threshold, whole
+from medret.volume.header import parse_header
+from medret.volume.limits import Limits
+from medret.volume.sample import Sample, take_sample
+from medret.volume.slicing import draw_squares, fitted_size, planes_of
+
+
+@pytest.fixture(scope="module")
+def sampled(phantoms: Any) -> Any:
+    header = parse_header(phantoms.nifti(np.zeros((9, 9, 9), np.int16), compress=False)[:544], Limits())
+
+    def sample(values: NDArray[Any]) -> Sample:
+        return take_sample(values, header)
+
+    return sample
+
+
+def box_of(sample: Sample, shape: tuple[int, ...], *, hounsfield: bool = False) -> Box:
+    return foreground_box(sample, threshold(sample, hounsfield=hounsfield), shape)
+
+
+def block(shape: tuple[int, int, int], first: tuple[int, int, int], last: tuple[int, int, int]) -> NDArray[np.float64]:
+    values = np.random.default_rng(0).normal(5, 2, shape)
+    values[Box(first, last).slices] += 100
+    return values
+
+
+@given(st.integers(0, 2), st.integers(10, 60), st.integers(20, 60))
+@settings(max_examples=40, deadline=None)
+def test_the_box_holds_the_body_with_a_small_margin(sampled: Any, axis: int, start: int, length: int) -> None:
+    shape, first, last = [150, 150, 150], [20, 20, 20], [130, 130, 130]
+    first[axis], last[axis] = start, start + length
+    values = block((150, 150, 150), (first[0], first[1], first[2]), (last[0], last[1], last[2]))
+    sample = sampled(values)
+    found = box_of(sample, tuple(shape))
+    for a in range(3):
+        assert found.first[a] <= first[a] <= found.first[a] + 4 * sample.steps[a]
+        assert found.last[a] - 4 * sample.steps[a] <= last[a] <= found.last[a]
+
+
+def test_single_bright_voxels_do_not_widen_the_box(sampled: Any) -> None:
+    values = block((80, 80, 80), (30, 30, 30), (60, 60, 60))
+    calm = box_of(sampled(values), values.shape)
+    values[2, 2, 2] = values[77, 40, 3] = values[0, 79, 79] = 1e6
+    values[10, 10:13, 70] = 500
+    assert box_of(sampled(values), values.shape) == calm
+
+
+def test_a_table_under_the_patient_is_left_out(sampled: Any) -> None:
+    values = np.full((96, 96, 40), -1000.0)
+    values[20:76, 40:90] = 40
+    values[15:80, 6:8] = 300
+    found = box_of(sampled(values), values.shape, hounsfield=True)
+    assert 30 <= found.first[1] <= 40
+    assert found.last[1] >= 90
+
+
+def test_two_legs_are_both_kept(sampled: Any) -> None:
+    values = np.full((96, 60, 60), -1000.0)
+    values[6:36, 15:45] = 40
+    values[60:90, 15:45] = 40
+    found = box_of(sampled(values), values.shape, hounsfield=True)
+    assert found.first[0] <= 6
+    assert found.last[0] >= 90
+
+
+def test_without_a_body_the_whole_field_of_view_is_kept(sampled: Any) -> None:
+    noise = np.random.default_rng(3).normal(0, 1, (40, 40, 40))
+    assert box_of(sampled(noise), noise.shape) == whole(noise.shape)
+    air = np.full((40, 40, 40), -1000.0)
+    assert box_of(sampled(air), air.shape, hounsfield=True) == whole(air.shape)
+    speck = np.zeros((40, 40, 40))
+    speck[20, 20, 20] = 1
+    assert box_of(sampled(speck), speck.shape) == whole(speck.shape)
+
+
+def test_nan_is_background(sampled: Any) -> None:
+    values = block((60, 60, 60), (20, 20, 20), (50, 50, 50))
+    calm = box_of(sampled(values), values.shape)
+    values[:6, :, :] = np.nan
+    values[:, :6, :] = np.inf
+    assert box_of(sampled(values), values.shape) == calm
+
+
+def test_tumours_do_not_make_background_of_the_body(sampled: Any) -> None:
+    values = np.random.default_rng(0).uniform(0, 0.02, (60, 60, 60))
+    values[15:45, 10:50, 5:55] += 0.5
+    values[25:35, 25:35, 25:40] = 20
+    found = box_of(sampled(values), values.shape)
+    assert all(first <= edge for first, edge in zip(found.first, (15, 10, 5), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted", "found"),
+    [
+        ((40, 40, 20), ("axial", "sagittal"), ("axial", "sagittal")),
+        ((40, 40, 1), ("axial", "coronal"), ("axial",)),
+        ((40, 40, 1), ("coronal",), ("axial",)),
+        ((1, 40, 40), ("axial",), ("sagittal",)),
+        ((40, 1, 40), ("axial", "sagittal"), ("coronal",)),
+    ],
+)
+def test_a_single_slice_is_seen_in_its_own_plane(
+    shape: tuple[int, ...], wanted: tuple[str, ...], found: tuple[str, ...]
+) -> None:
+    assert planes_of(shape, wanted) == found
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.01, 1e4), st.integers(1, 500))
+def test_the_longer_side_fits(width_mm: float, height_mm: float, side: int) -> None:
+    width, height = fitted_size(width_mm, height_mm, side)
+    assert max(width, height) == side
+    assert min(width, height) >= 1
+    assert abs(width * height_mm - height * width_mm) <= max(width_mm, height_mm) or min(width, height) == 1
+
+
+def square(image: NDArray[np.uint8], spacing: tuple[float, float], side: int) -> NDArray[np.uint8]:
+    onto: NDArray[np.uint8] = np.zeros((1, side, side), np.uint8)
+    draw_squares([image], spacing, onto)
+    return onto.reshape(side, side)
+
+
+def test_physical_aspect_is_kept_and_the_rest_is_black() -> None:
+    image = np.full((20, 40), 200, np.uint8)
+    found = square(image, (1.0, 1.0), 64)  # twice as wide as high
+    assert np.all(found[16:48] == 200)
+    assert not found[:16].any()
+    assert not found[48:].any()
+    assert np.all(square(image, (1.0, 2.0), 64) == 200)  # rows twice as far apart: a square
+    tall = square(image, (1.0, 4.0), 64)
+    assert np.all(tall[:, 16:48] == 200)
+    assert not tall[:, :16].any()
+
+
+@pytest.mark.parametrize("side", [1, 7, 224])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (500, 3), (33, 47)])
+def test_any_shape_fits_any_side(shape: tuple[int, int], side: int) -> None:
+    assert square(np.full(shape, 9, np.uint8), (0.3, 5.0), side).max() == 9
+
+
+def test_shrinking_does_not_alias() -> None:
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
+    small = square(stripes, (1.0, 1.0), 64)
+    assert np.abs(small[:, 4:-4].astype(int) - 128).max() < 12
