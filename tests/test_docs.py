@@ -8,6 +8,7 @@ import pytest
 
 from medret import schemas
 from medret.errors import QuarantineCode
+from medret.index.rows import ROW_FILE
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ def test_architecture_names_no_module_that_is_gone() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [schemas.SLICE_COLUMNS, schemas.VOLUME_COLUMNS, schemas.ROWS, schemas.LEDGER, schemas.FILES, schemas.QUARANTINE],
+    [schemas.SLICE_COLUMNS, schemas.VOLUME_COLUMNS, ROW_FILE, schemas.LEDGER, schemas.FILES, schemas.QUARANTINE],
     ids=["slices", "volumes", "rows", "ledger", "files", "quarantine"],
 )
 def test_formats_describe_every_column(fields: object) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from medret.errors import WeightsError
 from medret.models.loaders import load_model
+from medret.models.precision import Autocast, in_bf16, is_convolutional
 from medret.models.spec import ModelSpec
 from medret.models.staging import Weights
 from medret.recipe import Precision
@@ -17,7 +18,7 @@ class Encoder:
     """A model on a device, with one static batch shape: every forward pass sees `batch_size` slices.
 
     A shape that never changes keeps a slice's vector the same wherever it stands and whatever stands beside it, and
-    suits compiled kernels. bf16 casts the weights; means, statistics and softmax are accumulated in float32 by torch.
+    suits compiled kernels.
     """
 
     def __init__(
@@ -40,14 +41,14 @@ class Encoder:
             torch.set_num_threads(threads)
         self.spec, self.batch_size = spec, batch_size
         self._device = torch.device(device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = load_model(spec, weights)
         # convolutions are faster over channels-last data, on the CPU and on tensor cores
-        convolutional = any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules())
-        self._layout = torch.channels_last if convolutional else torch.contiguous_format
-        self._model = model.to(device=self._device, dtype=dtype).to(memory_format=self._layout)
-        # DreamSim normalises by itself, branch by branch, and rounds after that
-        self._input_dtype = torch.float32 if spec.family == "dreamsim" else dtype
+        self._layout = torch.channels_last if is_convolutional(model) else torch.contiguous_format
+        model = model.to(self._device).to(memory_format=self._layout)
+        self._model = in_bf16(model) if precision == "bf16" else model
+        # what takes float32 rounds later: under autocast layer by layer, in DreamSim after each branch's normalisation
+        takes_float32 = isinstance(self._model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
+        self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
         mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
         self._gain, self._offset = 1 / (255 * std), -mean / std

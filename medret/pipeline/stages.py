@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from medret.embeddings import Aggregation, EmbeddedVolume, slice_table, unit_slices, volume_table
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import QuarantineCode, VolumeError
-from medret.models import Encoder, ModelSpec, Weights, stage_weights
+from medret.models import Encoder, ModelSpec, Weights, stage_weights, staged_weights
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import NAME_DIGITS, Location, WrittenFile
@@ -152,7 +152,7 @@ class EmbedStage:
         self,
         spec: ModelSpec,
         weights: Weights,
-        contents: Mapping[str, Any],  # role -> object reference of the file's bytes, fetched once a node
+        contents: Mapping[str, Any],  # role -> object reference of the file's bytes, fetched where it is not staged yet
         recipe: Recipe,
         *,
         device: str,
@@ -161,7 +161,7 @@ class EmbedStage:
         drop_pixels: bool,
         counter: Any,
     ) -> None:
-        staged = stage_weights(weights, lambda role: ray.get(contents[role]))
+        staged = staged_weights(weights) or stage_weights(weights, {role: ray.get(ref) for role, ref in contents.items()})
         self._encoder = Encoder(
             spec, staged, device=device, precision=recipe.model.precision, batch_size=batch_size, threads=threads
         )

@@ -11,7 +11,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from medret.embeddings import Aggregation
-from medret.models import ModelSpec, Weights
+from medret.models import ModelSpec, Weights, read_contents
 from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.stages import EmbedStage, ReadStage, WriteStage, from_ipc
 from medret.recipe import Recipe, SliceRecipe
@@ -20,6 +20,7 @@ from medret.storage import Location
 from medret.volume import Limits
 
 READ_VOLUMES = 4  # volumes a read task: enough to hide its start, few enough to spread a small archive
+READ_MEMORY_BYTES = 256 * 2**20  # of a read task, as Ray schedules it: a common volume decoded, and its slices
 EMBED_VOLUMES = 8  # volumes an actor call: their slices fill batches together, so few are padded
 IN_FLIGHT = 3  # calls queued at an actor: transfers overlap with computing
 
@@ -72,7 +73,9 @@ def _build(
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=pools.read_cpus,
-        ray_remote_args_fn=dict,  # keeps Ray from fusing reading into the first pool, where it would wait for the model
+        # A share of memory that actors do not ask for also keeps Ray from fusing reading into the first pool, where it
+        # would wait for the model.
+        memory=READ_MEMORY_BYTES,
     )
     for place, job in enumerate(jobs):
         side = job.recipe.model.side_px
@@ -103,4 +106,4 @@ def _build(
 
 def _shared(weights: Weights) -> dict[str, ray.ObjectRef[bytes]]:
     """Each weight file in the object store, for nodes that do not have it."""
-    return {role: ray.put(path.read_bytes()) for role, path in weights.files.items()}
+    return {role: ray.put(data) for role, data in read_contents(weights).items()}

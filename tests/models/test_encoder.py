@@ -46,19 +46,18 @@ def test_batch_size_does_not_matter(name: str, precision: Any, slices: Any, cosi
     assert cosines(one, seven).min() > (0.99999 if precision == "fp32" else 0.9999)
 
 
-def test_every_forward_pass_has_the_same_shape(default: Encoder, slices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_forward_pass_has_the_same_shape(default: Encoder, slices: Any) -> None:
     shapes = []
-    forward = default._model.forward
-    monkeypatch.setattr(default._model, "forward", lambda images: (shapes.append(images.shape), forward(images))[1])
+    default._model.register_forward_pre_hook(lambda model, images: shapes.append(images[0].shape))
     default.embed(slices(6, 224))
     assert shapes == [(4, 3, 224, 224)] * 2
 
 
-def test_what_the_model_is_fed(slices: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_model_is_fed(slices: Any, pixels: Any) -> None:
     spec = model_spec("resnet50")
     encoder = Encoder(spec, resolve_weights(spec, "random"), batch_size=2)
     fed = []
-    monkeypatch.setattr(encoder, "_model", lambda images: (fed.append(images), torch.zeros(2, 2048))[1])
+    encoder._model.register_forward_pre_hook(lambda model, images: fed.append(images[0]))
     images = slices(2, 224)
     encoder.embed(images)
     torch.testing.assert_close(fed[0], pixels(images, spec.mean, spec.std), rtol=1e-5, atol=1e-6)
@@ -115,7 +114,7 @@ PRECISIONS: tuple[Any, Any] = ("fp32", "bf16")
 
 
 def test_bf16_keeps_real_vectors_of_real_slices(shared_data: Path, cosines: Any) -> None:
-    found = bf16_cosines(DEFAULT_MODEL, None, middle_slices(shared_data / "volumes", 12), cosines)
+    found = bf16_cosines(DEFAULT_MODEL, None, middle_slices(shared_data / "volumes", 16), cosines)
     assert found.mean() > 0.999
 
 

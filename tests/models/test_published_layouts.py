@@ -16,10 +16,8 @@ from medret.models import Encoder, Weights, model_spec, resolve_weights
 from medret.models.filling import build
 from medret.models.spec import HALF, IMAGENET_MEAN, IMAGENET_STD
 
-SAME = {"rtol": 1e-3, "atol": 1e-4}
 
-
-def make(reference: Callable[[], nn.Module]) -> nn.Module:
+def make(reference: Callable[[], nn.Module]) -> Any:
     """A reference without its own initialisation where that can be left out: `randomise` follows."""
     return build(Weights("reference", "", ""), reference)
 
@@ -30,7 +28,7 @@ def agree(found: Any, expected: Tensor, cosines: Callable[..., Any], least: floa
     # the vectors of two images must differ by far more, or agreement would say nothing
     assert np.abs(found[0] - found[1]).max() > 50 * np.abs(found - expected.numpy()).max()
     assert cosines(found, expected.numpy()).min() > least
-    np.testing.assert_allclose(found, expected.numpy(), **SAME)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_dinov1_equals_the_dino_vit(embed: Any, slices: Any, pixels: Any, randomise: Any, cosines: Any) -> None:
@@ -89,16 +87,15 @@ def test_dinov2_equals_timm_at_224(
 
 def test_dinov2_equals_transformers(embed: Any, slices: Any, pixels: Any, randomise: Any, cosines: Any) -> None:
     """Reference: transformers' Dinov2Model, with positions resampled beforehand as timm does (antialiased)."""
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
     from transformers import Dinov2Config, Dinov2Model
 
     native = make(lambda: timm.create_model("vit_small_patch14_dinov2", num_classes=0))
     state = published_dinov2(randomise(native))
     config = Dinov2Config(hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=224, patch_size=14)
     resampled = {**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], [16, 16])}
-    reference, found = Dinov2Model.from_pretrained(
-        None, config=config, state_dict=to_transformers(resampled), output_loading_info=True
-    )
+    load: Any = Dinov2Model.from_pretrained
+    reference, found = load(None, config=config, state_dict=to_transformers(resampled), output_loading_info=True)
     assert not any(found.values())
     reference.eval()
     images = slices(2, 224)

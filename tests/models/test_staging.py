@@ -47,7 +47,7 @@ def test_staging_writes_once_and_reuses(two_parts: Any, tmp_path: Path) -> None:
 
 def test_staging_takes_views_of_shared_memory(two_parts: Any, tmp_path: Path) -> None:
     weights, contents = two_parts
-    views = {role: memoryview(np.frombuffer(data, np.uint8)) for role, data in contents.items()}
+    views = {role: np.frombuffer(data, np.uint8).data for role, data in contents.items()}
     assert stage_weights(weights, views, tmp_path).sha256 == weights.sha256
 
 
@@ -75,9 +75,10 @@ def test_staging_refuses_other_bytes(two_parts: Any, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_named(two_parts: Any, tmp_path: Path) -> None:
+    weights, contents = two_parts
     (tmp_path / "weights").write_bytes(b"a file where a folder should be")
     with pytest.raises(WeightsError, match="set MEDRET_CACHE"):
-        stage_weights(*two_parts, tmp_path)
+        stage_weights(weights, contents, tmp_path)
 
 
 def test_random_weights_need_no_staging(tmp_path: Path) -> None:
