@@ -10,7 +10,8 @@ from medret.cli.shared import add_command, parse_weights, positive_float, positi
 from medret.errors import UsageError
 
 if TYPE_CHECKING:
-    from medret.pipeline import IndexOutcome, IndexRequest
+    from medret.pipeline.request import IndexRequest
+    from medret.pipeline.run import IndexOutcome
 
 DESCRIPTION = """\
 Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate them to volume
@@ -87,7 +88,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.cli.tables import print_index_summary
-    from medret.pipeline import run_index
+    from medret.pipeline.run import run_index
     from medret.pipeline.progress import Reporter
 
     outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))

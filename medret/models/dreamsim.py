@@ -121,9 +121,10 @@ def load_dreamsim(spec: ModelSpec, weights: Weights) -> DreamSim:
     """The model with its adapters merged and its attention fused. Raises WeightsError."""
     model = build(weights, lambda: DreamSim(spec.architecture))
     if not weights.random:
-        states = [_branch_state(model_type, weights.files) for model_type in model.model_types]
-        _merge_adapters([state for state, _ in states], weights.files)
-        for branch, (state, path) in zip(model.branches, states, strict=True):
+        adapters = _read_adapters(weights.files, len(model.branches))
+        for index, (model_type, branch) in enumerate(zip(model.model_types, model.branches, strict=True)):
+            state, path = _branch_state(model_type, weights.files)  # one branch in memory at a time
+            _merge(adapters[index], state, weights.files["lora_weights"])
             fill(branch, _fold_layer_scale(state), path, spec.name)
     for branch in model.branches:
         assert isinstance(branch, Branch)
@@ -141,30 +142,34 @@ def _branch_state(model_type: str, files: Mapping[str, Path]) -> tuple[State, Pa
     return {key if key == "proj" else f"vit.{key}": value for key, value in state.items()}, path
 
 
-def _merge_adapters(states: list[State], files: Mapping[str, Path]) -> None:
-    """Add scale * B @ A to each adapted weight, in place: what peft's merge does with a plain LoRA adapter."""
+def _read_adapters(files: Mapping[str, Path], branches: int) -> list[dict[str, dict[str, Tensor]]]:
+    """For each branch: adapted tensor -> {"A": (rank, in), "B": (out, rank) times the adapter's scale}."""
     config, path = read_json(files["lora_config"]), files["lora_weights"]
-    odd = [key for key in _ADAPTER_PLAIN if config.get(key)]
+    odd = [key for key in (*_ADAPTER_PLAIN, "bias") if config.get(key) and config[key] != "none"]
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if odd or config.get("bias", "none") != "none" or not rank or not isinstance(alpha, int | float):
+    if odd or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise WeightsError(
             f"weights {files['lora_config']}: not a plain LoRA adapter (r {rank}, lora_alpha {alpha}, {odd})"
         )
-    adapters = read_state(path)
-    pairs: dict[tuple[int, str], dict[str, Tensor]] = {}
-    for key, tensor in adapters.items():
+    adapters: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(branches)]
+    for key, tensor in read_state(path).items():
         match = _ADAPTER_KEY.fullmatch(key)
-        target = (int(match[1]), f"vit.{match[2]}.weight") if match else (-1, "")
-        if match is None or target[0] >= len(states) or target[1] not in states[target[0]]:
+        if match is None or int(match[1]) >= branches:
             raise WeightsError(f"weights {path}: {key} adapts no layer of this DreamSim model")
-        pairs.setdefault(target, {})[match[3]] = tensor.float()
-    for (index, name), pair in pairs.items():
-        weight = states[index][name]
-        if pair.keys() != {"A", "B"} or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape):
-            raise WeightsError(
-                f"weights {path}: the adapter of {name} in branch {index} is not complete or of another shape"
-            )
-        states[index][name] = weight.float() + (pair["B"] @ pair["A"]) * (float(alpha) / rank)
+        scaled = tensor.float() * (float(alpha) / rank if match[3] == "B" else 1)
+        adapters[int(match[1])].setdefault(f"vit.{match[2]}.weight", {})[match[3]] = scaled
+    return adapters
+
+
+def _merge(adapters: Mapping[str, Mapping[str, Tensor]], state: State, path: Path) -> None:
+    """Add B @ A to each adapted weight, in place: what peft's merge does with a plain LoRA adapter."""
+    for name, pair in adapters.items():
+        weight = state.get(name)
+        if weight is None:
+            raise WeightsError(f"weights {path}: {name} is adapted, and is no layer of this DreamSim model")
+        if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape):
+            raise WeightsError(f"weights {path}: the adapter of {name} is not complete or of another shape")
+        state[name] = weight.float() + pair["B"] @ pair["A"]
 
 
 def _fold_layer_scale(state: State) -> State:

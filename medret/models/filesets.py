@@ -70,12 +70,12 @@ def _local_files(root: Path, given: str, archive: bool) -> FileSet:
     if not root.is_dir():
         raise WeightsError(f"weights {given}: no such file or folder")
     entries: dict[str, Entry] = {}
-    for path in sorted(root.rglob("*")):
+    for seen, path in enumerate(root.rglob("*")):
         if path.is_file():
             entries[path.relative_to(root).as_posix()] = path
-        if len(entries) > MAX_FILES_LISTED:
+        if seen > MAX_FILES_LISTED:
             raise WeightsError(f"weights {given}: more than {MAX_FILES_LISTED} files, expected a model's folder")
-    return FileSet(str(root), entries)
+    return FileSet(str(root), dict(sorted(entries.items())))
 
 
 def _members(given: str, file: Path | io.BytesIO) -> FileSet:

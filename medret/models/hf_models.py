@@ -18,6 +18,7 @@ from medret.models.spec import ModelSpec
 from medret.models.staging import Weights
 
 _SHOWN = 4
+_NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})
 
 
 class Pooled(nn.Module):
@@ -47,15 +48,21 @@ def vision_config(content: dict[str, Any], where: str) -> Any:
     Raises UsageError when transformers does not know the kind of model by itself.
     """
     kind = content.get("model_type")
-    content = {key: value for key, value in content.items() if key not in ("model_type", "auto_map")}
+    plain = {key: value for key, value in _plain(content).items() if key != "model_type"}
     try:
-        config = transformers.AutoConfig.for_model(str(kind), **content)
+        config = transformers.AutoConfig.for_model(str(kind), **plain)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{where}: transformers {transformers.__version__} has no model of type '{kind}' of its own, and medret "
             "runs no code that comes with weights"
         ) from error
     return getattr(config, "vision_config", config)
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what names code, kernels or a number format to use."""
+    kept = {key: value for key, value in content.items() if not key.startswith("_") and key not in _NOT_ARCHITECTURE}
+    return {key: _plain(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def build_hf(config: Any, where: str) -> nn.Module:
@@ -79,14 +86,13 @@ def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
     config = vision_config(read_json(weights.files["config"]), spec.name)
     with torch.device("meta"):
         model_class: Any = type(build_hf(config, spec.name))
-    state = read_state(path)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in read_state(path).items()}
     try:
         with _quiet():
             model, found = model_class.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-            )  # fmt: skip
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
         raise WeightsError(f"weights {path}: not a checkpoint of {spec.name}: {str(error).splitlines()[0]}") from error
     missing = sorted(found["missing_keys"])
     untrained = [key for key in missing if not key.startswith("pooler.") and not key.endswith("num_batches_tracked")]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from medret.embeddings import Aggregation, EmbeddedVolume, slice_table, unit_slices, volume_table
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import QuarantineCode, VolumeError
-from medret.models import Encoder, ModelSpec, Weights, stage_weights, staged_weights
+from medret.models import ModelSpec, Weights, stage_weights, staged_weights
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import NAME_DIGITS, Location, WrittenFile
@@ -161,6 +161,8 @@ class EmbedStage:
         drop_pixels: bool,
         counter: Any,
     ) -> None:
+        from medret.models import Encoder  # torch: only where a model runs, not in every reading and writing worker
+
         staged = staged_weights(weights) or stage_weights(weights, {role: ray.get(ref) for role, ref in contents.items()})
         self._encoder = Encoder(
             spec, staged, device=device, precision=recipe.model.precision, batch_size=batch_size, threads=threads

@@ -20,8 +20,9 @@ Embed = Callable[..., NDArray[np.float32]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Threads that wait for each other waste more than they gain where other processes keep the cores busy."""
+    torch.set_num_threads(1)
 
 
 def smooth_slices(count: int, side_px: int, seed: int = 0) -> Slices:

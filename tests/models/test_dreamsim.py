@@ -18,7 +18,7 @@ import pytest
 import torch
 from dreamsim.feature_extraction.vision_transformer import DINOHead, vit_base
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from medret.errors import WeightsError
 from medret.models import Encoder, Weights, model_spec, resolve_weights
@@ -94,7 +94,7 @@ def write_release(folder: Path, kind: str, randomise: Any, adapter: str = "adapt
 def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, str, Tensor], Tensor]]:
     """`package(folder, kind, images)`: the package's own embedding."""
 
-    def fetch(repository: str, model_type: str) -> nn.Module:
+    def fetch(repository: str, model_type: str) -> Any:
         state = torch.load(Path(torch.hub.get_dir()) / "checkpoints" / backbone_file(model_type), weights_only=True)
         state.pop("mask_token", None)
         model = as_vit(model_type)

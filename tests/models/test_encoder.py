@@ -80,10 +80,10 @@ def test_other_arrays_are_refused(wrong: Any, default: Encoder) -> None:
 
 def test_threads_are_set() -> None:
     spec = model_spec(SMALL)
-    Encoder(spec, resolve_weights(spec, "random"), threads=1)
-    assert torch.get_num_threads() == 1
     Encoder(spec, resolve_weights(spec, "random"), threads=2)
     assert torch.get_num_threads() == 2
+    Encoder(spec, resolve_weights(spec, "random"), threads=1)
+    assert torch.get_num_threads() == 1
     with pytest.raises(ValueError, match="batch_size is 0"):
         Encoder(spec, resolve_weights(spec, "random"), batch_size=0)
 

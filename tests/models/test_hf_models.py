@@ -147,6 +147,18 @@ def test_configurations_that_are_no_image_model(config: dict[str, Any], message:
         model_spec(f"hf:{tmp_path}")
 
 
+def test_what_a_configuration_says_beyond_the_architecture_is_left_out(dinov2: Any, slices: Any) -> None:
+    _, folder = dinov2
+    images = slices(2, 56)
+    spec = model_spec(f"hf:{folder}")
+    expected = Encoder(spec, resolve_weights(spec), batch_size=2).embed(images)
+    path = Path(folder) / "config.json"
+    odd = {"dtype": "float16", "attn_implementation": "someone/kernels", "_attn_implementation": "someone/kernels"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **odd, "auto_map": {"AutoModel": "modeling.Own"}}))
+    spec = model_spec(f"hf:{folder}")
+    np.testing.assert_array_equal(Encoder(spec, resolve_weights(spec), batch_size=2).embed(images), expected)
+
+
 def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"holds no config\.json"):

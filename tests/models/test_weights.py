@@ -236,7 +236,6 @@ def test_random_weights_are_the_same_in_every_process() -> None:
     )  # fmt: skip
     torch.manual_seed(4)  # must not matter either
     assert done.stdout.strip() == embed_randomly()
-    torch.set_num_threads(2)
 
 
 def test_random_weights_differ_by_seed_and_say_what_they_are() -> None:
