@@ -12,9 +12,9 @@ from rich.table import Table
 
 from medret.demo.phantoms import KINDS, write_corpus
 from medret.errors import MedretError, UsageError
+from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run import run_index
-from medret.pipeline.progress import Reporter
 from medret.search import Hit, open_snapshot
 from medret.search.page import results_page
 

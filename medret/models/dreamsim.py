@@ -4,6 +4,8 @@ Built from the dreamsim package's own parts (its ViT, its table of models, its n
 that leave the vectors as they are: the LoRA matrices are added to the weights they adapt, attention is torch's fused
 one, and the last block of a branch is read directly instead of by a hook. No code is fetched: the package gets its
 DINO and DINOv2 backbones by running their hub repositories, here the published tensors go into the package's own ViT.
+For DINOv2 that ViT resamples positions from 518 to 224 px as facebookresearch/dinov2 does (bicubic, offset 0.1, not
+antialiased), other than the model `dinov2`, which follows timm.
 
 A DINO branch gives the class token after its last block, before the final norm; a CLIP branch its projected
 embedding. Input in [0, 1], normalised by each branch in its own way; output mean-subtracted, then of unit length.
@@ -167,7 +169,11 @@ def _merge(adapters: Mapping[str, Mapping[str, Tensor]], state: State, path: Pat
         weight = state.get(name)
         if weight is None:
             raise WeightsError(f"weights {path}: {name} is adapted, and is no layer of this DreamSim model")
-        if pair.keys() != {"A", "B"} or pair["A"].ndim != 2 or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape):
+        if (
+            pair.keys() != {"A", "B"}
+            or pair["A"].ndim != 2
+            or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape)
+        ):
             raise WeightsError(f"weights {path}: the adapter of {name} is not complete or of another shape")
         state[name] = weight.float() + pair["B"] @ pair["A"]
 

@@ -36,19 +36,28 @@ def open_spec(name: str, given: str | None = None) -> ModelSpec:
     return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, given)
 
 
-def output_width(build: Callable[[], nn.Module], side_px: int, what: str) -> int:
+def output_width(make: Callable[[], nn.Module], side_px: int, what: str) -> int:
     """Width of the vector for one image. Raises UsageError when the model gives no single vector."""
-    try:
-        with torch.device("meta"), torch.inference_mode():
-            shape = tuple(build().eval()(torch.empty(1, 3, side_px, side_px)).shape)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever an architecture does with an image it cannot take
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{what}: does not turn one {side_px} px image into a vector: {reason}") from error
+    shape, problem = _output_shape(make, side_px, "meta")
+    if problem:  # some architectures look at values while they are made or run
+        with torch.random.fork_rng(devices=[]):
+            shape, problem = _output_shape(make, side_px, "cpu")
+    if problem:
+        raise UsageError(f"{what}: does not turn one {side_px} px image into a vector: {problem}")
     if len(shape) != 2:
         raise UsageError(f"{what}: gives an array of shape {shape} for one image, expected one vector")
     return int(shape[1])
+
+
+def _output_shape(make: Callable[[], nn.Module], side_px: int, device: str) -> tuple[tuple[int, ...], str]:
+    """The shape for one image and no problem, or no shape and the problem."""
+    try:
+        with torch.device(device), torch.inference_mode():
+            return tuple(make().eval()(torch.empty(1, 3, side_px, side_px)).shape), ""
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever an architecture does with an image it cannot take
+        return (), next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _timm_spec(name: str, model: str) -> ModelSpec:

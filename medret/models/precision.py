@@ -3,9 +3,8 @@
 Transformers are cast whole: torch keeps the sums of their norms and softmaxes in float32. Convolutional networks run
 under autocast, their batch norms in float32, and those of the MobileNet kind keep all convolutions up to the first
 depthwise one in float32 too: it mixes few values of a large image with few weights, and its rounding goes through all
-that follows. Measured with ImageNet weights on slices of CT, MRI and PET: cast
-whole, efficientnet_lite0 gives vectors of mean cosine 0.996 to its float32 ones; this way 0.999, at nine tenths of
-the speed and twice that of float32.
+that follows. Measured with ImageNet weights on slices of CT, MRI and PET: cast whole, efficientnet_lite0 gives vectors
+of mean cosine 0.996 to its float32 ones; this way 0.999, at nine tenths of the speed and twice that of float32.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,20 @@ Slices = NDArray[np.uint8]
 Embed = Callable[..., NDArray[np.float32]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
     """Threads that wait for each other waste more than they gain where other processes keep the cores busy."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder for checkpoints of real size, gone after the test (pytest keeps those of its last runs)."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 def smooth_slices(count: int, side_px: int, seed: int = 0) -> Slices:
@@ -85,11 +96,11 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def embed(tmp_path: Path) -> Embed:
+def embed(scratch: Path) -> Embed:
     """Save tensors as a file and embed with medret's real loading code: `embed(name, state, images, suffix=".pth")`."""
 
     def run(name: str, state: Mapping[str, object], images: Slices, suffix: str = ".pth") -> NDArray[np.float32]:
-        path = tmp_path / f"checkpoint{suffix}"
+        path = scratch / f"checkpoint{suffix}"
         if suffix == ".safetensors":
             save_file({key: value.contiguous() for key, value in state.items() if isinstance(value, Tensor)}, path)
         else:

@@ -6,6 +6,7 @@ The package fetches its DINO backbones as code; the tests hand it the same archi
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -123,14 +124,14 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, str, Te
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ensemble", "clip_vitb32", "dinov2_vitb14"])
 def test_equals_the_package(
-    kind: str, package: Any, tmp_path: Path, slices: Any, pixels: Any, randomise: Any, cosines: Any
+    kind: str, package: Any, scratch: Path, slices: Any, pixels: Any, randomise: Any, cosines: Any
 ) -> None:
     adapter = "adapter_model.bin" if kind == "clip_vitb32" else "adapter_model.safetensors"
-    write_release(tmp_path, kind, randomise, adapter)
+    write_release(scratch, kind, randomise, adapter)
     images = slices(2, 224)
-    expected = package(tmp_path, kind, pixels(images, (0, 0, 0), (1, 1, 1))).numpy()
+    expected = package(scratch, kind, pixels(images, (0, 0, 0), (1, 1, 1))).numpy()
     spec = model_spec("dreamsim" if kind == "ensemble" else f"dreamsim_{kind}")
-    weights = resolve_weights(spec, str(tmp_path))
+    weights = resolve_weights(spec, str(scratch))
     found = Encoder(spec, weights, batch_size=2).embed(images)
     assert found.shape == (2, spec.dim) == expected.shape
     assert np.abs(found[0] - found[1]).max() > 50 * np.abs(found - expected).max()
@@ -141,24 +142,25 @@ def test_equals_the_package(
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory, randomise: Any) -> Path:
+def release(tmp_path_factory: pytest.TempPathFactory, randomise: Any) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("release")
     write_release(folder, "clip_vitb32", randomise)
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
-def test_a_zip_gives_the_same_weights_as_the_folder(release: Path, tmp_path: Path) -> None:
+def test_a_zip_gives_the_same_weights_as_the_folder(release: Path, scratch: Path) -> None:
     spec = model_spec("dreamsim_clip_vitb32")
-    with zipfile.ZipFile(tmp_path / "checkpoint.zip", "w") as archive:
+    with zipfile.ZipFile(scratch / "checkpoint.zip", "w") as archive:
         archive.writestr("../../outside.txt", "a name that would leave the folder")
         for path in sorted(release.rglob("*")):
             archive.write(path, f"dreamsim/{path.relative_to(release)}")
-    zipped = resolve_weights(spec, str(tmp_path / "checkpoint.zip"), cache_dir=tmp_path / "cache")
+    zipped = resolve_weights(spec, str(scratch / "checkpoint.zip"), cache_dir=scratch / "cache")
     plain = resolve_weights(spec, str(release))
     assert zipped.sha256 == plain.sha256
     assert set(zipped.files) == {"clip_vitb32", "lora_config", "lora_weights"}
-    assert all(path.is_relative_to(tmp_path / "cache") for path in zipped.files.values())
-    assert not list(tmp_path.parent.rglob("outside.txt"))
+    assert all(path.is_relative_to(scratch / "cache") for path in zipped.files.values())
+    assert not list(scratch.parent.rglob("outside.txt"))
 
 
 def test_the_backbone_may_lie_beside_the_zip(tmp_path: Path) -> None:
