@@ -55,7 +55,9 @@ def test_memory_filesystem_is_a_location() -> None:
     assert store.files("absent") == []
 
 
-@pytest.mark.parametrize(("given", "expected"), [("s3://bucket/a/", "s3://bucket/a"), ("/a/b/", "/a/b"), ("file:///a/b", "/a/b")])
+@pytest.mark.parametrize(
+    ("given", "expected"), [("s3://bucket/a/", "s3://bucket/a"), ("/a/b/", "/a/b"), ("file:///a/b", "/a/b")]
+)
 def test_uris_are_normalised(given: str, expected: str) -> None:
     assert normalise_uri(given) == expected
 

@@ -17,7 +17,9 @@ with phantoms it has not seen, and write a page that shows the hits.
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "demo", run, "index and search a corpus made on the spot", DESCRIPTION, "")
-    parser.add_argument("folder", nargs="?", default="demo", metavar="FOLDER", help="where to put it all (default ./demo)")
+    parser.add_argument(
+        "folder", nargs="?", default="demo", metavar="FOLDER", help="where to put it all (default ./demo)"
+    )
     parser.add_argument("--volumes-per-kind", type=positive_int, default=5, metavar="N", help="(default %(default)s)")
 
 

@@ -47,25 +47,55 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("store", metavar="STORE", help="folder or URI to publish in; made when absent")
 
     group = parser.add_argument_group("what to index")
-    group.add_argument("--labels", metavar="TABLE", help="CSV or Parquet: path or volume_id, subject, modality, "
-                       "body_region, organ; further columns are kept for filters (default: an MSD dataset.json if there)")  # fmt: skip
+    group.add_argument(
+        "--labels",
+        metavar="TABLE",
+        help="CSV or Parquet: path or volume_id, subject, modality, "
+        "body_region, organ; further columns are kept for filters (default: an MSD dataset.json, if there is one)",
+    )
     group.add_argument("--glob", metavar="PATTERN", help="only volumes whose path below ARCHIVE matches")
-    group.add_argument("--max-volume-gib", type=positive_float, metavar="GIB", help="larger volumes are quarantined, "
-                       "judged by their header before memory is taken (default 4)")  # fmt: skip
+    group.add_argument(
+        "--max-volume-gib",
+        type=positive_float,
+        metavar="GIB",
+        help="larger volumes are quarantined, judged by their header before memory is taken (default 4)",
+    )
 
     group = parser.add_argument_group("slices")
     group.add_argument("--slices", default="uniform:16", metavar="PLAN", help="slice plan (default %(default)s)")
-    group.add_argument("--plane", action="append", choices=("axial", "coronal", "sagittal"), help="repeatable (default axial)")  # fmt: skip
-    group.add_argument("--window", default="soft_tissue", metavar="PRESET", help="HU window of CT (default %(default)s)")
+    group.add_argument(
+        "--plane", action="append", choices=("axial", "coronal", "sagittal"), help="repeatable (default axial)"
+    )
+    group.add_argument(
+        "--window", default="soft_tissue", metavar="PRESET", help="HU window of CT (default %(default)s)"
+    )
     group.add_argument("--crop", default="foreground", choices=("foreground", "none"), help="(default %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of random slice plans (default %(default)s)")
 
     group = parser.add_argument_group("models")
-    group.add_argument("--model", action="append", metavar="NAME", help="repeatable; see `medret models` (default efficientnet_lite0)")  # fmt: skip
-    group.add_argument("--weights", action="append", default=[], metavar="NAME=PATH", help="weights of a model: a path, a URI, or `random` for trials of speed")  # fmt: skip
+    group.add_argument(
+        "--model", action="append", metavar="NAME", help="repeatable; see `medret models` (default efficientnet_lite0)"
+    )
+    group.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="weights of a model: a path, a URI, or `random` for trials of speed",
+    )
     group.add_argument("--aggregation", action="append", metavar="NAME", help="repeatable (default mean)")
-    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(default %(default)s: a GPU where the cluster has one)")  # fmt: skip
-    group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(default %(default)s: bf16 where the hardware has it)")  # fmt: skip
+    group.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="(default %(default)s: a GPU where the cluster has one)",
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+        help="(default %(default)s: bf16 where the hardware has it)",
+    )
 
     group = parser.add_argument_group("index")
     group.add_argument("--hnsw-m", type=positive_int, metavar="M", help="links a node (default 32)")
@@ -78,7 +108,13 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--batch-size", type=positive_int, metavar="SLICES", help="slices a model call")
     group.add_argument("--actors", type=positive_int, metavar="N", help="embedding actors a model")
     group.add_argument("--gpus-per-actor", type=positive_float, metavar="SHARE", help="share of a GPU, such as 0.5")
-    group.add_argument("--shard-volumes", type=positive_int, default=64, metavar="N", help="volumes an embedding shard (default %(default)s)")  # fmt: skip
+    group.add_argument(
+        "--shard-volumes",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="volumes an embedding shard (default %(default)s)",
+    )
 
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
@@ -88,8 +124,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.cli.tables import print_index_summary
-    from medret.pipeline.run import run_index
     from medret.pipeline.progress import Reporter
+    from medret.pipeline.run import run_index
 
     outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))
     if arguments.json:

@@ -31,12 +31,30 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument("--aggregation", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument("--index", default="hnsw", choices=("hnsw", "lsh", "exact"), help="(default %(default)s)")
-    parser.add_argument("--mode", default="volume", metavar="MODE", help="volume: volume vectors; slice: each query slice finds slices (default %(default)s)")  # fmt: skip
-    parser.add_argument("--exclude", default="none", metavar="WHAT", help="none, or self: leave the query's own volume out (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--mode",
+        default="volume",
+        metavar="MODE",
+        help="volume: volume vectors; slice: each query slice finds slices (default %(default)s)",
+    )
+    parser.add_argument(
+        "--exclude",
+        default="none",
+        metavar="WHAT",
+        help="none, or self: leave the query's own volume out (default %(default)s)",
+    )
     parser.add_argument("--modality", metavar="CT|MRI|...", help="of the query, where the voxels do not tell")
-    parser.add_argument("--weights", action="append", default=[], metavar="NAME=PATH", help="the model's weights, if they lie elsewhere here")  # fmt: skip
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="the model's weights, if they lie elsewhere here",
+    )
     parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
 

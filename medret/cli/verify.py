@@ -17,7 +17,9 @@ counts of ledger, embedding shards and indices agree. Prints each file that is d
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = add_command(commands, "verify", run, "check every file of a store", DESCRIPTION, "exit codes: 0 sound, 1 not")
+    parser = add_command(
+        commands, "verify", run, "check every file of a store", DESCRIPTION, "exit codes: 0 sound, 1 not"
+    )
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 

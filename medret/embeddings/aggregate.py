@@ -1,8 +1,8 @@
 """Aggregations: how the slice vectors of a volume become one vector.
 
 Every aggregation is a pure function of the stored unit slice vectors and their relative positions, so it can be changed
-without embedding again. The choices follow arXiv 2311.13547 (all slices, Gaussian weights over the position, a subsample); the
-paper does not state the Gaussian's parameters, so they are part of the name here.
+without embedding again. The choices follow arXiv 2311.13547 (all slices, Gaussian weights over the position, a
+subsample); the paper does not state the Gaussian's parameters, so they are part of the name here.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Aggregation:
     def aggregate(
         self, vectors: NDArray[np.float32], relative: NDArray[np.float32], volume_id: str
     ) -> NDArray[np.float32]:
-        """Unit slice vectors (n, d) to one unit vector (d,). Raises ValueError for n = 0 or if the result has no length."""
+        """Unit slice vectors (n, d) to one unit vector (d,). Raises ValueError for n = 0 or a result without length."""
         if len(vectors) == 0:
             raise ValueError(f"{volume_id}: no slice vectors to aggregate")
         if self.kind == "max":
@@ -81,7 +81,8 @@ class Aggregation:
         length = float(np.linalg.norm(pooled))
         if not math.isfinite(length) or length < 1e-12:
             raise ValueError(f"{volume_id}: {self.name} of its {len(vectors)} slice vectors has length {length}")
-        return (pooled / length).astype(np.float32)
+        unit: NDArray[np.float32] = (pooled / length).astype(np.float32)
+        return unit
 
 
 def parse_aggregation(text: str) -> Aggregation:
@@ -90,7 +91,7 @@ def parse_aggregation(text: str) -> Aggregation:
     try:
         match kind:
             case "mean" | "max" if not rest:
-                return Aggregation(kind)  # type: ignore[arg-type]  # narrowed by the case, not by mypy
+                return Aggregation(kind)
             case "gaussian":
                 centre, sigma = (float(part) for part in rest.split(","))
                 if math.isfinite(centre) and math.isfinite(sigma) and sigma > 0:

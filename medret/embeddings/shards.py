@@ -72,9 +72,7 @@ def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.
     return pa.table(columns, schema=schema.with_metadata({RECIPE_KEY: recipe.encode()}))
 
 
-def volume_table(
-    volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str
-) -> pa.Table:
+def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
     """One vector a volume, in their order."""
     schema = volumes_schema(dim)
     vectors = np.empty((len(volumes), dim), np.float16)
@@ -92,7 +90,7 @@ def volume_table(
 def parquet_bytes(table: pa.Table) -> bytes:
     """The table as a Parquet file; the same table gives the same bytes.
 
-    Vectors are neither compressed nor dictionary-encoded: that saves next to nothing on embeddings and costs reading time.
+    Vectors are neither compressed nor dictionary-encoded: that saves next to nothing on them and costs reading time.
     """
     buffer = io.BytesIO()
     plain = {name for name in table.schema.names if name == "vector"}
@@ -102,8 +100,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
         buffer,
         row_group_size=ROW_GROUP_ROWS,
         use_dictionary=[name for name in encoded if pa.types.is_string(table.schema.field(name).type)],
-        compression={**{name: "zstd" for name in encoded}, **{f"{name}.list.element": "none" for name in plain}},
-        write_statistics=[name for name in encoded],
+        compression={**dict.fromkeys(encoded, "zstd"), **{f"{name}.list.element": "none" for name in plain}},
+        write_statistics=encoded,
     )
     return buffer.getvalue()
 

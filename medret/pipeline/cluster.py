@@ -51,7 +51,7 @@ def plan_pools(
 ) -> PoolPlan:
     """How many actors a model and of what size, so that every pool can start and reading never starves.
 
-    Actors that take all CPUs deadlock the reads, so at least a quarter of the CPUs (one, on a small machine) stays free.
+    Actors that take all CPUs deadlock the reads, so at least a quarter of them (one, on a small machine) stays free.
     Raises UsageError if what was asked for does not fit.
     """
     read_cpus = 1.0 if capacity.cpus >= WHOLE_CPU_FROM else capacity.cpus / 4

@@ -14,12 +14,11 @@ import ray
 
 from medret.embeddings import read_vectors
 from medret.index import IndexSettings, IndexShard, build_shard, plan_shards
+from medret.pipeline.stages import file_row
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry
 from medret.storage import Location, read_checked
-
-from medret.pipeline.stages import file_row
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def _entries(jobs: Sequence[IndexJob], shards: Sequence[IndexShard]) -> list[Ind
     for (digest, aggregation), members in grouped.items():
         rows = sum(shard.rows for _, shard in members)
         recall = {
-            kind: sum(shard.recall[kind] * shard.rows for _, shard in members) / rows
-            for kind in members[0][1].recall
+            kind: sum(shard.recall[kind] * shard.rows for _, shard in members) / rows for kind in members[0][1].recall
         }
         dim = members[0][0].recipe.model.dim
         entries.append(

@@ -49,7 +49,9 @@ class IndexRequest:
             raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")
         for what, values in (("model", self.models), ("aggregation", tuple(a.name for a in self.aggregations))):
             if not values or len(set(values)) != len(values):
-                raise UsageError(f"expected one or more distinct values for --{what}, found {', '.join(values) or 'none'}")
+                raise UsageError(
+                    f"expected one or more distinct values for --{what}, found {', '.join(values) or 'none'}"
+                )
         if stray := set(self.weights) - set(self.models):
             raise UsageError(
                 f"--weights names {', '.join(sorted(stray))}, but the models of this run are {', '.join(self.models)}"

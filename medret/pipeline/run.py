@@ -15,7 +15,6 @@ import ray
 
 import medret
 from medret.archive import LabelJoin, Labels, Listing, list_archive, read_labels
-from medret.embeddings import Aggregation
 from medret.errors import GateError, MedretError
 from medret.models import ModelSpec, Weights, model_spec, resolve_precision, resolve_weights
 from medret.pipeline.cluster import PoolPlan, capacity_now, connected, device_for, plan_pools
@@ -34,7 +33,7 @@ from medret.storage import Location
 
 @dataclass(frozen=True)
 class IndexOutcome:
-    """What a run did. quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing alone."""
+    """What a run did. quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing."""
 
     snapshot: str
     counts: Counts
@@ -81,13 +80,13 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     log = _Log(run=f"{started:%Y%m%dT%H%M%SZ}", started=started)
     store = Location(request.store)
     clock = time.monotonic()
+    specs = [model_spec(name, request.weights.get(name)) for name in request.models]
     with log.phase("list"):
         listing = list_archive(request.archive, request.pattern)
         labels = read_labels(request.labels, listing)
-    _say_listing(reporter, listing, labels, request.labels)
     with log.phase("weights"):
-        specs = [model_spec(name) for name in request.models]
         weights = [resolve_weights(spec, request.weights.get(spec.name)) for spec in specs]
+    _say_listing(reporter, listing, labels, request.labels)
     with connected():
         try:
             outcome = _run(request, reporter, log, store, listing, labels, specs, weights, clock)
@@ -105,9 +104,7 @@ def _run(
 ) -> IndexOutcome:  # fmt: skip
     capacity = capacity_now()
     device = device_for(request.device, capacity)
-    pools = plan_pools(
-        capacity, len(specs), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor
-    )
+    pools = plan_pools(capacity, len(specs), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
     previous = _previous(store)
     precisions = _precisions(request, device, pools, specs, weights, previous)
     jobs = [_model_job(request, s, w, p, device) for s, w, p in zip(specs, weights, precisions, strict=True)]
@@ -201,13 +198,14 @@ def _precisions(
     """The precision of each model: as asked for; else as the store began with; else what the device does best."""
     known = {(r.model.name, r.model.weights_sha256): r.model.precision for r in previous.recipes}
     found: Precision | None = None
-    precisions = []
+    precisions: list[Precision] = []
     for spec, weight in zip(specs, weights, strict=True):
         kept = known.get((spec.name, weight.sha256)) if request.precision == "auto" else None
         if kept is None and found is None:
             if device == "cuda":  # the driver's machine may have no GPU: ask a machine that has one
                 probe = ray.remote(num_cpus=0, num_gpus=pools.num_gpus)(resolve_precision)
-                found = ray.get(probe.remote(request.precision, device))
+                asked: Any = probe.remote(request.precision, device)
+                found = ray.get(asked)
             else:
                 found = resolve_precision(request.precision, device)
         precision = kept or found
@@ -216,9 +214,7 @@ def _precisions(
     return precisions
 
 
-def _model_job(
-    request: IndexRequest, spec: ModelSpec, weights: Weights, precision: Precision, device: str
-) -> ModelJob:
+def _model_job(request: IndexRequest, spec: ModelSpec, weights: Weights, precision: Precision, device: str) -> ModelJob:
     model = ModelRecipe(
         name=spec.name,
         weights_sha256=weights.sha256,
@@ -283,7 +279,9 @@ def _with_labels(ledger: pa.Table, labels: Mapping[str, Labels]) -> pa.Table:
         "metadata": [list(row.metadata.items()) for row in rows],
     }
     for name, values in columns.items():
-        ledger = ledger.set_column(LEDGER.get_field_index(name), LEDGER.field(name), pa.array(values, LEDGER.field(name).type))
+        ledger = ledger.set_column(
+            LEDGER.get_field_index(name), LEDGER.field(name), pa.array(values, LEDGER.field(name).type)
+        )
     return ledger
 
 

@@ -1,7 +1,7 @@
 """The three stages of the stream: read and slice (tasks), embed (one actor pool a model), reduce and write (tasks).
 
-One row is one volume from the first stage to the last: nothing is shuffled, and a failed volume stays a row with a code. The
-tables between the stages are private to this file; what reaches disk has its schema in medret.schemas.
+One row is one volume from the first stage to the last: nothing is shuffled, and a failed one stays a row with a code.
+The tables between the stages are private to this file; what reaches disk has its schema in medret.schemas.
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, modality
             out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<side>...
@@ -78,7 +78,9 @@ class ReadStage:
             self.counter.add.remote("read", 1, n, size, now - started)
             yield pa.table(
                 {**{name: [row[name]] for name in SOURCE.names}, **columns},
-                schema=pa.schema([*SOURCE, *_SLICED, *(pa.field(_pixels(s), pa.large_binary()) for s in self.sides_px)]),
+                schema=pa.schema(
+                    [*SOURCE, *_SLICED, *(pa.field(_pixels(s), pa.large_binary()) for s in self.sides_px)]
+                ),
             )
             started = time.monotonic()
 
@@ -163,7 +165,9 @@ class EmbedStage:
     ) -> None:
         from medret.models import Encoder  # torch: only where a model runs, not in every reading and writing worker
 
-        staged = staged_weights(weights) or stage_weights(weights, {role: ray.get(ref) for role, ref in contents.items()})
+        staged = staged_weights(weights) or stage_weights(
+            weights, {role: ray.get(ref) for role, ref in contents.items()}
+        )
         self._encoder = Encoder(
             spec, staged, device=device, precision=recipe.model.precision, batch_size=batch_size, threads=threads
         )
@@ -249,7 +253,7 @@ class WriteStage:
         files = []
         for recipe in self.recipes:
             volumes, dim, digest = embedded[recipe.digest], recipe.model.dim, recipe.digest
-            tables = [("slices", None, slice_table(volumes, dim, digest))]
+            tables: list[tuple[str, str | None, pa.Table]] = [("slices", None, slice_table(volumes, dim, digest))]
             tables += [("volumes", a.name, volume_table(volumes, a, dim, digest)) for a in self.aggregations]
             for kind, aggregation, content in tables:
                 written = self.store.write_named(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,8 @@ def stream(
     with DataContext.current(context):
         dataset = _build(source, jobs, pools, store, slices, limits, aggregations, counter, shard_volumes)
         cells: dict[str, list[bytes]] = {"ledger": [], "files": []}
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        batches: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        for batch in batches:
             for name, found in cells.items():
                 found += batch[name].to_pylist()
         return from_ipc(cells["ledger"], LEDGER), from_ipc(cells["files"], FILES), dataset.stats()
@@ -67,7 +68,9 @@ def _build(
     aggregations: tuple[Aggregation, ...], counter: Any, shard_volumes: int,
 ) -> ray.data.Dataset:  # fmt: skip
     sides = tuple(sorted({job.recipe.model.side_px for job in jobs}))
-    dataset = ray.data.from_arrow([source.slice(at, READ_VOLUMES) for at in range(0, source.num_rows, READ_VOLUMES)])
+    dataset: ray.data.Dataset = ray.data.from_arrow(
+        [source.slice(at, READ_VOLUMES) for at in range(0, source.num_rows, READ_VOLUMES)]
+    )
     dataset = dataset.map_batches(
         ReadStage(slices, sides, limits, counter).run,
         batch_format="pyarrow",

@@ -1,8 +1,8 @@
 """The manifest of a snapshot, and reading what it names.
 
-A snapshot's id ends in the first 16 hex digits of its manifest's sha256, and the manifest holds the sha256 of its tables, which hold
-that of every other file: whoever trusts CURRENT can check everything below it. The manifest's size does not
-grow with the number of volumes: what grows stands in the tables.
+A snapshot's id ends in the first 16 hex digits of its manifest's sha256, and the manifest holds the sha256 of its
+tables, which hold that of every other file: whoever trusts CURRENT can check everything below it. The manifest's size
+does not grow with the number of volumes: what grows stands in the tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Publishing: tables first, then the manifest, then CURRENT. A crash before the last step leaves the old snapshot live."""
+"""Publishing: tables first, then the manifest, then CURRENT. A crash before that leaves the old snapshot live."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def publish(store: Location, ledger: pa.Table, files: pa.Table, **fields: Any) -
     pieces += [("ledger", ledger.slice(at, LEDGER_ROWS)) for at in range(0, ledger.num_rows, LEDGER_ROWS)]
     # The folder's name holds the manifest's sha256, so everything is made before anything is written.
     tables = [(_table_entry(kind, piece), piece) for kind, piece in pieces]
-    manifest = Manifest(
-        created=moment.isoformat(timespec="seconds"), tables=[entry for entry, _, in tables], **fields
-    )
+    manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=[entry for entry, _ in tables], **fields)
     data = manifest.to_bytes()
     snapshot_id = f"{moment:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}"
     folder = snapshot_folder(snapshot_id)

@@ -16,7 +16,8 @@ NAMES = ["mean", "max", "gaussian:0.5,0.2", "uniform:5", "random:5", "random:5,3
 
 def unit(n: int, d: int, seed: int = 0) -> NDArray[np.float32]:
     vectors = np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / lengths, np.float32)
 
 
 def positions(n: int) -> NDArray[np.float32]:
@@ -75,7 +76,8 @@ def test_gaussian_favours_its_centre() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "median", "mean:3", "gaussian", "gaussian:0.5", "gaussian:0.5,0", "gaussian:0.5,nan", "random:0", "uniform:x"]
+    "wrong",
+    ["", "median", "mean:3", "gaussian", "gaussian:0.5", "gaussian:0.5,0", "gaussian:0.5,nan", "random:0", "uniform:x"],
 )
 def test_wrong_names_are_told_the_forms(wrong: str) -> None:
     with pytest.raises(UsageError, match="gaussian:CENTRE,SIGMA"):

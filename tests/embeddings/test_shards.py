@@ -21,7 +21,9 @@ def embedded(volume_id: str, n: int, seed: int) -> EmbeddedVolume:
     vectors, norms = unit_slices(raw)
     at = np.arange(n)
     relative = (at / max(n - 1, 1)).astype(np.float32)
-    return EmbeddedVolume(volume_id, ["axial"] * n, at.astype(np.int32), relative, (3.0 * at).astype(np.float32), vectors, norms)
+    return EmbeddedVolume(
+        volume_id, ["axial"] * n, at.astype(np.int32), relative, (3.0 * at).astype(np.float32), vectors, norms
+    )
 
 
 def test_raw_outputs_come_back_from_vector_and_norm() -> None:

@@ -48,7 +48,7 @@ def test_every_volume_is_embedded_and_labelled(store: Path, phantom_archive: Pat
     brain = found.ledger["head_mri/head_mri_0.nii.gz"]
     assert (brain["modality"], brain["body_region"], brain["organ"]) == ("MRI", "Head", "Brain")
     assert json.loads(brain["facts"])["modality_source"] == "label"
-    assert {kind for kind in found.files["kind"].to_pylist()} == {"slices", "volumes", "hnsw", "lsh", "exact", "rows"}
+    assert set(found.files["kind"].to_pylist()) == {"slices", "volumes", "hnsw", "lsh", "exact", "rows"}
     assert len(found.manifest.indices) == 3  # slices, mean, gaussian
     assert verify_store(found.store) == []
 
@@ -94,7 +94,9 @@ def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     assert set(content["phases_s"]) == {"list", "weights", "stream", "index", "publish"}
 
 
-def test_five_models_share_one_decode(phantom_archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_models_share_one_decode(
+    phantom_archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = [MODEL, "timm:resnet10t", "timm:mobilenetv3_small_050", "timm:lcnet_050", "timm:test_vit"]
     options = [part for model in models for part in ("--model", model)]
     options += [part for model in models[1:] for part in ("--weights", f"{model}=random")]
@@ -180,7 +182,9 @@ def test_s3_gives_the_same_neighbours(
     assert all(row["etag"] for row in opened(remote).ledger.values())
     for volume_id in ("heart_mri/heart_mri_0.nii.gz", "abdomen_ct/abdomen_ct_1.nii.gz"):
         for index in ("hnsw", "lsh", "exact"):
-            _, there = run(capsys, "search", remote, f"{archive}/nifti/{volume_id}", "-k", "5", "--index", index, "--json")
+            _, there = run(
+                capsys, "search", remote, f"{archive}/nifti/{volume_id}", "-k", "5", "--index", index, "--json"
+            )
             _, here = run(capsys, "search", store, phantom_archive / volume_id, "-k", "5", "--index", index, "--json")
             assert [h["volume_id"] for h in there["hits"]] == [h["volume_id"] for h in here["hits"]]
             assert [h["score"] for h in there["hits"]] == pytest.approx([h["score"] for h in here["hits"]], abs=2e-3)

@@ -27,11 +27,23 @@ def make_rows(volumes: int, slices: int) -> tuple[list[EmbeddedVolume], list[dic
         raw = np.random.default_rng(number).standard_normal((slices, DIM)).astype(np.float32)
         at = np.arange(slices, dtype=np.int32)
         place = at.astype(np.float32)
-        embedded.append(EmbeddedVolume(f"v{number}.nii.gz", ["axial"] * slices, at, place / slices, place, *unit_slices(raw)))
+        embedded.append(
+            EmbeddedVolume(
+                f"v{number}.nii.gz", ["axial"] * slices, at, place / np.float32(slices), place, *unit_slices(raw)
+            )
+        )
         ledger.append(
-            {"volume_id": f"v{number}.nii.gz", "uri": f"/archive/v{number}.nii.gz", "size_bytes": 10, "status": "embedded",
-             "content_sha256": f"{number}", "slices": slices, "shard": "only", "organ": "Brain"}
-        )  # fmt: skip
+            {
+                "volume_id": f"v{number}.nii.gz",
+                "uri": f"/archive/v{number}.nii.gz",
+                "size_bytes": 10,
+                "status": "embedded",
+                "content_sha256": f"{number}",
+                "slices": slices,
+                "shard": "only",
+                "organ": "Brain",
+            }
+        )
     return embedded, ledger
 
 

@@ -64,7 +64,9 @@ def test_crash_before_the_last_step_leaves_the_old_snapshot(
     assert read_manifest(store, before).counts.embedded == 4
 
 
-@pytest.mark.parametrize("content", ["", "x", "20260101T000000Z-0123456789abcdef", "20260101T000000Z-0123456789abcdeg\n"])
+@pytest.mark.parametrize(
+    "content", ["", "x", "20260101T000000Z-0123456789abcdef", "20260101T000000Z-0123456789abcdeg\n"]
+)
 def test_damaged_current_is_named(published: tuple[Location, str], content: str) -> None:
     store, _ = published
     store.write("CURRENT", content.encode())
@@ -85,6 +87,8 @@ def test_manifest_does_not_grow_with_volumes(tmp_path: Path, made: SimpleNamespa
     for volumes in (10, 1000):
         store = Location(tmp_path / str(volumes))
         _, ledger = made.rows(volumes, 1)
-        snapshot_id, _ = publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), **made.fields(volumes, 1))
+        snapshot_id, _ = publish(
+            store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), **made.fields(volumes, 1)
+        )
         sizes.append(len(store.read(f"snapshots/{snapshot_id}/manifest.json")))
     assert sizes[1] - sizes[0] < 40  # a few more digits

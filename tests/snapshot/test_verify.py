@@ -31,7 +31,7 @@ def test_any_changed_byte_is_found_and_its_file_named(published: tuple[Location,
 
 
 def test_any_missing_file_is_found(published: tuple[Location, str]) -> None:
-    store, snapshot_id = published
+    store, _ = published
     for path in store.files():
         sound = store.read(path)
         Path(store.path(path)).unlink()
