@@ -23,6 +23,7 @@ _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 # Below this ratio of smallest to largest scale an affine flattens space, whatever its units.
 _FLAT = 1e-6
 _LEAST_MM, _MOST_MM = 1e-6, 1e6
+_HALF_TURN = 3 * 1.1920929e-07  # the parts are stored as float32; nibabel draws the line there too
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def _rotation(quatern: tuple[float, float, float]) -> NDArray[np.float64]:
     """(3, 3) rotation from the three stored parts of a unit quaternion (nifti1.h, method 2)."""
     b, c, d = quatern
     square = b * b + c * c + d * d
-    if (
-        square > 1
-    ):  # rounded a little beyond a half turn, whose real part is 0; what is not finite fails the check later
+    if square > 1 - _HALF_TURN:  # a half turn but for rounding: its real part is 0 (what is not finite fails later)
         scale = 1 / math.sqrt(square)
         b, c, d = b * scale, c * scale, d * scale
         square = 1.0
