@@ -6,6 +6,7 @@
     ├── GateError               exit 3   a check refused to publish; the old snapshot stays live
     ├── BusyError               exit 5   another run holds the store
     ├── CorruptError            exit 1   a file of the store is not what its checksum says
+    ├── StorageError            exit 1   a place could not be read or written: network, credentials, a full disk
     └── VolumeError             (a value, not an exit) one volume could not be used: a code and a reason
 
 Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
@@ -47,6 +48,10 @@ class BusyError(MedretError):
 
 class CorruptError(MedretError):
     """A file of the store does not match its checksum, or is missing."""
+
+
+class StorageError(MedretError):
+    """A place could not be read or written, for a reason that lies outside medret."""
 
 
 class QuarantineCode(StrEnum):

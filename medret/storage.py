@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from medret.errors import CorruptError, UsageError
+from medret.errors import CorruptError, StorageError, UsageError
 
 NAME_DIGITS = 16
 
@@ -29,6 +31,30 @@ class WrittenFile:
     path: str
     sha256: str
     size_bytes: int
+
+
+# Missing credentials and unreachable endpoints come as these libraries' own exceptions, which are no OSErrors.
+_STORE_LIBRARIES = frozenset({"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"})
+
+
+def is_store_failure(error: Exception) -> bool:
+    """True for what a user can put right (path, access, network), False for a fault of the program."""
+    return isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
+
+
+@contextmanager
+def _reaching(uri: str, deed: str) -> Iterator[None]:
+    """Turn a store's failures, whatever its library calls them, into StorageError; FileNotFoundError stays."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        raise StorageError(
+            f"{uri} cannot be {deed}: {error}; check the address, the credentials, the network and the free space"
+        ) from error
 
 
 class Location:
@@ -60,16 +86,22 @@ class Location:
 
     def exists(self, relative: str) -> bool:
         """Whether an object of that name is there now (never answered from a listing cache)."""
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(relative)))
+        with _reaching(self.uri_of(relative), "read"):
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.path(relative)))
 
     def read(self, relative: str) -> bytes:
-        """The whole object; raises FileNotFoundError."""
-        data: bytes = self.fs.cat_file(self.path(relative))
-        return data
+        """The whole object; raises FileNotFoundError, StorageError."""
+        with _reaching(self.uri_of(relative), "read"):
+            data: bytes = self.fs.cat_file(self.path(relative))
+            return data
 
     def write(self, relative: str, data: bytes) -> None:
-        """Write one object so that a reader sees the old bytes or the new ones, never a part."""
+        """Write one object so that a reader sees the old bytes or the new ones, never a part; raises StorageError."""
+        with _reaching(self.uri_of(relative), "written"):
+            self._write(relative, data)
+
+    def _write(self, relative: str, data: bytes) -> None:
         if not self.is_local:  # one PUT is atomic in S3, GCS and Azure
             self.fs.pipe_file(self.path(relative), data)
             return
@@ -94,9 +126,10 @@ class Location:
 
     def files(self, folder: str = "") -> list[str]:
         """Paths (below this location) of all files below `folder`, sorted; an absent folder has none."""
-        self.fs.invalidate_cache()
         try:
-            found = self.fs.find(self.path(folder))
+            with _reaching(self.uri_of(folder), "listed"):
+                self.fs.invalidate_cache()
+                found = self.fs.find(self.path(folder))
         except FileNotFoundError:
             return []
         return sorted(path[len(self.root) + 1 :] for path in map(str, found))

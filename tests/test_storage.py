@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medret.errors import CorruptError, UsageError
+from medret.errors import CorruptError, StorageError, UsageError
 from medret.storage import Location, normalise_uri, read_checked
 
 
@@ -39,7 +39,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("medret.storage.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"CURRENT cannot be written.*No space"):
         store.write("CURRENT", b"new")
     assert store.read("CURRENT") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["CURRENT"]

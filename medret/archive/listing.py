@@ -21,9 +21,8 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from medret.archive.failures import is_store_failure
 from medret.errors import UsageError
-from medret.storage import Location
+from medret.storage import Location, is_store_failure
 
 MASK_FOLDERS = frozenset(
     {

@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from medret.archive.failures import is_store_failure
 from medret.errors import UsageError
-from medret.storage import read_uri
+from medret.storage import is_store_failure, read_uri
 
 # organ -> (modality, body region)
 ORGANS = {

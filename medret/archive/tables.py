@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medret.archive.failures import is_store_failure
 from medret.errors import UsageError
-from medret.storage import normalise_uri, read_uri
+from medret.storage import is_store_failure, normalise_uri, read_uri
 
 _PARQUET_MAGIC = b"PAR1"
 _DELIMITERS = ",;\t"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ import ray
 
 import medret
 from medret.archive import LabelJoin, Labels, Listing, list_archive, read_labels
-from medret.errors import GateError, MedretError
+from medret.errors import GateError, MedretError, StorageError
 from medret.models import ModelSpec, Weights, model_spec, resolve_precision, resolve_weights
 from medret.pipeline.cluster import PoolPlan, capacity_now, connected, device_for, plan_pools
 from medret.pipeline.indices import build_indices, index_jobs
@@ -90,11 +90,13 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     with connected():
         try:
             outcome = _run(request, reporter, log, store, listing, labels, specs, weights, clock)
-        except MedretError as error:
-            log.facts["outcome"] = "refused" if isinstance(error, GateError) else "failed"
-            log.facts["error"] = str(error)
-            write_report(store, log.run, log.started, log.phases_s, log.facts)
-            raise
+        except (MedretError, ray.exceptions.RayError) as error:
+            failure = _failure(error)
+            log.facts["outcome"] = "refused" if isinstance(failure, GateError) else "failed"
+            log.facts["error"] = str(failure)
+            with suppress(StorageError):  # where nothing can be written, the failure itself is what matters
+                write_report(store, log.run, log.started, log.phases_s, log.facts)
+            raise failure from error
     return outcome
 
 
@@ -168,6 +170,17 @@ def _run(
         recall=_worst_recall(entries),
         report=report,
     )
+
+
+def _failure(error: BaseException) -> MedretError:
+    """What went wrong in a worker, without the way it took through Ray; the whole trace stays in Ray's logs."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, MedretError) and not isinstance(link, ray.exceptions.RayError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return MedretError(f"a worker failed and its work could not be repeated: {lines[-1].strip() if lines else error!r}")
 
 
 # --- before the stream -----------------------------------------------------------------------------------------

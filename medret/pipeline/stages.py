@@ -30,7 +30,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.models import ModelSpec, Weights, stage_weights, staged_weights
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
-from medret.storage import NAME_DIGITS, Location, WrittenFile
+from medret.storage import NAME_DIGITS, Location, WrittenFile, is_store_failure
 from medret.volume import Limits, SlicedVolume, read_volume
 
 SOURCE = pa.schema(
@@ -125,11 +125,7 @@ def _fetch(uris: list[str]) -> Iterator[bytes | Exception]:
     fs, _ = fsspec.core.url_to_fs(uris[0])
     paths = [fs._strip_protocol(uri) for uri in uris]
     if not fs.async_impl:  # a local disk: one at a time keeps one file in memory
-        for path in paths:
-            try:
-                yield fs.cat_file(path)
-            except OSError as error:
-                yield error
+        yield from (_cat_one(fs, path) for path in paths)
         return
     contents = fs.cat(paths, on_error="return") if len(paths) > 1 else {paths[0]: _cat_one(fs, paths[0])}
     for path in paths:
@@ -139,9 +135,11 @@ def _fetch(uris: list[str]) -> Iterator[bytes | Exception]:
 def _cat_one(fs: Any, path: str) -> bytes | Exception:
     try:
         data: bytes = fs.cat_file(path)
-        return data
-    except OSError as error:
-        return error
+    except Exception as error:
+        if is_store_failure(error):
+            return error
+        raise
+    return data
 
 
 # --- embed -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import secrets
 from pathlib import Path
 
 from medret.errors import CorruptError, MedretError
-from medret.storage import NAME_DIGITS, Location
+from medret.storage import NAME_DIGITS, Location, is_store_failure
 
 CACHE_VARIABLE = "MEDRET_CACHE"
 
@@ -62,7 +62,9 @@ class LocalFiles:
             temporary.replace(copy)
         except FileNotFoundError as error:
             raise _missing(name) from error
-        except OSError as error:
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
             raise MedretError(
                 f"{name} cannot be copied to {copy.parent}: {error}; set {CACHE_VARIABLE} to a folder with room for it"
             ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import MedretError, UsageError
+from medret.errors import MedretError, StorageError, UsageError
 from medret.recipe import Recipe
 from medret.search.contents import Contents
 from medret.search.hit import Hit, SliceMatch
@@ -43,14 +43,14 @@ def open_snapshot(uri: str | os.PathLike[str], snapshot_id: str | None = None) -
     try:
         live = current_id(store)
         if live is None:
-            problem = "no snapshot was published there yet" if store.fs.exists(store.path("")) else "no store is there"
+            problem = "no snapshot was published there yet" if store.exists("") else "no store is there"
             raise UsageError(f"{store.uri}: {problem}; `medret index ARCHIVE {store.uri}` publishes one")
         wanted = snapshot_id or live
         if wanted != live and not store.exists(f"{snapshot_folder(wanted)}/manifest.json"):
             raise UsageError(f"{store.uri} has no snapshot '{wanted}'; its live one is {live}")
         return Snapshot(Contents(store, wanted, read_manifest(store, wanted)))
-    except OSError as error:
-        raise UsageError(f"{store.uri}: cannot be read: {error}") from error
+    except StorageError as error:
+        raise UsageError(str(error)) from error
 
 
 class Snapshot:
