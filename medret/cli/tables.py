@@ -26,7 +26,7 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     for rule, count in sorted(outcome.skipped.items()):
         table.add_row(f"  skipped: {rule}", str(count))
     for entry in outcome.recipes:
-        note = " (random weights: for trials only)" if entry.random_weights else ""
+        note = ": for trials of speed, such vectors mean nothing" if entry.random_weights else ""
         table.add_row(f"model {entry.recipe['model']['name']}", f"{entry.weights_source}{note}")
     table.add_row("slices", f"{outcome.slices} ({outcome.slices_per_second:.1f} a second)")
     for kind, recall in outcome.recall.items():

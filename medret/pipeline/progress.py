@@ -55,7 +55,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def watching(self, counter: Any, volumes: int, watched: str) -> Iterator[None]:
