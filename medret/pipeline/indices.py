@@ -14,7 +14,7 @@ import ray
 
 from medret.embeddings import read_vectors
 from medret.index import IndexSettings, IndexShard, build_shard, plan_shards
-from medret.pipeline.stages import file_row
+from medret.pipeline.rows import file_row
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry

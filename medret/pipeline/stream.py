@@ -13,7 +13,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
 from medret.pipeline.cluster import PoolPlan
-from medret.pipeline.stages import EmbedStage, ReadStage, WriteStage, from_ipc
+from medret.pipeline.embed import EmbedStage
+from medret.pipeline.read import ReadStage
+from medret.pipeline.rows import from_ipc
+from medret.pipeline.write import WriteStage
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location
@@ -41,7 +44,7 @@ def stream(
     source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, store: Location, slices: SliceRecipe, limits: Limits,
     aggregations: tuple[Aggregation, ...], counter: Any, *, shard_volumes: int,
 ) -> tuple[pa.Table, pa.Table, str]:  # fmt: skip
-    """Read, embed, reduce and write every object of `source` (stages.SOURCE).
+    """Read, embed, reduce and write every object of `source` (rows.SOURCE).
 
     Returns the ledger (schemas.LEDGER, labels empty), the written files (schemas.FILES) and Ray Data's statistics.
     """

@@ -1,0 +1,68 @@
+"""The second stage, in one pool of Ray actors a model: slices to vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from medret.models import ModelSpec, Weights, stage_weights, staged_weights
+from medret.pipeline.rows import pixels_column, vectors_column
+from medret.recipe import Recipe
+
+
+class EmbedStage:
+    """One model in one actor: slices of several volumes in one stream of equally shaped batches."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        contents: Mapping[str, Any],  # role -> object reference of the file's bytes, fetched where it is not staged yet
+        recipe: Recipe,
+        *,
+        device: str,
+        batch_size: int,
+        threads: int,
+        drop_pixels: bool,
+        counter: Any,
+    ) -> None:
+        from medret.models import Encoder  # torch: only where a model runs, not in every reading and writing worker
+
+        staged = staged_weights(weights) or stage_weights(
+            weights, {role: ray.get(ref) for role, ref in contents.items()}
+        )
+        self._encoder = Encoder(
+            spec, staged, device=device, precision=recipe.model.precision, batch_size=batch_size, threads=threads
+        )
+        self._recipe = recipe
+        self._drop_pixels = drop_pixels
+        self._counter = counter
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Adds the model's outputs to each row; rows with a code get none."""
+        started = time.monotonic()
+        side = self._recipe.model.side_px
+        column = table[pixels_column(side)]
+        images = [_image_stack(cell.as_buffer(), side) for cell in column if cell.is_valid]
+        stack = np.concatenate(images) if images else np.empty((0, side, side), np.uint8)
+        raw = np.ascontiguousarray(self._encoder.embed(stack), dtype=np.float32)
+        vectors, at = [], 0
+        for cell in column:
+            n = len(cell.as_buffer()) // (side * side) if cell.is_valid else 0
+            vectors.append(raw[at : at + n].tobytes() if cell.is_valid else None)
+            at += n
+        if self._drop_pixels:
+            table = table.drop_columns(pixels_column(side))
+        name = self._recipe.model.name
+        self._counter.add.remote(f"embed {name}", table.num_rows, len(stack), stack.nbytes, time.monotonic() - started)
+        return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
+
+
+def _image_stack(buffer: pa.Buffer, side: int) -> NDArray[np.uint8]:
+    return np.frombuffer(buffer, np.uint8).reshape(-1, side, side)

@@ -1,0 +1,83 @@
+"""The rows between the stages: one row is one volume from the first stage to the last.
+
+Nothing is shuffled, and a volume that failed stays a row with a code. These tables are private to the pipeline; what
+reaches disk has its schema in medret.schemas.
+
+    read    in:  volume_id, uri, size_bytes, etag, mtime, modality
+            out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<side>...
+    embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<side> drops it
+    write   out: one row a shard: its part of the ledger and of the file table, as Arrow IPC
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from medret.recipe import Recipe
+from medret.storage import WrittenFile
+
+SOURCE = pa.schema(
+    [
+        pa.field("volume_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("mtime", pa.string()),
+        pa.field("modality", pa.string()),
+    ]
+)
+
+SLICED = [
+    pa.field("content_sha256", pa.string()),
+    pa.field("code", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("facts", pa.string()),
+    pa.field("planes", pa.list_(pa.string())),
+    pa.field("positions", pa.list_(pa.int32())),
+    pa.field("relative", pa.list_(pa.float32())),
+    pa.field("positions_mm", pa.list_(pa.float32())),
+]
+
+
+def file_row(
+    written: WrittenFile, kind: str, rows: int, recipe: str | None, aggregation: str | None, shard: str | None
+) -> dict[str, Any]:
+    """A row of schemas.FILES."""
+    return {
+        "path": written.path,
+        "kind": kind,
+        "sha256": written.sha256,
+        "size_bytes": written.size_bytes,
+        "rows": rows,
+        "recipe": recipe,
+        "aggregation": aggregation,
+        "shard": shard,
+    }
+
+
+def ipc_bytes(table: pa.Table) -> bytes:
+    """A table as one Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def from_ipc(cells: Sequence[bytes], schema: pa.Schema) -> pa.Table:
+    """Tables made by `ipc_bytes`, one below the other."""
+    tables = [pa.ipc.open_stream(cell).read_all() for cell in cells]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def pixels_column(side_px: int) -> str:
+    """Name of the column with a volume's slices at one side: (n, side, side) uint8, as bytes."""
+    return f"pixels_{side_px}"
+
+
+def vectors_column(recipe: Recipe) -> str:
+    """Name of the column with a model's outputs: (n, dim) float32, as bytes."""
+    return f"vectors_{recipe.digest}"
