@@ -11,12 +11,14 @@ The first rule that applies is the one that is counted.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -108,12 +110,34 @@ def list_archive(uri: str, pattern: str | None = None) -> Listing:
 
 def _find(location: Location) -> tuple[dict[str, dict[str, Any]], bool]:
     """({path below the archive: detail}, whether the URI names a single object)."""
+    if location.is_local and Path(location.root).is_dir():
+        return dict(_walk(location.root, "", (os.path.realpath(location.root),))), False
     location.fs.invalidate_cache()
     found: dict[str, dict[str, Any]] = location.fs.find(location.root, detail=True)
     root = location.root
     if list(found) == [root]:
         return {posixpath.basename(root): found[root]}, True
     return {path[len(root) + 1 :]: detail for path, detail in found.items() if path.startswith(f"{root}/")}, False
+
+
+def _walk(folder: str, below: str, chain: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files below a local folder, through links too (fsspec would leave linked folders out without a word).
+
+    chain: real paths of this folder and of those it was reached through: a link back to one of them ends there.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in chain:
+                    yield from _walk(entry.path, f"{below}{entry.name}/", (*chain, real))
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # a link to nothing: listed, and quarantined when it is read
+                yield below + entry.name, {}
+            else:
+                yield below + entry.name, {"size": status.st_size, "mtime": status.st_mtime}
 
 
 def _skip_rule(path: str, matches: re.Pattern[str] | None) -> str | None:

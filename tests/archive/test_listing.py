@@ -168,3 +168,19 @@ def test_what_stores_call_etag_and_time() -> None:
     assert _mtime({"created": datetime(2026, 1, 2)}) == "2026-01-02T00:00:00.000000+00:00"  # noqa: DTZ001
     assert _mtime({"updated": "2026-01-02T00:00:00Z"}) == "2026-01-02T00:00:00Z"
     assert _mtime({}) is None
+
+
+def test_linked_files_and_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    elsewhere, archive = tmp_path / "elsewhere", tmp_path / "archive"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "a.nii.gz").write_bytes(b"a")
+    archive.mkdir()
+    (archive / "b.nii").symlink_to(elsewhere / "deep" / "a.nii.gz")
+    (archive / "one").symlink_to(elsewhere)
+    (archive / "two").symlink_to(elsewhere / "deep")
+    (archive / "gone.nii").symlink_to(tmp_path / "nothing")
+    (elsewhere / "back").symlink_to(archive)
+    listing = list_archive(str(archive))
+    ids = [item.volume_id for item in listing.objects]
+    assert ids == ["b.nii", "gone.nii", "one/deep/a.nii.gz", "two/a.nii.gz"]
+    assert [item.size_bytes for item in listing.objects] == [1, 0, 1, 1]
