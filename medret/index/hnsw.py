@@ -8,9 +8,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.index.approximate import ApproximateIndex
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import TIE_MARGIN, Neighbours, no_neighbours
+from medret.index.neighbours import TIE_MARGIN
 from medret.index.parameters import hnsw_parameters
 from medret.index.settings import IndexSettings
 
@@ -28,32 +29,22 @@ def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.I
     return index
 
 
-class HnswIndex:
-    """An opened HNSW index. What it finds is re-scored from the exact index: all kinds report the same cosines."""
+class HnswIndex(ApproximateIndex):
+    """An opened HNSW index. Hidden vectors are walked through but not returned."""
 
     def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
-        self._index = index
-        self._exact = exact
-        self._distinct = distinct
+        super().__init__(index, exact, distinct)
         self._ef_search = ef_search
 
-    @property
-    def rows(self) -> int:
-        """Vectors in the shard."""
-        return self._exact.rows
-
-    def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
-        """The best rows for each query, approximately; `excluded` rows are walked through but not returned."""
-        k = min(k, self.rows)
-        if k <= 0 or not len(queries):
-            return no_neighbours(len(queries))
-        hidden = self._distinct.hidden_by(excluded)
+    def _candidates(
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None
+    ) -> NDArray[np.int64] | None:
         dropped = 0 if hidden is None else len(hidden)
         if dropped > EXCLUDED_MAX:
-            return self._exact.search(queries, k, excluded)
+            return None
         # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
         # would hold nothing else.
         parameters = hnsw_parameters(self._ef_search + dropped, hidden)
+        numbers: NDArray[np.int64]
         _, numbers = self._index.search(queries, min(k + TIE_MARGIN, int(self._index.ntotal)), params=parameters)
-        scores = self._exact.scores(queries, self._distinct.rows_of(numbers))
-        return self._distinct.expand(scores, numbers, k, excluded)
+        return numbers

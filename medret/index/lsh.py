@@ -10,9 +10,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.index.approximate import ApproximateIndex
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, no_neighbours
+from medret.index.neighbours import MISSING, TIE_MARGIN
 from medret.index.settings import IndexSettings
 
 TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice
@@ -29,30 +30,18 @@ def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.In
     return index
 
 
-class LshIndex:
-    """An opened LSH index and the exact index that re-scores its candidates."""
+class LshIndex(ApproximateIndex):
+    """An opened LSH index. `candidates`: how many of the nearest codes are re-scored."""
 
     def __init__(self, index: faiss.IndexLSH, exact: ExactIndex, distinct: Distinct, candidates: int) -> None:
-        self._index = index
-        self._exact = exact
-        self._distinct = distinct
-        self._candidates = candidates
+        super().__init__(index, exact, distinct)
+        self._count = candidates
 
-    @property
-    def rows(self) -> int:
-        """Vectors in the shard."""
-        return self._exact.rows
-
-    def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
-        """The best rows for each query, approximately; scores are exact cosines."""
-        k = min(k, self.rows)
-        if k <= 0 or not len(queries):
-            return no_neighbours(len(queries))
-        hidden = self._distinct.hidden_by(excluded)
+    def _candidates(
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None
+    ) -> NDArray[np.int64] | None:
         dropped = 0 if hidden is None else len(hidden)  # IndexLSH takes no selector: ask for more instead
-        wanted = max(self._candidates, k + TIE_MARGIN) + dropped
+        wanted = max(self._count, k + TIE_MARGIN) + dropped
+        numbers: NDArray[np.int64]
         _, numbers = self._index.search(queries, min(wanted, int(self._index.ntotal)))
-        if hidden is not None:
-            numbers = np.where(np.isin(numbers, hidden), MISSING, numbers)
-        scores = self._exact.scores(queries, self._distinct.rows_of(numbers))
-        return self._distinct.expand(scores, numbers, k, excluded)
+        return numbers if hidden is None else np.where(np.isin(numbers, hidden), MISSING, numbers)
