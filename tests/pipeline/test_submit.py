@@ -66,7 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
                 node.terminate()
             for node in nodes:
                 try:
-                    node.wait(30)
+                    node.wait(10)
                 except subprocess.TimeoutExpired:
                     node.kill()
 
