@@ -52,9 +52,10 @@ def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
 
 def print_hits(query: str, hits: Sequence[Hit]) -> None:
     """Hits, best first."""
-    table = Table(title=_plain(f"most similar to {query}"), title_justify="left")
-    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices"):
-        table.add_column(heading, justify="right" if heading in ("rank", "score") else "left", overflow="fold")
+    table = Table(title=_plain(f"most similar to {query}"), title_justify="left", box=None, pad_edge=False)
+    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slice: query ~ hit"):
+        numeric, long = heading in ("rank", "score"), heading == "volume"
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=not long)
     for hit in hits:
         labels = [_plain(str(hit.labels.get(name) or "")) for name in ("modality", "body_region", "organ")]
         table.add_row(str(hit.rank), f"{hit.score:.4f}", _plain(hit.volume_id), *labels, _match(hit))
@@ -75,8 +76,8 @@ def _match(hit: Any) -> str:
     match = hit.slices
     if match is None:
         return ""
-    own = f"{match.query[0]}" if match.query else "?"
-    return f"{match.plane}: your {own}, its {match.hit[0]}"
+    own = f"{match.query[0]} ~ " if match.query else ""
+    return f"{match.plane} {own}{match.hit[0]}"
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,10 +102,32 @@ def connected() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal.
+        # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal, and
+        # Ray says there that it was told not to.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with _stderr_held_back():
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stderr_held_back() -> Iterator[None]:
+    """Hold back what native code writes to standard error; show it if the block fails."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as held:
+            os.dup2(held.fileno(), 2)
+            try:
+                yield
+            except BaseException:
+                held.seek(0)
+                os.write(terminal, held.read())
+                raise
+            finally:
+                os.dup2(terminal, 2)
+    finally:
+        os.close(terminal)
