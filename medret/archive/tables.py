@@ -80,7 +80,7 @@ def _csv(name: str, data: bytes) -> Table:
 
 def _parquet(name: str, data: bytes) -> Table:
     try:
-        content = pq.read_table(pa.BufferReader(data))
+        content = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"label table {name} is no readable Parquet file: {error}") from error
     columns = [[_cell(value) for value in column.to_pylist()] for column in content.columns]

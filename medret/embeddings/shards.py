@@ -6,7 +6,6 @@ stored values, so anyone can derive the same volume vectors from a slices file.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,7 +91,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
     Vectors are neither compressed nor dictionary-encoded: that saves next to nothing on them and costs reading time.
     """
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()
     plain = {name for name in table.schema.names if name == "vector"}
     encoded = [name for name in table.schema.names if name not in plain]
     pq.write_table(
@@ -103,7 +102,17 @@ def parquet_bytes(table: pa.Table) -> bytes:
         compression={**dict.fromkeys(encoded, "zstd"), **{f"{name}.list.element": "none" for name in plain}},
         write_statistics=encoded,
     )
-    return buffer.getvalue()
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
+
+
+def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """A table from a Parquet file's bytes.
+
+    Not by `pyarrow.parquet.read_table`: its scanner lets go of the bytes from a thread of its own, and a process that
+    ends meanwhile is aborted.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns)
 
 
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from medret.embeddings import read_vectors
+from medret.embeddings.shards import read_parquet
 from medret.index import IndexSettings, IndexShard, build_shard, plan_shards
 from medret.pipeline.rows import file_row
 from medret.recipe import Recipe, digest_of
@@ -68,7 +67,7 @@ def build_indices(
 def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu: bool) -> IndexShard:
     """Rows are ordered by volume, plane and position, so a shard does not depend on which task finished first."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
-    tables = [pq.read_table(io.BytesIO(read_checked(store, path, sha)), columns=columns) for path, sha in job.files]
+    tables = [read_parquet(read_checked(store, path, sha), columns) for path, sha in job.files]
     # Metadata differs from file to file only in what the caller already knows.
     table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     keys = [(name, "ascending") for name in columns if name != "vector"]

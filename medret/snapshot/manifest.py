@@ -8,14 +8,13 @@ does not grow with the number of volumes: what grows stands in the tables.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medret.embeddings.shards import read_parquet
 from medret.errors import CorruptError, UsageError
 from medret.recipe import Recipe
 from medret.storage import NAME_DIGITS, Location, read_checked
@@ -158,16 +157,14 @@ def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Tabl
     return _read_tables(store, snapshot_id, manifest.tables_of("files"))
 
 
-def read_ledger(
-    store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None, filters: Any = None
-) -> pa.Table:
-    """The LEDGER table or some of it; columns and filters as in pyarrow.parquet.read_table."""
-    return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns, filters)
+def read_ledger(store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
+    """The LEDGER table, or some columns of it."""
+    return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns)
 
 
 def _read_tables(
-    store: Location, snapshot_id: str, entries: list[TableEntry], columns: list[str] | None = None, filters: Any = None
+    store: Location, snapshot_id: str, entries: list[TableEntry], columns: list[str] | None = None
 ) -> pa.Table:
     folder = snapshot_folder(snapshot_id)
     contents = (read_checked(store, f"{folder}/{entry.path}", entry.sha256) for entry in entries)
-    return pa.concat_tables(pq.read_table(io.BytesIO(data), columns=columns, filters=filters) for data in contents)
+    return pa.concat_tables(read_parquet(data, columns) for data in contents)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from medret.embeddings.shards import read_vectors
+from medret.embeddings.shards import read_parquet, read_vectors
 from medret.errors import MedretError, UsageError
 from medret.snapshot.manifest import (
     CURRENT,
@@ -116,7 +114,7 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
         of_kind = files.filter(pc.equal(files["kind"], kind))
         groups: dict[tuple[str, str | None], list[str]] = {}
         for row in of_kind.to_pylist():
-            table = pq.read_table(io.BytesIO(store.read(row["path"])), columns=["volume_id", "vector"])
+            table = read_parquet(store.read(row["path"]), ["volume_id", "vector"])
             groups.setdefault((row["recipe"], row["aggregation"]), []).extend(table["volume_id"].to_pylist())
             if table.num_rows != row["rows"]:
                 yield Finding(row["path"], f"has {table.num_rows} rows, the snapshot says {row['rows']}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, unit_slices, volume_table
-from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes
+from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes, read_parquet
 from medret.errors import QuarantineCode, VolumeError
 
 DIM = 12
@@ -45,7 +45,7 @@ def test_outputs_without_direction_are_a_quarantine_code(value: float) -> None:
 def test_shard_survives_parquet_with_its_types() -> None:
     volumes = [embedded("a", 5, 0), embedded("b", 1, 1)]
     data = parquet_bytes(slice_table(volumes, DIM, "digest"))
-    table = pq.read_table(io.BytesIO(data))
+    table = read_parquet(data)
     assert pa.types.is_fixed_size_list(table.schema.field("vector").type)
     assert table.schema.field("vector").type.value_type == pa.float16()
     assert table.schema.metadata[RECIPE_KEY] == b"digest"
@@ -57,7 +57,7 @@ def test_shard_survives_parquet_with_its_types() -> None:
 def test_volume_vectors_can_be_derived_from_stored_slices() -> None:
     aggregation = parse_aggregation("gaussian:0.4,0.3")
     volumes = [embedded("a", 5, 0), embedded("b", 9, 1)]
-    stored = pq.read_table(io.BytesIO(parquet_bytes(slice_table(volumes, DIM, "digest"))))
+    stored = read_parquet(parquet_bytes(slice_table(volumes, DIM, "digest")))
     table = volume_table(volumes, aggregation, DIM, "digest")
     assert table.schema.metadata[AGGREGATION_KEY] == b"gaussian:0.4,0.3"
     assert table["slices"].to_pylist() == [5, 9]
@@ -70,3 +70,16 @@ def test_no_volumes_make_an_empty_table() -> None:
     table = slice_table([], DIM, "digest")
     assert table.num_rows == 0
     assert read_vectors(table).shape == (0, DIM)
+
+
+def test_a_process_that_ends_right_after_reading_ends_well() -> None:
+    """With pyarrow.parquet.read_table about every second such process was aborted."""
+    script = (
+        "import numpy as np, pyarrow as pa\n"
+        "from medret.embeddings.shards import parquet_bytes, read_parquet\n"
+        "data = parquet_bytes(pa.table({f'c{i}': np.zeros(40_000) for i in range(40)}))\n"
+        "read_parquet(data)"
+    )
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

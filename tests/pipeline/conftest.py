@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
+from medret.embeddings.shards import read_parquet
 from medret.snapshot import current_id, read_files, read_ledger, read_manifest
 from medret.storage import Location
 
@@ -33,8 +33,7 @@ def read_store(uri: str | Path) -> SimpleNamespace:
         for row in chosen.to_pylist():
             if row["aggregation"] != aggregation:
                 continue
-            with store.fs.open(store.path(row["path"])) as file:
-                table = pq.read_table(file)
+            table = read_parquet(store.read(row["path"]))
             all_vectors = read_vectors(table)
             ids = np.array(table["volume_id"].to_pylist())
             for volume_id in dict.fromkeys(ids.tolist()):
