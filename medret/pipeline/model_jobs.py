@@ -81,6 +81,7 @@ def _model_job(request: IndexRequest, spec: ModelSpec, weights: Weights, precisi
         std=spec.std,
         dim=spec.dim,
         precision=precision,
+        layers=spec.layers,
     )
     batch_size = request.batch_size or (128 if device == "cuda" else 8)
     return ModelJob(spec, weights, request.weights.get(spec.name), Recipe(request.slices, model), device, batch_size)
