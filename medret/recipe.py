@@ -90,7 +90,13 @@ class Recipe:
     def from_json(cls, content: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from `to_json`; raises UsageError if its digest is not the recorded one."""
         slices, model = dict(content["slices"]), dict(content["model"])
-        for part, key in ((slices, "planes"), (slices, "percentiles"), (model, "mean"), (model, "std"), (model, "layers")):
+        for part, key in (
+            (slices, "planes"),
+            (slices, "percentiles"),
+            (model, "mean"),
+            (model, "std"),
+            (model, "layers"),
+        ):
             part[key] = tuple(part[key])
         recipe = cls(SliceRecipe(**slices), ModelRecipe(**model))
         if recipe.digest != content["digest"]:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-# The mean is drawn towards zero as if so many volumes had the zero vector: no vector can coincide with it, so an archive
-# of one volume, or of copies of one, has directions too.
+CENTRE_KIND = "centre"  # in the FILES table
+# The mean is drawn towards zero as if so many volumes had the zero vector: no vector can coincide with it, so that an
+# archive of one volume, or of copies of one, has directions too.
 PRIOR_VOLUMES = 4
 # The centre of an archive that grows is kept, with every shard built around it, until it holds so many times the
 # volumes that the centre was fitted on.

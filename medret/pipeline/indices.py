@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
 from medret.embeddings import read_vectors
 from medret.embeddings.shards import read_parquet
-from medret.index import IndexSettings, IndexShard, build_shard, plan_shards
+from medret.index import IndexSettings, IndexShard, build_shard, centred, plan_shards
+from medret.pipeline.centres import read_centre
 from medret.pipeline.rows import file_row
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
@@ -22,20 +24,28 @@ from medret.storage import Location, read_checked
 
 @dataclass(frozen=True)
 class IndexJob:
-    """One index shard to build: over all rows of some embedding files of one recipe and aggregation (None: slices)."""
+    """One index shard to build: over all rows of some embedding files of one recipe and aggregation (None: slices).
+
+    files: (path, sha256) pairs. centre: the same of the index's centre, None where it has none.
+    """
 
     recipe: Recipe
     aggregation: str | None
-    files: tuple[tuple[str, str], ...]  # path, sha256
+    files: tuple[tuple[str, str], ...]
+    centre: tuple[str, str] | None
 
     def folder(self, settings: IndexSettings) -> str:
         """Digest of what the index is over and how it is built; names its folder below indices/."""
-        return digest_of({"recipe": self.recipe.digest, "over": self.aggregation, "settings": settings.to_json()})
+        over = {"recipe": self.recipe.digest, "over": self.aggregation, "centre": self.centre and self.centre[1]}
+        return digest_of({**over, "settings": settings.to_json()})
 
 
-def index_jobs(files: pa.Table, recipes: Sequence[Recipe], settings: IndexSettings) -> list[IndexJob]:
+def index_jobs(
+    files: pa.Table, centres: pa.Table, recipes: Sequence[Recipe], settings: IndexSettings
+) -> list[IndexJob]:
     """The shards of every index over embedding files (schemas.FILES): unions of whole files, in the table's order."""
     jobs = []
+    centre_of = {(row["recipe"], row["aggregation"]): (row["path"], row["sha256"]) for row in centres.to_pylist()}
     for recipe in recipes:
         of_recipe = files.filter(pc.equal(files["recipe"], recipe.digest))
         groups: dict[str | None, list[dict[str, Any]]] = {}
@@ -44,7 +54,11 @@ def index_jobs(files: pa.Table, recipes: Sequence[Recipe], settings: IndexSettin
         for aggregation, rows in groups.items():
             sha256 = {row["path"]: row["sha256"] for row in rows}
             planned = plan_shards([(row["path"], row["rows"]) for row in rows], settings.shard_rows)
-            jobs += [IndexJob(recipe, aggregation, tuple((path, sha256[path]) for path in group)) for group in planned]
+            centre = centre_of.get((recipe.digest, aggregation))
+            jobs += [
+                IndexJob(recipe, aggregation, tuple((path, sha256[path]) for path in group), centre)
+                for group in planned
+            ]
     return jobs
 
 
@@ -78,7 +92,10 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     else:
         rows = table.select(ROWS.names).cast(ROWS)
     folder = f"indices/{job.folder(settings)}"
-    return build_shard(store, folder, read_vectors(table), rows, settings, use_gpu=use_gpu)
+    vectors = read_vectors(table)
+    if job.centre:
+        vectors = centred(vectors, read_centre(store, *job.centre)).astype(np.float16)
+    return build_shard(store, folder, vectors, rows, settings, use_gpu=use_gpu)
 
 
 def _entries(jobs: Sequence[IndexJob], shards: Sequence[IndexShard]) -> list[IndexEntry]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from medret.models import ModelSpec, Weights, resolve_precision
@@ -13,27 +14,29 @@ from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
-from medret.snapshot import RecipeEntry, current_id, read_ledger, read_manifest
+from medret.schemas import FILES
+from medret.snapshot import RecipeEntry, current_id, read_files, read_ledger, read_manifest
 from medret.storage import Location
 
 
 @dataclass(frozen=True)
 class Previous:
-    """The live snapshot before this run: content hash by volume, and its recipes."""
+    """The live snapshot before this run: content hash by volume, its recipes, and its files (schemas.FILES)."""
 
     content: Mapping[str, str | None]
     recipes: tuple[Recipe, ...]
+    files: pa.Table
 
 
 def previous_snapshot(store: Location) -> Previous:
     """What is live in a store; empty when nothing is."""
     live = current_id(store)
     if live is None:
-        return Previous({}, ())
+        return Previous({}, (), FILES.empty_table())
     manifest = read_manifest(store, live)
     ledger = read_ledger(store, live, manifest, ["volume_id", "content_sha256"])
     content = dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
-    return Previous(content, tuple(entry.load() for entry in manifest.recipes))
+    return Previous(content, tuple(entry.load() for entry in manifest.recipes), read_files(store, live, manifest))
 
 
 def model_jobs(

@@ -18,6 +18,7 @@ from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.errors import GateError, MedretError, StorageError
 from medret.models import ModelSpec, Weights, model_spec, resolve_weights
 from medret.pipeline import ledger as ledgers
+from medret.pipeline.centres import centre_files
 from medret.pipeline.cluster import capacity_now, connected, device_for, plan_pools
 from medret.pipeline.indices import build_indices, index_jobs
 from medret.pipeline.model_jobs import model_jobs, previous_snapshot, recipe_entry
@@ -137,9 +138,9 @@ def _run(
         )
     reporter.say(f"building indices over {_rows(files)} vectors")
     with log.phase("index"):
-        built, entries, index_s = build_indices(
-            store, index_jobs(files, recipes, request.index), request.index, use_gpu=device == "cuda"
-        )
+        centres = centre_files(store, files, previous.files, recipes, request.index)
+        jobs_of_index = index_jobs(files, centres, recipes, request.index)
+        built, entries, index_s = build_indices(store, jobs_of_index, request.index, use_gpu=device == "cuda")
     log.facts["index_seconds"] = index_s
     quarantine = ledgers.quarantine(ledger)
     if quarantine.num_rows:
@@ -147,7 +148,7 @@ def _run(
     slices = int(pc.sum(ledger["slices"]).as_py() or 0)
     with log.phase("publish"):
         snapshot_id, manifest = publish(
-            store, ledger, pa.concat_tables([files, built]), medret_version=medret.__version__, run=log.run,
+            store, ledger, pa.concat_tables([files, centres, built]), medret_version=medret.__version__, run=log.run,
             archive_uri=listing.archive_uri, recipes=[recipe_entry(job) for job in jobs],
             aggregations=[aggregation.name for aggregation in request.aggregations],
             index_settings=request.index.to_json(), indices=entries, counts=counts, skipped=dict(listing.skipped),

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
-from medret.index import KINDS, ROWS_KIND, IndexSettings
+from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings
 from medret.index.columns import index_array, int32_view
 from medret.search.cache import LocalFiles
 from medret.search.ledger import Ledger
@@ -76,9 +77,15 @@ class Contents:
         key = (str(entry.recipe["digest"]), aggregation)
         if key not in self._indices:
             own = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
-            shards = group_shards(own)
-            self._indices[key] = ShardedIndex(shards, int(entry.recipe["model"]["dim"]), self._settings, self._local)
+            centre = next((self._centre(row) for row in own if row["kind"] == CENTRE_KIND), None)
+            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND])
+            dim = int(entry.recipe["model"]["dim"])
+            self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
         return self._indices[key]
+
+    def _centre(self, row: dict[str, Any]) -> NDArray[np.float32]:
+        centre: NDArray[np.float32] = np.load(self._local.path(row["path"], row["sha256"]), allow_pickle=False)
+        return centre
 
 
 def index_file_rows(path: Path) -> list[dict[str, Any]]:
@@ -87,7 +94,9 @@ def index_file_rows(path: Path) -> list[dict[str, Any]]:
     if not table.num_rows:
         return []
     kinds = table["kind"].combine_chunks()
-    wanted = [code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*KINDS, ROWS_KIND)]
+    wanted = [
+        code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)
+    ]
     rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted))
     listed: list[dict[str, Any]] = table.take(index_array(rows)).to_pylist()
     return listed

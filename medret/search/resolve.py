@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,8 @@ class Resolver:
     def resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: FileOptions) -> QueryVectors:
         """The vectors of a query under one recipe and aggregation; raises UsageError for what cannot be asked."""
         if isinstance(query, np.ndarray):
-            return vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
+            asked = vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
+            return self._seen_from_centre(asked, entry, aggregation)
         if not isinstance(query, str | os.PathLike):
             raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
         if is_file(query):
@@ -70,7 +71,17 @@ class Resolver:
         volume = slice_query(data, uri, volume_id, recipe, options.modality or modality)
         encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
         vector = aggregated(encoded.slices, encoded.relative, parse_aggregation(aggregation), volume_id)
-        return QueryVectors(uri, frozenset(own_ids), vector, encoded.slices)
+        return self._seen_from_centre(QueryVectors(uri, frozenset(own_ids), vector, encoded.slices), entry, aggregation)
+
+    def _seen_from_centre(self, query: QueryVectors, entry: RecipeEntry, aggregation: str) -> QueryVectors:
+        """Vectors as the recipe gives them -> as the indices hold them; those read from an index are so already."""
+        volume = self._contents.index(entry, aggregation).centred(query.volume[None])[0]
+        slices = query.slices
+        if slices.positions is not None:
+            slices = replace(slices, vectors=self._contents.index(entry, None).centred(slices.vectors))
+        else:  # one volume vector, which stands as its own only slice
+            slices = replace(slices, vectors=volume[None])
+        return replace(query, volume=volume, slices=slices)
 
     def _encoder(self, entry: RecipeEntry, options: FileOptions) -> Encoder:
         key = (str(entry.recipe["digest"]), options.weights, options.device)

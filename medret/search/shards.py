@@ -20,6 +20,7 @@ from medret.index import (
     Neighbours,
     RowTable,
     Searchable,
+    centred,
     gpu_available,
     open_approximate,
     open_exact,
@@ -109,12 +110,26 @@ class Shard:
 class ShardedIndex:
     """All shards over the volume vectors of one aggregation, or over the slice vectors, of one recipe."""
 
-    def __init__(self, shards: Sequence[ShardFiles], dim: int, settings: IndexSettings, local: LocalFiles) -> None:
+    def __init__(
+        self,
+        shards: Sequence[ShardFiles],
+        dim: int,
+        settings: IndexSettings,
+        local: LocalFiles,
+        centre: NDArray[np.float32] | None = None,
+    ) -> None:
         self.dim = dim
+        self._centre = centre
         self.rows = sum(shard.rows for shard in shards)
         kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
         self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
         self._shards = [Shard(listed, dim, settings, local) for listed in shards]
+
+    def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
+        if self._centre is None:
+            return vectors
+        return centred(vectors, self._centre).astype(np.float16).astype(np.float32)
 
     def search(
         self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[AbstractSet[str]] | None = None

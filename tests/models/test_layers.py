@@ -57,7 +57,8 @@ def test_a_silent_layer_stays_zero() -> None:
             self.inner = torch.nn.Identity()
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.inner(images * 0).mean((2, 3)) + torch.tensor([3.0, 0.0, 4.0])
+            pooled: torch.Tensor = self.inner(images * 0).mean((2, 3))
+            return pooled + torch.tensor([3.0, 0.0, 4.0])
 
     vectors = WithLayers(Model(), ["inner"])(torch.ones(1, 3, 4, 4))
     assert vectors.tolist() == [[3, 0, 4, 0, 0, 0]]
