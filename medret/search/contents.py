@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medret.embeddings import parse_aggregation
@@ -15,6 +16,7 @@ from medret.errors import UsageError
 from medret.index import KINDS, ROWS_KIND, IndexSettings
 from medret.index.columns import index_array, int32_view
 from medret.search.cache import LocalFiles
+from medret.search.labels import read_label_table
 from medret.search.ledger import Ledger
 from medret.search.shards import ShardedIndex, ShardFiles
 from medret.snapshot import Manifest, RecipeEntry
@@ -40,6 +42,11 @@ class Contents:
     def ledger(self) -> Ledger:
         """Labels, URIs and outcomes by volume_id."""
         return Ledger(self._tables("ledger"))
+
+    @cached_property
+    def labels(self) -> pa.Table:
+        """The labels of all embedded volumes, in volume_id order."""
+        return read_label_table(self._tables("ledger"))
 
     def _tables(self, kind: TableKind) -> list[Path]:
         folder = snapshot_folder(self.id)

@@ -12,9 +12,11 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import MedretError, StorageError, UsageError
+from medret.index import EXACT
 from medret.recipe import Recipe
 from medret.search.contents import Contents
 from medret.search.hit import Hit, SliceMatch
@@ -126,17 +128,65 @@ class Snapshot:
         """
         _check(k, mode, exclude)
         entry = self._contents.recipe(model)
-        name = self._contents.aggregation(aggregation)
-        searched = self._contents.index(entry, name if mode == VOLUME else None)
-        if index not in searched.kinds:
-            there = ", ".join(searched.kinds) or f"none over {mode} vectors"
-            raise UsageError(f"index '{index}' is not in snapshot {self.id}, which has {there}")
-        options = FileOptions(weights, modality, device)
-        asked = [self._resolver.resolve(query, entry, name, options) for query in queries]
+        asked = [
+            self.resolve(query, model=model, aggregation=aggregation, weights=weights, modality=modality, device=device)
+            for query in queries
+        ]
         excluded = [query.own_ids if exclude == "self" else frozenset[str]() for query in asked]
-        if mode == VOLUME:
-            return self._by_volume(asked, k, index, entry, searched, excluded)
-        return self._by_slice(asked, k, index, searched, excluded)
+        if mode == SLICE:
+            return self._by_slice(asked, k, index, self._index(entry, None, index), excluded)
+        found = self.rank(asked, k, model=model, aggregation=aggregation, index=index, mode=mode, excluded=excluded)
+        stored = self._contents.index(entry, None)
+        hits = []
+        for query, ranked in zip(asked, found, strict=True):
+            slices = [stored.vectors_of(one.volume_id) for one in ranked]
+            hits.append(self._hits(ranked, [best_pair(query.slices, own) if own else None for own in slices]))
+        return hits
+
+    def labels(self) -> pa.Table:
+        """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
+
+        Each metadata key is one string column, null where a volume has none. Read once and kept.
+        """
+        return self._contents.labels
+
+    def resolve(
+        self,
+        query: Query,
+        *,
+        model: str | None = None,
+        aggregation: str | None = None,
+        weights: str | None = None,
+        modality: str | None = None,
+        device: str = "auto",
+    ) -> QueryVectors:
+        """The vectors of a query in the space of the indices; see `search_many`."""
+        options = FileOptions(weights, modality, device)
+        return self._resolver.resolve(
+            query, self._contents.recipe(model), self._contents.aggregation(aggregation), options
+        )
+
+    def rank(
+        self,
+        queries: Sequence[QueryVectors],
+        k: int,
+        *,
+        model: str | None = None,
+        aggregation: str | None = None,
+        index: str = EXACT,
+        mode: str = VOLUME,
+        excluded: Sequence[AbstractSet[str]] | None = None,
+        where: str | None = None,
+    ) -> list[list[Found]]:
+        """At most k volumes for each query, best first, equal scores in the order of volume_id.
+
+        k may be the number of volumes: then every volume is ranked. excluded: for each query the
+        volume_ids that must not be found. model, aggregation: the same that the queries were resolved with.
+        """
+        entry = self._contents.recipe(model)
+        searched = self._index(entry, self._contents.aggregation(aggregation), index)
+        vectors = np.array([query.volume for query in queries], np.float32).reshape(-1, searched.dim)
+        return searched.search(vectors, k, index, excluded)
 
     def nearest(
         self,
@@ -180,22 +230,12 @@ class Snapshot:
         row = self.volume(os.fspath(query))
         return row.uri if row else None
 
-    def _by_volume(
-        self,
-        asked: Sequence[QueryVectors],
-        k: int,
-        kind: str,
-        entry: RecipeEntry,
-        searched: ShardedIndex,
-        excluded: Sequence[AbstractSet[str]],
-    ) -> list[list[Hit]]:
-        vectors = np.array([query.volume for query in asked], np.float32).reshape(-1, searched.dim)
-        stored = self._contents.index(entry, None)
-        hits = []
-        for query, found in zip(asked, searched.search(vectors, k, kind, excluded), strict=True):
-            slices = [stored.vectors_of(one.volume_id) for one in found]
-            hits.append(self._hits(found, [best_pair(query.slices, own) if own else None for own in slices]))
-        return hits
+    def _index(self, entry: RecipeEntry, aggregation: str | None, kind: str) -> ShardedIndex:
+        searched = self._contents.index(entry, aggregation)
+        if kind not in searched.kinds:
+            there = ", ".join(searched.kinds) or f"none over {'slice' if aggregation is None else 'volume'} vectors"
+            raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {there}")
+        return searched
 
     def _by_slice(
         self,
