@@ -10,9 +10,10 @@ from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.index import KINDS
 from medret.search import Snapshot
+from medret.search.snapshot import MODES as ALL_MODES
+from medret.search.snapshot import SLICE, VOLUME
 
-VOLUME = "volume"
-MODES = (VOLUME, "vote", "max", "sum", "late")  # those whose hits are volumes
+MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits are volumes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """From queries to figures: means of classes, macro and micro, with intervals from resampling subjects. Pure functions.
 
 Scans of one subject resemble each other, so subjects are drawn, not scans: an interval over scans would be too narrow.
+They are drawn from among those of the same classes, as many as there are: a class of few subjects would otherwise be
+missing from many draws, and the macro mean of the others is another quantity.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Bootstrap:
 class Averages:
     """Means over queries. Row 0 is macro, row 1 micro, then one row a class.
 
-    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries. queries, subjects: (2 + classes,).
+    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries.
+    queries, subjects: (2 + classes,) how many were averaged.
     """
 
     value: Floats
@@ -55,21 +58,16 @@ def average(
     sizes = _by_subject(np.ones((len(values), 1)), groups, subjects, count)
     everyone = np.ones((1, count))
     value = _means(everyone, sums, sizes)[0]
-    drawn = np.concatenate([_means(weights, sums, sizes) for weights in _resamples(count, bootstrap)])
-    # A class none of whose subjects was drawn has no mean in that draw: its interval is of the others.
-    never = np.isnan(drawn).all(axis=0)
-    low, high = np.nanpercentile(np.where(never, np.nan_to_num(value), drawn), PERCENTILES, axis=0)
-    absent = np.isnan(value)
-    low, high = np.where(absent, np.nan, low), np.where(absent, np.nan, high)
+    strata = np.unique(sizes[:, :, 0] > 0, axis=0, return_inverse=True)[1].ravel()
+    drawn = np.concatenate([_means(weights, sums, sizes) for weights in _resamples(strata, bootstrap)])
+    low, high = np.percentile(drawn, PERCENTILES, axis=0)  # a class is in every draw or, without queries, in none
     chance = _means(everyone, _by_subject(chances, groups, subjects, count), sizes)[0]
     queries = np.concatenate([[len(values)], groups.sum(axis=0)])
     present = sizes[:, :, 0].astype(bool).sum(axis=0)
     return Averages(value, low, high, chance, queries, np.concatenate([[present[0]], present]))
 
 
-def _by_subject(
-    values: Floats, groups: NDArray[np.bool_], subjects: NDArray[np.int64], count: int
-) -> Floats:
+def _by_subject(values: Floats, groups: NDArray[np.bool_], subjects: NDArray[np.int64], count: int) -> Floats:
     """Sums of (q, m) values by subject and group: (subjects, groups, m)."""
     sums = np.zeros((count, groups.shape[1], values.shape[1]))
     for group in range(groups.shape[1]):
@@ -93,11 +91,17 @@ def _means(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
     return joined
 
 
-def _resamples(count: int, bootstrap: Bootstrap) -> Iterator[Floats]:
-    """How often each of `count` subjects is drawn, (b, count) at a time. The same for the same count and seed."""
+def _resamples(strata: NDArray[np.int64], bootstrap: Bootstrap) -> Iterator[Floats]:
+    """How often each subject is drawn, (b, subjects) at a time. strata: (subjects,), who may stand in for whom.
+
+    The same for the same strata and seed.
+    """
     rng = np.random.default_rng(bootstrap.seed)
-    step = max(1, BLOCK_NUMBERS // max(count, 1))
+    members = [np.flatnonzero(strata == stratum) for stratum in range(int(strata.max(initial=-1)) + 1)]
+    step = max(1, BLOCK_NUMBERS // max(len(strata), 1))
     for start in range(0, bootstrap.resamples, step):
-        rows = min(step, bootstrap.resamples - start)
-        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        weights = np.zeros((min(step, bootstrap.resamples - start), len(strata)))
+        for own in members:
+            drawn = rng.integers(len(own), size=(len(weights), len(own))) + len(own) * np.arange(len(weights))[:, None]
+            weights[:, own] = np.bincount(drawn.ravel(), minlength=len(weights) * len(own)).reshape(-1, len(own))
+        yield weights

@@ -19,8 +19,8 @@ class Confound:
     """How far a level's label follows from a source column.
 
     single: classes all of whose volumes come from one source. share: volumes that have such a class.
-    predicted: volumes whose class is the most frequent one of the other volumes of their source. excess: how much of what the most frequent
-    class of all leaves open that settles: 0 nothing, 1 all.
+    predicted: volumes whose class is the most frequent one of the other volumes of their source. excess: how much of
+    what the most frequent class of all leaves open that settles: 0 nothing, 1 all.
     """
 
     level: str

@@ -70,6 +70,21 @@ def judged_order(ranking: Ranking, kept: NDArray[np.bool_]) -> NDArray[np.int64]
     return moved
 
 
+def spliced(nearest: Ranking, further: Ranking) -> Ranking:
+    """The candidates of `nearest`, then those of `further` that are not among them: (q, depth of `further`)."""
+    depth = further.candidates.shape[1]
+    candidates = np.concatenate([nearest.candidates, further.candidates], axis=1)
+    scores = np.concatenate([nearest.scores, further.scores], axis=1)
+    again = (further.candidates[:, :, None] == nearest.candidates[:, None]).any(axis=2)
+    gone = np.concatenate([np.zeros(nearest.candidates.shape, bool), again], axis=1) | (candidates == MISSING)
+    order = np.argsort(gone, axis=1, kind="stable")[:, :depth]
+    kept = ~np.take_along_axis(gone, order, axis=1)
+    return Ranking(
+        np.where(kept, np.take_along_axis(candidates, order, axis=1), MISSING),
+        np.where(kept, np.take_along_axis(scores, order, axis=1), -np.inf).astype(np.float32),
+    )
+
+
 def neighbours_found(found: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
     """Share of each query's k best by exact search that `found` has among its own k best; NaN where there are none.
 

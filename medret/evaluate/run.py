@@ -1,42 +1,30 @@
-"""An evaluation: every arm ranks the candidates for every query, under every exclusion, and is scored at every level."""
+"""An evaluation: every arm ranks the candidates for every query under every exclusion, and is scored at every level."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.evaluate.arms import Arm, Selection, arms_of, leading_arm
-from medret.evaluate.averages import MACRO, MICRO, Bootstrap, average
-from medret.evaluate.confounds import SOURCE, Confound, confound
+from medret.evaluate.arms import Arm, arms_of, leading_arm
+from medret.evaluate.averages import MACRO, MICRO, average
 from medret.evaluate.metrics import METRICS
 from medret.evaluate.panel import Panel
-from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank
-from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
+from medret.evaluate.plan import Options, exclude_names, find_confounds, left_out_of, level_names
+from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank, spliced
+from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row
 from medret.evaluate.tally import Scope, Tally, scope_of
-from medret.evaluate.truth import (
-    SELF,
-    SUBJECT,
-    Exclusion,
-    class_counts,
-    exclusion_of,
-    level_of,
-    subject_numbers,
-    text_column,
-)
+from medret.evaluate.truth import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
 from medret.index import EXACT
 from medret.search import Snapshot
 
-LEVELS = ("modality", "body_region", "organ")
-MIN_RELEVANT = 3
 EXACT_DEPTH_MAX = 20_000  # archives up to this size are ranked in full by exact search
-DEPTH = 1000  # ranks of exact search in larger ones
-APPROXIMATE_DEPTH = 100  # HNSW and LSH asked for every volume would scan all, as no search does
+DEPTH = 1000  # ranks in larger ones, and by approximate search
 BATCH_HITS = 1_000_000  # hits that are objects at the same time
 BATCH_PAIRS = 20_000_000  # pairs of query and candidate that are judged at the same time
 TIES_SEEN = 8  # beyond the tenth neighbour
@@ -44,45 +32,24 @@ TIES_SEEN = 8  # beyond the tenth neighbour
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to evaluate. levels, excludes: empty for the usual ones. depth: of every list, instead of the usual ones.
-
-    sources: columns that a label may follow from; where it does, scores without hits of the same source are added.
-    """
-
-    levels: Sequence[str] = ()
-    excludes: Sequence[str] = ()
-    sources: Sequence[str] = (SOURCE,)
-    selection: Selection = field(default_factory=Selection)
-    min_relevant: int = MIN_RELEVANT
-    depth: int | None = None
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-
-
 def evaluate(snapshot: Snapshot, panel: Panel, options: Options, report: Report = lambda _: None) -> Evaluation:
     """Score a snapshot. Raises UsageError for a column or arm that is not there, and when nothing can be scored."""
     started = time.perf_counter()
     arms = arms_of(snapshot, options.selection)
-    levels = [level_of(name, panel.queries, panel.candidates) for name in _levels(snapshot, panel, options)]
+    levels = [level_of(name, panel.queries, panel.candidates) for name in level_names(snapshot, panel, options)]
     warnings: list[str] = []
-    confounds = [
-        found
-        for level in levels
-        for source in options.sources
-        if source in panel.candidates.column_names and (found := confound(panel.candidates, level.name, source))
-    ]
+    confounds = find_confounds(panel, levels, options.sources)
     warnings += [found.message for found in confounds if found.warns]
     exclusions = [
         exclusion_of(name, panel.queries, panel.candidates, panel.own)
-        for name in _excludes(panel, options, confounds, warnings)
+        for name in exclude_names(panel, options, confounds, warnings)
     ]
     batch = max(1, BATCH_PAIRS // max(panel.candidates.num_rows, 1))
     scopes = {
         exclusion.column: [scope_of(level, exclusion, options.min_relevant, batch) for level in levels]
         for exclusion in exclusions
     }
-    left_out = [_left_out(exclude, scope) for exclude, own in scopes.items() for scope in own]
+    left_out = [left_out_of(exclude, scope) for exclude, own in scopes.items() for scope in own]
     if not any(one.counted for one in left_out):
         raise UsageError(
             f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
@@ -116,56 +83,6 @@ def evaluate(snapshot: Snapshot, panel: Panel, options: Options, report: Report 
     )
 
 
-def _levels(snapshot: Snapshot, panel: Panel, options: Options) -> list[str]:
-    """The levels that have labels on both sides."""
-    for name in options.levels:
-        if name not in panel.candidates.column_names:
-            raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(panel)}")
-    wanted = list(dict.fromkeys(options.levels or LEVELS))
-    sides = (panel.queries, panel.candidates)
-    found = [name for name in wanted if all(any(text_column(side, name)) for side in sides)]
-    if not found:
-        raise UsageError(
-            f"{snapshot.uri}: nothing can be scored, because no volume has a label of {', '.join(wanted)}; "
-            "index with --labels TABLE"
-        )
-    return found
-
-
-def _excludes(panel: Panel, options: Options, confounds: Sequence[Confound], warnings: list[str]) -> list[str]:
-    """The columns by which candidates are left out; adds to the warnings what was asked for and cannot be."""
-    known = (*panel.candidates.column_names, SELF)
-    for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
-        if name not in known:
-            raise UsageError(f"--exclude or --source '{name}' is no label of the store, which has {_names(panel)}")
-    wanted = list(options.excludes) or [SUBJECT]
-    if SUBJECT in wanted and not any(text_column(panel.candidates, SUBJECT)):
-        warnings.append("no volume has a subject: each volume counts as a subject of its own, and only it is left out")
-        wanted = [SELF if name == SUBJECT else name for name in wanted]
-    elif SUBJECT in wanted and (missing := text_column(panel.queries, SUBJECT).count(None)):
-        warnings.append(f"{missing} queries have no subject: each of them leaves out its own volume alone")
-    wanted += [found.source for found in confounds if found.warns]
-    return list(dict.fromkeys(wanted))
-
-
-def _names(panel: Panel) -> str:
-    return ", ".join(name for name in panel.candidates.column_names if name not in ("volume_id", "uri"))
-
-
-def _left_out(exclude: str, scope: Scope) -> LeftOut:
-    few = scope.labelled & ~scope.counted
-    by_class = zip(scope.level.classes, scope.level.queries[few].sum(axis=0).tolist(), strict=True)
-    return LeftOut(
-        exclude=exclude,
-        level=scope.level.name,
-        counted=int(scope.counted.sum()),
-        classes=int(scope.level.queries[scope.counted].any(axis=0).sum()),
-        too_few_relevant=int(few.sum()),
-        by_class={name: count for name, count in by_class if count},
-        unlabelled=int((~scope.labelled).sum()),
-    )
-
-
 class _Work:
     """The loop over arms, exclusions and batches of queries."""
 
@@ -190,7 +107,7 @@ class _Work:
     def depth(self, index: str) -> int:
         """How many ranks the lists of an index have."""
         there = len(self._ids)
-        usual = APPROXIMATE_DEPTH if index != EXACT else there if there <= EXACT_DEPTH_MAX else DEPTH
+        usual = EXACT_DEPTH_MAX if index == EXACT and there <= EXACT_DEPTH_MAX else DEPTH
         return min(there, self._options.depth or usual)
 
     def run(self, arms: Sequence[Arm]) -> list[Row]:
@@ -232,15 +149,17 @@ class _Work:
             kept = exclusion.kept(rows)
             exact: Ranking | None = None
             for arm in exact_first:
-                ranking = self._rank(arm, rows, kept, exclusion, self.depth(arm.index))
-                for tally in tallies[arm]:
-                    tally.add(rows, kept, ranking)
+                ranking = self._rank(arm, rows, kept, self.depth(arm.index))
                 if arm.index == EXACT:
                     exact = ranking
                 else:
-                    exact = exact or self._rank(exact_arm, rows, kept, exclusion, RECALL_K + TIES_SEEN)
-                    nearest = self._rank(arm, rows, kept, exclusion, RECALL_K)
+                    exact = exact or self._rank(exact_arm, rows, kept, RECALL_K + TIES_SEEN)
+                    # An index that is asked for many looks further: the first ten are those of a search for ten.
+                    nearest = self._rank(arm, rows, kept, RECALL_K)
                     shares[arm][rows] = neighbours_found(nearest, exact)
+                    ranking = spliced(nearest, ranking)
+                for tally in tallies[arm]:
+                    tally.add(rows, kept, ranking)
                 if self._leads(arm):
                     tops.append((_top(ranking.candidates, -1), _top(ranking.scores, -np.inf)))
         if tops:
@@ -259,9 +178,7 @@ class _Work:
         for start in range(0, len(self._subjects), step):
             yield np.arange(start, min(start + step, len(self._subjects)))
 
-    def _rank(
-        self, arm: Arm, rows: NDArray[np.int64], kept: NDArray[np.bool_], exclusion: Exclusion, depth: int
-    ) -> Ranking:
+    def _rank(self, arm: Arm, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
         queries = self._panel.vectors(rows, arm.model, arm.aggregation)
         shared: dict[bytes, frozenset[str]] = {}  # queries of one source leave out the same volumes
         excluded = []

@@ -100,7 +100,9 @@ def exclusion_of(column: str, queries: pa.Table, candidates: pa.Table, own: Sequ
         )
     numbers: dict[str, int] = {}
     sides = [
-        np.array([-1 if v is None else numbers.setdefault(v, len(numbers)) for v in text_column(table, column)], np.int64)
+        np.array(
+            [-1 if v is None else numbers.setdefault(v, len(numbers)) for v in text_column(table, column)], np.int64
+        )
         for table in (queries, candidates)
     ]
     return Exclusion(column, sides[0], sides[1], own)
