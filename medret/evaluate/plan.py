@@ -68,10 +68,12 @@ def exclude_names(panel: Panel, options: Options, confounds: Sequence[Confound],
     if SUBJECT in wanted and not any(text_column(panel.candidates, SUBJECT)):
         warnings.append("no volume has a subject: each volume counts as a subject of its own, and only it is left out")
         wanted = [SELF if name == SUBJECT else name for name in wanted]
-    elif SUBJECT in wanted and (missing := text_column(panel.queries, SUBJECT).count(None)):
-        warnings.append(f"{missing} queries have no subject: each of them leaves out its own volume alone")
-    wanted += [found.source for found in confounds if found.warns]
-    return list(dict.fromkeys(wanted))
+    wanted = list(dict.fromkeys([*wanted, *(found.source for found in confounds if found.warns)]))
+    for name in wanted:
+        missing = 0 if name == SELF else text_column(panel.queries, name).count(None)
+        if missing:
+            warnings.append(f"{missing} queries have no {name}: of each of them its own volume alone is left out")
+    return wanted
 
 
 def _names(panel: Panel) -> str:

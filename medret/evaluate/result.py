@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.evaluate.arms import Arm
-from medret.evaluate.averages import MACRO, MICRO, Bootstrap
+from medret.evaluate.averages import MACRO, MICRO, Averages, Bootstrap
 from medret.evaluate.confounds import Confound
 from medret.evaluate.metrics import METRICS
 from medret.evaluate.panel import Panel
@@ -52,6 +52,27 @@ class Row:
     def arm(self) -> tuple[str, str, str, str]:
         """The names of the row's arm."""
         return self.model, self.aggregation, self.index, self.mode
+
+
+def row_of(arm: Arm, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int) -> Row:
+    """One figure of some averages: their row `at`, column `number`."""
+    return Row(
+        arm.model,
+        arm.aggregation,
+        arm.index,
+        arm.mode,
+        exclude,
+        level,
+        class_,
+        metric,
+        value=float(means.value[at, number]),
+        low=float(means.low[at, number]),
+        high=float(means.high[at, number]),
+        chance=float(means.chance[at, number]),
+        n=int(means.queries[at]),
+        subjects=int(means.subjects[at]),
+        default=arm.default,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
 from medret.evaluate.arms import Arm, arms_of, leading_arm
-from medret.evaluate.averages import MACRO, MICRO, average
+from medret.evaluate.averages import MACRO, MICRO, Averages, average
 from medret.evaluate.metrics import METRICS
 from medret.evaluate.panel import Panel
 from medret.evaluate.plan import Options, exclude_names, find_confounds, left_out_of, level_names
 from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank, spliced
-from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row
+from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row, row_of
 from medret.evaluate.tally import Scope, Tally, scope_of
 from medret.evaluate.truth import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
 from medret.index import EXACT
@@ -193,35 +194,32 @@ class _Work:
         self, arm: Arm, exclusion: Exclusion, tallies: Sequence[Tally], shares: NDArray[np.float64] | None
     ) -> list[Row]:
         rows = []
-        bootstrap, names = self._options.bootstrap, (arm.model, arm.aggregation, arm.index, arm.mode, exclusion.column)
         for tally in tallies:
             if not tally.scope.counted.any():
                 continue
-            means = tally.averages(self._subjects, self.depth(arm.index), bootstrap)
-            for at, name in enumerate((MACRO, MICRO, *tally.scope.level.classes)):
-                if not means.queries[at]:
-                    continue
-                for number, metric in enumerate(METRICS):
-                    figures = (float(part[at, number]) for part in (means.value, means.low, means.high, means.chance))
-                    counts = (int(means.queries[at]), int(means.subjects[at]))
-                    rows.append(Row(*names, tally.scope.level.name, name, metric.name, *figures, *counts, False))
+            means = tally.averages(self._subjects, self.depth(arm.index), self._options.bootstrap)
+            level = tally.scope.level
+            rows += [
+                row_of(arm, exclusion.column, level.name, name, metric.name, means, at, number)
+                for at, name in enumerate((MACRO, MICRO, *level.classes))
+                if means.queries[at]
+                for number, metric in enumerate(METRICS)
+            ]
         if shares is not None and not np.isnan(shares).all():
-            rows.append(self._recall_row(names, exclusion, shares))
+            rows.append(row_of(arm, exclusion.column, ALL, ALL, ANN_RECALL, self._recall(exclusion, shares), 1, 0))
         return rows
 
-    def _recall_row(self, names: tuple[str, ...], exclusion: Exclusion, shares: NDArray[np.float64]) -> Row:
+    def _recall(self, exclusion: Exclusion, shares: NDArray[np.float64]) -> Averages:
+        """Averages of the neighbours that an index found, of all queries that have neighbours."""
         counted = np.flatnonzero(~np.isnan(shares))
         left = np.concatenate([exclusion.kept(np.array([row])).sum(axis=1) for row in counted])
         chances = np.minimum(RECALL_K / left, 1.0)[:, None]
         _, numbers = np.unique(self._subjects[counted], return_inverse=True)
         everyone = np.ones((len(counted), 0), bool)
-        means = average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
-        figures = (float(part[1, 0]) for part in (means.value, means.low, means.high, means.chance))
-        counts = (int(means.queries[1]), int(means.subjects[1]))
-        return Row(*names, ALL, ALL, ANN_RECALL, *figures, *counts, False)
+        return average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
 
 
-def _top(ranked: NDArray, fill: float) -> NDArray:
+def _top(ranked: NDArray[Any], fill: float) -> NDArray[Any]:
     """The first ten columns, filled up where there are fewer."""
     first = ranked[:, :RECALL_K]
     return np.pad(first, ((0, 0), (0, RECALL_K - first.shape[1])), constant_values=fill)

@@ -43,7 +43,7 @@ def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) 
         kept = exclusion.kept(rows) & labelled_candidates
         candidates[rows] = kept.sum(axis=1)
         total[rows] = (kept & level.relevance(rows)).sum(axis=1)
-    labelled = level.queries.any(axis=1)
+    labelled = np.asarray(level.queries.any(axis=1))
     return Scope(level, total, candidates, labelled, labelled & (total >= min_relevant))
 
 
