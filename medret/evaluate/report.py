@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medret.evaluate.averages import MACRO, MICRO
 from medret.evaluate.report_gallery import choose, gallery, read_images
@@ -147,7 +148,7 @@ def _confusions(found: Evaluation, level: str) -> list[str]:
     return [_section("confusion", "What is taken for what", text, body)] if parts else []
 
 
-def confusion(found: Evaluation, exclude: str, level: str) -> tuple[np.ndarray, list[str], list[str]]:
+def confusion(found: Evaluation, exclude: str, level: str) -> tuple[NDArray[np.int64], list[str], list[str]]:
     """Counts of the first hit's class (columns) by the query's class (rows), over the queries that were scored.
 
     A query of several classes counts in each; a relevant first hit counts as the query's class.
@@ -182,8 +183,8 @@ def _map(snapshot: Snapshot, found: Evaluation, level: str) -> str:
     entries += [f"<span>{key(-1, number)}{escape(name)}</span>" for number, name in enumerate(shapes)]
     text = (
         f"Each mark is a volume ({len(points)} of {found.panel.candidates.num_rows}), placed by the first two "
-        f"principal components of its vector ({found.leading.model}, {found.leading.aggregation}): {share:.0%} of the variance. "
-        f"Colour: {words(level)}. Shape: modality. Near each other here is not always near in all dimensions."
+        f"principal components of its vector ({found.leading.model}, {found.leading.aggregation}): {share:.0%} of the "
+        f"variance. Colour: {words(level)}. Shape: modality. Near each other here is not always near in all dimensions."
     )
     drawn = scatter(points, f"Embedding map coloured by {words(level)}")
     return _section("map", "Map of the archive", text, f'<p class="legend">{"".join(entries)}</p>', drawn)
@@ -219,8 +220,8 @@ def _details(found: Evaluation) -> str:
     return _section(
         "details",
         "All figures of the leading arm, and what was counted",
-        "recall@10: share of all volumes of the class that is among the first ten. hit@5: any of the first five is of "
-        "the class. precision@5: share of the first five that is. Intervals: 95 %, from "
+        "recall@10: share of all volumes of the class that is among the first ten. precision@5: share of the first "
+        "five that is of the class. Intervals: 95 %, from "
         f"{found.bootstrap.resamples} draws of subjects within their classes.",
         *tables,
         "<h3>Queries that count</h3>",

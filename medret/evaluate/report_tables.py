@@ -11,7 +11,7 @@ from medret.evaluate.result import ALL, ANN_RECALL, Evaluation, Row
 from medret.evaluate.truth import SELF
 
 HEADLINE = ("recall@1", "mAP", "precision@5", "ndcg@10")
-CLASS_METRICS = ("recall@1", "hit@5", "recall@10", "precision@5", "mAP", "ndcg@10")
+CLASS_METRICS = ("recall@1", "recall@10", "precision@5", "mAP", "ndcg@10")
 
 
 def words(name: str) -> str:
@@ -72,7 +72,7 @@ def arms_table(found: Evaluation) -> str:
             continue
         kind = ' class="default"' if arm.default else ""
         cells = "".join(f"<td>{_pair(found, arm, place)}</td>" for place in places)
-        note = ' <span class="n">what search does by default</span>' if arm.default else ""
+        note = ' <span class="n">default</span>' if arm.default else ""
         rows.append(
             f'<tr{kind}><th scope="row">{escape(arm.model)}{note}</th>'
             f'<td class="text">{escape("" if arm.by_slices else arm.aggregation)}</td>'
@@ -85,7 +85,7 @@ def arms_table(found: Evaluation) -> str:
     columns = "<th class='text'>aggregation</th><th class='text'>index</th><th class='text'>mode</th>"
     return _table(
         "Macro recall@1 / mAP. ANN: share of the ten nearest volumes by exact search that the index finds; it has "
-        "nothing to do with labels.",
+        "nothing to do with labels. default: what search does when told nothing.",
         f"<tr><th class='text'>model</th>{columns}<th>ANN</th>{heads}</tr>",
         [first, *rows],
     )
