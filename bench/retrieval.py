@@ -72,7 +72,8 @@ def edges(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     down, across = np.gradient(pixels.astype(np.float32), axis=(1, 2))
     length = np.hypot(down, across)
     scale = np.maximum(np.percentile(length, 99.5, axis=(1, 2), keepdims=True), 1e-3)
-    return np.clip(length / scale * 255, 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip(length / scale * 255, 0, 255).astype(np.uint8)
+    return grey
 
 
 DEFAULT = SliceRecipe()

@@ -7,7 +7,7 @@ Frame of all vectors here: unit length, seen from the centre of their index, flo
 from __future__ import annotations
 
 from medret.index.build import ROWS_KIND, IndexShard, build_shard
-from medret.index.centre import CENTRE_KIND, centred, fit_centre, refit_needed
+from medret.index.centre import CENTRE_KIND, centred, fit_centre, refit_needed, uncentred
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex
 from medret.index.gpu import available as gpu_available
@@ -40,4 +40,5 @@ __all__ = [
     "open_exact",
     "plan_shards",
     "refit_needed",
+    "uncentred",
 ]

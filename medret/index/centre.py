@@ -41,6 +41,22 @@ def centred(vectors: NDArray[np.floating], centre: NDArray[np.float32] | None) -
     return wide
 
 
+def uncentred(vectors: NDArray[np.float32], centre: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The inverse of `centred`, which exists because the centre is shorter than any vector: (n, dim) float32.
+
+    Of centre + t * direction, the one with t > 0 that has length 1.
+    """
+    if centre is None:
+        return vectors
+    wide = vectors.astype(np.float64)
+    along = wide @ centre
+    inside = np.maximum(1 - float(centre.astype(np.float64) @ centre), 0)
+    lengths = np.einsum("ij,ij->i", wide, wide)  # 1, but for float16
+    t = (np.sqrt(along**2 + lengths * inside) - along) / lengths
+    raw: NDArray[np.float32] = (centre + t[:, None] * wide).astype(np.float32)
+    return raw
+
+
 def refit_needed(volumes: int, fitted_on: int) -> bool:
     """Whether an archive has grown, or shrunk, too far from what its centre was fitted on."""
     return not fitted_on / REFIT_GROWTH < volumes < fitted_on * REFIT_GROWTH

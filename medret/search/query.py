@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
 from medret.errors import UsageError
+from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.storage import normalise_uri
 
@@ -24,13 +25,20 @@ class QueryVectors:
 
     label: how messages name it. own_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32 unit
     vector. slices: what `slice` searches with and hits are matched against; a query that is one
-    volume vector stands here as its own only slice, without a position.
+    volume vector stands here as its own only slice, without a position. weights: (slices,) summing to 1, None for equal
+    ones. asked: the slice positions that a range named, first and last, which may reach beyond the slices there are.
     """
 
     label: str
     own_ids: frozenset[str]
     volume: NDArray[np.float32]
     slices: SliceVectors
+    weights: NDArray[np.float64] | None = None
+    asked: Range | None = None
+
+    def slice_weights(self) -> NDArray[np.float64]:
+        """The weight of each slice, summing to 1."""
+        return np.full(len(self.slices), 1 / max(1, len(self.slices))) if self.weights is None else self.weights
 
 
 def is_file(query: str | os.PathLike[str]) -> bool:

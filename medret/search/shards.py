@@ -24,9 +24,12 @@ from medret.index import (
     gpu_available,
     open_approximate,
     open_exact,
+    uncentred,
 )
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
+from medret.search.kept import Kept
+from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
 from medret.search.merge import Found, merge_shards
 
@@ -89,18 +92,60 @@ class Shard:
         rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in found]
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
+    def places_of(self, kept: Kept | None) -> NDArray[np.int64]:
+        """The volumes here that are kept, by their place in `table.volumes`."""
+        ids, firsts = self.table.volumes
+        return np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
+
+    def places_named(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
+        """The places of these volumes, ascending, of those that are here."""
+        found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
+        rows = np.array([rows.start for rows in found if rows.stop > rows.start], np.int64)
+        return np.searchsorted(self.table.volumes[1], np.sort(rows))
+
+    def first_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first row of the volumes at these places."""
+        return self.table.volumes[1][places]
+
+    def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many rows they have."""
+        ends = np.append(self.table.volumes[1], len(self.table))
+        lengths: NDArray[np.int64] = ends[places + 1] - ends[places]
+        return lengths
+
+    def sets(self, places: NDArray[np.int64]) -> SliceSets:
+        """All slices of the volumes at these places."""
+        lengths = self.lengths(places)
+        starts = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
+        return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
+
+    def rows_without(self, kept: Kept) -> NDArray[np.int64]:
+        """The rows here of volumes that are not kept."""
+        ids, firsts = self.table.volumes
+        lengths = np.diff(firsts, append=len(self.table))
+        return np.flatnonzero(np.repeat(~kept.of(ids), lengths))
+
     def search(
-        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[NDArray[np.int64]]
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        kind: str,
+        excluded: Sequence[NDArray[np.int64]],
+        dropped: NDArray[np.int64] | None = None,
     ) -> Neighbours:
-        """The k best rows for each query, without those that the query excludes."""
+        """The k best rows for each query, without those that it excludes and without `dropped`, excluded for all."""
         index = self.index(kind)
         excess = max((len(rows) for rows in excluded), default=0)
         if not excess:
-            return index.search(queries, k)
+            return index.search(queries, k, dropped)
         if excess > EXCESS_MAX:
-            each = [index.search(queries[i : i + 1], k, rows) for i, rows in enumerate(excluded)]
+            each = []
+            for number, rows in enumerate(excluded):
+                own = rows if dropped is None else np.union1d(rows, dropped)
+                each.append(index.search(queries[number : number + 1], k, own))
             return Neighbours(np.concatenate([n.scores for n in each]), np.concatenate([n.rows for n in each]))
-        found = index.search(queries, k + excess)
+        found = index.search(queries, k + excess, dropped)
         kept = found.rows.copy()
         for query, rows in enumerate(excluded):
             kept[query, np.isin(kept[query], rows)] = MISSING
@@ -123,7 +168,7 @@ class ShardedIndex:
         self.rows = sum(shard.rows for shard in shards)
         kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
         self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
-        self._shards = [Shard(listed, dim, settings, local) for listed in shards]
+        self.shards = [Shard(listed, dim, settings, local) for listed in shards]
 
     def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
@@ -131,17 +176,27 @@ class ShardedIndex:
             return vectors
         return centred(vectors, self._centre).astype(np.float16).astype(np.float32)
 
+    def uncentred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, dim) vectors of this index -> as the recipe gave them."""
+        return uncentred(vectors, self._centre)
+
     def search(
-        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[AbstractSet[str]] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        kind: str,
+        excluded: Sequence[AbstractSet[str]] | None = None,
+        kept: Kept | None = None,
     ) -> list[list[Found]]:
         """The k best vectors for each of (q, dim) unit queries, over all shards.
 
-        excluded: for each query the volume_ids whose vectors must not be found.
+        excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
         """
         found: list[list[Found]] = [[] for _ in queries]
-        for number, shard in enumerate(self._shards):
+        for number, shard in enumerate(self.shards):
             rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
-            neighbours = shard.search(queries, k, kind, rows)
+            dropped = None if kept is None else shard.rows_without(kept)
+            neighbours = shard.search(queries, k, kind, rows, dropped)
             at, _ = places = np.nonzero(neighbours.rows != MISSING)
             hit_rows = neighbours.rows[places]
             ids = shard.table.volume_ids(hit_rows)
@@ -152,7 +207,7 @@ class ShardedIndex:
 
     def vectors_of(self, volume_id: str) -> SliceVectors | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
-        for shard in self._shards:
+        for shard in self.shards:
             rows = shard.table.rows_of(volume_id)
             if rows.stop > rows.start:  # a volume's vectors lie in one shard: shards are made of whole volumes
                 return shard.vectors(rows)
@@ -160,4 +215,4 @@ class ShardedIndex:
 
     def vector_at(self, found: Found) -> SliceVectors:
         """The one vector that was found, with its plane and position."""
-        return self._shards[found.shard].vectors(slice(found.row, found.row + 1))
+        return self.shards[found.shard].vectors(slice(found.row, found.row + 1))

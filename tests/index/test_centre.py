@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.index import centred, fit_centre, refit_needed
+from medret.index import centred, fit_centre, refit_needed, uncentred
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = 16, shared: float = 6.0) -> np.ndarray:
@@ -29,6 +29,16 @@ def test_directions_from_the_centre() -> None:
     np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, rtol=1e-6)
     assert (vectors @ vectors.T).mean() > 0.5 > abs((seen @ seen.T).mean())
     np.testing.assert_array_equal(centred(vectors, None), vectors.astype(np.float32))
+
+
+def test_there_and_back() -> None:
+    vectors = unit(np.random.default_rng(3), 200, dim=700).astype(np.float32)
+    centre = fit_centre([vectors.sum(axis=0, dtype=np.float64)], 200, 200)
+    stored = centred(vectors, centre).astype(np.float16).astype(np.float32)
+    raw = uncentred(stored, centre)
+    assert (raw * vectors).sum(axis=1).min() > 0.999999
+    np.testing.assert_array_equal(centred(raw, centre).astype(np.float16).astype(np.float32), stored)
+    assert uncentred(stored, None) is stored
 
 
 @pytest.mark.parametrize("copies", [1, 2, 1000])
