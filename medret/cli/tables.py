@@ -19,7 +19,8 @@ QUARANTINE_SHOWN = 20
 def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     """What an index run did."""
     console = Console(highlight=False)
-    table = Table(title=f"snapshot {outcome.snapshot}", title_justify="left", show_header=False)
+    state = "published" if outcome.published else "is up to date"
+    table = Table(title=f"snapshot {outcome.snapshot} {state}", title_justify="left", show_header=False)
     for name, value in outcome.counts.model_dump().items():
         if value or name in ("listed", "embedded", "quarantined"):
             table.add_row(name, str(value))
@@ -32,7 +33,8 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     for kind, recall in outcome.recall.items():
         table.add_row(f"recall@10 of {kind}", f"{recall:.3f} of exact search")
     table.add_row("seconds", f"{outcome.seconds:.1f}")
-    table.add_row("run report", outcome.report)
+    if outcome.report:
+        table.add_row("run report", outcome.report)
     console.print(table)
     if outcome.quarantine.num_rows:
         _print_quarantine(console, outcome)

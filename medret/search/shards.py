@@ -35,11 +35,15 @@ EXCESS_MAX = 64
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """One shard as the FILES table lists it. files: kind -> (path below the store, sha256)."""
+    """One shard as the FILES table lists it.
+
+    files: kind -> (path below the store, sha256). dead: volumes whose rows here are no longer part of the snapshot.
+    """
 
     key: str
     rows: int
     files: Mapping[str, tuple[str, str]]
+    dead: frozenset[str] = frozenset()
 
 
 class Shard:
@@ -51,6 +55,7 @@ class Shard:
         self._settings = settings
         self._local = local
         self._opened: dict[str, Searchable] = {}
+        self.dead = listed.dead
 
     @cached_property
     def table(self) -> RowTable:
@@ -125,7 +130,8 @@ class ShardedIndex:
         """
         found: list[list[Found]] = [[] for _ in queries]
         for number, shard in enumerate(self._shards):
-            rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
+            hidden = excluded or [frozenset[str]()] * len(queries) if shard.dead else excluded
+            rows = [shard.rows_of(volume_ids | shard.dead) for volume_ids in hidden] if hidden else []
             neighbours = shard.search(queries, k, kind, rows)
             at, _ = places = np.nonzero(neighbours.rows != MISSING)
             hit_rows = neighbours.rows[places]
@@ -139,7 +145,9 @@ class ShardedIndex:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
         for shard in self._shards:
             rows = shard.table.rows_of(volume_id)
-            if rows.stop > rows.start:  # a volume's vectors lie in one shard: shards are made of whole volumes
+            if (
+                rows.stop > rows.start and volume_id not in shard.dead
+            ):  # a volume's vectors lie in one shard: shards are made of whole volumes
                 return shard.vectors(rows)
         return None
 
