@@ -47,7 +47,7 @@ def first(originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def archive(originals: Path, first: Path, tmp_path: Path) -> Path:
-    """A copy of the 60 (times included) with a copy of their store beside it; its `uri` is still the first archive's."""
+    """A copy of the 60, times included, with a copy of their store beside it."""
     shutil.copytree(first, tmp_path / "store")
     shutil.copytree(originals / "archive", tmp_path / "archive")
     return tmp_path / "archive"
