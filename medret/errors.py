@@ -58,6 +58,7 @@ class QuarantineCode(StrEnum):
     """Why a volume could not be used. The values stand in ledgers and reports: never rename one."""
 
     UNREADABLE = "unreadable"  # the object vanished, or the store refused to give its bytes
+    CHANGED_WHILE_READING = "changed_while_reading"  # written to, again and again, while it was read
     EMPTY = "empty"  # zero bytes
     NOT_NIFTI = "not_nifti"  # the first bytes are neither NIfTI-1/2 nor gzip of one
     GZIP_CORRUPT = "gzip_corrupt"  # the gzip stream is damaged (bad block, bad CRC)

@@ -68,7 +68,8 @@ LEDGER = pa.schema(
         pa.field("metadata", pa.map_(pa.string(), pa.string())),  # further label columns
         pa.field("facts", pa.string()),  # JSON of medret.volume.facts.VolumeFacts
         pa.field("slices", pa.int32(), nullable=False),  # slice vectors a model; 0 in quarantine
-        pa.field("shard", pa.string()),  # key of the embedding shard, the same for every model
+        pa.field("shards", pa.map_(pa.string(), pa.string())),  # recipe digest -> key of the embedding shard
+        pa.field("judged_by", pa.string()),  # digest of what decided: code version, limits, recipes
     ]
 )
 
@@ -83,6 +84,16 @@ FILES = pa.schema(
         pa.field("recipe", pa.string()),  # digest; null for quarantine
         pa.field("aggregation", pa.string()),  # null: slice vectors
         pa.field("shard", pa.string()),  # what belongs together: an embedding shard's or an index shard's key
+        pa.field("indexed_in", pa.string()),  # of an embedding file: the index shard that holds its vectors
+        pa.field("recall", pa.float64()),  # of an index: recall@10 against exact search, measured when it was built
+    ]
+)
+
+# Rows of an index shard that are no longer part of the snapshot: their volume is gone, or its vectors lie elsewhere.
+TOMBSTONES = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),  # key of an index shard
+        pa.field("volume_id", pa.string(), nullable=False),
     ]
 )
 

@@ -6,12 +6,14 @@ retried task that writes the same content writes the same file, and a reader can
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +22,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from medret.errors import CorruptError, StorageError, UsageError
+from medret.retry import options_of, retrying
 
 NAME_DIGITS = 16
+LOCK = ".lock"  # of a store on disk; always empty
+_CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Location:
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = normalise_uri(uri)
         try:
-            self.fs, root = fsspec.core.url_to_fs(self.uri)
+            self.fs, root = open_filesystem(self.uri)
         except (ImportError, ValueError) as error:
             raise UsageError(f"{self.uri}: cannot be opened as a location: {error}") from error
         self.root = str(root).rstrip("/")
@@ -88,12 +93,12 @@ class Location:
         """Whether an object of that name is there now (never answered from a listing cache)."""
         with _reaching(self.uri_of(relative), "read"):
             self.fs.invalidate_cache()
-            return bool(self.fs.exists(self.path(relative)))
+            return bool(retrying(lambda: self.fs.exists(self.path(relative))))
 
     def read(self, relative: str) -> bytes:
         """The whole object; raises FileNotFoundError, StorageError."""
         with _reaching(self.uri_of(relative), "read"):
-            data: bytes = self.fs.cat_file(self.path(relative))
+            data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
             return data
 
     def write(self, relative: str, data: bytes) -> None:
@@ -103,7 +108,7 @@ class Location:
 
     def _write(self, relative: str, data: bytes) -> None:
         if not self.is_local:  # one PUT is atomic in S3, GCS and Azure
-            self.fs.pipe_file(self.path(relative), data)
+            retrying(lambda: self.fs.pipe_file(self.path(relative), data))
             return
         target = Path(self.path(relative))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +134,86 @@ class Location:
         try:
             with _reaching(self.uri_of(folder), "listed"):
                 self.fs.invalidate_cache()
-                found = self.fs.find(self.path(folder))
+                found = retrying(lambda: self.fs.find(self.path(folder)))
         except FileNotFoundError:
             return []
-        return sorted(path[len(self.root) + 1 :] for path in map(str, found))
+        paths = (path[len(self.root) + 1 :] for path in map(str, found))
+        return sorted(path for path in paths if path != LOCK)
+
+    def changed_at(self, relative: str) -> datetime:
+        """When the object was written; raises FileNotFoundError, StorageError."""
+        with _reaching(self.uri_of(relative), "read"):
+            moment: datetime = retrying(lambda: self.fs.modified(self.path(relative)))
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    def delete(self, relative: str) -> None:
+        """Remove one object; one that is not there is as good as removed."""
+        with _reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
+            retrying(lambda: self.fs.rm_file(self.path(relative)))
+            if (local := self.local_path(relative)) is not None:
+                for folder in local.parents:  # an object store has no empty folders
+                    if folder == Path(self.root) or any(folder.iterdir()):
+                        break
+                    folder.rmdir()
+
+    def swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+        """Write a small object only if it still holds `expected` (None: is not there); whether it was written.
+
+        One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere it is a comparison followed
+        by a write, which two writers of the same second could both pass.
+        """
+        with _reaching(self.uri_of(relative), "written"):
+            if self.is_local:
+                with self._locked():
+                    return self._swap_compared(relative, expected, new)
+            if "s3" in _protocols(self.fs):
+                return self._swap_s3(relative, expected, new)
+            return self._swap_compared(relative, expected, new)
+
+    def _swap_compared(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+        if self._held(relative) != expected:
+            return False
+        self._write(relative, new)
+        return True
+
+    def _held(self, relative: str) -> bytes | None:
+        self.fs.invalidate_cache()
+        try:
+            data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def _swap_s3(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+        condition: dict[str, str] = {"IfNoneMatch": "*"}
+        if expected is not None:
+            try:
+                # The tag is asked for before the bytes: if they change in between, the condition fails.
+                self.fs.invalidate_cache()
+                tag = retrying(lambda: self.fs.info(self.path(relative), refresh=True))["ETag"]
+            except FileNotFoundError:
+                return False
+            condition = {"IfMatch": tag}
+        if self._held(relative) != expected:
+            return False
+        bucket, key, _ = self.fs.split_path(self.path(relative))
+        try:
+            retrying(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=new, **condition))
+        except OSError as error:
+            response = getattr(error.__cause__, "response", None) or {}
+            if str(response.get("Error", {}).get("Code")) not in _CONDITION_FAILED:
+                raise
+            # A repeated request may have met its own first attempt, which did write.
+            return self._held(relative) == new
+        self.fs.invalidate_cache()
+        return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        with Path(self.path(LOCK)).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go of by closing, also by a process that is killed
+            yield
 
 
 def read_checked(location: Location, relative: str, sha256: str) -> bytes:
@@ -166,6 +247,17 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
 
 def read_uri(uri: str, **options: Any) -> bytes:
     """The whole object behind a URI or local path; raises FileNotFoundError or OSError."""
-    fs, path = fsspec.core.url_to_fs(uri, **options)
-    data: bytes = fs.cat_file(path)
+    fs, path = open_filesystem(uri, **options)
+    data: bytes = retrying(lambda: fs.cat_file(path))
     return data
+
+
+def open_filesystem(uri: str, **options: Any) -> tuple[Any, str]:
+    """The filesystem of a URI, set to repeat requests that fail for a moment, and its own path."""
+    protocol = urlsplit(uri).scheme
+    fs, path = fsspec.core.url_to_fs(uri, **{**options_of(protocol), **options})
+    return fs, str(path)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,6 +1,15 @@
 """What an archive holds: its volumes, and what is known of each from a table of labels."""
 
 from medret.archive.labels import LabelJoin, Labels, read_labels
-from medret.archive.listing import ArchiveObject, Listing, list_archive
+from medret.archive.listing import ArchiveObject, Listing, list_archive, object_etag, object_mtime
 
-__all__ = ["ArchiveObject", "LabelJoin", "Labels", "Listing", "list_archive", "read_labels"]
+__all__ = [
+    "ArchiveObject",
+    "LabelJoin",
+    "Labels",
+    "Listing",
+    "list_archive",
+    "object_etag",
+    "object_mtime",
+    "read_labels",
+]

@@ -102,7 +102,9 @@ def list_archive(uri: str, pattern: str | None = None) -> Listing:
             continue
         object_uri = location.uri if single else location.uri_of(volume_id)
         objects.append(
-            ArchiveObject(volume_id, object_uri, int(detail.get("size") or 0), _etag(detail), _mtime(detail))
+            ArchiveObject(
+                volume_id, object_uri, int(detail.get("size") or 0), object_etag(detail), object_mtime(detail)
+            )
         )
     descriptions = tuple(sorted(path for path in found if _is_description(path)))
     return Listing(location.uri, tuple(objects), dict(skipped), descriptions)
@@ -168,12 +170,13 @@ def _is_description(path: str) -> bool:
     return name == DESCRIPTION and "/" not in folder and not folder.startswith(".")
 
 
-def _etag(detail: Mapping[str, Any]) -> str | None:
+def object_etag(detail: Mapping[str, Any]) -> str | None:
+    """The entity tag of an object in an fsspec listing, without its quotes; None where the store has none."""
     etag = detail.get("ETag") or detail.get("etag")
     return str(etag).strip('"') if etag else None
 
 
-def _mtime(detail: Mapping[str, Any]) -> str | None:
+def object_mtime(detail: Mapping[str, Any]) -> str | None:
     """The time of the last change, under the names that stores give it."""
     for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = detail.get(name)

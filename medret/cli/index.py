@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, parse_weights, positive_float, positive_int
+from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
 from medret.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,14 +35,22 @@ examples:
 
 slice plans:    all | every:N | uniform:N | random:N (seeded by volume and --seed)
 aggregations:   mean | max | gaussian:CENTRE,SIGMA (relative position, 0..1) | uniform:N | random:N[,SEED]
-exit codes:     0 published, 4 published with volumes in quarantine, 3 refused to publish, 2 wrong usage,
-                5 another run holds the store, 1 failed
+exit codes:     0 published, or nothing to do; 4 published, with volumes in quarantine; 3 refused to publish;
+                2 wrong usage; 5 another run holds the store; 1 failed
 """
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "index", run, "embed an archive and publish a snapshot", DESCRIPTION, EPILOG)
+    add_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that a run is asked with: what `medret plan` takes as well."""
     parser.add_argument("archive", metavar="ARCHIVE", help="folder or URI with .nii and .nii.gz files below it")
     parser.add_argument("store", metavar="STORE", help="folder or URI to publish in; made when absent")
 
@@ -113,12 +121,31 @@ def add_parser(commands: Any) -> None:
         type=positive_int,
         default=64,
         metavar="N",
-        help="volumes an embedding shard (default %(default)s)",
+        help="volumes an embedding shard, and the most that a killed run does again (default %(default)s)",
     )
 
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    group = parser.add_argument_group("running again and again")
+    group.add_argument("--retry-quarantined", action="store_true", help="try every volume in quarantine again")
+    group.add_argument(
+        "--lease-seconds",
+        type=positive_float,
+        default=600.0,
+        metavar="S",
+        help="a run that was not heard of for so long has lost the store (default %(default)g)",
+    )
+    group.add_argument(
+        "--min-recall", type=share, default=0.9, metavar="R", help="recall@10 of each index (default %(default)g)"
+    )
+    group.add_argument(
+        "--max-quarantined", type=share, default=0.5, metavar="SHARE", help="of the volumes (default %(default)g)"
+    )
+    group.add_argument(
+        "--min-canary",
+        type=share,
+        default=0.999,
+        metavar="COSINE",
+        help="of unchanged volumes, embedded again, to their stored vectors (default %(default)g)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,12 +159,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(to_json(outcome)))
     elif not arguments.quiet:
         print_index_summary(outcome, arguments.store)
-    return 4 if outcome.counts.quarantined else 0
+    return 4 if outcome.published and outcome.counts.quarantined else 0
 
 
 def request_of(arguments: argparse.Namespace) -> IndexRequest:
     """Options to a request; raises UsageError."""
     from medret.index import IndexSettings
+    from medret.pipeline.gates import GateLimits
     from medret.pipeline.request import DEFAULT_MODEL, IndexRequest, parse_aggregations
     from medret.recipe import SliceRecipe
     from medret.volume import Limits
@@ -175,6 +203,13 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
         gpus_per_actor=arguments.gpus_per_actor,
         actors=arguments.actors,
         shard_volumes=arguments.shard_volumes,
+        retry_quarantined=arguments.retry_quarantined,
+        lease_s=arguments.lease_seconds,
+        gates=GateLimits(
+            min_recall=arguments.min_recall,
+            max_quarantined=arguments.max_quarantined,
+            min_canary=arguments.min_canary,
+        ),
     )
 
 
@@ -182,7 +217,10 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
     """The document that `--json` prints."""
     return {
         "snapshot": outcome.snapshot,
+        "published": outcome.published,
         "counts": outcome.counts.model_dump(),
+        "touched": outcome.touched,
+        "resumed": outcome.resumed,
         "slices": outcome.slices,
         "seconds": round(outcome.seconds, 3),
         "slices_per_second": round(outcome.slices_per_second, 2),

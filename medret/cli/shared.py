@@ -47,6 +47,17 @@ def positive_float(text: str) -> float:
 positive_float.__name__ = "number above 0"
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
+share.__name__ = "number from 0 to 1"
+
+
 def parse_weights(given: Sequence[str]) -> dict[str, str]:
     """`NAME=PATH` options to a mapping; raises UsageError."""
     weights: dict[str, str] = {}

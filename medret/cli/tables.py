@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,7 +19,8 @@ QUARANTINE_SHOWN = 20
 def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     """What an index run did."""
     console = Console(highlight=False)
-    table = Table(title=f"snapshot {outcome.snapshot}", title_justify="left", show_header=False)
+    state = "published" if outcome.published else "is up to date"
+    table = Table(title=f"snapshot {outcome.snapshot} {state}", title_justify="left", show_header=False)
     for name, value in outcome.counts.model_dump().items():
         if value or name in ("listed", "embedded", "quarantined"):
             table.add_row(name, str(value))
@@ -32,7 +33,8 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     for kind, recall in outcome.recall.items():
         table.add_row(f"recall@10 of {kind}", f"{recall:.3f} of exact search")
     table.add_row("seconds", f"{outcome.seconds:.1f}")
-    table.add_row("run report", outcome.report)
+    if outcome.report:
+        table.add_row("run report", outcome.report)
     console.print(table)
     if outcome.quarantine.num_rows:
         _print_quarantine(console, outcome)
@@ -48,6 +50,37 @@ def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
     console.print(table)
     if outcome.quarantine.num_rows > QUARANTINE_SHOWN:
         console.print(f"... and {outcome.quarantine.num_rows - QUARANTINE_SHOWN} more, all in the store's quarantine/")
+
+
+CAUSES = {
+    "unchanged": "as they are",
+    "resumed": "embedded by an unfinished run",
+    "new": "to embed",
+    "changed": "to embed",
+    "recipe": "to embed with further models",
+    "retried": "in quarantine, to be tried again",
+    "refused": "in quarantine, as they are",
+    "touched": "written to; contents are compared first",
+    "gone": "no longer listed; to be left out",
+}
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """What a run would do."""
+    console = Console(highlight=False)
+    live = plan["snapshot"] or "none yet"
+    table = Table(title=f"{plan['listed']} objects; live snapshot: {live}", title_justify="left", show_header=False)
+    for cause, meaning in CAUSES.items():
+        if plan["plan"].get(cause):
+            table.add_row(cause, str(plan["plan"][cause]), meaning)
+    for rule, count in sorted(plan["skipped"].items()):
+        table.add_row("skipped", str(count), rule)
+    console.print(table)
+    if plan["up_to_date"]:
+        console.print("up to date: a run would do nothing")
+        return
+    seconds = "" if plan["seconds"] is None else f", about {plan['seconds']:.0f} s at the speed of earlier runs"
+    console.print(f"at most {plan['bytes'] / 2**20:.1f} MiB to read, {plan['slices']} slices to embed{seconds}")
 
 
 def print_hits(query: str, hits: Sequence[Hit]) -> None:

@@ -24,11 +24,12 @@ REFIT_GROWTH = 2.0
 def fit_centre(sums: Iterable[NDArray[np.float64]], rows: int, volumes: int) -> NDArray[np.float32]:
     """The shrunk mean of unit vectors, (dim,) float32.
 
-    sums: of the vectors of each part, (dim,). rows: how many vectors they are of; volumes: of how many volumes.
+    sums: of the vectors of each part, (dim,). rows: how many vectors they are of; volumes: of how many volumes. Rounded
+    to 2^-20, so that the parts and their order do not show in the result.
     """
     total = sum(sums, start=np.zeros(()))
     mean: NDArray[np.float64] = total / max(rows, 1)
-    return (mean * (volumes / (volumes + PRIOR_VOLUMES))).astype(np.float32)
+    return (np.round(mean * (volumes / (volumes + PRIOR_VOLUMES)) * 2**20) / 2**20).astype(np.float32)
 
 
 def centred(vectors: NDArray[np.floating], centre: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ import ray
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
 from medret.index import CENTRE_KIND, IndexSettings, fit_centre, refit_needed
+from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.rows import file_row
-from medret.recipe import Recipe
-from medret.schemas import FILES
+from medret.pipeline.shards import read_live
 from medret.storage import Location, read_checked
 
 # A mean over so many embedding files, evenly spaced, is as good as one over all of a larger archive.
@@ -27,47 +26,45 @@ FILES_A_TASK = 8
 Key = tuple[str, str | None]  # recipe digest, aggregation (None: slice vectors)
 
 
-def centre_files(
-    store: Location, embeddings: pa.Table, previous: pa.Table, recipes: Sequence[Recipe], settings: IndexSettings
-) -> pa.Table:
-    """A row of schemas.FILES for the centre of each index over `embeddings`; none when the settings want none.
+def centre_rows(
+    store: Location,
+    members: Mapping[Key, Sequence[EmbeddingFile]],
+    volumes: int,
+    previous: pa.Table,
+    settings: IndexSettings,
+) -> list[dict[str, Any]]:
+    """Rows of schemas.FILES, one for the centre of each index; none when the settings want none.
 
-    previous: FILES of the snapshot before, or an empty table. `rows` of a centre counts the volumes it was fitted on.
+    members: the files of each index. volumes: in the snapshot. previous: FILES of the snapshot before. `rows` of a
+    centre counts the volumes that it was fitted on. An index of one shard is built anew anyway, and so is its centre:
+    it does not depend on how the archive grew.
     """
     if not settings.centred:
-        return FILES.empty_table()
+        return []
     held = {_key(row): row for row in previous.filter(pc.equal(previous["kind"], CENTRE_KIND)).to_pylist()}
     chosen: dict[Key, dict[str, Any]] = {}
-    sums: dict[Key, list[Any]] = {}
-    counts: dict[Key, tuple[int, int]] = {}
+    sums: dict[Key, tuple[list[Any], int]] = {}
     task = ray.remote(num_cpus=1, max_retries=3)(_sum_of)
-    for recipe in recipes:
-        groups: dict[str | None, list[dict[str, Any]]] = {}
-        for row in embeddings.filter(pc.equal(embeddings["recipe"], recipe.digest)).to_pylist():
-            groups.setdefault(row["aggregation"], []).append(row)
-        volumes = max((sum(row["rows"] for row in rows) for name, rows in groups.items() if name), default=0)
-        for aggregation, rows in groups.items():
-            key = (recipe.digest, aggregation)
-            if key in held and not refit_needed(volumes, held[key]["rows"]):
-                chosen[key] = held[key]
-                continue
-            picked = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FILES_MAX)).astype(int))]
-            named = [(row["path"], row["sha256"]) for row in picked]
-            sums[key] = [task.remote(store, named[i : i + FILES_A_TASK]) for i in range(0, len(named), FILES_A_TASK)]
-            counts[key] = (sum(row["rows"] for row in picked), volumes)
-    for key, parts in sums.items():
-        rows_summed, volumes = counts[key]
-        centre = fit_centre(ray.get(parts), rows_summed, volumes)
-        chosen[key] = _write(store, key, centre, volumes)
-    return pa.Table.from_pylist(list(chosen.values()), schema=FILES)
+    for key, files in members.items():
+        large = sum(file.live_rows for file in files) > settings.shard_rows
+        if large and key in held and not refit_needed(volumes, held[key]["rows"]):
+            chosen[key] = held[key]
+            continue
+        every = np.unique(np.linspace(0, max(len(files) - 1, 0), min(len(files), FILES_MAX)).astype(int))
+        picked = [files[place] for place in every.tolist()]
+        tasks = [task.remote(store, picked[i : i + FILES_A_TASK]) for i in range(0, len(picked), FILES_A_TASK)]
+        sums[key] = tasks, sum(file.live_rows for file in picked)
+    for key, (tasks, rows) in sums.items():
+        chosen[key] = _write(store, key, fit_centre(ray.get(tasks), rows, volumes), volumes)
+    return list(chosen.values())
 
 
 def _key(row: dict[str, Any]) -> Key:
     return row["recipe"], row["aggregation"]
 
 
-def _sum_of(store: Location, files: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-    tables = (read_parquet(read_checked(store, path, sha256), ["vector"]) for path, sha256 in files)
+def _sum_of(store: Location, files: Sequence[EmbeddingFile]) -> NDArray[np.float64]:
+    tables = (read_live(store, file, ["volume_id", "vector"]) for file in files)
     total: NDArray[np.float64] = sum(
         (read_vectors(table).sum(axis=0, dtype=np.float64) for table in tables if table.num_rows), start=np.zeros(())
     )
@@ -82,7 +79,7 @@ def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int)
 
 
 def read_centre(store: Location, path: str, sha256: str) -> NDArray[np.float32]:
-    """The centre in a file that `centre_files` names, checked."""
+    """The centre in a file that `centre_rows` names, checked."""
     data = read_checked(store, path, sha256)
     centre: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
     return centre

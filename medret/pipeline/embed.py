@@ -12,7 +12,8 @@ import ray
 from numpy.typing import NDArray
 
 from medret.models import ModelSpec, Weights, stage_weights, staged_weights
-from medret.pipeline.rows import pixels_column, vectors_column
+from medret.pipeline.progress import Tally, is_stopping
+from medret.pipeline.rows import STOPPED, pixels_column, vectors_column
 from medret.recipe import Recipe
 
 
@@ -43,12 +44,16 @@ class EmbedStage:
         self._recipe = recipe
         self._drop_pixels = drop_pixels
         self._counter = counter
+        self._tally = Tally(counter, f"embed {recipe.model.name}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Adds the model's outputs to each row; rows with a code get none."""
+        """Adds the model's outputs to each row; rows with a code get none, and no row any once the run is to stop."""
         started = time.monotonic()
         side = self._recipe.model.side_px
-        column = table[pixels_column(side)]
+        if is_stopping(self._counter):
+            place = table.schema.get_field_index("code")
+            table = table.set_column(place, "code", pa.array([STOPPED] * table.num_rows, pa.string()))
+        column = _pixels(table, side)
         images = [_image_stack(cell.as_buffer(), side) for cell in column if cell.is_valid]
         stack = np.concatenate(images) if images else np.empty((0, side, side), np.uint8)
         raw = np.ascontiguousarray(self._encoder.embed(stack), dtype=np.float32)
@@ -59,9 +64,15 @@ class EmbedStage:
             at += n
         if self._drop_pixels:
             table = table.drop_columns(pixels_column(side))
-        name = self._recipe.model.name
-        self._counter.add.remote(f"embed {name}", table.num_rows, len(stack), stack.nbytes, time.monotonic() - started)
+        done = table.num_rows - table["code"].to_pylist().count(STOPPED)
+        self._tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
         return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
+
+
+def _pixels(table: pa.Table, side: int) -> list[Any]:
+    """The cells to embed; a row with a code has none, whatever an earlier stage left there."""
+    cells, codes = table[pixels_column(side)], table["code"]
+    return [cell if not code.is_valid else pa.scalar(None, cell.type) for cell, code in zip(cells, codes, strict=True)]
 
 
 def _image_stack(buffer: pa.Buffer, side: int) -> NDArray[np.uint8]:

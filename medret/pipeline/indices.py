@@ -1,8 +1,8 @@
-"""Building the indices of a snapshot: one Ray task a shard, all shards in parallel."""
+"""The indices of a snapshot: shards that still serve are kept, the others are built, one Ray task a shard."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,78 +12,130 @@ import pyarrow.compute as pc
 import ray
 
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
-from medret.index import IndexSettings, IndexShard, build_shard, centred, plan_shards
-from medret.pipeline.centres import read_centre
+from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard, centred
+from medret.pipeline.centres import centre_rows, read_centre
+from medret.pipeline.known import Previous
+from medret.pipeline.layout import EmbeddingFile, LiveShards, index_files, plan_index, tombstones
 from medret.pipeline.rows import file_row
+from medret.pipeline.shards import read_live
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry
-from medret.storage import Location, read_checked
+from medret.storage import Location
+
+INDEX_KINDS = (*KINDS, ROWS_KIND)
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """One index shard to build: over all rows of some embedding files of one recipe and aggregation (None: slices).
+    """One index shard to build: over the live rows of some embedding files of one recipe and aggregation.
 
-    files: (path, sha256) pairs. centre: the same of the index's centre, None where it has none.
+    aggregation: None for slice vectors. centre: path and sha256 of the index's centre, None where it has none.
     """
 
     recipe: Recipe
     aggregation: str | None
-    files: tuple[tuple[str, str], ...]
+    files: tuple[EmbeddingFile, ...]
     centre: tuple[str, str] | None
 
     def folder(self, settings: IndexSettings) -> str:
-        """Digest of what the index is over and how it is built; names its folder below indices/."""
-        over = {"recipe": self.recipe.digest, "over": self.aggregation, "centre": self.centre and self.centre[1]}
-        return digest_of({**over, "settings": settings.to_json()})
+        """Folder below indices/, named after what the index is over and how it is built."""
+        return index_folder(self.recipe, self.aggregation, self.centre, settings)
 
 
-def index_jobs(
-    files: pa.Table, centres: pa.Table, recipes: Sequence[Recipe], settings: IndexSettings
-) -> list[IndexJob]:
-    """The shards of every index over embedding files (schemas.FILES): unions of whole files, in the table's order."""
-    jobs = []
-    centre_of = {(row["recipe"], row["aggregation"]): (row["path"], row["sha256"]) for row in centres.to_pylist()}
+@dataclass(frozen=True)
+class Indices:
+    """The indices of a snapshot.
+
+    files: schemas.FILES rows of index files and centres. indexed_in: embedding file's path -> index shard. tombstones:
+    schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by kind.
+    """
+
+    files: pa.Table
+    indexed_in: Mapping[str, str]
+    tombstones: pa.Table
+    entries: list[IndexEntry]
+    built: int
+    seconds: Mapping[str, float]
+
+
+def index_folder(
+    recipe: Recipe, aggregation: str | None, centre: tuple[str, str] | None, settings: IndexSettings
+) -> str:
+    """Folder below indices/ of an index: a digest of all that decides its files besides the vectors."""
+    over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre[1]}
+    return digest_of({**over, "settings": settings.to_json()})
+
+
+def make_indices(
+    store: Location, recipes: Sequence[Recipe], aggregations: Sequence[str], files: pa.Table, live: LiveShards,
+    previous: Previous, settings: IndexSettings, *, use_gpu: bool,
+) -> Indices:  # fmt: skip
+    """Bring every index up to date. files: the snapshot's embedding files. live: what its ledger points to."""
+    held = _shards_of(previous.files)
+    jobs: list[IndexJob] = []
+    kept: list[str] = []
+    indexed_in: dict[str, str] = {}
+    of_index = {
+        (recipe.digest, aggregation): index_files(files, live, recipe.digest, aggregation)
+        for recipe in recipes
+        for aggregation in (None, *aggregations)
+    }
+    volumes = max((sum(file.live_rows for file in of_index[key]) for key in of_index if key[1]), default=0)
+    rows = centre_rows(store, of_index, volumes, previous.files, settings)
+    centres = {(row["recipe"], row["aggregation"]): (row["path"], row["sha256"]) for row in rows}
     for recipe in recipes:
-        of_recipe = files.filter(pc.equal(files["recipe"], recipe.digest))
-        groups: dict[str | None, list[dict[str, Any]]] = {}
-        for row in of_recipe.to_pylist():
-            groups.setdefault(row["aggregation"], []).append(row)
-        for aggregation, rows in groups.items():
-            sha256 = {row["path"]: row["sha256"] for row in rows}
-            planned = plan_shards([(row["path"], row["rows"]) for row in rows], settings.shard_rows)
-            centre = centre_of.get((recipe.digest, aggregation))
-            jobs += [
-                IndexJob(recipe, aggregation, tuple((path, sha256[path]) for path in group), centre)
-                for group in planned
-            ]
-    return jobs
+        for aggregation in (None, *aggregations):
+            centre = centres.get((recipe.digest, aggregation))
+            usable = held.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
+            members = of_index[recipe.digest, aggregation]
+            plan = plan_index(members, {key: group[0]["rows"] for key, group in usable.items()}, settings)
+            kept += plan.kept
+            rows += [row for key in plan.kept for row in usable[key]]
+            indexed_in |= {file.path: file.indexed_in for file in members if file.indexed_in in plan.kept}
+            jobs += [IndexJob(recipe, aggregation, group, centre) for group in plan.built]
+    shards, seconds = _build_all(store, jobs, settings, use_gpu=use_gpu)
+    for job, shard in zip(jobs, shards, strict=True):
+        indexed_in |= dict.fromkeys((file.path for file in job.files), shard.shard)
+        for kind, written in shard.files:
+            recall = shard.recall.get(kind)
+            rows.append(file_row(written, kind, shard.rows, job.recipe.digest, job.aggregation, shard.shard, recall))
+    dead = tombstones(kept, previous.tombstones, previous.ledger, previous.files, live)
+    table = pa.Table.from_pylist(rows, schema=FILES)
+    entries = [
+        _entry(recipe, aggregation, table, of_index[recipe.digest, aggregation])
+        for recipe in recipes
+        for aggregation in (None, *aggregations)
+    ]
+    return Indices(table, indexed_in, dead, entries, len(shards), seconds)
 
 
-def build_indices(
+def _shards_of(files: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Index folder -> shard -> its rows of a snapshot's FILES table."""
+    held: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in files.filter(pc.is_in(files["kind"], pa.array(INDEX_KINDS))).to_pylist():
+        held.setdefault(row["path"].rpartition("/")[0], {}).setdefault(row["shard"], []).append(row)
+    return held
+
+
+def _build_all(
     store: Location, jobs: Sequence[IndexJob], settings: IndexSettings, *, use_gpu: bool
-) -> tuple[pa.Table, list[IndexEntry], dict[str, float]]:
-    """Build all shards; returns their rows of schemas.FILES, an entry an index, and seconds by index kind."""
+) -> tuple[list[IndexShard], dict[str, float]]:
     # One thread a task (FAISS's own threads would make HNSW graphs depend on timing), as many tasks as CPUs.
     task = ray.remote(num_cpus=1, num_gpus=0.25 if use_gpu else 0, max_retries=3)(_build_one)
     shards: list[IndexShard] = ray.get([task.remote(store, job, settings, use_gpu) for job in jobs])
-    files, seconds = [], dict.fromkeys(settings.kinds, 0.0)
-    for job, shard in zip(jobs, shards, strict=True):
-        for kind, written in shard.files:
-            files.append(file_row(written, kind, shard.rows, job.recipe.digest, job.aggregation, shard.shard))
+    seconds = dict.fromkeys(settings.kinds, 0.0)
+    for shard in shards:
         for kind, spent in shard.seconds.items():
             seconds[kind] = seconds.get(kind, 0.0) + spent
-    return pa.Table.from_pylist(files, schema=FILES), _entries(jobs, shards), seconds
+    return shards, seconds
 
 
 def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu: bool) -> IndexShard:
     """Rows are ordered by volume, plane and position, so a shard does not depend on which task finished first."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
-    tables = [read_parquet(read_checked(store, path, sha), columns) for path, sha in job.files]
     # Metadata differs from file to file only in what the caller already knows.
-    table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    table = pa.concat_tables([read_live(store, file, columns).replace_schema_metadata(None) for file in job.files])
     keys = [(name, "ascending") for name in columns if name != "vector"]
     table = table.take(pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys))
     if job.aggregation:
@@ -98,18 +150,18 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     return build_shard(store, folder, vectors, rows, settings, use_gpu=use_gpu)
 
 
-def _entries(jobs: Sequence[IndexJob], shards: Sequence[IndexShard]) -> list[IndexEntry]:
-    grouped: dict[tuple[str, str | None], list[tuple[IndexJob, IndexShard]]] = {}
-    for job, shard in zip(jobs, shards, strict=True):
-        grouped.setdefault((job.recipe.digest, job.aggregation), []).append((job, shard))
-    entries = []
-    for (digest, aggregation), members in grouped.items():
-        rows = sum(shard.rows for _, shard in members)
-        recall = {
-            kind: sum(shard.recall[kind] * shard.rows for _, shard in members) / rows for kind in members[0][1].recall
-        }
-        dim = members[0][0].recipe.model.dim
-        entries.append(
-            IndexEntry(recipe=digest, aggregation=aggregation, rows=rows, dim=dim, shards=len(members), recall=recall)
-        )
-    return entries
+def _entry(recipe: Recipe, aggregation: str | None, files: pa.Table, members: Sequence[EmbeddingFile]) -> IndexEntry:
+    of_recipe = files.filter(pc.equal(files["recipe"], recipe.digest)).to_pylist()
+    own = [row for row in of_recipe if row["aggregation"] == aggregation]
+    recall: dict[str, float] = {}
+    for kind in sorted({row["kind"] for row in own if row["recall"] is not None}):
+        of_kind = [row for row in own if row["kind"] == kind]
+        recall[kind] = sum(row["recall"] * row["rows"] for row in of_kind) / sum(row["rows"] for row in of_kind)
+    return IndexEntry(
+        recipe=recipe.digest,
+        aggregation=aggregation,
+        rows=sum(file.live_rows for file in members),
+        dim=recipe.model.dim,
+        shards=len({row["shard"] for row in own}),
+        recall=recall,
+    )

@@ -1,61 +1,154 @@
-"""The ledger of a run: from the listing to the stream's source, and from the stream's rows to counts and quarantine."""
+"""The ledger of a run: from the plan to the stream's source, and from what was made to rows, counts and quarantine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.archive import LabelJoin, Labels, Listing
-from medret.pipeline.model_jobs import Previous
+from medret.archive import Labels, Listing
+from medret.errors import QuarantineCode
+from medret.pipeline.known import Known
+from medret.pipeline.plan import Plan, Step
 from medret.pipeline.rows import SOURCE, file_row
 from medret.schemas import FILES, LEDGER, QUARANTINE
 from medret.snapshot import Counts
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
 
+LABELS = ("subject", "modality", "body_region", "organ")
 
-def source(listing: Listing, labels: LabelJoin) -> pa.Table:
-    """The objects as the stream's input, in the order of their ids."""
-    known, objects = labels.labels, listing.objects
-    columns = [
-        [o.volume_id for o in objects],
-        [o.uri for o in objects],
-        [o.size_bytes for o in objects],
-        [o.etag for o in objects],
-        [o.mtime for o in objects],
-        [known[o.volume_id].modality if o.volume_id in known else None for o in objects],
+
+def source(steps: Sequence[Step], canaries: Sequence[Step] = ()) -> pa.Table:
+    """Objects to be read, as the stream's input: in the order of their ids, then the canaries."""
+    every = [*((step, False) for step in steps), *((step, True) for step in canaries)]
+    columns: list[list[Any]] = [
+        [getattr(step.item, name) for step, _ in every] for name in ("volume_id", "uri", "size_bytes", "etag", "mtime")
     ]
-    return pa.table(columns, schema=SOURCE)
+    return pa.table([*columns, [step.modality for step, _ in every], [canary for _, canary in every]], schema=SOURCE)
+
+
+def assemble(plan: Plan, known: Known, made: pa.Table, copied: Mapping[tuple[str, str], str]) -> pa.Table:
+    """The snapshot's ledger (schemas.LEDGER without labels), a row a step.
+
+    made: ledger rows of what the stream embedded or refused. copied: (recipe, volume_id) -> shard of copied vectors.
+    """
+    rows = made_rows(made)
+    table = pa.concat_tables([known.table, made])
+    offset = known.table.num_rows
+    wanted, shards = [], []
+    made_shards = made["shards"].to_pylist()
+    for step in plan.steps:
+        volume_id = step.item.volume_id
+        if step.deed in ("embed", "copy") and (step.deed == "embed" or step.leader is not None):
+            at = rows[step.leader or volume_id]
+            wanted.append(offset + at)
+            new = dict(made_shards[at])
+        else:
+            assert step.row is not None  # a step that makes nothing stands on a row
+            wanted.append(step.row)
+            new = {}
+        if step.deed == "copy":
+            new = {recipe: copied[recipe, volume_id] for recipe in (new or step.shards)}
+        else:
+            new = {**step.shards, **new}
+        shards.append(list(new.items()))
+    ledger = _without_mixtures(table.take(pa.array(wanted, pa.int64())), plan, known)
+    refused = pc.not_equal(ledger["status"], "embedded").to_pylist()
+    shards = [[] if no else held for no, held in zip(refused, shards, strict=True)]
+    return _with_columns(ledger, {**_identities(plan, ledger), "shards": shards})
+
+
+def _without_mixtures(ledger: pa.Table, plan: Plan, known: Known) -> pa.Table:
+    """Refuse volumes that were to get further vectors beside those they have, and turned out to be other content."""
+    content, before = ledger["content_sha256"].to_pylist(), known.table["content_sha256"]
+    mixed = {
+        place
+        for place, step in enumerate(plan.steps)
+        if step.cause == "recipe" and step.row is not None and content[place] != before[step.row].as_py()
+    }
+    if not mixed:
+        return ledger
+    reason = "it was replaced after it was listed; its stored vectors are of the content before"
+    refusal = {
+        "status": "quarantined",
+        "code": str(QuarantineCode.CHANGED_WHILE_READING),
+        "reason": reason,
+        "slices": 0,
+    }
+    columns = {
+        name: [value if place in mixed else old for place, old in enumerate(ledger[name].to_pylist())]
+        for name, value in refusal.items()
+    }
+    return _with_columns(ledger, columns)
+
+
+def made_rows(made: pa.Table) -> dict[str, int]:
+    """volume_id -> row of what the stream gave."""
+    return {volume_id: row for row, volume_id in enumerate(made["volume_id"].to_pylist())}
+
+
+def _identities(plan: Plan, ledger: pa.Table) -> dict[str, list[Any]]:
+    """Each object as it was listed; one that was read, as it was then."""
+    names = ("volume_id", "uri", "size_bytes", "etag", "mtime")
+    columns = {name: ledger[name].to_pylist() for name in names}
+    for place, step in enumerate(plan.steps):
+        if step.deed != "embed":
+            for name in names:
+                columns[name][place] = getattr(step.item, name)
+    return columns
 
 
 def with_labels(ledger: pa.Table, labels: Mapping[str, Labels]) -> pa.Table:
     """The ledger with its label columns filled."""
     rows = [labels.get(volume_id, Labels()) for volume_id in ledger["volume_id"].to_pylist()]
-    columns = {
-        **{name: [getattr(row, name) for row in rows] for name in ("subject", "modality", "body_region", "organ")},
-        "metadata": [list(row.metadata.items()) for row in rows],
-    }
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in LABELS}
+    return _with_columns(ledger, columns | {"metadata": [list(row.metadata.items()) for row in rows]})
+
+
+def labels_differ(ledger: pa.Table, labels: Mapping[str, Labels]) -> bool:
+    """Whether the ledger's labels are other ones than these."""
+    names = (*LABELS, "metadata")
+    fresh = with_labels(ledger, labels)
+    return any(ledger[name].to_pylist() != fresh[name].to_pylist() for name in names)
+
+
+def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Table:
     for name, values in columns.items():
-        ledger = ledger.set_column(
-            LEDGER.get_field_index(name), LEDGER.field(name), pa.array(values, LEDGER.field(name).type)
-        )
+        field = LEDGER.field(name)
+        ledger = ledger.set_column(LEDGER.get_field_index(name), field, pa.array(values, field.type))
     return ledger
 
 
-def counts(listing: Listing, ledger: pa.Table, previous: Previous) -> Counts:
-    """What became of every listed object."""
-    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
-    content = zip(embedded["volume_id"].to_pylist(), embedded["content_sha256"].to_pylist(), strict=True)
-    known = [(previous.content.get(volume_id), sha256) for volume_id, sha256 in content]
+def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Counts:
+    """What became of every listed object. ledger: of the new snapshot, a row a step."""
+    made = {"embedded": 0, "new": 0, "changed": 0, "unchanged": 0, "renamed": 0}
+    sources = set()
+    status, content = ledger["status"].to_pylist(), ledger["content_sha256"].to_pylist()
+    for step, state, sha256 in zip(plan.steps, status, content, strict=True):
+        if state != "embedded":
+            continue
+        before = known.previous.get(step.item.volume_id)
+        if step.deed == "copy":
+            made["renamed"] += 1
+            made["unchanged"] += 1
+            sources.add(sha256)
+        elif step.cause in ("unchanged", "touched"):
+            made["unchanged"] += 1
+        else:
+            made["embedded"] += 1
+            if before is None or not before.embedded:
+                made["new"] += 1
+            elif before.content_sha256 != sha256 or before.modality != step.modality:
+                made["changed"] += 1
+    moved = sum(known.previous[volume_id].content_sha256 in sources for volume_id in plan.gone)
     return Counts(
         listed=listing.listed,
-        embedded=embedded.num_rows,
-        new=sum(before is None for before, _ in known),
-        changed=sum(before is not None and before != now for before, now in known),
-        gone=len(set(previous.content) - {o.volume_id for o in listing.objects}),
-        quarantined=ledger.num_rows - embedded.num_rows,
+        **made,
+        gone=len(plan.gone) - moved,
+        quarantined=ledger.num_rows - made["embedded"] - made["unchanged"],
         skipped=sum(listing.skipped.values()),
     )
 
@@ -76,3 +169,12 @@ def codes(ledger: pa.Table) -> str:
     """How often each quarantine code stands in the ledger, in words."""
     counted = ledger["code"].value_counts().to_pylist()
     return ", ".join(f"{item['counts']} {item['values']}" for item in counted if item["values"])
+
+
+def with_shards(ledger: pa.Table, moved: Mapping[tuple[str, str], str]) -> pa.Table:
+    """The ledger with some vectors elsewhere. moved: (recipe, volume_id) -> shard."""
+    rows = zip(ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist(), strict=True)
+    shards = [
+        [(recipe, moved.get((recipe, volume_id), shard)) for recipe, shard in held or ()] for volume_id, held in rows
+    ]
+    return _with_columns(ledger, {"shards": shards})

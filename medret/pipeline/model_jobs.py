@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-import pyarrow as pa
 import ray
 
 from medret.models import ModelSpec, Weights, resolve_precision
 from medret.pipeline.cluster import PoolPlan
+from medret.pipeline.known import Previous
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
-from medret.schemas import FILES
-from medret.snapshot import RecipeEntry, current_id, read_files, read_ledger, read_manifest
+from medret.snapshot import Journal, RecipeEntry
 from medret.storage import Location
 
 
-@dataclass(frozen=True)
-class Previous:
-    """The live snapshot before this run: content hash by volume, its recipes, and its files (schemas.FILES)."""
-
-    content: Mapping[str, str | None]
-    recipes: tuple[Recipe, ...]
-    files: pa.Table
-
-
-def previous_snapshot(store: Location) -> Previous:
-    """What is live in a store; empty when nothing is."""
-    live = current_id(store)
-    if live is None:
-        return Previous({}, (), FILES.empty_table())
-    manifest = read_manifest(store, live)
-    ledger = read_ledger(store, live, manifest, ["volume_id", "content_sha256"])
-    content = dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
-    return Previous(content, tuple(entry.load() for entry in manifest.recipes), read_files(store, live, manifest))
+def precisions_at_hand(
+    request: IndexRequest, specs: Sequence[ModelSpec], weights: Sequence[Weights], previous: Previous, journal: Journal
+) -> list[Precision | None]:
+    """The precision of each model as asked for; else as the store began with; None where the device decides."""
+    if request.precision != "auto":
+        return [request.precision] * len(specs)
+    entries = previous.manifest.recipes if previous.manifest else []
+    began = [entry.load().model for entry in entries]
+    known = {(model.name, model.weights_sha256): model.precision for model in began}
+    journalled = {digest for held in journal.ledger["shards"].to_pylist() for digest, _ in held}
+    found: list[Precision | None] = []
+    for spec, weight in zip(specs, weights, strict=True):
+        precision = known.get((spec.name, weight.sha256))
+        for candidate in get_args(Precision):  # a first run that did not finish
+            if precision is None and recipe_of(request, spec, weight, candidate).digest in journalled:
+                precision = candidate
+        found.append(precision)
+    return found
 
 
 def model_jobs(
@@ -45,37 +43,29 @@ def model_jobs(
     pools: PoolPlan,
     specs: Sequence[ModelSpec],
     weights: Sequence[Weights],
-    previous: Previous,
+    precisions: Sequence[Precision | None],
 ) -> list[ModelJob]:
-    """What each model of the request is to do, in the request's order."""
-    precisions = _precisions(request, device, pools, specs, weights, previous)
-    return [_model_job(request, s, w, p, device) for s, w, p in zip(specs, weights, precisions, strict=True)]
-
-
-def _precisions(
-    request: IndexRequest, device: str, pools: PoolPlan, specs: Sequence[ModelSpec], weights: Sequence[Weights],
-    previous: Previous,
-) -> list[Precision]:  # fmt: skip
-    """The precision of each model: as asked for; else as the store began with; else what the device does best."""
-    known = {(r.model.name, r.model.weights_sha256): r.model.precision for r in previous.recipes}
-    found: Precision | None = None
-    precisions: list[Precision] = []
-    for spec, weight in zip(specs, weights, strict=True):
-        kept = known.get((spec.name, weight.sha256)) if request.precision == "auto" else None
-        if kept is None and found is None:
-            if device == "cuda":  # the driver's machine may have no GPU: ask a machine that has one
-                probe = ray.remote(num_cpus=0, num_gpus=pools.num_gpus)(resolve_precision)
-                asked: Any = probe.remote(request.precision, device)
-                found = ray.get(asked)
-            else:
-                found = resolve_precision(request.precision, device)
-        precision = kept or found
+    """What each model of the request is to do, in the request's order. precisions: None takes the device's best."""
+    best: Precision | None = None
+    if None in precisions:
+        if device == "cuda":  # the driver's machine may have no GPU: ask a machine that has one
+            probe = ray.remote(num_cpus=0, num_gpus=pools.num_gpus)(resolve_precision)
+            asked: Any = probe.remote(request.precision, device)
+            best = ray.get(asked)
+        else:
+            best = resolve_precision(request.precision, device)
+    batch_size = request.batch_size or (128 if device == "cuda" else 8)
+    jobs = []
+    for spec, weight, given in zip(specs, weights, precisions, strict=True):
+        precision = given or best
         assert precision is not None
-        precisions.append(precision)
-    return precisions
+        recipe = recipe_of(request, spec, weight, precision)
+        jobs.append(ModelJob(spec, weight, request.weights.get(spec.name), recipe, device, batch_size))
+    return jobs
 
 
-def _model_job(request: IndexRequest, spec: ModelSpec, weights: Weights, precision: Precision, device: str) -> ModelJob:
+def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precision: Precision) -> Recipe:
+    """The recipe of one model of a request."""
     model = ModelRecipe(
         name=spec.name,
         weights_sha256=weights.sha256,
@@ -86,8 +76,7 @@ def _model_job(request: IndexRequest, spec: ModelSpec, weights: Weights, precisi
         precision=precision,
         layers=spec.layers,
     )
-    batch_size = request.batch_size or (128 if device == "cuda" else 8)
-    return ModelJob(spec, weights, request.weights.get(spec.name), Recipe(request.slices, model), device, batch_size)
+    return Recipe(request.slices, model)
 
 
 def recipe_entry(job: ModelJob) -> RecipeEntry:

@@ -13,37 +13,90 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from medret.pipeline.metrics import RunMetrics
+from medret.retry import retries
+
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
 class StageCount:
-    """What one stage has done. seconds: of processing, summed over its tasks."""
+    """What one stage has done. seconds: of processing, summed over its tasks. retries: requests that were repeated."""
 
     volumes: int = 0
     slices: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    retries: int = 0
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)
 class StageCounter:
-    """Adds up what tasks and actors report; one a run."""
+    """Adds up what tasks and actors report; tells them when the run is to stop. One a run."""
 
     def __init__(self) -> None:
         self._stages: dict[str, StageCount] = {}
+        self._codes: dict[str, int] = {}
+        self._stopping = False
+        self._metrics = RunMetrics()
 
-    def add(self, stage: str, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
+    def add(self, stage: str, added: StageCount) -> None:
         """Add a finished batch of a stage."""
         old = self._stages.get(stage, StageCount())
         self._stages[stage] = StageCount(
-            old.volumes + volumes, old.slices + slices, old.bytes + size_bytes, old.seconds + seconds
+            old.volumes + added.volumes,
+            old.slices + added.slices,
+            old.bytes + added.bytes,
+            old.seconds + added.seconds,
+            old.retries + added.retries,
         )
+        self._metrics.stage(stage, added.volumes, added.slices, added.seconds, added.retries)
+
+    def quarantined(self, code: str) -> None:
+        """Count a refused volume."""
+        self._codes[code] = self._codes.get(code, 0) + 1
+        self._metrics.quarantined(code)
 
     def stages(self) -> dict[str, StageCount]:
         """The sums so far, by stage."""
         return dict(self._stages)
+
+    def stop(self) -> None:
+        """Let what is in flight finish, and begin nothing more."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the run is to stop."""
+        return self._stopping
+
+
+def is_stopping(counter: Any) -> bool:
+    """Whether the run is to stop, asked from a task; a counter that cannot answer stops nobody."""
+    try:
+        return bool(ray.get(counter.stopping.remote(), timeout=30))
+    except (ray.exceptions.RayError, TimeoutError):
+        return False
+
+
+class Tally:
+    """One task's reports to the counter. Counts the storage requests repeated since it was made."""
+
+    def __init__(self, counter: Any, stage: str) -> None:
+        self._counter = counter
+        self._stage = stage
+        self._retries = retries()
+
+    def add(self, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
+        """Report a finished batch."""
+        now = retries()
+        added = StageCount(volumes, slices, size_bytes, seconds, now - self._retries)
+        self._retries = now
+        self._counter.add.remote(self._stage, added)
+
+    def quarantined(self, code: str) -> None:
+        """Report a refused volume."""
+        self._counter.quarantined.remote(str(code))
 
 
 class Reporter:

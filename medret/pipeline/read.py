@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
+from medret.archive import object_etag, object_mtime
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.rows import SLICED, SOURCE, pixels_column
+from medret.pipeline.progress import Tally, is_stopping
+from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
-from medret.storage import is_store_failure
+from medret.retry import retrying
+from medret.storage import is_store_failure, open_filesystem
 from medret.volume import Limits, SlicedVolume, read_volume
+
+READINGS = 3  # of an object that someone is writing to
 
 
 @dataclass(frozen=True)
@@ -30,25 +34,29 @@ class ReadStage:
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
         """table: SOURCE columns; yields one single-row table a volume, so that a large one is passed on early."""
+        tally = Tally(self.counter, "read")
+        fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.sides_px)]
+        schema = pa.schema(fields)
         started = time.monotonic()
-        for row, content in zip(table.to_pylist(), _fetch(table["uri"].to_pylist()), strict=True):
+        for row, content in _with_contents(table.to_pylist()):
+            if is_stopping(self.counter):
+                stopped = {name: [None] for name in schema.names} | {name: [row[name]] for name in SOURCE.names}
+                yield pa.table(stopped | {"code": [STOPPED]}, schema=schema)
+                continue
             columns, n = self._read(row, content)
-            now = time.monotonic()
             size = len(content) if isinstance(content, bytes) else 0
-            self.counter.add.remote("read", 1, n, size, now - started)
-            yield pa.table(
-                {**{name: [row[name]] for name in SOURCE.names}, **columns},
-                schema=pa.schema(
-                    [*SOURCE, *SLICED, *(pa.field(pixels_column(s), pa.large_binary()) for s in self.sides_px)]
-                ),
-            )
+            tally.add(1, n, size, time.monotonic() - started)
+            yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)
             started = time.monotonic()
 
     def _read(self, row: dict[str, Any], content: bytes | Exception) -> tuple[dict[str, list[Any]], int]:
+        """The row's further columns and how many slices it has."""
         sha256, volume = None, None
         code: QuarantineCode | None = None
         reason: str | None = None
         try:
+            if isinstance(content, VolumeError):
+                raise content
             if isinstance(content, Exception):
                 raise VolumeError(QuarantineCode.UNREADABLE, f"{type(content).__name__}: {content}")
             sha256 = hashlib.sha256(content).hexdigest()
@@ -80,23 +88,45 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
     }
 
 
-def _fetch(uris: list[str]) -> Iterator[bytes | Exception]:
-    """Each object's bytes, or why they could not be had. Remote objects of one block are fetched together."""
-    fs, _ = fsspec.core.url_to_fs(uris[0])
-    paths = [fs._strip_protocol(uri) for uri in uris]
-    if not fs.async_impl:  # a local disk: one at a time keeps one file in memory
-        yield from (_cat_one(fs, path) for path in paths)
-        return
-    contents = fs.cat(paths, on_error="return") if len(paths) > 1 else {paths[0]: _cat_one(fs, paths[0])}
-    for path in paths:
-        yield contents.pop(path)
+def _with_contents(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | Exception]]:
+    """Each row with its object's bytes, or why they could not be had.
+
+    Size, etag and mtime of a row become those of the object that was read, if it was replaced since it was listed.
+    """
+    fs, _ = open_filesystem(rows[0]["uri"])
+    paths = [fs._strip_protocol(row["uri"]) for row in rows]
+    together: dict[str, Any] = {}
+    if fs.async_impl and len(paths) > 1:  # a local disk: one at a time keeps one file in memory
+        together = fs.cat(paths, on_error="return")
+    for row, path in zip(rows, paths, strict=True):
+        yield row, _steady(fs, path, row, together.pop(path, None))
 
 
-def _cat_one(fs: Any, path: str) -> bytes | Exception:
+def _steady(fs: Any, path: str, row: dict[str, Any], content: Any) -> bytes | Exception:
+    """Bytes of an object that was the same before and after they were read."""
     try:
-        data: bytes = fs.cat_file(path)
+        for _ in range(READINGS):
+            data = content if isinstance(content, bytes) else retrying(lambda: fs.cat_file(path))
+            content = None
+            found = _facts(retrying(lambda: _info(fs, path)))
+            if found == tuple(row[name] for name in ("size_bytes", "etag", "mtime")) and len(data) == found[0]:
+                return bytes(data)
+            row["size_bytes"], row["etag"], row["mtime"] = found
     except Exception as error:
         if is_store_failure(error):
             return error
         raise
-    return data
+    return VolumeError(
+        QuarantineCode.CHANGED_WHILE_READING, f"it was written to during each of {READINGS} readings; last {found}"
+    )
+
+
+def _info(fs: Any, path: str) -> dict[str, Any]:
+    if fs.async_impl:
+        fs.invalidate_cache(fs._parent(path))  # noqa: SLF001  # what the store says now, not when it was listed
+    found: dict[str, Any] = fs.info(path)
+    return found
+
+
+def _facts(detail: dict[str, Any]) -> tuple[int, str | None, str | None]:
+    return int(detail.get("size") or 0), object_etag(detail), object_mtime(detail)

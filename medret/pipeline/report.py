@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -13,6 +16,35 @@ import medret
 from medret.storage import Location
 
 PACKAGES = ("ray", "torch", "timm", "transformers", "dreamsim", "faiss-gpu", "faiss-cpu", "pyarrow", "nibabel", "numpy")
+
+
+@dataclass
+class Log:
+    """What the run report will say; filled while the run goes on."""
+
+    run: str
+    started: datetime
+    phases_s: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure the block's wall time."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases_s[name] = round(self.phases_s.get(name, 0.0) + time.monotonic() - start, 3)
+
+    def write(self, store: Location) -> str:
+        """Write the report; returns its path below the store."""
+        return write_report(store, self.run, self.started, self.phases_s, self.facts)
+
+
+def begin() -> Log:
+    """The log of a run that starts now."""
+    started = datetime.now(UTC)
+    return Log(run=f"{started:%Y%m%dT%H%M%SZ}", started=started)
 
 
 def write_report(

@@ -9,7 +9,9 @@ from typing import Literal
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.index import IndexSettings
+from medret.pipeline.gates import GateLimits
 from medret.recipe import SliceRecipe
+from medret.snapshot import LEASE_S
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
@@ -23,7 +25,9 @@ class IndexRequest:
     archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive.
     models: names, distinct. weights: model name -> path, URI or `random[:SEED]`.
     batch_size: slices a model call. gpus_per_actor: share of one GPU. actors: embedding actors a model.
-    shard_volumes: volumes an embedding shard. None means: decided from the cluster.
+    shard_volumes: volumes an embedding shard, and so what a killed run may have to do again. None means: decided from
+    the cluster. retry_quarantined: try every refused volume again. lease_s: after which a silent run loses the store.
+    gates: where the checks before publication stand.
     """
 
     archive: str
@@ -42,6 +46,9 @@ class IndexRequest:
     gpus_per_actor: float | None = None
     actors: int | None = None
     shard_volumes: int = 64
+    retry_quarantined: bool = False
+    lease_s: float = LEASE_S
+    gates: GateLimits = field(default_factory=GateLimits)
 
     def __post_init__(self) -> None:
         parse_slice_plan(self.slices.slices)

@@ -3,10 +3,12 @@
 Nothing is shuffled, and a volume that failed stays a row with a code. These tables are private to the pipeline; what
 reaches disk has its schema in medret.schemas.
 
-    read    in:  volume_id, uri, size_bytes, etag, mtime, modality
+    read    in:  volume_id, uri, size_bytes, etag, mtime, modality, canary
             out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<side>...
     embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<side> drops it
-    write   out: one row a shard: its part of the ledger and of the file table, as Arrow IPC
+    write   out: one row a shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
+
+A run that is told to stop lets the rest of its rows pass with the code STOPPED; nothing is written of them.
 """
 
 from __future__ import annotations
@@ -27,8 +29,20 @@ SOURCE = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("mtime", pa.string()),
         pa.field("modality", pa.string()),
+        pa.field("canary", pa.bool_()),  # embedded again to be compared with what is stored; not written
     ]
 )
+
+CANARIES = pa.schema(
+    [
+        pa.field("volume_id", pa.string()),
+        pa.field("recipe", pa.string()),
+        pa.field("content_sha256", pa.string()),
+        pa.field("vectors", pa.large_binary()),  # (n, dim) float16 unit slice vectors
+    ]
+)
+
+STOPPED = "stopped"
 
 SLICED = [
     pa.field("content_sha256", pa.string()),
@@ -43,8 +57,9 @@ SLICED = [
 
 
 def file_row(
-    written: WrittenFile, kind: str, rows: int, recipe: str | None, aggregation: str | None, shard: str | None
-) -> dict[str, Any]:
+    written: WrittenFile, kind: str, rows: int, recipe: str | None, aggregation: str | None, shard: str | None,
+    recall: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """A row of schemas.FILES."""
     return {
         "path": written.path,
@@ -55,6 +70,8 @@ def file_row(
         "recipe": recipe,
         "aggregation": aggregation,
         "shard": shard,
+        "indexed_in": None,
+        "recall": recall,
     }
 
 

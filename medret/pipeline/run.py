@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -14,28 +13,52 @@ import pyarrow.compute as pc
 import ray
 
 import medret
-from medret.archive import LabelJoin, Listing, list_archive, read_labels
+from medret.archive import LabelJoin, Listing
 from medret.errors import GateError, MedretError, StorageError
-from medret.models import ModelSpec, Weights, model_spec, resolve_weights
+from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.centres import centre_files
 from medret.pipeline.cluster import capacity_now, connected, device_for, plan_pools
-from medret.pipeline.indices import build_indices, index_jobs
-from medret.pipeline.model_jobs import model_jobs, previous_snapshot, recipe_entry
+from medret.pipeline.evidence import canary_cosines, content_by_id, vector_facts
+from medret.pipeline.indices import make_indices
+from medret.pipeline.make import copy_vectors, embed, lay_out
+from medret.pipeline.model_jobs import model_jobs, recipe_entry
+from medret.pipeline.plan import Plan, Wanted, resolve, twins, with_checks
+from medret.pipeline.prepare import (
+    Inputs,
+    State,
+    is_up_to_date,
+    judged_by,
+    plan_run,
+    read_inputs,
+    read_state,
+    recipes_at_hand,
+)
 from medret.pipeline.progress import Reporter, StageCount, StageCounter
-from medret.pipeline.report import write_report
+from medret.pipeline.report import Log, begin
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.stream import stream
-from medret.snapshot import Counts, RecipeEntry, publish
+from medret.pipeline.stop import Stop
+from medret.pipeline.stream import ModelJob, Stages, Streamed
+from medret.pipeline.suspects import content_hashes, equal_samples
+from medret.snapshot import Counts, Lease, RecipeEntry, clear_journal, leased, publish, read_journal
+from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
 
 
 @dataclass(frozen=True)
 class IndexOutcome:
-    """What a run did. quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing."""
+    """What a run did.
+
+    snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
+    were. resumed: volumes that an unfinished run had embedded. slices: embedded by this run, by every model.
+    quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report: path below
+    the store, None where nothing was to be done.
+    """
 
     snapshot: str
+    published: bool
     counts: Counts
+    touched: int
+    resumed: int
     skipped: Mapping[str, int]
     slices: int
     seconds: float
@@ -43,7 +66,7 @@ class IndexOutcome:
     quarantine: pa.Table
     recipes: tuple[RecipeEntry, ...]
     recall: Mapping[str, float]
-    report: str
+    report: str | None
 
     @property
     def slices_per_second(self) -> float:
@@ -52,122 +75,210 @@ class IndexOutcome:
 
 
 @dataclass
-class _Log:
-    """What the run report will say; filled while the run goes on."""
+class _Run:
+    """What the steps of a run share."""
 
-    run: str
-    started: datetime
-    phases_s: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases_s[name] = round(time.monotonic() - start, 3)
+    request: IndexRequest
+    store: Location
+    inputs: Inputs
+    state: State
+    reporter: Reporter
+    log: Log
+    lease: Lease
+    stop: Stop
+    clock: float = field(default_factory=time.monotonic)
 
 
 def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexOutcome:
-    """Bring a store up to date with an archive and publish a snapshot; raises MedretError.
+    """Bring a store up to date with an archive and publish a snapshot, if there is anything to do; raises MedretError.
 
     A run report is written whatever the outcome, unless the request was wrong before any work began.
     """
     reporter = reporter or Reporter(quiet=True)
-    started = datetime.now(UTC)
-    log = _Log(run=f"{started:%Y%m%dT%H%M%SZ}", started=started)
+    log, clock = begin(), time.monotonic()
     store = Location(request.store)
-    clock = time.monotonic()
-    specs = [model_spec(name, request.weights.get(name)) for name in request.models]
-    with log.phase("list"):
-        listing = list_archive(request.archive, request.pattern)
-        labels = read_labels(request.labels, listing)
-    with log.phase("weights"):
-        weights = [resolve_weights(spec, request.weights.get(spec.name)) for spec in specs]
-    _say_listing(reporter, listing, labels, request.labels)
-    with connected():
-        try:
-            outcome = _run(request, reporter, log, store, listing, labels, specs, weights, clock)
-        except (MedretError, ray.exceptions.RayError) as error:
-            failure = _failure(error)
-            log.facts["outcome"] = "refused" if isinstance(failure, GateError) else "failed"
-            log.facts["error"] = str(failure)
-            with suppress(StorageError):  # where nothing can be written, the failure itself is what matters
-                write_report(store, log.run, log.started, log.phases_s, log.facts)
-            raise failure from error
-    return outcome
+    refuse_if_held(store)
+    inputs = read_inputs(request, log)
+    _say_listing(reporter, inputs.listing, inputs.labels, request.labels)
+    stop = Stop()
+    with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
+        state = read_state(request, store, inputs)
+        run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
+        recipes = recipes_at_hand(request, inputs, state)
+        if recipes is not None:
+            plan, _ = plan_run(request, inputs, state, recipes)
+            if is_up_to_date(request, inputs, state, recipes, plan):
+                clear_journal(store, state.journal.paths)
+                return _nothing_to_do(run, plan)
+        with connected():
+            try:
+                return _run(run)
+            except (MedretError, ray.exceptions.RayError) as error:
+                failure = _failure(error)
+                log.facts["outcome"] = "refused" if isinstance(failure, GateError) else "failed"
+                log.facts["error"] = str(failure)
+                with suppress(StorageError):  # where nothing can be written, the failure itself is what matters
+                    log.write(store)
+                raise failure from error
 
 
-def _run(
-    request: IndexRequest, reporter: Reporter, log: _Log, store: Location, listing: Listing, labels: LabelJoin,
-    specs: Sequence[ModelSpec], weights: Sequence[Weights], clock: float,
-) -> IndexOutcome:  # fmt: skip
-    capacity = capacity_now()
-    device = device_for(request.device, capacity)
-    pools = plan_pools(capacity, len(specs), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-    previous = previous_snapshot(store)
-    jobs = model_jobs(request, device, pools, specs, weights, previous)
-    for job in jobs:
-        recipe = job.recipe
-        reporter.say(
-            f"model {recipe.model.name}: {job.weights.source}; {device} {recipe.model.precision}, batches of "
-            f"{job.batch_size}; {pools.size} actor(s); recipe {recipe.digest}"
-        )
-    log.facts |= {"request": _request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
-    log.facts["models"] = {job.recipe.model.name: job.weights.source for job in jobs}
+def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
+    previous = run.state.previous
+    assert previous.id is not None
+    assert previous.manifest is not None
+    run.reporter.say(f"snapshot {previous.id} is up to date; nothing to do")
+    return IndexOutcome(
+        snapshot=previous.id,
+        published=False,
+        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, previous.ledger.sort_by("volume_id")),
+        touched=0,
+        resumed=0,
+        skipped=run.inputs.listing.skipped,
+        slices=0,
+        seconds=time.monotonic() - run.clock,
+        streaming_s=0.0,
+        quarantine=ledgers.quarantine(previous.ledger),
+        recipes=tuple(previous.manifest.recipes),
+        recall=_worst_recall(previous.manifest.indices),
+        report=None,
+    )
+
+
+def _run(run: _Run) -> IndexOutcome:
+    request, inputs, state, store, log = run.request, run.inputs, run.state, run.store, run.log
+    jobs, capacity, device = _jobs(run)
+    recipes = [job.recipe for job in jobs]
+    plan, wanted = plan_run(request, inputs, state, recipes)
+    with log.phase("check"):
+        plan = _checked(run, plan, wanted)
+    log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
+    _say_plan(run.reporter, plan)
 
     counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
-    recipes = tuple(job.recipe for job in jobs)
-    last = f"embed {recipes[-1].model.name}"
-    with log.phase("stream"), reporter.watching(counter, len(listing.objects), last):
-        ledger, files, statistics = stream(
-            ledgers.source(listing, labels), jobs, pools, store, request.slices, request.limits, request.aggregations,
-            counter, shard_volumes=request.shard_volumes,
-        )  # fmt: skip
-    stages: dict[str, StageCount] = ray.get(counter.stages.remote())
-    log.facts |= {"stages": {name: vars(count) for name, count in stages.items()}, "ray_data": statistics}
+    stages = Stages(
+        store, request.slices, request.limits, request.aggregations, judged_by(request, recipes), counter,
+        request.shard_volumes,
+    )  # fmt: skip
+    watching = run.reporter.watching(counter, len(plan.of("embed")), f"embed {recipes[-1].model.name}")
+    with log.phase("stream"), run.stop.draining(counter), watching:
+        made = embed(plan, jobs, capacity, request, stages)
+    counted: dict[str, StageCount] = ray.get(counter.stages.remote())
+    log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
+    run.stop.check()
 
-    ledger = ledgers.with_labels(ledger, labels.labels)
-    counts = ledgers.counts(listing, ledger, previous)
-    log.facts["counts"] = counts.model_dump()
-    if counts.embedded == 0:
-        raise GateError(
-            f"refused to publish: none of the {len(listing.objects)} volumes of {request.archive} could be embedded: "
-            f"{ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
+    with log.phase("arrange"):
+        pool = pa.concat_tables([state.previous.files, state.journal.files, made.files])
+        copied, added = copy_vectors(
+            store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
-    reporter.say(f"building indices over {_rows(files)} vectors")
+        ledger = ledgers.with_labels(ledgers.assemble(plan, state.known, made.ledger, copied), inputs.labels.labels)
+        counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
+        log.facts["counts"] = counts.model_dump()
+        if counts.embedded + counts.unchanged == 0:
+            raise GateError(
+                f"refused to publish: none of the {len(inputs.listing.objects)} volumes of {request.archive} could be "
+                f"embedded: {ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
+            )
+        layout = lay_out(
+            store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes
+        )
+    run.reporter.say(f"building indices over {_rows(layout.files)} vectors")
     with log.phase("index"):
-        centres = centre_files(store, files, previous.files, recipes, request.index)
-        jobs_of_index = index_jobs(files, centres, recipes, request.index)
-        built, entries, index_s = build_indices(store, jobs_of_index, request.index, use_gpu=device == "cuda")
-    log.facts["index_seconds"] = index_s
-    quarantine = ledgers.quarantine(ledger)
+        names = [aggregation.name for aggregation in request.aggregations]
+        indices = make_indices(
+            store, recipes, names, layout.files, layout.live, state.previous, request.index, use_gpu=device == "cuda"
+        )
+    log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
+    with log.phase("gates"):
+        passed = gates.enforce(_gates(run, plan, counts, made, pool, layout.ledger, indices.entries), _hint(ledger))
+    files = _with_index(layout.files, indices.indexed_in)
+    quarantine = ledgers.quarantine(layout.ledger)
     if quarantine.num_rows:
         files = pa.concat_tables([files, ledgers.quarantine_file(store, log.run, quarantine)])
-    slices = int(pc.sum(ledger["slices"]).as_py() or 0)
     with log.phase("publish"):
+        run.stop.check()
+        run.lease.check()
         snapshot_id, manifest = publish(
-            store, ledger, pa.concat_tables([files, centres, built]), medret_version=medret.__version__, run=log.run,
-            archive_uri=listing.archive_uri, recipes=[recipe_entry(job) for job in jobs],
-            aggregations=[aggregation.name for aggregation in request.aggregations],
-            index_settings=request.index.to_json(), indices=entries, counts=counts, skipped=dict(listing.skipped),
-            slices=slices,
+            store, layout.ledger, pa.concat_tables([files, indices.files]), indices.tombstones,
+            parent=state.previous.id, medret_version=medret.__version__, run=log.run,
+            archive_uri=inputs.listing.archive_uri, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
+            index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
+            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(layout.ledger["slices"]).as_py() or 0),
+            gates=passed,
         )  # fmt: skip
-    log.facts |= {"outcome": "published", "snapshot": snapshot_id}
-    report = write_report(store, log.run, log.started, log.phases_s, log.facts)
+        clear_journal(store, read_journal(store).paths)
+    causes = plan.causes()
+    log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [gate.model_dump() for gate in passed]}
     return IndexOutcome(
         snapshot=snapshot_id,
+        published=True,
         counts=counts,
-        skipped=listing.skipped,
-        slices=slices * len(jobs),
-        seconds=time.monotonic() - clock,
+        touched=causes.get("touched", 0),
+        resumed=causes.get("resumed", 0),
+        skipped=inputs.listing.skipped,
+        slices=sum(count.slices for name, count in counted.items() if name.startswith("embed ")),
+        seconds=time.monotonic() - run.clock,
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
         recipes=tuple(manifest.recipes),
-        recall=_worst_recall(entries),
-        report=report,
+        recall=_worst_recall(indices.entries),
+        report=log.write(store),
     )
+
+
+def _jobs(run: _Run) -> tuple[list[ModelJob], Any, str]:
+    """The models' jobs, the cluster's capacity, and the device."""
+    request, inputs = run.request, run.inputs
+    capacity = capacity_now()
+    device = device_for(request.device, capacity)
+    pools = plan_pools(
+        capacity, len(inputs.specs), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor
+    )
+    jobs = model_jobs(request, device, pools, inputs.specs, inputs.weights, run.state.precisions)
+    for job in jobs:
+        recipe = job.recipe
+        run.reporter.say(
+            f"model {recipe.model.name}: {job.weights.source}; {device} {recipe.model.precision}, batches of "
+            f"{job.batch_size}; {pools.size} actor(s); recipe {recipe.digest}"
+        )
+    facts = {"request": _request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
+    run.log.facts |= facts | {"models": {job.recipe.model.name: job.weights.source for job in jobs}}
+    return jobs, capacity, device
+
+
+def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
+    """The plan once the content of doubtful objects is known."""
+    if wanted.copies:
+        plan = with_checks(plan, equal_samples(twins(plan)))
+    doubtful = [step.item for step in plan.of("check")]
+    if doubtful:
+        run.reporter.say(f"{len(doubtful)} objects may hold known content; comparing")
+    return resolve(plan, content_hashes(doubtful), run.state.known, wanted)
+
+
+def _gates(
+    run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, entries: Sequence[Any]
+) -> list[gates.Gate]:
+    limits = run.request.gates
+    facts = vector_facts(run.store, made.files)
+    return [
+        gates.quarantine_gate(counts, limits),
+        gates.vector_gate(facts),
+        gates.duplicate_gate(facts, content_by_id(ledger), limits),
+        gates.canary_gate(canary_cosines(run.store, made.canaries, plan, pool), limits),
+        gates.recall_gate(entries, limits),
+    ]
+
+
+def _hint(ledger: pa.Table) -> str:
+    found = ledgers.codes(ledger)
+    return f" (quarantine: {found})" if found else ""
+
+
+def _with_index(files: pa.Table, indexed_in: Mapping[str, str]) -> pa.Table:
+    """The embedding files with the index shards that hold their vectors."""
+    held = pa.array([indexed_in.get(path) for path in files["path"].to_pylist()], pa.string())
+    return files.set_column(files.schema.get_field_index("indexed_in"), "indexed_in", held)
 
 
 def _failure(error: BaseException) -> MedretError:
@@ -193,6 +304,7 @@ def _request_facts(request: IndexRequest) -> dict[str, Any]:
         "precision": request.precision,
         "batch_size": request.batch_size,
         "shard_volumes": request.shard_volumes,
+        "gates": asdict(request.gates),
     }
 
 
@@ -205,6 +317,11 @@ def _say_listing(reporter: Reporter, listing: Listing, labels: LabelJoin, given:
             f"labels for {len(labels.labels)} volumes; {labels.unlabelled_volumes} volumes have none; "
             f"{labels.unmatched_rows} rows match no volume"
         )
+
+
+def _say_plan(reporter: Reporter, plan: Plan) -> None:
+    causes = [f"{count} {cause}" for cause, count in sorted(plan.causes().items())]
+    reporter.say(", ".join([*causes, f"{len(plan.gone)} gone"]))
 
 
 def _rows(files: pa.Table) -> int:

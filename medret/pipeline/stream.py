@@ -15,7 +15,7 @@ from medret.models import ModelSpec, Weights, read_contents
 from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.embed import EmbedStage
 from medret.pipeline.read import ReadStage
-from medret.pipeline.rows import from_ipc
+from medret.pipeline.rows import CANARIES, from_ipc
 from medret.pipeline.write import WriteStage
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
@@ -40,16 +40,37 @@ class ModelJob:
     batch_size: int
 
 
-def stream(
-    source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, store: Location, slices: SliceRecipe, limits: Limits,
-    aggregations: tuple[Aggregation, ...], counter: Any, *, shard_volumes: int,
-) -> tuple[pa.Table, pa.Table, str]:  # fmt: skip
-    """Read, embed, reduce and write every object of `source` (rows.SOURCE).
+@dataclass(frozen=True)
+class Stages:
+    """What the stages work with. judged_by: see plan.Wanted. counter: a StageCounter."""
 
-    Returns the ledger (schemas.LEDGER, labels empty), the written files (schemas.FILES) and Ray Data's statistics.
+    store: Location
+    slices: SliceRecipe
+    limits: Limits
+    aggregations: tuple[Aggregation, ...]
+    judged_by: str
+    counter: Any
+    shard_volumes: int
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a stream gave.
+
+    ledger: schemas.LEDGER, of labels only the modality. files: schemas.FILES. canaries: rows.CANARIES. statistics: Ray
+    Data's, in words.
     """
+
+    ledger: pa.Table
+    files: pa.Table
+    canaries: pa.Table
+    statistics: str = ""
+
+
+def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> Streamed:
+    """Read, embed, reduce and write every object of `source` (rows.SOURCE)."""
     if source.num_rows == 0:
-        return LEDGER.empty_table(), FILES.empty_table(), ""
+        return Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table())
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Blocks leave a stage in the order in which they came: which volumes share a shard does not depend on timing.
@@ -57,25 +78,27 @@ def stream(
     # A large archive on a slow store may take long over one block; only a stuck run should be ended.
     context.execution_no_progress_timeout_s = 6 * 3600
     with DataContext.current(context):
-        dataset = _build(source, jobs, pools, store, slices, limits, aggregations, counter, shard_volumes)
-        cells: dict[str, list[bytes]] = {"ledger": [], "files": []}
+        dataset = _build(source, jobs, pools, stages)
+        cells: dict[str, list[bytes]] = {"ledger": [], "files": [], "canaries": []}
         batches: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in batches:
             for name, found in cells.items():
                 found += batch[name].to_pylist()
-        return from_ipc(cells["ledger"], LEDGER), from_ipc(cells["files"], FILES), dataset.stats()
+        return Streamed(
+            from_ipc(cells["ledger"], LEDGER),
+            from_ipc(cells["files"], FILES),
+            from_ipc(cells["canaries"], CANARIES),
+            dataset.stats(),
+        )
 
 
-def _build(
-    source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, store: Location, slices: SliceRecipe, limits: Limits,
-    aggregations: tuple[Aggregation, ...], counter: Any, shard_volumes: int,
-) -> ray.data.Dataset:  # fmt: skip
+def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
     sides = tuple(sorted({job.recipe.model.side_px for job in jobs}))
     dataset: ray.data.Dataset = ray.data.from_arrow(
         [source.slice(at, READ_VOLUMES) for at in range(0, source.num_rows, READ_VOLUMES)]
     )
     dataset = dataset.map_batches(
-        ReadStage(slices, sides, limits, counter).run,
+        ReadStage(stages.slices, sides, stages.limits, stages.counter).run,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=pools.read_cpus,
@@ -99,13 +122,15 @@ def _build(
                 "batch_size": job.batch_size,
                 "threads": pools.threads,
                 "drop_pixels": last_user,
-                "counter": counter,
+                "counter": stages.counter,
             },
         )
     return dataset.map_batches(
-        WriteStage(store, tuple(job.recipe for job in jobs), aggregations, counter).run,
+        WriteStage(
+            stages.store, tuple(job.recipe for job in jobs), stages.aggregations, stages.judged_by, stages.counter
+        ).run,
         batch_format="pyarrow",
-        batch_size=shard_volumes,
+        batch_size=stages.shard_volumes,
         num_cpus=0,  # light work that must never wait behind reading: what is written survives a crash
     )
 

@@ -1,9 +1,7 @@
-"""The last stage, in Ray tasks: vectors of a group of volumes, reduced and written as one embedding shard."""
+"""The last stage, in Ray tasks: a group of volumes, reduced, written as one embedding shard and journalled."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medret.embeddings import Aggregation, EmbeddedVolume, slice_table, unit_slices, volume_table
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
 from medret.errors import VolumeError
-from medret.pipeline.rows import file_row, ipc_bytes, vectors_column
+from medret.pipeline.progress import Tally
+from medret.pipeline.rows import CANARIES, STOPPED, ipc_bytes, vectors_column
+from medret.pipeline.shards import write_shard
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
-from medret.storage import NAME_DIGITS, Location
+from medret.snapshot.journal import write_entry
+from medret.storage import Location
+
+NO_SHARD = "quarantine"  # in the name of a journal entry that holds refused volumes alone
 
 
 @dataclass(frozen=True)
@@ -27,32 +29,50 @@ class WriteStage:
     store: Location
     recipes: tuple[Recipe, ...]
     aggregations: tuple[Aggregation, ...]
+    judged_by: str
     counter: Any
 
     def run(self, table: pa.Table) -> pa.Table:
-        """Writes the shard and returns one row: `ledger` (schemas.LEDGER without labels) and `files`, as Arrow IPC."""
-        started = time.monotonic()
-        rows = table.to_pylist()
-        embedded: dict[str, list[EmbeddedVolume]] = {recipe.digest: [] for recipe in self.recipes}
-        for row in rows:
-            if row["code"] is None:
-                self._reduce(row, embedded)
-        kept = [(row["volume_id"], row["content_sha256"]) for row in rows if row["code"] is None]
-        shard = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:NAME_DIGITS]
-        files = self._write(embedded, shard) if kept else FILES.empty_table()
-        ledger = pa.Table.from_pylist([_ledger_row(row, shard) for row in rows], schema=LEDGER)
-        slices = sum(len(row["positions"]) for row in rows if row["code"] is None)
-        self.counter.add.remote("write", len(rows), slices, 0, time.monotonic() - started)
-        return pa.table({"ledger": [ipc_bytes(ledger)], "files": [ipc_bytes(files)]})
+        """Writes the shard; returns one row: `ledger` (schemas.LEDGER without labels), `files` and `canaries`, as IPC.
 
-    def _reduce(self, row: dict[str, Any], embedded: dict[str, list[EmbeddedVolume]]) -> None:
-        """Append the row's unit vectors for every recipe, or none of them and mark the row."""
+        When it returns, the group is durable: its vectors are in the store, and then the journal says so.
+        """
+        tally = Tally(self.counter, "write")
+        started = time.monotonic()
+        rows = [row for row in table.to_pylist() if row["code"] != STOPPED]
+        volumes = [self._reduce(row) if row["code"] is None else None for row in rows]
+        pairs = list(zip(rows, volumes, strict=True))
+        canaries = [found for row, each in pairs if row["canary"] and each for found in _canary(row, each)]
+        own = [(row, each) for row, each in pairs if not row["canary"]]
+        embedded = [each for _, each in own if each is not None]
+        shard, files = None, FILES.empty_table()
+        if embedded:
+            by_recipe = {recipe: [each[recipe] for each in embedded] for recipe in self.recipes}
+            shard, files = write_shard(self.store, by_recipe, self.aggregations)
+        ledger = pa.Table.from_pylist([self._ledger_row(row, shard) for row, _ in own], schema=LEDGER)
+        if own:
+            write_entry(self.store, shard or NO_SHARD, ledger, files)
+        for row, _ in own:
+            if row["code"] is not None:
+                tally.quarantined(row["code"])
+        slices = sum(len(row["positions"]) for row, each in own if each is not None)
+        tally.add(len(own), slices, int(sum(files["size_bytes"].to_pylist())), time.monotonic() - started)
+        return pa.table(
+            {
+                "ledger": [ipc_bytes(ledger)],
+                "files": [ipc_bytes(files)],
+                "canaries": [ipc_bytes(pa.Table.from_pylist(canaries, schema=CANARIES))],
+            }
+        )
+
+    def _reduce(self, row: dict[str, Any]) -> dict[Recipe, EmbeddedVolume] | None:
+        """The row's unit vectors for every recipe; None, and the row marked, if one of them has none."""
         volumes = {}
         try:
             for recipe in self.recipes:
                 raw = np.frombuffer(row[vectors_column(recipe)], np.float32).reshape(-1, recipe.model.dim)
                 vectors, norms = unit_slices(raw)
-                volumes[recipe.digest] = EmbeddedVolume(
+                volumes[recipe] = EmbeddedVolume(
                     row["volume_id"],
                     row["planes"],
                     np.array(row["positions"], np.int32),
@@ -63,29 +83,30 @@ class WriteStage:
                 )
         except VolumeError as error:
             row["code"], row["reason"] = error.code, f"{recipe.model.name}: {error.reason}"
-            return
-        for digest, volume in volumes.items():
-            embedded[digest].append(volume)
+            return None
+        return volumes
 
-    def _write(self, embedded: dict[str, list[EmbeddedVolume]], shard: str) -> pa.Table:
-        files = []
-        for recipe in self.recipes:
-            volumes, dim, digest = embedded[recipe.digest], recipe.model.dim, recipe.digest
-            tables: list[tuple[str, str | None, pa.Table]] = [("slices", None, slice_table(volumes, dim, digest))]
-            tables += [("volumes", a.name, volume_table(volumes, a, dim, digest)) for a in self.aggregations]
-            for kind, aggregation, content in tables:
-                written = self.store.write_named(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
-                files.append(file_row(written, kind, content.num_rows, digest, aggregation, shard))
-        return pa.Table.from_pylist(files, schema=FILES)
+    def _ledger_row(self, row: dict[str, Any], shard: str | None) -> dict[str, Any]:
+        ok = row["code"] is None
+        names = ("volume_id", "uri", "size_bytes", "etag", "mtime", "content_sha256", "facts", "modality")
+        return {
+            **{name: row[name] for name in names},
+            "status": "embedded" if ok else "quarantined",
+            "code": row["code"],
+            "reason": row["reason"],
+            "slices": len(row["positions"]) if ok else 0,
+            "shards": [(recipe.digest, shard) for recipe in self.recipes] if ok else [],
+            "judged_by": self.judged_by,
+        }
 
 
-def _ledger_row(row: dict[str, Any], shard: str) -> dict[str, Any]:
-    ok = row["code"] is None
-    return {
-        **{name: row[name] for name in ("volume_id", "uri", "size_bytes", "etag", "mtime", "content_sha256", "facts")},
-        "status": "embedded" if ok else "quarantined",
-        "code": row["code"],
-        "reason": row["reason"],
-        "slices": len(row["positions"]) if ok else 0,
-        "shard": shard if ok else None,
-    }
+def _canary(row: dict[str, Any], volumes: dict[Recipe, EmbeddedVolume]) -> list[dict[str, Any]]:
+    return [
+        {
+            "volume_id": row["volume_id"],
+            "recipe": recipe.digest,
+            "content_sha256": row["content_sha256"],
+            "vectors": volume.vectors.tobytes(),
+        }
+        for recipe, volume in volumes.items()
+    ]

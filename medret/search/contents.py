@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -56,6 +56,15 @@ class Contents:
     def labels(self) -> pa.Table:
         """The labels of all embedded volumes, in volume_id order."""
         return read_label_table(self._tables("ledger"))
+
+    @cached_property
+    def _dead(self) -> dict[str, frozenset[str]]:
+        """Volumes whose rows in an index shard are not part of the snapshot, by the shard's key."""
+        found: dict[str, set[str]] = {}
+        for path in self._tables("tombstones"):
+            for row in pq.ParquetFile(path).read().to_pylist():
+                found.setdefault(row["shard"], set()).add(row["volume_id"])
+        return {key: frozenset(volume_ids) for key, volume_ids in found.items()}
 
     def _tables(self, kind: TableKind) -> list[Path]:
         folder = snapshot_folder(self.id)
@@ -141,7 +150,7 @@ class Contents:
         if key not in self._indices:
             own = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
             centre = next((self._centre(row) for row in own if row["kind"] == CENTRE_KIND), None)
-            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND])
+            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND], self._dead)
             dim = int(entry.recipe["model"]["dim"])
             self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
         return self._indices[key]
@@ -165,11 +174,11 @@ def index_file_rows(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
-def group_shards(rows: list[dict[str, Any]]) -> list[ShardFiles]:
-    """Rows of the FILES table to shards, in the order of their keys."""
+def group_shards(rows: list[dict[str, Any]], dead: Mapping[str, frozenset[str]]) -> list[ShardFiles]:
+    """Rows of the FILES table to shards, in the order of their keys. dead: volumes under tombstones, by key."""
     files: dict[str, dict[str, tuple[str, str]]] = {}
     counts: dict[str, int] = {}
     for row in rows:
         files.setdefault(row["shard"], {})[row["kind"]] = (row["path"], row["sha256"])
         counts[row["shard"]] = row["rows"]
-    return [ShardFiles(key, counts[key], files[key]) for key in sorted(files)]
+    return [ShardFiles(key, counts[key], files[key], dead.get(key, frozenset())) for key in sorted(files)]

@@ -39,11 +39,15 @@ EXCESS_MAX = 64
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """One shard as the FILES table lists it. files: kind -> (path below the store, sha256)."""
+    """One shard as the FILES table lists it.
+
+    files: kind -> (path below the store, sha256). dead: volumes whose rows here are no longer part of the snapshot.
+    """
 
     key: str
     rows: int
     files: Mapping[str, tuple[str, str]]
+    dead: frozenset[str] = frozenset()
 
 
 class Shard:
@@ -55,6 +59,7 @@ class Shard:
         self._settings = settings
         self._local = local
         self._opened: dict[str, Searchable] = {}
+        self.dead = listed.dead
 
     @cached_property
     def table(self) -> RowTable:
@@ -95,13 +100,25 @@ class Shard:
     def places_of(self, kept: Kept | None) -> NDArray[np.int64]:
         """The volumes here that are kept, by their place in `table.volumes`."""
         ids, firsts = self.table.volumes
-        return np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
+        places = np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
+        return np.setdiff1d(places, self._dead_places) if len(self._dead_places) else places
 
     def places_named(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        """The places of these volumes, ascending, of those that are here."""
+        """The places of these volumes, ascending, of those that are here and part of the snapshot."""
+        return self._places(volume_ids - self.dead)
+
+    def _places(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
         found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
         rows = np.array([rows.start for rows in found if rows.stop > rows.start], np.int64)
         return np.searchsorted(self.table.volumes[1], np.sort(rows))
+
+    @cached_property
+    def _dead_places(self) -> NDArray[np.int64]:
+        return self._places(self.dead)
+
+    @cached_property
+    def _dead_rows(self) -> NDArray[np.int64]:
+        return self.rows_of(self.dead)
 
     def first_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first row of the volumes at these places."""
@@ -120,11 +137,14 @@ class Shard:
         rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
         return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
 
-    def rows_without(self, kept: Kept) -> NDArray[np.int64]:
-        """The rows here of volumes that are not kept."""
+    def rows_dropped(self, kept: Kept | None) -> NDArray[np.int64] | None:
+        """The rows here that no query may find: of volumes that are not kept, or no longer part of the snapshot."""
+        if kept is None:
+            return self._dead_rows if self.dead else None
         ids, firsts = self.table.volumes
         lengths = np.diff(firsts, append=len(self.table))
-        return np.flatnonzero(np.repeat(~kept.of(ids), lengths))
+        dropped = np.flatnonzero(np.repeat(~kept.of(ids), lengths))
+        return np.union1d(dropped, self._dead_rows) if self.dead else dropped
 
     def search(
         self,
@@ -195,8 +215,7 @@ class ShardedIndex:
         found: list[list[Found]] = [[] for _ in queries]
         for number, shard in enumerate(self.shards):
             rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
-            dropped = None if kept is None else shard.rows_without(kept)
-            neighbours = shard.search(queries, k, kind, rows, dropped)
+            neighbours = shard.search(queries, k, kind, rows, shard.rows_dropped(kept))
             at, _ = places = np.nonzero(neighbours.rows != MISSING)
             hit_rows = neighbours.rows[places]
             ids = shard.table.volume_ids(hit_rows)
@@ -209,8 +228,8 @@ class ShardedIndex:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
         for shard in self.shards:
             rows = shard.table.rows_of(volume_id)
-            if rows.stop > rows.start:  # a volume's vectors lie in one shard: shards are made of whole volumes
-                return shard.vectors(rows)
+            if rows.stop > rows.start and volume_id not in shard.dead:
+                return shard.vectors(rows)  # all of them: shards are made of whole volumes
         return None
 
     def vector_at(self, found: Found) -> SliceVectors:

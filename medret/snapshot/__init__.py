@@ -1,7 +1,10 @@
 """Snapshots: what a store publishes, and how it is read, published and verified."""
 
+from medret.snapshot.journal import Journal, clear_journal, read_journal
+from medret.snapshot.lease import LEASE_S, Lease, leased
 from medret.snapshot.manifest import (
     Counts,
+    GateEntry,
     IndexEntry,
     Manifest,
     RecipeEntry,
@@ -10,21 +13,32 @@ from medret.snapshot.manifest import (
     read_files,
     read_ledger,
     read_manifest,
+    read_tombstones,
+    snapshot_ids,
 )
 from medret.snapshot.publish import publish
 from medret.snapshot.verify import Finding, verify_store
 
 __all__ = [
+    "LEASE_S",
     "Counts",
     "Finding",
+    "GateEntry",
     "IndexEntry",
+    "Journal",
+    "Lease",
     "Manifest",
     "RecipeEntry",
     "TableEntry",
+    "clear_journal",
     "current_id",
+    "leased",
     "publish",
     "read_files",
+    "read_journal",
     "read_ledger",
     "read_manifest",
+    "read_tombstones",
+    "snapshot_ids",
     "verify_store",
 ]

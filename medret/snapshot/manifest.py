@@ -17,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medret.embeddings.shards import read_parquet
 from medret.errors import CorruptError, UsageError
 from medret.recipe import Recipe
+from medret.schemas import TOMBSTONES
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 CURRENT = "CURRENT"
+MANIFEST = "manifest.json"
 SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
-TableKind = Literal["files", "ledger"]
+TableKind = Literal["files", "ledger", "tombstones"]
 
 
 class _Strict(BaseModel):
@@ -47,6 +49,7 @@ class RecipeEntry(_Strict):
 class IndexEntry(_Strict):
     """One index over all rows of a recipe: volume vectors of one aggregation, or slice vectors (aggregation None).
 
+    rows: vectors that a search can find, so without those under tombstones.
     recall: recall@10 of each approximate kind against exact search, measured when it was built (weighted by rows).
     """
 
@@ -69,7 +72,11 @@ class TableEntry(_Strict):
 
 
 class Counts(_Strict):
-    """What became of every listed object: listed = embedded + unchanged + quarantined + skipped."""
+    """What became of every listed object: listed = embedded + unchanged + quarantined + skipped.
+
+    embedded: vectors were made; new and changed are part of it. unchanged: vectors were at hand; renamed (and copied)
+    volumes are part of it. gone: volumes of the snapshot before that are no longer there under any name.
+    """
 
     listed: int
     embedded: int
@@ -87,13 +94,26 @@ class Counts(_Strict):
         return self.listed == self.embedded + self.unchanged + self.quarantined + self.skipped
 
 
+class GateEntry(_Strict):
+    """A check that the snapshot passed before it was published. found, limit: in words."""
+
+    name: str
+    found: str
+    limit: str
+
+
 class Manifest(_Strict):
-    """What a snapshot consists of. skipped: objects skipped by rule, counted by rule. slices: slice vectors a model."""
+    """What a snapshot consists of.
+
+    parent: the snapshot that was live before. skipped: objects skipped by rule, counted by rule. slices: slice vectors
+    a model. gates: the checks that it passed.
+    """
 
     format: Literal[1] = 1
     created: str
     medret_version: str
     run: str
+    parent: str | None = None
     archive_uri: str
     recipes: list[RecipeEntry]
     aggregations: list[str]
@@ -102,6 +122,7 @@ class Manifest(_Strict):
     counts: Counts
     skipped: dict[str, int]
     slices: int
+    gates: list[GateEntry] = []
     tables: list[TableEntry]
 
     def to_bytes(self) -> bytes:
@@ -116,6 +137,12 @@ class Manifest(_Strict):
 def snapshot_folder(snapshot_id: str) -> str:
     """Path of a snapshot's folder below the store."""
     return f"snapshots/{snapshot_id}"
+
+
+def snapshot_ids(store: Location) -> list[str]:
+    """The whole snapshots of a store, oldest first: those whose manifest was written."""
+    parts = [path.split("/") for path in store.files("snapshots")]
+    return sorted(p[1] for p in parts if len(p) == 3 and p[2] == MANIFEST and SNAPSHOT_ID.fullmatch(p[1]))
 
 
 def current_id(store: Location) -> str | None:
@@ -136,7 +163,7 @@ def read_manifest(store: Location, snapshot_id: str) -> Manifest:
     """The manifest of a snapshot, checked against its id; raises UsageError, CorruptError."""
     if not SNAPSHOT_ID.fullmatch(snapshot_id):
         raise UsageError(f"'{snapshot_id}' is not a snapshot id (such as 20260101T000000Z-0123456789abcdef)")
-    path = f"{snapshot_folder(snapshot_id)}/manifest.json"
+    path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
     try:
         data = store.read(path)
     except FileNotFoundError as error:
@@ -160,6 +187,12 @@ def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Tabl
 def read_ledger(store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
     """The LEDGER table, or some columns of it."""
     return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns)
+
+
+def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
+    """The TOMBSTONES table, without rows where the snapshot has none."""
+    entries = manifest.tables_of("tombstones")
+    return _read_tables(store, snapshot_id, entries) if entries else TOMBSTONES.empty_table()
 
 
 def _read_tables(

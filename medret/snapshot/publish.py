@@ -9,36 +9,67 @@ from typing import Any
 import pyarrow as pa
 
 from medret.embeddings.shards import parquet_bytes
-from medret.errors import GateError
-from medret.schemas import FILES, LEDGER, QUARANTINE
-from medret.snapshot.manifest import CURRENT, Manifest, TableEntry, TableKind, snapshot_folder
+from medret.errors import BusyError, GateError
+from medret.schemas import FILES, LEDGER, QUARANTINE, TOMBSTONES
+from medret.snapshot.manifest import CURRENT, MANIFEST, Manifest, TableEntry, TableKind, current_id, snapshot_folder
 from medret.storage import NAME_DIGITS, Location, WrittenFile
 
 LEDGER_ROWS = 100_000
 
 
-def publish(store: Location, ledger: pa.Table, files: pa.Table, **fields: Any) -> tuple[str, Manifest]:
-    """Write a snapshot and make it live; returns its id and manifest.
+def publish(
+    store: Location,
+    ledger: pa.Table,
+    files: pa.Table,
+    tombstones: pa.Table | None = None,
+    *,
+    parent: str | None = None,
+    **fields: Any,
+) -> tuple[str, Manifest]:
+    """Write a snapshot and make it live, if `parent` still is; returns its id and manifest.
 
-    ledger: schemas.LEDGER. files: schemas.FILES. fields: the manifest's other fields.
-    Raises GateError, and publishes nothing, if the counts do not reconcile.
+    ledger: schemas.LEDGER. files: schemas.FILES. tombstones: schemas.TOMBSTONES. parent: id of the snapshot that it was
+    made from, None if nothing was live. fields: the manifest's other fields.
+    Raises GateError if the counts do not reconcile, BusyError if another run published meanwhile; both publish nothing.
     """
     gate_counts(ledger, fields["counts"])
     moment = datetime.now(UTC)
+    snapshot_id, manifest = write_snapshot(store, ledger, files, tombstones, moment, parent=parent, **fields)
+    make_live(store, snapshot_id, parent)
+    return snapshot_id, manifest
+
+
+def write_snapshot(
+    store: Location, ledger: pa.Table, files: pa.Table, tombstones: pa.Table | None, moment: datetime, **fields: Any
+) -> tuple[str, Manifest]:
+    """Write a snapshot's folder without making it live; the same tables, moment and fields give the same folder."""
     ledger = ledger.cast(LEDGER).sort_by("volume_id")
     pieces: list[tuple[TableKind, pa.Table]] = [("files", files.cast(FILES).sort_by("path"))]
-    pieces += [("ledger", ledger.slice(at, LEDGER_ROWS)) for at in range(0, ledger.num_rows, LEDGER_ROWS)]
+    pieces += [("ledger", ledger.slice(at, LEDGER_ROWS)) for at in range(0, max(1, ledger.num_rows), LEDGER_ROWS)]
+    if tombstones is not None and tombstones.num_rows:
+        order = [("shard", "ascending"), ("volume_id", "ascending")]
+        pieces.append(("tombstones", tombstones.cast(TOMBSTONES).sort_by(order)))
     # The folder's name holds the manifest's sha256, so everything is made before anything is written.
-    tables = [(_table_entry(kind, piece), piece) for kind, piece in pieces]
-    manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=[entry for entry, _ in tables], **fields)
+    made = [(kind, parquet_bytes(piece), piece.num_rows) for kind, piece in pieces]
+    entries = [_table_entry(kind, data, rows) for kind, data, rows in made]
+    manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=entries, **fields)
     data = manifest.to_bytes()
     snapshot_id = f"{moment:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}"
     folder = snapshot_folder(snapshot_id)
-    for entry, piece in tables:
-        store.write(f"{folder}/{entry.path}", parquet_bytes(piece))
-    store.write(f"{folder}/manifest.json", data)
-    store.write(CURRENT, f"{snapshot_id}\n".encode())
+    for entry, (_, content, _) in zip(entries, made, strict=True):
+        store.write(f"{folder}/{entry.path}", content)
+    store.write(f"{folder}/{MANIFEST}", data)
     return snapshot_id, manifest
+
+
+def make_live(store: Location, snapshot_id: str, expected: str | None) -> None:
+    """Point CURRENT to a snapshot; raises BusyError, and changes nothing, if it does not name `expected` any more."""
+    before = None if expected is None else f"{expected}\n".encode()
+    if not store.swap(CURRENT, before, f"{snapshot_id}\n".encode()):
+        raise BusyError(
+            f"not published: {store.uri_of(CURRENT)} names {current_id(store)}, it named {expected} when this run "
+            "began, so another run has published meanwhile; run again"
+        )
 
 
 def write_quarantine(store: Location, run: str, quarantine: pa.Table) -> WrittenFile:
@@ -46,11 +77,11 @@ def write_quarantine(store: Location, run: str, quarantine: pa.Table) -> Written
     return store.write_named("quarantine", run, ".parquet", parquet_bytes(quarantine.cast(QUARANTINE)))
 
 
-def _table_entry(kind: TableKind, table: pa.Table) -> TableEntry:
-    data = parquet_bytes(table)
+def _table_entry(kind: TableKind, data: bytes, rows: int) -> TableEntry:
     sha256 = hashlib.sha256(data).hexdigest()
-    path = f"{kind}-{sha256[:NAME_DIGITS]}.parquet"
-    return TableEntry(path=path, kind=kind, sha256=sha256, size_bytes=len(data), rows=table.num_rows)
+    return TableEntry(
+        path=f"{kind}-{sha256[:NAME_DIGITS]}.parquet", kind=kind, sha256=sha256, size_bytes=len(data), rows=rows
+    )
 
 
 def gate_counts(ledger: pa.Table, counts: Any) -> None:

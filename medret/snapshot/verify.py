@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,14 +14,18 @@ import pyarrow.compute as pc
 
 from medret.embeddings.shards import read_parquet, read_vectors
 from medret.errors import MedretError, UsageError
+from medret.snapshot.lease import LEASE
 from medret.snapshot.manifest import (
     CURRENT,
+    MANIFEST,
     SNAPSHOT_ID,
+    IndexEntry,
     Manifest,
     current_id,
     read_files,
     read_ledger,
     read_manifest,
+    read_tombstones,
     snapshot_folder,
 )
 from medret.storage import NAME_DIGITS, Location
@@ -64,16 +69,18 @@ def _check_names(store: Location) -> Iterator[Finding]:
         folder, _, name = path.rpartition("/")
         if name.startswith(".") and name.endswith(".tmp"):
             continue  # left by a killed writer; no reader opens it
+        if path == LEASE:
+            continue  # who works on the store; it changes while they do
         if path == CURRENT:
             try:
                 live = current_id(store)
             except MedretError as error:
                 yield Finding(path, str(error))
                 continue
-            if not store.exists(f"{snapshot_folder(live or '')}/manifest.json"):
+            if not store.exists(f"{snapshot_folder(live or '')}/{MANIFEST}"):
                 yield Finding(path, f"names snapshot {live}, which is not in the store")
             continue
-        if name == "manifest.json" and SNAPSHOT_ID.fullmatch(folder.rpartition("/")[2]):
+        if name == MANIFEST and SNAPSHOT_ID.fullmatch(folder.rpartition("/")[2]):
             expected = folder[-NAME_DIGITS:]
         elif match := NAMED.search(name):
             expected = match[1]
@@ -102,37 +109,73 @@ def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iter
 
 def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:
     """Counts of ledger, shards and indices agree; vectors are finite and of unit length."""
-    manifest_path = f"{snapshot_folder(snapshot_id)}/manifest.json"
+    manifest_path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
     if not manifest.counts.reconciled:
         yield Finding(manifest_path, f"counts do not reconcile: {manifest.counts}")
-    ledger = read_ledger(store, snapshot_id, manifest, ["volume_id", "status", "slices"])
-    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
+    ledger = read_ledger(store, snapshot_id, manifest, ["volume_id", "status", "slices", "shards"])
     if ledger.num_rows != manifest.counts.listed - manifest.counts.skipped:
         yield Finding(manifest_path, f"the ledger has {ledger.num_rows} rows, the counts say otherwise")
     files = read_files(store, snapshot_id, manifest)
-    for kind, ids in (("slices", _repeated(embedded)), ("volumes", sorted(embedded["volume_id"].to_pylist()))):
-        of_kind = files.filter(pc.equal(files["kind"], kind))
-        groups: dict[tuple[str, str | None], list[str]] = {}
-        for row in of_kind.to_pylist():
-            table = read_parquet(store.read(row["path"]), ["volume_id", "vector"])
-            groups.setdefault((row["recipe"], row["aggregation"]), []).extend(table["volume_id"].to_pylist())
-            if table.num_rows != row["rows"]:
-                yield Finding(row["path"], f"has {table.num_rows} rows, the snapshot says {row['rows']}")
-            yield from _check_vectors(row["path"], table)
-        for (recipe, aggregation), found in groups.items():
-            if sorted(found) != ids:
-                what = f"{kind} of recipe {recipe}" + (f", {aggregation}" if aggregation else "")
-                yield Finding(manifest_path, f"{what}: {len(found)} rows do not match the ledger's {len(ids)}")
+    yield from _check_embeddings(store, _live(ledger), files)
+    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
+    dead = read_tombstones(store, snapshot_id, manifest)
     for index in manifest.indices:
         expected = len(embedded) if index.aggregation else sum(embedded["slices"].to_pylist())
         if index.rows != expected:
             yield Finding(manifest_path, f"an index has {index.rows} rows, the ledger {expected} ({index})")
+        found = _searchable_rows(store, files, dead, index)
+        if found is not None and found != expected:
+            yield Finding(
+                manifest_path, f"{found} rows of an index can be found, of {expected} in the ledger ({index})"
+            )
 
 
-def _repeated(embedded: pa.Table) -> list[str]:
-    """Each volume's id as often as it has slices, sorted."""
-    ids = np.array(embedded["volume_id"].to_pylist(), dtype=object)
-    return sorted(np.repeat(ids, embedded["slices"].to_numpy()).tolist())
+def _live(ledger: pa.Table) -> dict[tuple[str, str], dict[str, int]]:
+    """(recipe, embedding shard) -> the volumes whose vectors lie there, and how many slices each has."""
+    live: dict[tuple[str, str], dict[str, int]] = {}
+    for row in ledger.to_pylist():
+        for key in row["shards"] or ():
+            live.setdefault(key, {})[row["volume_id"]] = row["slices"]
+    return live
+
+
+def _check_embeddings(
+    store: Location, live: dict[tuple[str, str], dict[str, int]], files: pa.Table
+) -> Iterator[Finding]:
+    """Every embedding file holds the vectors that the ledger looks for in it; rows of other volumes are dead."""
+    held: dict[tuple[str, str], set[str]] = {}
+    for row in files.filter(pc.is_in(files["kind"], pa.array(["slices", "volumes"]))).to_pylist():
+        table = read_parquet(store.read(row["path"]), ["volume_id", "vector"])
+        if table.num_rows != row["rows"]:
+            yield Finding(row["path"], f"has {table.num_rows} rows, the snapshot says {row['rows']}")
+        counted = Counter(table["volume_id"].to_pylist())
+        expected = live.get((row["recipe"], row["shard"]), {})
+        wrong = [v for v, slices in expected.items() if counted[v] != (slices if row["kind"] == "slices" else 1)]
+        if wrong:
+            yield Finding(row["path"], f"rows of {len(wrong)} volumes do not match the ledger, such as {wrong[0]}")
+        held.setdefault((row["recipe"], row["shard"]), set()).add(row["kind"])
+        yield from _check_vectors(row["path"], table)
+    for (recipe, shard), volumes in live.items():
+        if held.get((recipe, shard)) != {"slices", "volumes"}:
+            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(volumes)} volumes lacks files")
+
+
+def _searchable_rows(store: Location, files: pa.Table, dead: pa.Table, index: IndexEntry) -> int | None:
+    """Rows of an index that are not under a tombstone; None where the snapshot has no index files."""
+    hidden: dict[str, set[str]] = {}
+    for row in dead.to_pylist():
+        hidden.setdefault(row["shard"], set()).add(row["volume_id"])
+    of_index = files.filter(
+        pc.and_(pc.equal(files["recipe"], index.recipe), pc.equal(files["kind"], "rows"))
+    ).to_pylist()
+    own = [row for row in of_index if row["aggregation"] == index.aggregation]
+    found = 0
+    for row in own:
+        found += row["rows"]
+        if row["shard"] in hidden:
+            ids = pa.ipc.open_file(pa.BufferReader(store.read(row["path"]))).read_all()["volume_id"]
+            found -= sum(volume_id in hidden[row["shard"]] for volume_id in ids.to_pylist())
+    return found if own else None
 
 
 def _check_vectors(path: str, table: pa.Table) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medret.archive import Listing, list_archive
-from medret.archive.listing import _etag, _mtime
+from medret.archive.listing import object_etag, object_mtime
 from medret.errors import UsageError
 
 
@@ -160,14 +160,16 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         list_archive("memory://x")
 
 
-def test_what_stores_call_etag_and_time() -> None:
-    assert _etag({"ETag": '"abc-2"'}) == "abc-2"
-    assert _etag({"etag": "abc"}) == "abc"
-    assert _etag({"size": 3}) is None
-    assert _mtime({"LastModified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}) == "2026-01-02T03:04:05.000000+00:00"
-    assert _mtime({"created": datetime(2026, 1, 2)}) == "2026-01-02T00:00:00.000000+00:00"  # noqa: DTZ001
-    assert _mtime({"updated": "2026-01-02T00:00:00Z"}) == "2026-01-02T00:00:00Z"
-    assert _mtime({}) is None
+def test_what_stores_callobject_etag_and_time() -> None:
+    assert object_etag({"ETag": '"abc-2"'}) == "abc-2"
+    assert object_etag({"etag": "abc"}) == "abc"
+    assert object_etag({"size": 3}) is None
+    assert (
+        object_mtime({"LastModified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}) == "2026-01-02T03:04:05.000000+00:00"
+    )
+    assert object_mtime({"created": datetime(2026, 1, 2)}) == "2026-01-02T00:00:00.000000+00:00"  # noqa: DTZ001
+    assert object_mtime({"updated": "2026-01-02T00:00:00Z"}) == "2026-01-02T00:00:00Z"
+    assert object_mtime({}) is None
 
 
 def test_linked_files_and_folders_are_followed_and_circles_end(tmp_path: Path) -> None:

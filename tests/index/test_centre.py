@@ -18,7 +18,7 @@ def test_the_mean_drawn_towards_zero() -> None:
     vectors = unit(np.random.default_rng(0), 60)
     parts = [vectors[:10].sum(axis=0), vectors[10:].sum(axis=0)]
     centre = fit_centre(parts, rows=60, volumes=12)
-    np.testing.assert_allclose(centre, vectors.mean(axis=0) * 12 / 16, rtol=1e-6)
+    np.testing.assert_allclose(centre, vectors.mean(axis=0) * 12 / 16, atol=1e-6)
     assert centre.dtype == np.float32
 
 
@@ -45,7 +45,7 @@ def test_there_and_back() -> None:
 def test_an_archive_of_copies_still_has_directions(copies: int) -> None:
     vectors = np.repeat(unit(np.random.default_rng(2), 1), copies, axis=0)
     seen = centred(vectors, fit_centre([vectors.sum(axis=0)], copies, copies))
-    np.testing.assert_allclose(seen, vectors, atol=1e-4)
+    np.testing.assert_allclose(seen, vectors, atol=2e-3)
 
 
 def test_a_centre_is_kept_until_the_archive_has_doubled_or_halved() -> None:

@@ -40,7 +40,7 @@ def make_rows(volumes: int, slices: int) -> tuple[list[EmbeddedVolume], list[dic
                 "status": "embedded",
                 "content_sha256": f"{number}",
                 "slices": slices,
-                "shard": "only",
+                "shards": [(RECIPE.digest, "only")],
                 "organ": "Brain",
             }
         )

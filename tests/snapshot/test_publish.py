@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from medret.errors import CorruptError, GateError, UsageError
+from medret.errors import BusyError, CorruptError, GateError, UsageError
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Counts, current_id, publish, read_files, read_ledger, read_manifest
 from medret.storage import Location
@@ -50,18 +50,25 @@ def test_crash_before_the_last_step_leaves_the_old_snapshot(
 ) -> None:
     store, before = published
     _, ledger = made.rows(5, 3)
-    write = Location.write
 
-    def stops_at_current(self: Location, relative: str, data: bytes) -> None:
-        if relative == "CURRENT":
-            raise OSError("the machine went away")
-        write(self, relative, data)
+    def goes_away(self: Location, relative: str, expected: bytes | None, new: bytes) -> bool:
+        raise OSError("the machine went away")
 
-    monkeypatch.setattr(Location, "write", stops_at_current)
+    monkeypatch.setattr(Location, "swap", goes_away)
     with pytest.raises(OSError, match="went away"):
-        publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), **made.fields(5, 3))
+        publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), parent=before, **made.fields(5, 3))
     assert current_id(store) == before
     assert read_manifest(store, before).counts.embedded == 4
+
+
+def test_of_two_publishers_one_wins(published: tuple[Location, str], made: SimpleNamespace) -> None:
+    store, before = published
+    _, ledger = made.rows(5, 3)
+    table = pa.Table.from_pylist(ledger, LEDGER)
+    winner, _ = publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
+    with pytest.raises(BusyError, match=f"names {winner}, it named {before}"):
+        publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
+    assert current_id(store) == winner
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""`medret plan`: what `medret index` would do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from medret.cli.index import add_options, request_of
+from medret.cli.shared import add_command
+
+if TYPE_CHECKING:
+    from medret.pipeline.estimate import Estimate
+    from medret.pipeline.plan import Plan
+    from medret.pipeline.prepare import Inputs, State
+
+DESCRIPTION = """\
+Say what `medret index` with the same options would do: how many volumes are new, changed, gone or to be tried
+again, the bytes to read, the slices to embed, and about how long that takes. Touches nothing, loads no model.
+
+A volume whose size is as before but whose time or etag is not is `touched`; one that has the size of known
+content may be a copy. The run compares their contents first, and embeds only those that differ.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "plan", run, "say what an index run would do", DESCRIPTION, "")
+    add_options(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.pipeline.estimate import estimate
+    from medret.pipeline.model_jobs import recipe_of
+    from medret.pipeline.prepare import is_up_to_date, plan_run, read_inputs, read_state
+    from medret.pipeline.report import begin
+    from medret.storage import Location
+
+    request = request_of(arguments)
+    store = Location(request.store)
+    inputs = read_inputs(request, begin())
+    state = read_state(request, store, inputs)
+    # Without any vectors at hand, the precision that the device would choose does not matter to the plan.
+    recipes = [
+        recipe_of(request, spec, weights, precision or "fp32")
+        for spec, weights, precision in zip(inputs.specs, inputs.weights, state.precisions, strict=True)
+    ]
+    plan, _ = plan_run(request, inputs, state, recipes)
+    cost = estimate(plan, request.models, request.slices, state.previous, store)
+    idle = is_up_to_date(request, inputs, state, recipes, plan)
+    if arguments.json:
+        print(json.dumps(to_json(plan, inputs, state, cost, idle=idle)))
+    else:
+        from medret.cli.tables import print_plan
+
+        print_plan(to_json(plan, inputs, state, cost, idle=idle))
+    return 0
+
+
+def to_json(plan: Plan, inputs: Inputs, state: State, cost: Estimate, *, idle: bool) -> dict[str, Any]:
+    """The document that `--json` prints."""
+    return {
+        "snapshot": state.previous.id,
+        "up_to_date": idle,
+        "listed": inputs.listing.listed,
+        "skipped": dict(inputs.listing.skipped),
+        "plan": {**plan.causes(), "gone": len(plan.gone)},
+        "to_compare": len(plan.of("check")),
+        "to_embed": len(plan.of("embed")),
+        "bytes": cost.size_bytes,
+        "slices": cost.slices,
+        "seconds": None if cost.seconds is None else round(cost.seconds, 1),
+    }

@@ -1,0 +1,80 @@
+"""What the gates judge: the vectors that this run made, and unchanged volumes embedded again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from medret.embeddings import read_vectors
+from medret.embeddings.shards import read_parquet
+from medret.pipeline.gates import VectorFacts, lowest_cosine
+from medret.pipeline.plan import Plan, Step
+from medret.pipeline.shards import read_volumes
+from medret.storage import Location, read_checked
+
+CANARIES = 3
+CANARY_MAX_BYTES = 256 * 2**20
+UNIT_TOLERANCE = 1e-2
+FILES_TOGETHER = 64
+
+
+def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
+    """A few unchanged volumes that have vectors of all these recipes, the same ones for the same archive."""
+    able = [
+        step
+        for step in plan.steps
+        if step.cause == "unchanged" and step.item.size_bytes <= CANARY_MAX_BYTES and set(recipes) <= set(step.shards)
+    ]
+    able.sort(key=lambda step: hashlib.sha256(step.item.volume_id.encode()).digest())
+    return tuple(sorted(able[:CANARIES], key=lambda step: step.item.volume_id))
+
+
+def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
+    """The lowest cosine of each canary (rows.CANARIES) to its stored slice vectors (files: schemas.FILES)."""
+    slices = files.filter(pc.equal(files["kind"], "slices")).to_pylist()
+    places = {(row["recipe"], row["shard"]): (row["path"], row["sha256"]) for row in slices}
+    steps = {step.item.volume_id: step for step in plan.steps}
+    found: dict[str, float] = {}
+    for row in canaries.to_pylist():
+        volume_id, recipe = row["volume_id"], row["recipe"]
+        stored = read_volumes(store, *places[recipe, steps[volume_id].shards[recipe]])
+        held = next(volume.vectors for volume in stored if volume.volume_id == volume_id)
+        again = np.frombuffer(row["vectors"], np.float16).reshape(-1, held.shape[1])
+        found[volume_id] = min(lowest_cosine(again, held), found.get(volume_id, 1.0))
+    return found
+
+
+def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
+    """What is in the volumes files among these (schemas.FILES): of each recipe, the first aggregation's."""
+    firsts: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in files.filter(pc.equal(files["kind"], "volumes")).to_pylist():
+        firsts.setdefault((row["recipe"], row["shard"]), (row["path"], row["sha256"]))
+    paths = list(firsts.values())
+    task = ray.remote(num_cpus=0.5)(_facts_of)
+    parts = [task.remote(store, paths[at : at + FILES_TOGETHER]) for at in range(0, len(paths), FILES_TOGETHER)]
+    return [facts for part in ray.get(parts) for facts in part]
+
+
+def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
+    """content_sha256 by volume_id."""
+    return dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
+
+
+def _facts_of(store: Location, files: Sequence[tuple[str, str]]) -> list[VectorFacts]:
+    found = []
+    for path, sha256 in files:
+        table = read_parquet(read_checked(store, path, sha256), ["volume_id", "vector"])
+        vectors = read_vectors(table)
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        recipe = path.rpartition("/")[0].encode()
+        keys = {
+            volume_id: hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest()
+            for volume_id, vector in zip(table["volume_id"].to_pylist(), vectors, strict=True)
+        }
+        found.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
+    return found

@@ -1,0 +1,118 @@
+"""Checks before a snapshot is published. Pure functions; a gate that fails leaves the old snapshot live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import GateError
+from medret.snapshot import Counts, GateEntry, IndexEntry
+
+DUPLICATES_FROM = 10  # new contents
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """Where the gates stand.
+
+    min_recall: recall@10 of each index. max_quarantined, max_duplicates: shares of volumes. min_canary: cosine.
+    """
+
+    min_recall: float = 0.9
+    max_quarantined: float = 0.5
+    max_duplicates: float = 0.5
+    min_canary: float = 0.999
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The outcome of one check. found, limit: in words."""
+
+    name: str
+    passed: bool
+    found: str
+    limit: str
+
+    def entry(self) -> GateEntry:
+        """As the manifest records it."""
+        return GateEntry(name=self.name, found=self.found, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class VectorFacts:
+    """What a volumes file holds. keys: volume_id -> digest of its vector. bad: vectors not of length 1."""
+
+    keys: Mapping[str, bytes]
+    bad: int
+
+
+def recall_gate(entries: Sequence[IndexEntry], limits: GateLimits) -> Gate:
+    """Every index finds what exact search finds."""
+    worst = min(
+        ((value, kind, entry.aggregation or "slices") for entry in entries for kind, value in entry.recall.items()),
+        default=(1.0, "", ""),
+    )
+    found = f"{worst[0]:.4f} ({worst[1]} over {worst[2]})" if worst[1] else "nothing to measure"
+    return Gate("recall@10", worst[0] >= limits.min_recall, found, f"at least {limits.min_recall:g} (--min-recall)")
+
+
+def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
+    """Not too many volumes were refused."""
+    volumes = counts.listed - counts.skipped
+    share = counts.quarantined / volumes if volumes else 0.0
+    found = f"{counts.quarantined} of {volumes} volumes ({share:.1%})"
+    limit = f"at most {limits.max_quarantined:.0%} (--max-quarantined)"
+    return Gate("quarantined", share <= limits.max_quarantined, found, limit)
+
+
+def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
+    """The vectors that this run made are finite and of length 1."""
+    bad = sum(one.bad for one in facts)
+    return Gate("vectors", bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
+
+
+def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | None], limits: GateLimits) -> Gate:
+    """Volumes of different content have different vectors, by and large: a broken model gives one vector for all.
+
+    content: sha256 by volume_id. A few volumes prove nothing: the same image may have been stored in two ways.
+    """
+    groups: dict[bytes, set[str | None]] = {}
+    for one in facts:
+        for volume_id, key in one.keys.items():
+            groups.setdefault(key, set()).add(content.get(volume_id))
+    total = len({sha256 for members in groups.values() for sha256 in members})
+    largest = max((len(members) for members in groups.values()), default=0)
+    found = f"{largest} of {total} new contents share one vector"
+    limit = f"at most {limits.max_duplicates:.0%}"
+    passed = largest <= limits.max_duplicates * total or total < DUPLICATES_FROM
+    return Gate("duplicates", passed, found if largest > 1 else "none", limit)
+
+
+def canary_gate(cosines: Mapping[str, float], limits: GateLimits) -> Gate:
+    """Volumes that did not change still get the stored vectors. cosines: the lowest of each canary's slices."""
+    if not cosines:
+        return Gate("canaries", True, "none to compare", f"cosine above {limits.min_canary:g}")
+    volume_id, lowest = min(cosines.items(), key=lambda item: item[1])
+    found = f"lowest cosine {lowest:.5f} ({volume_id}) of {len(cosines)}"
+    return Gate("canaries", lowest > limits.min_canary, found, f"above {limits.min_canary:g} (--min-canary)")
+
+
+def lowest_cosine(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
+    """The lowest cosine between the rows of two (n, dim) arrays of unit vectors; -1 if they differ in shape."""
+    if one.shape != other.shape or not len(one):
+        return -1.0
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    products = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(np.nan_to_num(products, nan=-1.0).min())
+
+
+def enforce(gates: Sequence[Gate], hints: str = "") -> list[GateEntry]:
+    """What the manifest says of the gates; raises GateError naming those that failed, and their numbers."""
+    failed = [gate for gate in gates if not gate.passed]
+    if failed:
+        what = "; ".join(f"{gate.name}: found {gate.found}, expected {gate.limit}" for gate in failed)
+        raise GateError(f"refused to publish: {what}{hints}; the previous snapshot, if any, stays live")
+    return [gate.entry() for gate in gates]

@@ -1,0 +1,112 @@
+"""What is known before a run: the live snapshot, and what unfinished runs have left in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from medret.errors import UsageError
+from medret.schemas import FILES, LEDGER, TOMBSTONES
+from medret.snapshot import (
+    Journal,
+    Manifest,
+    current_id,
+    read_files,
+    read_journal,
+    read_ledger,
+    read_manifest,
+    read_tombstones,
+)
+from medret.storage import Location
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The live snapshot before this run; id and manifest are None, and the tables empty, when nothing is live."""
+
+    id: str | None
+    manifest: Manifest | None
+    ledger: pa.Table
+    files: pa.Table
+    tombstones: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVolume:
+    """A ledger row, as far as planning needs it. row: in `Known.table`. shards: recipe digest -> embedding shard."""
+
+    row: int
+    volume_id: str
+    size_bytes: int
+    etag: str | None
+    mtime: str | None
+    content_sha256: str | None
+    embedded: bool
+    code: str | None
+    judged_by: str | None
+    modality: str | None
+    shards: Mapping[str, str]
+    journalled: bool
+
+
+@dataclass(frozen=True)
+class Known:
+    """Every ledger row at hand. table: schemas.LEDGER, the previous snapshot's rows, then the journal's."""
+
+    table: pa.Table
+    previous: Mapping[str, KnownVolume]
+    journal: Mapping[str, tuple[KnownVolume, ...]]
+
+    def embedded(self) -> Iterator[KnownVolume]:
+        """All rows that have vectors, those of the snapshot first."""
+        yield from (volume for volume in self.previous.values() if volume.embedded)
+        yield from (volume for volumes in self.journal.values() for volume in volumes if volume.embedded)
+
+
+def previous_snapshot(store: Location) -> Previous:
+    """What is live in a store. Raises UsageError for a snapshot of another medret, CorruptError for a damaged one."""
+    live = current_id(store)
+    if live is None:
+        return Previous(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+    manifest = read_manifest(store, live)
+    ledger, files = read_ledger(store, live, manifest), read_files(store, live, manifest)
+    for table, schema, what in ((ledger, LEDGER, "ledger"), (files, FILES, "table of files")):
+        if table.schema.names != schema.names:
+            raise UsageError(
+                f"{store.uri}: the {what} of snapshot {live} has other columns than this version of medret writes "
+                f"({manifest.medret_version}); index into a new store"
+            )
+    return Previous(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
+
+
+def known_volumes(previous: Previous, journal: Journal) -> Known:
+    """The rows of both, by volume."""
+    table = pa.concat_tables([previous.ledger, journal.ledger])
+    by_id: dict[str, KnownVolume] = {}
+    journalled: dict[str, tuple[KnownVolume, ...]] = {}
+    for volume in _volumes(table, previous.ledger.num_rows):
+        if volume.journalled:
+            journalled[volume.volume_id] = (*journalled.get(volume.volume_id, ()), volume)
+        else:
+            by_id[volume.volume_id] = volume
+    return Known(table, by_id, journalled)
+
+
+def read_known(store: Location) -> tuple[Previous, Journal, Known]:
+    """Everything that is known about a store."""
+    previous, journal = previous_snapshot(store), read_journal(store)
+    return previous, journal, known_volumes(previous, journal)
+
+
+def _volumes(table: pa.Table, snapshot_rows: int) -> Iterator[KnownVolume]:
+    names = ("volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "judged_by", "modality")
+    columns = [table[name].to_pylist() for name in names]
+    shards = table["shards"].to_pylist()
+    rows = zip(*columns, shards, strict=True)
+    for row, (volume_id, size, etag, mtime, sha256, status, code, judged_by, modality, held) in enumerate(rows):
+        yield KnownVolume(
+            row, volume_id, size, etag, mtime, sha256, status == "embedded", code, judged_by, modality,
+            dict(held or ()), row >= snapshot_rows,
+        )  # fmt: skip

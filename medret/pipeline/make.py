@@ -1,0 +1,128 @@
+"""What a run makes: vectors by the models, and embedding shards out of stored vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medret.embeddings import Aggregation
+from medret.pipeline import ledger as ledgers
+from medret.pipeline.cluster import Capacity, plan_pools
+from medret.pipeline.evidence import choose_canaries
+from medret.pipeline.known import Known
+from medret.pipeline.layout import LiveShards, compactions, embedding_files, live_shards
+from medret.pipeline.plan import Plan, Step
+from medret.pipeline.request import IndexRequest
+from medret.pipeline.rows import CANARIES
+from medret.pipeline.shards import Derive, Rewrite, Source, derive_all, rewrite_all
+from medret.pipeline.stream import ModelJob, Stages, Streamed, stream
+from medret.recipe import Recipe
+from medret.schemas import FILES, LEDGER
+from medret.storage import Location
+
+Slices = Mapping[tuple[str, str], tuple[str, str]]  # (recipe, shard) -> path and sha256 of its slices file
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the snapshot's vectors lie. ledger, files: of embeddings. live: what the ledger points to."""
+
+    ledger: pa.Table
+    files: pa.Table
+    live: LiveShards
+
+
+def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest, stages: Stages) -> Streamed:
+    """Stream what is to be embedded: one stream for each set of models that volumes lack, mostly one in all."""
+    groups: dict[tuple[str, ...], list[Step]] = {}
+    for step in plan.of("embed"):
+        groups.setdefault(step.missing, []).append(step)
+    made = []
+    for missing, steps in groups.items():
+        own = [job for job in jobs if job.recipe.digest in missing]
+        device = own[0].device
+        pools = plan_pools(capacity, len(own), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
+        made.append(stream(ledgers.source(steps, choose_canaries(plan, missing)), own, pools, stages))
+    return Streamed(
+        pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),
+        pa.concat_tables([FILES.empty_table(), *(one.files for one in made)]),
+        pa.concat_tables([CANARIES.empty_table(), *(one.canaries for one in made)]),
+        "\n".join(one.statistics for one in made),
+    )
+
+
+def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:
+    """Where the slice vectors of each embedding shard lie."""
+    rows = files.filter(pc.equal(files["kind"], "slices")).to_pylist()
+    return {(row["recipe"], row["shard"]): (row["path"], row["sha256"]) for row in reversed(rows)}
+
+
+def copy_vectors(
+    store: Location, plan: Plan, known: Known, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    aggregations: Sequence[Aggregation], shard_volumes: int,
+) -> tuple[dict[tuple[str, str], str], pa.Table]:  # fmt: skip
+    """Vectors of renamed and copied volumes, under their new names; returns their shards and schemas.FILES rows."""
+    rows, shards = ledgers.made_rows(made), made["shards"].to_pylist()
+    names = known.table["volume_id"]
+    wanted: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
+    for step in plan.of("copy"):
+        if step.leader is None:
+            assert step.row is not None
+            source, held = names[step.row].as_py(), dict(step.shards)
+        else:
+            source, held = step.leader, dict(shards[rows[step.leader]])
+        for digest, shard in held.items():
+            wanted[digest].append((shard, source, step.item.volume_id))
+    slices = slices_files(pool)
+    jobs = []
+    for recipe in recipes:
+        copies = wanted[recipe.digest]
+        for at in range(0, len(copies), shard_volumes):
+            by_shard: dict[str, list[tuple[str, str]]] = {}
+            for shard, old, new in copies[at : at + shard_volumes]:
+                by_shard.setdefault(shard, []).append((old, new))
+            sources = (Source(*slices[recipe.digest, shard], tuple(pairs)) for shard, pairs in by_shard.items())
+            jobs.append(Rewrite(recipe, tuple(sources)))
+    return rewrite_all(store, jobs, aggregations)
+
+
+def lay_out(
+    store: Location, ledger: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    aggregations: Sequence[Aggregation], shard_volumes: int,
+) -> Layout:  # fmt: skip
+    """Compact what should be, derive the volume vectors that are lacking, and name the files.
+
+    pool: all embedding files at hand (schemas.FILES).
+    """
+    names = [aggregation.name for aggregation in aggregations]
+    live = live_shards(ledger)
+    files, _ = embedding_files(pool, live, names)
+    jobs = [
+        Rewrite(recipe, tuple(_whole(live, recipe.digest, source) for source in group))
+        for recipe in recipes
+        for group in compactions(files, live, recipe.digest, shard_volumes)
+    ]
+    if jobs:
+        moved, added = rewrite_all(store, jobs, aggregations)
+        ledger = ledgers.with_shards(ledger, moved)
+        live, pool = live_shards(ledger), pa.concat_tables([pool, added])
+    files, lacking = embedding_files(pool, live, names)
+    if lacking:
+        by_digest, by_name = {recipe.digest: recipe for recipe in recipes}, dict(zip(names, aggregations, strict=True))
+        derived = derive_all(
+            store,
+            [
+                Derive(by_digest[recipe], shard, row["path"], row["sha256"], tuple(by_name[name] for name in missing))
+                for recipe, shard, row, missing in lacking
+            ],
+        )
+        files, _ = embedding_files(pa.concat_tables([pool, derived]), live, names)
+    return Layout(ledger, files, live)
+
+
+def _whole(live: LiveShards, digest: str, source: tuple[str, str, str]) -> Source:
+    path, sha256, shard = source
+    return Source(path, sha256, tuple((volume_id, volume_id) for volume_id in live[digest, shard].volumes))

@@ -1,0 +1,202 @@
+"""The plan of a run: what becomes of every listed object, given what is known. Pure functions.
+
+object                                                what is done              cause
+as the ledger knows it, vectors of all recipes        kept                      unchanged, or resumed (journal)
+as the ledger knows it, refused by the same code      stays in quarantine       refused
+as the ledger knows it, refused by other code         read and embedded         retried
+as the ledger knows it, vectors of some recipes       embedded for the others   recipe
+same size, other etag or time                         hashed: kept if equal     touched, else changed
+an unknown name, with the size of known content       hashed: copied if equal   renamed, else new
+several unknown ones that seem to be equal            hashed: embedded once     new, the others renamed
+anything else                                         read and embedded         new, changed, retried
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from medret.archive import ArchiveObject
+from medret.errors import QuarantineCode
+from medret.pipeline.known import Known, KnownVolume
+
+Deed = Literal["keep", "refuse", "copy", "check", "embed"]
+Cause = Literal["unchanged", "resumed", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"]
+
+# What the archive may do better next time, whatever the code.
+PASSING_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the new snapshot is to have.
+
+    recipes: digests. judged_by: digest of the code, limits and recipes that put a volume into quarantine.
+    retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
+    (not so where the slices are drawn by a generator seeded with the name).
+    """
+
+    recipes: tuple[str, ...]
+    judged_by: str
+    retry: bool = False
+    copies: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one listed object.
+
+    row: in Known.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the
+    vectors at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the
+    recipes to embed with.
+    """
+
+    item: ArchiveObject
+    modality: str | None
+    deed: Deed
+    cause: Cause
+    row: int | None = None
+    shards: Mapping[str, str] = field(default_factory=dict)
+    leader: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step an object, in the order of their ids. gone: volumes of the snapshot that are listed no more."""
+
+    steps: tuple[Step, ...]
+    gone: tuple[str, ...]
+
+    def of(self, *deeds: Deed) -> tuple[Step, ...]:
+        """The steps that do this."""
+        return tuple(step for step in self.steps if step.deed in deeds)
+
+    def causes(self) -> dict[str, int]:
+        """How many steps have each cause."""
+        return dict(Counter(step.cause for step in self.steps))
+
+    @property
+    def idle(self) -> bool:
+        """Whether the snapshot's volumes are the archive's already."""
+        return not self.gone and all(step.cause in ("unchanged", "refused") for step in self.steps)
+
+
+def make_plan(
+    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], known: Known, wanted: Wanted
+) -> Plan:
+    """Plan a run. modalities: label by volume_id. Steps with deed `check` need content hashes; see `resolve`."""
+    sizes: dict[int, list[KnownVolume]] = {}
+    if wanted.copies:
+        for volume in known.embedded():
+            if _has_all(volume, wanted):
+                sizes.setdefault(volume.size_bytes, []).append(volume)
+    steps = [_step(item, modalities.get(item.volume_id), known, wanted, sizes) for item in objects]
+    listed = {item.volume_id for item in objects}
+    return Plan(tuple(steps), tuple(sorted(set(known.previous) - listed)))
+
+
+def _step(
+    item: ArchiveObject, modality: str | None, known: Known, wanted: Wanted, sizes: Mapping[int, list[KnownVolume]]
+) -> Step:
+    before = known.previous.get(item.volume_id)
+    rows = (*([before] if before else []), *known.journal.get(item.volume_id, ()))
+    fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
+    base = next((row for row in fitting if row.embedded), None)
+    if base is not None:
+        # The snapshot's rows come before the journal's: what both have does not count as resumed.
+        held = {
+            digest: (shard, row.journalled)
+            for row in reversed(fitting)
+            if row.embedded and row.content_sha256 == base.content_sha256
+            for digest, shard in row.shards.items()
+            if digest in wanted.recipes
+        }
+        shards = {digest: shard for digest, (shard, _) in held.items()}
+        missing = tuple(digest for digest in wanted.recipes if digest not in held)
+        if not missing:
+            resumed = any(journalled for _, journalled in held.values())
+            return Step(item, modality, "keep", "resumed" if resumed else "unchanged", base.row, shards)
+    refused = next((row for row in fitting if not row.embedded and row.judged_by == wanted.judged_by), None)
+    if refused is not None and not wanted.retry and refused.code not in PASSING_CODES:
+        return Step(item, modality, "refuse", "refused", refused.row)
+    if base is not None:
+        return Step(item, modality, "embed", "recipe", base.row, shards, missing=missing)
+    cause: Cause = "new" if before is None else "changed" if before.embedded else "retried"
+    if before and before.embedded and before.size_bytes == item.size_bytes and before.modality == modality:
+        if _has_all(before, wanted):
+            return Step(item, modality, "check", "touched", before.row, _shards(before, wanted), missing=wanted.recipes)
+        cause = "changed"
+    if any(_may_be_equal(item, volume) for volume in sizes.get(item.size_bytes, ())):
+        return Step(item, modality, "check", cause, missing=wanted.recipes)
+    return Step(item, modality, "embed", cause, missing=wanted.recipes)
+
+
+def twins(plan: Plan) -> list[list[ArchiveObject]]:
+    """Objects to be embedded that look equal to each other: same size and, where the store has them, same etag."""
+    groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
+    for step in plan.steps:
+        if step.deed == "embed" and step.cause != "recipe":
+            groups.setdefault((step.item.size_bytes, step.item.etag), []).append(step.item)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def with_checks(plan: Plan, volume_ids: Iterable[str]) -> Plan:
+    """The plan with these volumes hashed before they are embedded."""
+    chosen = frozenset(volume_ids)
+    steps = (
+        replace(step, deed="check") if step.deed == "embed" and step.item.volume_id in chosen else step
+        for step in plan.steps
+    )
+    return Plan(tuple(steps), plan.gone)
+
+
+def resolve(plan: Plan, hashes: Mapping[str, str], known: Known, wanted: Wanted) -> Plan:
+    """The plan without checks. hashes: sha256 by volume_id of what was checked; one that is missing is embedded."""
+    content: dict[tuple[str, str | None], KnownVolume] = {}
+    if wanted.copies:
+        for volume in known.embedded():
+            if volume.content_sha256 and _has_all(volume, wanted):
+                content.setdefault((volume.content_sha256, volume.modality), volume)
+    leaders: dict[tuple[str, str | None], str] = {}
+    rows = {volume.row: volume for volume in known.previous.values()}
+    steps = []
+    for step in plan.steps:
+        if step.deed != "check":
+            steps.append(step)
+            continue
+        sha256 = hashes.get(step.item.volume_id)
+        key = (sha256 or "", step.modality)
+        before = rows.get(step.row) if step.row is not None else None
+        if before is not None and sha256 == before.content_sha256:
+            steps.append(replace(step, deed="keep", missing=()))
+        elif sha256 and key in content:
+            source = content[key]
+            copied = _shards(source, wanted)
+            steps.append(replace(step, deed="copy", cause="renamed", row=source.row, shards=copied, missing=()))
+        elif sha256 and key in leaders and wanted.copies:
+            steps.append(replace(step, deed="copy", cause="renamed", row=None, leader=leaders[key], missing=()))
+        else:
+            if sha256:
+                leaders[key] = step.item.volume_id
+            cause: Cause = "changed" if step.cause == "touched" else step.cause
+            steps.append(replace(step, deed="embed", cause=cause, row=None, shards={}))
+    return Plan(tuple(steps), plan.gone)
+
+
+def _is_same_object(row: KnownVolume, item: ArchiveObject) -> bool:
+    return (row.size_bytes, row.etag, row.mtime) == (item.size_bytes, item.etag, item.mtime)
+
+
+def _has_all(row: KnownVolume, wanted: Wanted) -> bool:
+    return all(digest in row.shards for digest in wanted.recipes)
+
+
+def _shards(row: KnownVolume, wanted: Wanted) -> dict[str, str]:
+    return {digest: row.shards[digest] for digest in wanted.recipes}
+
+
+def _may_be_equal(item: ArchiveObject, volume: KnownVolume) -> bool:
+    return item.etag is None or volume.etag is None or item.etag == volume.etag

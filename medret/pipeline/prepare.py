@@ -1,0 +1,114 @@
+"""Before a run: the archive, the store, and what follows from them. Reads only, starts no Ray, loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import medret
+from medret.archive import LabelJoin, Listing, list_archive, read_labels
+from medret.models import ModelSpec, Weights, model_spec, resolve_weights
+from medret.pipeline.known import Known, Previous, read_known
+from medret.pipeline.ledger import labels_differ
+from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
+from medret.pipeline.plan import Plan, Wanted, make_plan
+from medret.pipeline.report import Log
+from medret.pipeline.request import IndexRequest
+from medret.recipe import Precision, Recipe, digest_of
+from medret.snapshot import Journal
+from medret.storage import Location
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The archive as it is now, and the models that are asked for."""
+
+    listing: Listing
+    labels: LabelJoin
+    specs: tuple[ModelSpec, ...]
+    weights: tuple[Weights, ...]
+
+    @property
+    def modalities(self) -> Mapping[str, str | None]:
+        """Modality label by volume_id."""
+        return {volume_id: labels.modality for volume_id, labels in self.labels.labels.items()}
+
+
+@dataclass(frozen=True)
+class State:
+    """The store as it is now. precisions: of each model, None where the device decides."""
+
+    previous: Previous
+    journal: Journal
+    known: Known
+    precisions: tuple[Precision | None, ...]
+
+
+def read_inputs(request: IndexRequest, log: Log) -> Inputs:
+    """List the archive, join labels, resolve weights; raises UsageError."""
+    specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
+    with log.phase("list"):
+        listing = list_archive(request.archive, request.pattern)
+        labels = read_labels(request.labels, listing)
+    with log.phase("weights"):
+        weights = tuple(resolve_weights(spec, request.weights.get(spec.name)) for spec in specs)
+    return Inputs(listing, labels, specs, weights)
+
+
+def read_state(request: IndexRequest, store: Location, inputs: Inputs) -> State:
+    """What the store holds."""
+    previous, journal, known = read_known(store)
+    precisions = precisions_at_hand(request, inputs.specs, inputs.weights, previous, journal)
+    return State(previous, journal, known, tuple(precisions))
+
+
+def recipes_at_hand(request: IndexRequest, inputs: Inputs, state: State) -> list[Recipe] | None:
+    """The recipes of the run; None while a device must still be asked for its precision."""
+    recipes = []
+    for spec, weights, precision in zip(inputs.specs, inputs.weights, state.precisions, strict=True):
+        if precision is None:
+            return None
+        recipes.append(recipe_of(request, spec, weights, precision))
+    return recipes
+
+
+def plan_run(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe]) -> tuple[Plan, Wanted]:
+    """What becomes of every object, as far as the listing tells."""
+    wanted = Wanted(
+        recipes=tuple(recipe.digest for recipe in recipes),
+        judged_by=judged_by(request, recipes),
+        retry=request.retry_quarantined,
+        copies=not request.slices.slices.startswith("random"),
+    )
+    return make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted), wanted
+
+
+def judged_by(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
+    """Digest of all that decides whether a volume is refused: this medret, the limits and the recipes."""
+    return digest_of(
+        {
+            "medret": medret.__version__,
+            "limits": asdict(request.limits),
+            "recipes": sorted(recipe.digest for recipe in recipes),
+        }
+    )
+
+
+def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe], plan: Plan) -> bool:
+    """Whether the live snapshot is what the run would publish."""
+    manifest = state.previous.manifest
+    if manifest is None or not plan.idle:
+        return False
+    asked = [
+        [recipe.digest for recipe in recipes],
+        [aggregation.name for aggregation in request.aggregations],
+        request.index.to_json(),
+        inputs.listing.archive_uri,
+    ]
+    there = [
+        [entry.load().digest for entry in manifest.recipes],
+        manifest.aggregations,
+        manifest.index_settings,
+        manifest.archive_uri,
+    ]
+    return asked == there and not labels_differ(state.previous.ledger, inputs.labels.labels)

@@ -1,0 +1,145 @@
+"""Embedding shards: writing them, and making new ones from stored slice vectors, where no model is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, slice_table, volume_table
+from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.pipeline.layout import EmbeddingFile
+from medret.pipeline.rows import file_row
+from medret.recipe import Recipe
+from medret.schemas import FILES
+from medret.storage import NAME_DIGITS, Location, read_checked
+
+
+@dataclass(frozen=True)
+class Source:
+    """Volumes of one slices file that go into a new shard. names: (id in the file, id in the new shard)."""
+
+    path: str
+    sha256: str
+    names: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A new embedding shard of one recipe, made of stored slice vectors: copies under other names, or a compaction."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Derive:
+    """Volume vectors of some aggregations, to stand beside a slices file."""
+
+    recipe: Recipe
+    shard: str
+    path: str
+    sha256: str
+    aggregations: tuple[Aggregation, ...]
+
+
+def write_shard(
+    store: Location,
+    embedded: Mapping[Recipe, Sequence[EmbeddedVolume]],
+    aggregations: Sequence[Aggregation],
+) -> tuple[str, pa.Table]:
+    """Write the slices and volumes files of a group, for every recipe; returns the shard's key and schemas.FILES rows.
+
+    The key is made of what was written, so equal content has the equal key.
+    """
+    rows: list[dict[str, Any]] = []
+    for recipe, volumes in embedded.items():
+        dim, digest = recipe.model.dim, recipe.digest
+        tables: list[tuple[str, str | None, pa.Table]] = [("slices", None, slice_table(volumes, dim, digest))]
+        tables += [("volumes", a.name, volume_table(volumes, a, dim, digest)) for a in aggregations]
+        for kind, aggregation, content in tables:
+            written = store.write_named(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
+            rows.append(file_row(written, kind, content.num_rows, digest, aggregation, None))
+    content_of = [(row["recipe"], row["sha256"]) for row in rows if row["kind"] == "slices"]
+    shard = hashlib.sha256(json.dumps(content_of).encode()).hexdigest()[:NAME_DIGITS]
+    return shard, pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=FILES)
+
+
+def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume]:
+    """The volumes of a slices file, in its order."""
+    table = read_parquet(read_checked(store, path, sha256))
+    ids = np.array(table["volume_id"].to_pylist(), dtype=object)
+    starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
+    vectors = read_vectors(table)
+    planes = table["plane"].to_pylist()
+    numbers = {name: table[name].to_numpy() for name in ("position", "relative", "position_mm", "norm")}
+    return [
+        EmbeddedVolume(
+            ids[a], planes[a:b], numbers["position"][a:b], numbers["relative"][a:b], numbers["position_mm"][a:b],
+            vectors[a:b], numbers["norm"][a:b],
+        )
+        for a, b in pairwise(starts)
+    ]  # fmt: skip
+
+
+def read_live(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Table:
+    """Some columns, volume_id among them, of the rows of a file that are part of the snapshot."""
+    table = read_parquet(read_checked(store, file.path, file.sha256), columns)
+    if file.only is None:
+        return table
+    alive = np.fromiter((volume_id in file.only for volume_id in table["volume_id"].to_pylist()), bool, table.num_rows)
+    return table.take(pa.array(np.flatnonzero(alive)))
+
+
+def rewrite_all(
+    store: Location, jobs: Sequence[Rewrite], aggregations: Sequence[Aggregation]
+) -> tuple[dict[tuple[str, str], str], pa.Table]:
+    """Make these shards in Ray tasks; returns (recipe digest, volume_id) -> its new shard, and schemas.FILES rows."""
+    task = ray.remote(num_cpus=1)(_rewrite)
+    made: list[tuple[str, pa.Table]] = ray.get([task.remote(store, job, aggregations) for job in jobs])
+    shards = {
+        (job.recipe.digest, new): shard
+        for job, (shard, _) in zip(jobs, made, strict=True)
+        for source in job.sources
+        for _, new in source.names
+    }
+    return shards, pa.concat_tables([FILES.empty_table(), *(files for _, files in made)])
+
+
+def derive_all(store: Location, jobs: Sequence[Derive]) -> pa.Table:
+    """Write the missing volume vectors in Ray tasks; returns schemas.FILES rows."""
+    task = ray.remote(num_cpus=1)(_derive)
+    made: list[pa.Table] = ray.get([task.remote(store, job) for job in jobs])
+    return pa.concat_tables([FILES.empty_table(), *made])
+
+
+def _rewrite(store: Location, job: Rewrite, aggregations: Sequence[Aggregation]) -> tuple[str, pa.Table]:
+    volumes = []
+    for source in job.sources:
+        held = {volume.volume_id: volume for volume in read_volumes(store, source.path, source.sha256)}
+        volumes += [_renamed(held[old], new) for old, new in source.names]
+    volumes.sort(key=lambda volume: volume.volume_id.encode())
+    return write_shard(store, {job.recipe: volumes}, aggregations)
+
+
+def _renamed(volume: EmbeddedVolume, volume_id: str) -> EmbeddedVolume:
+    return EmbeddedVolume(
+        volume_id, volume.planes, volume.positions, volume.relative, volume.positions_mm, volume.vectors, volume.norms
+    )
+
+
+def _derive(store: Location, job: Derive) -> pa.Table:
+    volumes = read_volumes(store, job.path, job.sha256)
+    digest, rows = job.recipe.digest, []
+    for aggregation in job.aggregations:
+        table = volume_table(volumes, aggregation, job.recipe.model.dim, digest)
+        written = store.write_named(f"embeddings/{digest}", "volumes", ".parquet", parquet_bytes(table))
+        rows.append(file_row(written, "volumes", table.num_rows, digest, aggregation.name, job.shard))
+    return pa.Table.from_pylist(rows, schema=FILES)

@@ -1,0 +1,83 @@
+"""Objects that may hold known content: hashed before it is decided whether to embed them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from medret.archive import ArchiveObject
+from medret.errors import MedretError
+from medret.retry import retrying
+from medret.storage import is_store_failure, open_filesystem
+
+SAMPLE_BYTES = 64 * 1024  # in the middle of an object: enough to tell unlike volumes of one size apart
+SAMPLERS = 16
+CHUNK_BYTES = 8 * 2**20
+HASHED_TOGETHER = 16  # objects a task
+
+
+def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
+    """volume_ids of the objects that are still alike within their group after a look at their middles.
+
+    Where the store has etags, the groups were made by them, and nothing is read.
+    """
+    alike: set[str] = set()
+    with ThreadPoolExecutor(SAMPLERS) as pool:
+        for group in groups:
+            if group[0].etag is not None:
+                alike |= {item.volume_id for item in group}
+                continue
+            found: dict[bytes, list[str]] = {}
+            for item, sample in zip(group, pool.map(_sample, group), strict=True):
+                if sample is not None:
+                    found.setdefault(sample, []).append(item.volume_id)
+            alike |= {volume_id for ids in found.values() if len(ids) > 1 for volume_id in ids}
+    return alike
+
+
+def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
+    """sha256 by volume_id, computed in Ray tasks; an object that cannot be read has none."""
+    task = ray.remote(num_cpus=1)(_hash_all)
+    refs = [task.remote(items[at : at + HASHED_TOGETHER]) for at in range(0, len(items), HASHED_TOGETHER)]
+    found: dict[str, str] = {}
+    for part in ray.get(refs):
+        found |= part
+    return found
+
+
+def _sample(item: ArchiveObject) -> bytes | None:
+    start = max(0, (item.size_bytes - SAMPLE_BYTES) // 2)
+    try:
+        fs, path = open_filesystem(item.uri)
+        data: bytes = fs.cat_file(path, start=start, end=start + SAMPLE_BYTES)
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        return None  # the read stage will say why
+    return hashlib.sha256(data).digest()
+
+
+def _hash_all(items: Sequence[ArchiveObject]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        try:
+            found[item.volume_id] = retrying(lambda uri=item.uri: _hash(uri))  # type: ignore[misc]
+        except MedretError:
+            raise
+        except Exception as error:
+            if not is_store_failure(error):
+                raise
+    return found
+
+
+def _hash(uri: str) -> str:
+    """In pieces: an object of any size needs little memory."""
+    fs, path = open_filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb", block_size=CHUNK_BYTES, cache_type="readahead") as file:
+        while piece := file.read(CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""The journal: what an unfinished run has already made durable.
+
+After a group of volumes is embedded and its Parquet files lie in the store, one small file says so:
+`journal/<shard key>-<sha256[:16]>.parquet` holds their ledger rows and, in its schema's metadata, the rows of FILES. A
+later run takes what still fits the archive and makes only the rest. Publishing ends the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.schemas import FILES, LEDGER
+from medret.storage import NAME_DIGITS, Location
+
+FOLDER = "journal"
+FILES_KEY = b"medret.files"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What the journal of a store says. ledger: schemas.LEDGER. files: schemas.FILES. paths: of its entries."""
+
+    ledger: pa.Table
+    files: pa.Table
+    paths: tuple[str, ...]
+
+
+def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) -> None:
+    """Add a group. Its vectors must lie in the store already."""
+    listed = json.dumps(files.to_pylist()).encode()
+    table = ledger.cast(LEDGER).replace_schema_metadata({FILES_KEY: listed})
+    store.write_named(FOLDER, shard, ".parquet", parquet_bytes(table))
+
+
+def read_journal(store: Location) -> Journal:
+    """Everything that unfinished runs left. A damaged entry counts as not written: its volumes are made again."""
+    ledgers, files, paths = [LEDGER.empty_table()], [FILES.empty_table()], store.files(FOLDER)
+    for path in paths:
+        entry = _read_entry(store, path)
+        if entry is not None:
+            ledgers.append(entry[0])
+            files.append(entry[1])
+    return Journal(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(paths))
+
+
+def clear_journal(store: Location, paths: Iterable[str]) -> None:
+    """Remove entries: what they say stands in a published snapshot, or is of no use any more."""
+    for path in paths:
+        store.delete(path)
+
+
+def _read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
+    try:
+        data = store.read(path)
+        if not is_named_after(path, data):
+            return None
+        table = read_parquet(data)
+        listed = json.loads((table.schema.metadata or {})[FILES_KEY])
+        return table.replace_schema_metadata(None).cast(LEDGER), pa.Table.from_pylist(listed, schema=FILES)
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+
+
+def is_named_after(path: str, data: bytes) -> bool:
+    """Whether a file's name carries its content's sha256."""
+    return path.rpartition(".")[0].endswith(f"-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}")

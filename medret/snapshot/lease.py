@@ -1,0 +1,199 @@
+"""One writer at a time: STORE/LEASE says who holds the store and until when.
+
+    {"holder": "host, process 12, run 20260131T094500Z", "owner": "<random>", "process": "<machine and process>",
+     "since": "2026-01-31T09:45:00+00:00", "expires": "2026-01-31T09:55:00+00:00"}
+
+It is taken, renewed and given back by compare-and-swap, so two runs never both believe that they have it. A holder that
+died lapses: at once where this machine can see that the process is no more, else when the lease expires. Readers never
+look at it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medret.errors import BusyError, MedretError
+from medret.storage import Location
+
+LEASE = "LEASE"
+LEASE_S = 600.0
+RENEWALS = 4  # within the time of one lease
+
+
+class Holder(BaseModel):
+    """What LEASE says. owner: random, of one taking. process: of the machine and process that hold it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    holder: str
+    owner: str
+    process: str
+    since: datetime
+    expires: datetime
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes."""
+        return (json.dumps(self.model_dump(mode="json")) + "\n").encode()
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether another may take the lease: it was given back, it expired, or its process is seen to be dead."""
+        return self.expires <= datetime.now(UTC) or _is_dead(self.process)
+
+
+class Lease:
+    """A lease that this process holds. Call `check` before a step that must not happen twice."""
+
+    def __init__(self, store: Location, holder: Holder, length: timedelta) -> None:
+        self._store = store
+        self._holder = holder
+        self._length = length
+        self._lost = False
+        self._guard = threading.Lock()
+
+    def check(self) -> None:
+        """Raises BusyError unless the lease is still this run's."""
+        if self._lost or self._holder.expires <= datetime.now(UTC):
+            self.renew()
+
+    def renew(self) -> None:
+        """Put off the expiry; raises BusyError when another run has taken the store."""
+        with self._guard:
+            later = self._holder.model_copy(update={"expires": datetime.now(UTC) + self._length})
+            if self._lost or not self._store.swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
+                self._lost = True
+                raise BusyError(
+                    f"{self._store.uri}: the lease of this run lapsed and another run took the store; nothing was "
+                    "published; run again when that run has ended"
+                )
+            self._holder = later
+
+    def give_back(self) -> None:
+        """Let the next run take the store at once."""
+        with self._guard:
+            if not self._lost:
+                ended = self._holder.model_copy(update={"expires": datetime.now(UTC)})
+                self._lost = True
+                self._store.swap(LEASE, self._holder.to_bytes(), ended.to_bytes())
+
+
+@contextmanager
+def leased(store: Location, deed: str, seconds: float = LEASE_S) -> Iterator[Lease]:
+    """Hold the store while the block runs; raises BusyError naming who holds it.
+
+    deed: what for, such as `run 20260131T094500Z`. seconds: after which a holder that went silent is given up.
+    """
+    lease = take(store, deed, seconds)
+    stop = threading.Event()
+    thread = threading.Thread(target=_keep, args=(lease, seconds / RENEWALS, stop), daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        thread.join(timeout=30)
+        try:
+            lease.give_back()
+        except MedretError:  # the store is out of reach: the lease expires by itself
+            lease._lost = True  # noqa: SLF001
+
+
+def refuse_if_held(store: Location) -> None:
+    """Raises BusyError if another run holds the store now; changes nothing."""
+    found = _parse(_read(store))
+    if found is not None and not found.lapsed:
+        raise _busy(store, found)
+
+
+def take(store: Location, deed: str, seconds: float) -> Lease:
+    """Take the lease; raises BusyError naming who holds it."""
+    now = datetime.now(UTC)
+    length = timedelta(seconds=seconds)
+    mine = Holder(
+        holder=f"{socket.gethostname()}, process {os.getpid()}, {deed}",
+        owner=secrets.token_hex(8),
+        process=_process(os.getpid()) or "",
+        since=now,
+        expires=now + length,
+    )
+    refuse_if_held(store)
+    held = _read(store)
+    if not store.swap(LEASE, held, mine.to_bytes()):
+        winner = _parse(_read(store))
+        raise _busy(store, winner) if winner else BusyError(f"{store.uri}: another run took the store just now")
+    return Lease(store, mine, length)
+
+
+def _keep(lease: Lease, every_s: float, stop: threading.Event) -> None:
+    while not stop.wait(every_s):
+        try:
+            lease.renew()
+        except BusyError:
+            return  # the run finds out when it checks
+        except MedretError:
+            continue  # out of reach for the moment; the next try may still be in time
+
+
+def _read(store: Location) -> bytes | None:
+    try:
+        return store.read(LEASE)
+    except FileNotFoundError:
+        return None
+
+
+def _parse(data: bytes | None) -> Holder | None:
+    try:
+        return Holder.model_validate_json(data) if data else None
+    except ValidationError:
+        return None  # damaged: whoever comes next may take it
+
+
+def _busy(store: Location, holder: Holder) -> BusyError:
+    return BusyError(
+        f"{store.uri} is held by {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC; wait for it to end. "
+        f"If it died, its lease lapses at {holder.expires:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+def _machine() -> str:
+    """This boot of this machine and this process namespace: within it, a process id means one process."""
+    parts = [socket.gethostname(), _text("/proc/sys/kernel/random/boot_id")]
+    try:
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:
+        parts.append("")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _process(pid: int) -> str | None:
+    """Machine, process id and its start, which tells it from a later process of the same id; None if there is none."""
+    status = _text(f"/proc/{pid}/stat")
+    fields = status.rpartition(")")[2].split()
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    return f"{_machine()}:{pid}:{fields[19]}"
+
+
+def _is_dead(process: str) -> bool:
+    machine, _, rest = process.partition(":")
+    if machine != _machine() or not rest:
+        return False  # elsewhere: only time tells
+    return _process(int(rest.partition(":")[0])) != process
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
