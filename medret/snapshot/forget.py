@@ -70,8 +70,8 @@ def forget(store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copie
     erase_quarantine(work)
     erase_indices(work, snapshots)
     renamed: dict[str, str] = {}
-    for old, manifest in snapshots.items():  # oldest first: parents before those made from them
-        renamed[old] = _rewrite_snapshot(work, old, manifest, renamed)
+    for old in _parents_first(snapshots):
+        renamed[old] = _rewrite_snapshot(work, old, snapshots[old], renamed)
     changed = {old: new for old, new in renamed.items() if old != new}
     live = current_id(store)
     lease.check()
@@ -88,6 +88,17 @@ def forget(store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copie
     for path in [*sorted(doomed, key=lambda path: not path.endswith(MANIFEST)), *reversed(work.moved)]:
         store.delete(path)
     return Forgotten(tuple(sorted(work.ids)), changed, tuple(sorted({*doomed, *work.moved})), live)
+
+
+def _parents_first(snapshots: Mapping[str, Manifest]) -> list[str]:
+    """The snapshots, each after the one that it was made from: its id goes into the child's manifest."""
+    order: dict[str, None] = {}
+    for one in snapshots:
+        line = [one]
+        while (parent := snapshots[line[-1]].parent or "") in snapshots and parent not in order:
+            line.append(parent)
+        order |= dict.fromkeys(reversed(line))
+    return list(order)
 
 
 def _with_copies(
