@@ -52,6 +52,29 @@ def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
         console.print(f"... and {outcome.quarantine.num_rows - QUARANTINE_SHOWN} more, all in the store's quarantine/")
 
 
+def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
+    """The history of a store."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("snapshot", "", "volumes", "embedded", "gone", "quarantined", "models", "recall@10"):
+        table.add_column(heading, overflow="fold")
+    for one in snapshots:
+        live = "live" if one["live"] else ""
+        if one["problem"]:
+            table.add_row(one["snapshot"], live, plain(one["problem"]))
+            continue
+        counts = one["counts"]
+        recall = min(one["recall_at_10"].values(), default=None)
+        table.add_row(
+            one["snapshot"],
+            live,
+            str(counts["embedded"] + counts["unchanged"]),
+            *(str(counts[name]) for name in ("embedded", "gone", "quarantined")),
+            ", ".join(f"{model['name']} ({model['recipe'][:6]})" for model in one["models"]),
+            "" if recall is None else f"{recall:.3f}",
+        )
+    Console(highlight=False).print(table)
+
+
 CAUSES = {
     "unchanged": "as they are",
     "resumed": "embedded by an unfinished run",

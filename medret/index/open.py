@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import faiss
+import numpy as np
+from numpy.typing import NDArray
 
 from medret.errors import CorruptError
 from medret.index.distinct import Distinct
@@ -31,6 +33,17 @@ def open_approximate(
     if kind == HNSW:
         return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
     return LshIndex(index, exact, distinct, settings.lsh_candidates)
+
+
+def exact_vectors(data: bytes) -> NDArray[np.float16]:
+    """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError when it is something else."""
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    except RuntimeError as error:
+        raise CorruptError(f"not a FAISS index: {str(error).splitlines()[0]}") from error
+    if not isinstance(index, faiss.IndexScalarQuantizer):
+        raise CorruptError(f"a {type(index).__name__}, expected {EXACT}")
+    return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()
 
 
 def _read(path: Path, kind: str, rows: int, dim: int) -> Any:

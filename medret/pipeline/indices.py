@@ -21,6 +21,7 @@ from medret.pipeline.shards import read_live
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry
+from medret.snapshot.manifest import mean_recall
 from medret.storage import Location
 
 INDEX_KINDS = (*KINDS, ROWS_KIND)
@@ -47,12 +48,12 @@ class IndexJob:
 class Indices:
     """The indices of a snapshot.
 
-    files: schemas.FILES rows of index files and centres. indexed_in: embedding file's path -> index shard. tombstones:
-    schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by kind.
+    files: schemas.FILES rows of index files, of centres, and of the embedding files, which say what they are indexed
+    in. tombstones: schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by
+    kind.
     """
 
     files: pa.Table
-    indexed_in: Mapping[str, str]
     tombstones: pa.Table
     entries: list[IndexEntry]
     built: int
@@ -101,13 +102,19 @@ def make_indices(
             recall = shard.recall.get(kind)
             rows.append(file_row(written, kind, shard.rows, job.recipe.digest, job.aggregation, shard.shard, recall))
     dead = tombstones(kept, previous.tombstones, previous.ledger, previous.files, live)
-    table = pa.Table.from_pylist(rows, schema=FILES)
+    table, placed = pa.Table.from_pylist(rows, schema=FILES), with_index(files, indexed_in)
     entries = [
-        _entry(recipe, aggregation, table, of_index[recipe.digest, aggregation])
+        _entry(recipe, aggregation, table, index_files(placed, live, recipe.digest, aggregation))
         for recipe in recipes
         for aggregation in (None, *aggregations)
     ]
-    return Indices(table, indexed_in, dead, entries, len(shards), seconds)
+    return Indices(pa.concat_tables([placed, table]), dead, entries, len(shards), seconds)
+
+
+def with_index(files: pa.Table, indexed_in: Mapping[str, str]) -> pa.Table:
+    """Embedding files with the index shards that hold their vectors. indexed_in: path -> key."""
+    held = pa.array([indexed_in.get(path) for path in files["path"].to_pylist()], pa.string())
+    return files.set_column(files.schema.get_field_index("indexed_in"), FILES.field("indexed_in"), held)
 
 
 def _shards_of(files: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -151,17 +158,11 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
 
 
 def _entry(recipe: Recipe, aggregation: str | None, files: pa.Table, members: Sequence[EmbeddingFile]) -> IndexEntry:
-    of_recipe = files.filter(pc.equal(files["recipe"], recipe.digest)).to_pylist()
-    own = [row for row in of_recipe if row["aggregation"] == aggregation]
-    recall: dict[str, float] = {}
-    for kind in sorted({row["kind"] for row in own if row["recall"] is not None}):
-        of_kind = [row for row in own if row["kind"] == kind]
-        recall[kind] = sum(row["recall"] * row["rows"] for row in of_kind) / sum(row["rows"] for row in of_kind)
     return IndexEntry(
         recipe=recipe.digest,
         aggregation=aggregation,
         rows=sum(file.live_rows for file in members),
         dim=recipe.model.dim,
-        shards=len({row["shard"] for row in own}),
-        recall=recall,
+        shards=len({file.indexed_in for file in members}),
+        recall=mean_recall(files, recipe.digest, aggregation),
     )

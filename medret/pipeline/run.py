@@ -191,7 +191,7 @@ def _run(run: _Run) -> IndexOutcome:
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
         passed = gates.enforce(_gates(run, plan, counts, made, pool, layout.ledger, indices.entries), _hint(ledger))
-    files = _with_index(layout.files, indices.indexed_in)
+    files = indices.files
     quarantine = ledgers.quarantine(layout.ledger)
     if quarantine.num_rows:
         files = pa.concat_tables([files, ledgers.quarantine_file(store, log.run, quarantine)])
@@ -199,7 +199,7 @@ def _run(run: _Run) -> IndexOutcome:
         run.stop.check()
         run.lease.check()
         snapshot_id, manifest = publish(
-            store, layout.ledger, pa.concat_tables([files, indices.files]), indices.tombstones,
+            store, layout.ledger, files, indices.tombstones,
             parent=state.previous.id, medret_version=medret.__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
@@ -273,12 +273,6 @@ def _gates(
 def _hint(ledger: pa.Table) -> str:
     found = ledgers.codes(ledger)
     return f" (quarantine: {found})" if found else ""
-
-
-def _with_index(files: pa.Table, indexed_in: Mapping[str, str]) -> pa.Table:
-    """The embedding files with the index shards that hold their vectors."""
-    held = pa.array([indexed_in.get(path) for path in files["path"].to_pylist()], pa.string())
-    return files.set_column(files.schema.get_field_index("indexed_in"), "indexed_in", held)
 
 
 def _failure(error: BaseException) -> MedretError:

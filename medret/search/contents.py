@@ -134,7 +134,7 @@ class Contents:
         """Where a volume's slices lie, from the Parquet shard that holds its vectors."""
         digest = str(entry.recipe["digest"])
         for path in self._tables("files"):
-            wanted = [("kind", "=", "slices"), ("recipe", "=", digest), ("shard", "=", row.shard)]
+            wanted = [("kind", "=", "slices"), ("recipe", "=", digest), ("shard", "=", row.shards.get(digest, ""))]
             for file in pq.read_table(path, filters=wanted).to_pylist():
                 local = self._local.path(file["path"], file["sha256"])
                 columns = ["relative", "position_mm"]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from medret.index.rows import SortedIds
 
 LABELS = ("subject", "modality", "body_region", "organ")
-COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shard"]
+COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
 GROUPS_KEPT = 64  # decoded row groups; some 16,000 rows each
 
 
@@ -98,4 +98,4 @@ def _row(batch: pa.RecordBatch) -> LedgerRow:
         labels.setdefault(key, value)
     embedded = values["status"] == "embedded"
     problem = None if embedded else f"{values['code']}: {values['reason']}"
-    return LedgerRow(values["volume_id"], values["uri"], embedded, problem, labels, values["shard"])
+    return LedgerRow(values["volume_id"], values["uri"], embedded, problem, labels, dict(values["shards"] or ()))

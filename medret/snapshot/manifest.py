@@ -12,6 +12,7 @@ import re
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medret.embeddings.shards import read_parquet
@@ -193,6 +194,17 @@ def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa
     """The TOMBSTONES table, without rows where the snapshot has none."""
     entries = manifest.tables_of("tombstones")
     return _read_tables(store, snapshot_id, entries) if entries else TOMBSTONES.empty_table()
+
+
+def mean_recall(files: pa.Table, recipe: str, aggregation: str | None) -> dict[str, float]:
+    """recall@10 of each kind of an index, weighted by the rows of its shards (files: FILES)."""
+    of_recipe = files.filter(pc.and_(pc.equal(files["recipe"], recipe), pc.is_valid(files["recall"])))
+    own = [row for row in of_recipe.to_pylist() if row["aggregation"] == aggregation]
+    recall = {}
+    for kind in sorted({row["kind"] for row in own}):
+        of_kind = [row for row in own if row["kind"] == kind]
+        recall[kind] = sum(row["recall"] * row["rows"] for row in of_kind) / sum(row["rows"] for row in of_kind)
+    return recall
 
 
 def _read_tables(

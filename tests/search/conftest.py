@@ -113,6 +113,8 @@ def make_store(
                     recipe.digest,
                     aggregation,
                     shard.shard,
+                    None,
+                    shard.recall.get(kind),
                 )
                 files.append(dict(zip(FILES.names, values, strict=True)))
         rows_in_all = sum(len(volume.vectors) for volume in volumes) if aggregation is None else len(volumes)

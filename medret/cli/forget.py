@@ -1,0 +1,47 @@
+"""`medret forget`: remove volumes from everything in a store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from medret.cli.shared import add_command
+
+DESCRIPTION = """\
+Remove volumes (a patient withdrew) from every snapshot of STORE, from its Parquet files, indices, quarantine
+tables, run reports and unfinished work. Snapshots that knew them get new ids. Says where they were.
+
+Remove them from the archive too, or the next index run embeds them again. Copies of a remote store's files lie in
+the cache ($MEDRET_CACHE) of machines that searched it: delete those.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "forget", run, "remove volumes from a store, wholly", DESCRIPTION, "")
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("volumes", nargs="+", metavar="VOLUME_ID", help="paths below the archive")
+    parser.add_argument("--copies", action="store_true", help="and other volumes of the same content")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.snapshot import leased
+    from medret.snapshot.forget import forget
+    from medret.storage import Location
+
+    store = Location(arguments.store)
+    with leased(store, "forget") as lease:
+        done = forget(store, set(arguments.volumes), lease, copies=arguments.copies)
+    if arguments.json:
+        facts = {"volumes": done.volumes, "live": done.live, "snapshots": dict(done.snapshots), "files": done.places}
+        print(json.dumps({"store": store.uri, **facts}))
+        return 0
+    print(f"{store.uri}: forgot {len(done.volumes)} volumes; they were in {len(done.places)} files, now gone:")
+    for path in done.places:
+        print(f"  {path}")
+    for old, new in done.snapshots.items():
+        print(f"snapshot {old} is now {new}{' (live)' if new == done.live else ''}")
+    return 0

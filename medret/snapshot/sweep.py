@@ -1,0 +1,90 @@
+"""Cleaning up: old snapshots, and what no kept snapshot and no unfinished run needs.
+
+Mark and sweep under the store's lease, so that no run works meanwhile. What is younger than a stated age stays,
+whatever it is: a run whose lease lapsed may still be writing, and a reader may just have opened the snapshot before.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow.compute as pc
+
+from medret.errors import UsageError
+from medret.snapshot.journal import FOLDER, read_journal
+from medret.snapshot.lease import LEASE, Lease
+from medret.snapshot.manifest import CURRENT, SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
+from medret.storage import Location
+
+# medret's own folders: a stranger's file in a store is verify's business, and never deleted.
+OWN = re.compile(r"(snapshots|embeddings|indices|quarantine|runs|journal)/.+")
+TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{8}\.tmp")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was removed, or would be. kept, dropped: snapshot ids. paths: files. size_bytes: their sum."""
+
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    paths: tuple[str, ...]
+    size_bytes: int
+
+
+def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False) -> Swept:
+    """Remove what is not needed.
+
+    keep: so many of the newest snapshots stay, beside the live one. older_than: what is younger stays. Run reports stay
+    as long as they are younger, or their snapshot stays. Raises CorruptError, and removes nothing, if a kept snapshot
+    cannot be read: what it needs would not be known.
+    """
+    live = current_id(store)
+    if live is None:
+        raise UsageError(f"{store.uri}: nothing was ever published there")
+    before = datetime.now(UTC) - older_than
+    every = snapshot_ids(store)
+    newest = set(every[len(every) - keep :]) if keep else set()
+    kept = [one for one in every if one == live or one in newest or _moment(one) > before]
+    needed = _needed(store, kept)
+    runs = tuple(f"runs/{read_manifest(store, one).run}-" for one in kept)
+    doomed = []
+    for path in store.files():
+        if path in needed or path.startswith(runs) or not (OWN.fullmatch(path) or TEMPORARY.fullmatch(path)):
+            continue
+        if any(path.startswith(f"snapshots/{one}/") for one in kept):
+            continue
+        try:
+            if store.changed_at(path) <= before:
+                doomed.append(path)
+        except FileNotFoundError:
+            continue
+    # Manifests first: a snapshot that is being removed is none any more before its files go.
+    doomed.sort(key=lambda path: (not path.startswith("snapshots/"), not path.endswith("manifest.json"), path))
+    size = sum(int(store.fs.size(store.path(path)) or 0) for path in doomed)
+    if not dry_run:
+        for number, path in enumerate(doomed):
+            if number % 100 == 0:
+                lease.check()
+            store.delete(path)
+    return Swept(tuple(kept), tuple(one for one in every if one not in kept), tuple(doomed), size)
+
+
+def _needed(store: Location, kept: list[str]) -> set[str]:
+    """Every file that a kept snapshot consists of, or that the journal of an unfinished run names."""
+    needed = {CURRENT, LEASE}
+    for snapshot_id in kept:
+        files = read_files(store, snapshot_id, read_manifest(store, snapshot_id))
+        needed |= set(files["path"].to_pylist())
+    journal = read_journal(store)
+    if journal.paths:
+        named = journal.files.filter(pc.is_valid(journal.files["path"]))
+        needed |= set(named["path"].to_pylist())
+        needed |= {path for path in journal.paths if path.startswith(f"{FOLDER}/")}
+    return needed
+
+
+def _moment(snapshot_id: str) -> datetime:
+    assert SNAPSHOT_ID.fullmatch(snapshot_id)
+    return datetime.strptime(snapshot_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)

@@ -1,0 +1,212 @@
+"""Planning: a pure function of listing, ledger and journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from medret.archive import ArchiveObject
+from medret.index import IndexSettings
+from medret.pipeline.known import Known, Previous, known_volumes
+from medret.pipeline.layout import (
+    EmbeddingFile,
+    Live,
+    compactions,
+    live_shards,
+    plan_index,
+    tombstones,
+)
+from medret.pipeline.plan import Plan, Wanted, make_plan, resolve, twins, with_checks
+from medret.schemas import FILES, LEDGER, TOMBSTONES
+from medret.snapshot import Journal
+
+A, B = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
+WANTED = Wanted((A,), "judge")
+
+
+def item(volume_id: str, size: int = 10, mtime: str = "t0", etag: str | None = None) -> ArchiveObject:
+    return ArchiveObject(volume_id, f"/archive/{volume_id}", size, etag, mtime)
+
+
+def row(volume_id: str, **more: Any) -> dict[str, Any]:
+    return {
+        "volume_id": volume_id, "uri": f"/archive/{volume_id}", "size_bytes": 10, "mtime": "t0", "status": "embedded",
+        "content_sha256": f"sha-{volume_id}", "slices": 2, "shards": [(A, "one")], "judged_by": "judge", **more,
+    }  # fmt: skip
+
+
+def refused(volume_id: str, **more: Any) -> dict[str, Any]:
+    return row(volume_id, **{"status": "quarantined", "code": "truncated", "shards": [], "slices": 0, **more})
+
+
+def known(*rows: dict[str, Any], journal: tuple[dict[str, Any], ...] = ()) -> Known:
+    previous = Previous("id", None, pa.Table.from_pylist(list(rows), LEDGER), FILES.empty_table(), pa.table({}))
+    return known_volumes(previous, Journal(pa.Table.from_pylist(list(journal), LEDGER), FILES.empty_table(), ()))
+
+
+def causes(plan: Plan) -> Mapping[str, tuple[str, str]]:
+    return {step.item.volume_id: (step.deed, step.cause) for step in plan.steps}
+
+
+def test_every_kind_of_change_is_told_apart() -> None:
+    before = known(
+        row("same"), row("touched"), row("grown"), row("gone"), refused("still"), refused("fixed"),
+        refused("judged", judged_by="older"), refused("away", code="unreadable"),
+    )  # fmt: skip
+    objects = [
+        item("away"), item("fixed", size=11), item("grown", size=99), item("judged"), item("new", size=98),
+        item("same"), item("still"), item("touched", mtime="t1"),
+    ]  # fmt: skip
+    plan = make_plan(objects, {}, before, WANTED)
+    assert causes(plan) == {
+        "away": ("check", "retried"),
+        "fixed": ("embed", "retried"),
+        "grown": ("embed", "changed"),
+        "judged": ("check", "retried"),  # it has the size of a known volume, so it may be a copy
+        "new": ("embed", "new"),
+        "same": ("keep", "unchanged"),
+        "still": ("refuse", "refused"),
+        "touched": ("check", "touched"),
+    }
+    assert plan.gone == ("gone",)
+    assert not plan.idle
+    again = make_plan(objects, {}, before, Wanted((A,), "judge", retry=True))
+    assert causes(again)["still"] == ("check", "retried")
+
+
+def test_hashes_decide_what_is_kept_copied_or_embedded() -> None:
+    before = known(row("a"), row("b"), row("old"))
+    objects = [item("a", mtime="t1"), item("b", mtime="t1"), item("moved"), item("other")]
+    plan = make_plan(objects, {}, before, WANTED)
+    found = resolve(plan, {"a": "sha-a", "b": "else", "moved": "sha-old", "other": "unknown"}, before, WANTED)
+    assert causes(found) == {
+        "a": ("keep", "touched"),
+        "b": ("embed", "changed"),
+        "moved": ("copy", "renamed"),
+        "other": ("embed", "new"),
+    }
+    moved = next(step for step in found.steps if step.item.volume_id == "moved")
+    assert dict(moved.shards) == {A: "one"}
+    # What cannot be hashed is read, and refused there with a reason.
+    assert causes(resolve(plan, {}, before, WANTED))["a"] == ("embed", "changed")
+
+
+def test_equal_objects_of_one_run_are_embedded_once() -> None:
+    nothing = known()
+    plan = make_plan([item("a"), item("b"), item("c"), item("d", size=77)], {"c": "CT"}, nothing, WANTED)
+    assert [[one.volume_id for one in group] for group in twins(plan)] == [["a", "b", "c"]]
+    plan = resolve(with_checks(plan, {"a", "b", "c"}), dict.fromkeys("abc", "equal"), nothing, WANTED)
+    assert causes(plan)["b"] == ("copy", "renamed")
+    assert next(step.leader for step in plan.steps if step.item.volume_id == "b") == "a"
+    # Another modality gives another window, and so other vectors.
+    assert [causes(plan)[name][0] for name in "acd"] == ["embed"] * 3
+
+
+def test_a_further_model_is_embedded_alone() -> None:
+    before = known(row("a"), row("b", shards=[(A, "one"), (B, "two")]))
+    plan = make_plan([item("a"), item("b")], {}, before, Wanted((A, B), "judge"))
+    first, second = plan.steps
+    assert (first.deed, first.cause, first.missing, dict(first.shards)) == ("embed", "recipe", (B,), {A: "one"})
+    assert (second.deed, dict(second.shards)) == ("keep", {A: "one", B: "two"})
+
+
+def test_another_recipe_embeds_everything() -> None:
+    plan = make_plan([item("a")], {}, known(row("a")), Wanted((B,), "judge"))
+    assert plan.steps[0].missing == (B,)
+    assert not plan.idle
+
+
+def test_what_the_journal_has_is_not_made_again() -> None:
+    before = known(
+        row("same"), journal=(row("done", shards=[(A, "j")]), row("same", shards=[(A, "j")]), refused("bad"))
+    )
+    objects = [item("bad"), item("done"), item("done2"), item("same")]
+    plan = make_plan(objects, {}, before, WANTED)
+    assert causes(plan) == {
+        "bad": ("refuse", "refused"),
+        "done": ("keep", "resumed"),
+        "done2": ("check", "new"),
+        "same": ("keep", "unchanged"),
+    }
+    # An object that was written to since is not what the journal speaks of.
+    changed = make_plan([item("done", mtime="t1", size=12)], {}, before, WANTED)
+    assert causes(changed)["done"] == ("embed", "new")
+
+
+def test_another_modality_label_is_another_volume() -> None:
+    plan = make_plan([item("a")], {"a": "CT"}, known(row("a", modality="MRI")), WANTED)
+    assert causes(plan)["a"][0] != "keep"
+
+
+def test_slices_drawn_by_name_are_never_shared() -> None:
+    wanted = Wanted((A,), "judge", copies=False)
+    before = known(row("old"))
+    plan = make_plan([item("moved")], {}, before, wanted)
+    assert causes(plan)["moved"] == ("embed", "new")
+    assert causes(make_plan([item("old", mtime="t1")], {}, before, wanted))["old"] == ("check", "touched")
+
+
+# --- layout ------------------------------------------------------------------------------------------------------
+
+
+def files(*pieces: tuple[str, int, int, str | None]) -> list[EmbeddingFile]:
+    return [EmbeddingFile(p, "0" * 64, p, rows, live, held, None) for p, rows, live, held in pieces]
+
+
+SETTINGS = IndexSettings(shard_rows=100)
+
+
+def test_what_fits_one_shard_is_one_shard_without_dead_rows() -> None:
+    assert plan_index(files(("a", 50, 50, "x")), {"x": 50}, SETTINGS).kept == ("x",)
+    dead = plan_index(files(("a", 50, 49, "x")), {"x": 50}, SETTINGS)
+    assert (dead.kept, len(dead.built)) == ((), 1)
+    more = plan_index(files(("a", 50, 50, "x"), ("b", 10, 10, None)), {"x": 50}, SETTINGS)
+    assert (more.kept, [len(group) for group in more.built]) == ((), [2])
+
+
+@pytest.mark.parametrize(("live", "kept"), [(100, True), (81, True), (79, False)])
+def test_a_shard_is_rebuilt_past_a_fifth_of_dead_rows(live: int, kept: bool) -> None:
+    plan = plan_index(files(("a", 100, live, "x"), ("b", 100, 100, "y")), {"x": 100, "y": 100}, SETTINGS)
+    assert ("x" in plan.kept) is kept
+    assert "y" in plan.kept
+    assert [[file.path for file in group] for group in plan.built] == ([] if kept else [["a"]])
+
+
+def test_a_small_shard_takes_in_what_is_added() -> None:
+    held = {"x": 100, "y": 10}
+    pieces = files(("a", 100, 100, "x"), ("b", 10, 10, "y"), ("c", 5, 5, None))
+    plan = plan_index(pieces, held, SETTINGS)
+    assert plan.kept == ("x",)
+    assert [[file.path for file in group] for group in plan.built] == [["b", "c"]]
+    assert plan_index(pieces[:2], held, SETTINGS).kept == ("x", "y")  # nothing was added: nothing to do
+
+
+def test_tombstones_are_the_rows_that_died() -> None:
+    before = pa.Table.from_pylist([row("a"), row("b"), row("c", shards=[(A, "two")]), row("d")], LEDGER)
+    now = pa.Table.from_pylist([row("a"), row("b", shards=[(A, "three")]), row("c", shards=[(A, "two")])], LEDGER)
+    held = [("p1", "one", "x"), ("p2", "two", "y")]
+    table = pa.Table.from_pylist(
+        [{"path": path, "kind": "slices", "sha256": "", "size_bytes": 1, "rows": 1, "recipe": A, "shard": shard,
+          "indexed_in": key} for path, shard, key in held], FILES,
+    )  # fmt: skip
+    old = pa.Table.from_pylist([{"shard": "x", "volume_id": "z"}, {"shard": "w", "volume_id": "z"}], TOMBSTONES)
+    found = tombstones(["x", "y"], old, before, table, live_shards(now)).to_pylist()
+    assert {(one["shard"], one["volume_id"]) for one in found} == {("x", "z"), ("x", "b"), ("x", "d")}
+
+
+def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
+    def table(*shards: tuple[str, int]) -> pa.Table:
+        rows = [{"path": f"p-{s}", "kind": "slices", "sha256": "", "size_bytes": 1, "rows": n, "recipe": A, "shard": s}
+                for s, n in shards]  # fmt: skip
+        return pa.Table.from_pylist(rows, FILES)
+
+    live = {(A, "full"): Live([str(n) for n in range(64)], 128), (A, "dead"): Live(list("abc"), 6)}
+    groups = compactions(table(("full", 128), ("dead", 10)), live, A, 64)
+    assert [[shard for _, _, shard in group] for group in groups] == [["dead"]]
+    small = {(A, f"s{n}"): Live([f"v{n}"], 2) for n in range(8)}
+    names = [(shard, 2) for _, shard in small]
+    assert compactions(table(*names[:7]), small, A, 64) == []
+    assert [len(group) for group in compactions(table(*names), small, A, 64)] == [8]

@@ -1,0 +1,173 @@
+"""Older snapshots: listing, going back, cleaning up, forgetting."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+
+from medret.cli import main
+from medret.embeddings.shards import read_parquet
+from medret.errors import UsageError
+from medret.schemas import FILES, LEDGER
+from medret.search import open_snapshot
+from medret.snapshot import current_id, read_ledger, read_manifest, snapshot_ids, verify_store
+from medret.snapshot.forget import forget
+from medret.snapshot.journal import read_journal, write_entry
+from medret.snapshot.lease import take
+from medret.snapshot.sweep import sweep
+from medret.storage import Location
+
+GONE = "v2.nii.gz"
+
+
+def test_a_store_with_tombstones_is_sound_and_never_shows_them(history: SimpleNamespace) -> None:
+    assert verify_store(history.store) == []
+    snapshot = open_snapshot(history.store.uri)
+    for kind in ("hnsw", "lsh", "exact"):
+        for mode in ("volume", "slice"):
+            query = history.vectors[GONE].astype("float32")
+            found = {hit.volume_id for hit in snapshot.search(query, k=27, index=kind, mode=mode)}
+            assert found == {f"v{n}.nii.gz" for n in range(9)} - {GONE}
+    with pytest.raises(UsageError):
+        snapshot.search(GONE)
+    assert open_snapshot(history.store.uri, history.first).search(GONE, k=1)[0].volume_id == GONE
+
+
+def test_snapshots_are_listed_and_one_can_go_back(history: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshots", history.store.uri, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["snapshots"]
+    by_id = {one["snapshot"]: one for one in listed}
+    assert {name: one["live"] for name, one in by_id.items()} == {history.first: False, history.second: True}
+    assert by_id[history.second]["parent"] == history.first
+    assert main(["rollback", history.store.uri, history.first]) == 0
+    assert current_id(history.store) == history.first
+    assert verify_store(history.store) == []
+    assert main(["rollback", history.store.uri, "20200101T000000Z-0123456789abcdef"]) == 2
+    assert main(["snapshots", history.store.uri]) == 0
+    assert main(["rollback", history.store.uri, history.first]) == 2  # live already
+
+
+def grow_old(store: Location) -> None:
+    """All files of a store as if written two days ago."""
+    then = time.time() - 2 * 86400
+    for path in store.files():
+        os.utime(store.path(path), (then, then))
+
+
+def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
+    store: Location = history.store
+    grow_old(store)
+    leftover = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a killed run").path
+    resumable = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a run to go on").path
+    entry = pa.Table.from_pylist(
+        [{"path": resumable, "kind": "slices", "sha256": "0" * 64, "size_bytes": 1, "rows": 1}], FILES
+    )
+    write_entry(store, "shard", LEDGER.empty_table(), entry)
+    store.write("embeddings/.slices-0123.parquet.0123abcd.tmp", b"half")
+    store.write("notes.txt", b"a stranger's")
+    lease = take(store, "gc", 60)
+    before = store.files()
+    # Young files stay, whatever they are.
+    assert sweep(store, lease, keep=9, older_than=timedelta(hours=1)).paths == ()
+    grow_old(store)
+    planned = sweep(store, lease, keep=9, older_than=timedelta(hours=1), dry_run=True)
+    assert store.files() == before
+    assert set(planned.paths) == {leftover, "embeddings/.slices-0123.parquet.0123abcd.tmp"}
+    assert sweep(store, lease, keep=9, older_than=timedelta(hours=1)) == planned
+    assert {resumable, "notes.txt"} <= set(store.files())
+    assert len(read_journal(store).paths) == 1
+
+
+def test_gc_drops_old_snapshots_and_only_their_own_files(
+    history: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store: Location = history.store
+    grow_old(store)
+    assert main(["gc", store.uri, "--keep", "0", "--older-than", "0s", "--json"]) == 0
+    swept = json.loads(capsys.readouterr().out)
+    assert swept["dropped"] == [history.first]
+    assert snapshot_ids(store) == [history.second]
+    assert verify_store(store) == []
+    assert len(open_snapshot(store.uri).search("v1.nii.gz", k=9)) == 8
+
+
+def everything(store: Location) -> list[tuple[str, bytes]]:
+    """Every file, and every Parquet file's columns decoded: compression hides text."""
+    found = [(path, store.read(path)) for path in store.files()]
+    for path, data in list(found):
+        if path.endswith(".parquet"):
+            table = read_parquet(data)
+            text = repr([table[name].to_pylist() for name in table.schema.names if name != "vector"])
+            found.append((path, text.encode() + repr(table.schema.metadata).encode()))
+    return found
+
+
+@pytest.mark.parametrize("volume_id", ["v2.nii.gz", "v3.nii.gz", "v8.nii.gz"])
+def test_nothing_is_left_of_a_forgotten_volume(history: SimpleNamespace, volume_id: str) -> None:
+    store: Location = history.store
+    # Before: its vectors and its name are in many files.
+    rows = [row.tobytes() for row in history.vectors[volume_id]]
+    assert sum(any(row in data for row in rows) for _, data in everything(store)) >= 2
+    lease = take(store, "forget", 60)
+    done = forget(store, {volume_id}, lease)
+    lease.give_back()
+    for path, data in everything(store):
+        assert volume_id.encode() not in data, path
+        assert not any(row in data for row in rows), path
+    assert verify_store(store) == []
+    assert done.live == current_id(store)
+    ids = snapshot_ids(store)
+    assert len(ids) == 2
+    parents = {read_manifest(store, one).parent for one in ids}
+    assert parents == {None, next(one for one in ids if one != current_id(store))}
+    for one in ids:
+        left = set(read_ledger(store, one, read_manifest(store, one))["volume_id"].to_pylist())
+        found = {hit.volume_id for hit in open_snapshot(store.uri, one).search("v1.nii.gz", k=20, index="exact")}
+        assert found == left
+        assert volume_id not in left
+    others = {f"v{n}.nii.gz" for n in range(9)} - {volume_id, GONE}
+    assert {hit.volume_id for hit in open_snapshot(store.uri).search("v1.nii.gz", k=20)} == others
+
+
+def test_forgetting_names_the_places_and_refuses_strangers(
+    history: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["forget", history.store.uri, "nobody.nii.gz"]) == 2
+    assert "knows no volume 'nobody.nii.gz'" in capsys.readouterr().err
+    assert main(["forget", history.store.uri, "v3.nii.gz", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert set(done["snapshots"]) == {history.first, history.second}
+    kinds = {Path(path).name.split("-")[0] for path in done["files"]}
+    assert {"slices", "volumes", "hnsw", "lsh", "exact", "rows", "ledger", "manifest.json", "test"} <= kinds
+
+
+def test_forgetting_half_done_is_finished_by_running_it_again(
+    history: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Location = history.store
+    delete = Location.delete
+    calls = 0
+
+    def dies(self: Location, relative: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        delete(self, relative)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "delete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            forget(store, {"v3.nii.gz"}, take(store, "forget", 0.001))
+    time.sleep(0.01)
+    forget(store, {"v3.nii.gz"}, take(store, "forget", 60))
+    assert verify_store(store) == []
+    assert not [path for path, data in everything(store) if b"v3.nii.gz" in data]
+    assert len(snapshot_ids(store)) == 2
