@@ -18,6 +18,8 @@ from medret.search.merge import Found, merge_slices
 from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
+from medret.search.region import AXES
+from medret.search.shards import ShardedIndex
 
 if TYPE_CHECKING:
     from medret.search.snapshot import Snapshot
@@ -61,10 +63,20 @@ def answer(
     stored = contents.index(contents.recipe(members[0].model), None)
     hits = []
     for query, ranked in zip(asked[0], found, strict=True):
-        slices = [stored.vectors_of(one.volume_id) for one in ranked]
-        matches = [match_slices(query.slices, own, query.asked) if own else None for own in slices]
-        hits.append(_hits(contents, ranked, matches))
+        hits.append(_hits(contents, ranked, [_match(contents, query, one.volume_id, stored) for one in ranked]))
     return hits
+
+
+def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: ShardedIndex) -> SliceMatch | None:
+    slices = stored.vectors_of(volume_id)
+    if slices is None:
+        return None
+    row = contents.ledger.row(volume_id)
+    theirs = row.spacing_mm if row else None
+    paces = None
+    if query.spacing_mm and theirs:
+        paces = {plane: own / other for plane, own, other in zip(AXES, query.spacing_mm, theirs, strict=True)}
+    return match_slices(query.slices, slices, query.asked, paces)
 
 
 def _mode_options(options: SearchOptions) -> ModeOptions:

@@ -18,7 +18,7 @@ from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.search.narrow import chosen_slices, slice_weights, within
 from medret.search.options import ResolveOptions
-from medret.search.query import Query, QueryVectors, aggregated, is_file, vector_query
+from medret.search.query import Query, QueryVectors, aggregated, is_file, load_array, refuse_table, vector_query
 from medret.search.region import SliceRange, parse_box, parse_range
 from medret.snapshot import RecipeEntry
 from medret.storage import normalise_uri
@@ -42,6 +42,8 @@ class Resolver:
         parts = [name for name in PARTS if options.get(name)]
         if len(parts) > 1:
             raise UsageError(f"{' and '.join(parts)} both say which part of the query is meant: give one of them")
+        if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
+            query = load_array(read_query(normalise_uri(query)), os.fspath(query))
         if isinstance(query, np.ndarray):
             if parts:
                 raise UsageError(f"{parts[0]} names a part of a volume, but the query is an array of vectors: slice it")
@@ -66,7 +68,7 @@ class Resolver:
         if options.get("box") or options.get("mask"):
             return self._file(row.uri, volume_id, entry, aggregation, options)
         slices = self._contents.index(entry, None).vectors_of(volume_id) or SliceVectors(stored.vectors, [None], None)
-        found = QueryVectors(volume_id, frozenset([volume_id]), stored.vectors[0], slices)
+        found = QueryVectors(volume_id, frozenset([volume_id]), stored.vectors[0], slices, spacing_mm=row.spacing_mm)
         wanted = _range(options, _planes(entry))
         places = None
         if wanted or options.get("query_slices") or options.get("query_weights"):
@@ -85,6 +87,7 @@ class Resolver:
         recipe = entry.load()
         wanted = _range(options, _planes(entry))
         data = read_query(uri)
+        refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)
         region = _region(options, wanted, data)
@@ -95,6 +98,8 @@ class Resolver:
         vector = aggregated(encoded.slices, encoded.relative, parse_aggregation(aggregation), volume_id)
         asked = _sliced(wanted.plane, volume.facts.crop_box) if wanted else None
         found = QueryVectors(uri, frozenset(own_ids), vector, encoded.slices, asked=asked)
+        if not volume.facts.spacing_assumed:
+            found = replace(found, spacing_mm=volume.facts.spacing_mm)
         return self._narrowed(found, encoded.relative, aggregation, options)
 
     def _narrowed(

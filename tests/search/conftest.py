@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, volume_table
+from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
@@ -54,7 +55,7 @@ def synthetic_volumes(count: int, slices: int = 6, seed: int = 0) -> tuple[Embed
         raw = own + 0.5 * rng.standard_normal((slices, DIM))
         unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
         planes = ["axial" if at % 2 == 0 else "sagittal" for at in range(slices)]
-        relative = np.linspace(0, 1, slices, dtype=np.float32)
+        relative = np.linspace(0, 1, slices, dtype=np.float32)  # of mm too
         positions = np.arange(1, slices + 1, dtype=np.int32) * 10
         volume_id = f"synthetic/{ORGANS[number % len(ORGANS)].lower()}_{number:04d}.nii.gz"
         ones = np.ones(slices, np.float32)
@@ -95,6 +96,18 @@ def make_store(
             if aggregation is None:
                 table = slice_table(part, dim, recipe.digest)
                 rows = table.select(ROWS.names).cast(ROWS)
+                parquet = store.write_named(f"embeddings/{recipe.digest}", "slices", ".parquet", parquet_bytes(table))
+                files.append(
+                    {
+                        "path": parquet.path,
+                        "kind": "slices",
+                        "sha256": parquet.sha256,
+                        "size_bytes": parquet.size_bytes,
+                        "rows": table.num_rows,
+                        "recipe": recipe.digest,
+                        "shard": f"shard-{start // per_shard}",
+                    }
+                )
             else:
                 table = volume_table(part, parse_aggregation(aggregation), dim, recipe.digest)
                 empty = pa.nulls(table.num_rows)
@@ -135,6 +148,7 @@ def make_store(
                 organ=volume.volume_id.split("/")[1].split("_")[0].capitalize(),
                 metadata=[("source", "made up"), ("organ", "not this one")],
                 content_sha256=f"{number:064x}",
+                shard=f"shard-{number // per_shard}",
             )
             for number, volume in enumerate(volumes)
         ]
