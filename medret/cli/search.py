@@ -43,8 +43,8 @@ examples:
   medret search ~/ct-store case.nii.gz --model dinov2=0.7 --model dreamsim=0.3
   medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
 
-filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses. A
-column is a label or a column of the label table; one with spaces stands in double quotes. A number without quotes
+filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
+A column is a label or a column of the label table; one with spaces stands in double quotes. A number without quotes
 compares as a number.
 """
 
@@ -76,7 +76,9 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--index", choices=("hnsw", "lsh", "exact"), help="(default hnsw)")
     group.add_argument(
-        "--mode", metavar="MODE", help="volume, vote, max, sum, late or slice, see above (default volume)"
+        "--mode",
+        metavar="MODE",
+        help="volume, vote, max, sum, late or slice, see above (default volume; late for a part of a query)",
     )
     group.add_argument("--where", metavar="FILTER", help="only volumes whose labels fit, see below")
     group.add_argument(

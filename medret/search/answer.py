@@ -15,10 +15,10 @@ from medret.search.hit import Hit, SliceMatch
 from medret.search.kept import NONE, SELF, excluded_of
 from medret.search.matching import match_of, match_slices
 from medret.search.merge import Found, merge_slices
-from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, slices_found
+from medret.search.modes import LATE, SLICE, VOLUME, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
-from medret.search.region import AXES
+from medret.search.region import AXES, PARTS
 from medret.search.shards import ShardedIndex
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def answer(
     snapshot: Snapshot, contents: Contents, queries: Sequence[Query], k: int, options: SearchOptions
 ) -> list[list[Hit]]:
     """The hits of each query; see `Snapshot.search_many`."""
-    mode, index = options.get("mode", VOLUME), options.get("index", DEFAULT_INDEX)
+    part = any(options.get(name) for name in PARTS)  # of a volume: its own slices say more than one vector of the whole
+    mode, index = options.get("mode", LATE if part else VOLUME), options.get("index", DEFAULT_INDEX)
     _check_count("k", k)
     check_mode(mode)
     unknown = sorted(set(options) - SearchOptions.__optional_keys__)

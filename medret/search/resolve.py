@@ -19,15 +19,13 @@ from medret.search.matching import SliceVectors
 from medret.search.narrow import chosen_slices, slice_weights, within
 from medret.search.options import ResolveOptions
 from medret.search.query import Query, QueryVectors, aggregated, is_file, load_array, refuse_table, vector_query
-from medret.search.region import SliceRange, parse_box, parse_range
+from medret.search.region import PARTS, SliceRange, parse_box, parse_range
 from medret.snapshot import RecipeEntry
 from medret.storage import normalise_uri
 
 if TYPE_CHECKING:
     from medret.models import Encoder
     from medret.volume.region import Region
-
-PARTS = ("slices", "box", "mask")
 
 
 class Resolver:
@@ -86,11 +84,12 @@ class Resolver:
     ) -> QueryVectors:
         recipe = entry.load()
         wanted = _range(options, _planes(entry))
+        box = parse_box(box_text) if (box_text := options.get("box")) else None
         data = read_query(uri)
         refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)
-        region = _region(options, wanted, data)
+        region = box or _region(options, wanted, data)
         planes = tuple(name for name in recipe.slices.planes if wanted is None or name == wanted.plane)
         modality = options.get("modality") or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
@@ -148,13 +147,11 @@ def _range(options: ResolveOptions, planes: Sequence[str]) -> SliceRange | None:
 
 
 def _region(options: ResolveOptions, wanted: SliceRange | None, data: bytes) -> Region | None:
-    box, mask = options.get("box"), options.get("mask")
+    mask = options.get("mask")
     if mask:
         from medret.volume.region import mask_region
 
         return mask_region(read_query(normalise_uri(mask)), data)
-    if box:
-        return parse_box(box)
     return wanted.region() if wanted else None
 
 

@@ -55,7 +55,7 @@ def synthetic_volumes(count: int, slices: int = 6, seed: int = 0) -> tuple[Embed
         raw = own + 0.5 * rng.standard_normal((slices, DIM))
         unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
         planes = ["axial" if at % 2 == 0 else "sagittal" for at in range(slices)]
-        relative = np.linspace(0, 1, slices, dtype=np.float32)  # of mm too
+        relative = np.linspace(0, 1, slices, dtype=np.float32)
         positions = np.arange(1, slices + 1, dtype=np.int32) * 10
         volume_id = f"synthetic/{ORGANS[number % len(ORGANS)].lower()}_{number:04d}.nii.gz"
         ones = np.ones(slices, np.float32)
@@ -183,6 +183,11 @@ def make_store(
 @pytest.fixture(scope="session")
 def store_maker() -> Callable[..., MadeStore]:
     return make_store
+
+
+@pytest.fixture(scope="session")
+def volume_maker() -> Callable[..., tuple[EmbeddedVolume, ...]]:
+    return synthetic_volumes
 
 
 @pytest.fixture(scope="session")

@@ -122,10 +122,10 @@ def test_every_volume_can_be_ranked(made_store: Any, snapshot: Snapshot, mode: s
     assert len(ranked) == 30 or mode in ("vote", "max", "sum")
 
 
-def test_large_sets_of_excluded_volumes(tmp_path: Path, store_maker: Callable[..., Any], made_store: Any) -> None:
-    from tests.search.conftest import synthetic_volumes
-
-    made = store_maker(tmp_path / "store", synthetic_volumes(90, slices=2), per_shard=25)
+def test_large_sets_of_excluded_volumes(
+    tmp_path: Path, store_maker: Callable[..., Any], volume_maker: Callable[..., Any]
+) -> None:
+    made = store_maker(tmp_path / "store", volume_maker(90, slices=2), per_shard=25)
     snapshot = open_snapshot(made.uri)
     queries = [snapshot.resolve(one) for one in made.ids[:4]]
     gone = [frozenset(made.ids[:50]), frozenset(made.ids[40:]), frozenset(made.ids[:50]), frozenset()]
