@@ -109,7 +109,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 def print_hits(query: str, hits: Sequence[Hit]) -> None:
     """Hits, best first."""
     table = Table(title=plain(f"most similar to {query}"), title_justify="left", box=None, pad_edge=False)
-    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slice: query ~ hit"):
+    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices: query ~ hit"):
         numeric, long = heading in ("rank", "score"), heading == "volume"
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=not long)
     for hit in hits:
@@ -132,8 +132,13 @@ def _match(hit: Any) -> str:
     match = hit.slices
     if match is None:
         return ""
-    own = f"{match.query[0]} ~ " if match.query else ""
-    return f"{match.plane} {own}{match.hit[0]}"
+    own = f"{_range(match.query)} ~ " if match.query else ""
+    return f"{match.plane} {own}{_range(match.hit)}"
+
+
+def _range(positions: tuple[int, int]) -> str:
+    first, last = positions
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def plain(text: str) -> str:
