@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.index import KINDS
 from medret.search import Snapshot
-from medret.search.snapshot import MODES as ALL_MODES
-from medret.search.snapshot import SLICE, VOLUME
+from medret.search.answer import DEFAULT_INDEX
+from medret.search.modes import MODES as ALL_MODES
+from medret.search.modes import SLICE, VOLUME
 
 MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits are volumes
 
@@ -51,9 +51,8 @@ class Selection:
 
 
 def search_defaults() -> tuple[str, str]:
-    """The index and the mode that `Snapshot.search` takes when it is told nothing."""
-    parameters = inspect.signature(Snapshot.search).parameters
-    return str(parameters["index"].default), str(parameters["mode"].default)
+    """The index and the mode that a search takes when it is told nothing."""
+    return DEFAULT_INDEX, VOLUME
 
 
 def arms_of(snapshot: Snapshot, selection: Selection) -> list[Arm]:
