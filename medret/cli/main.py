@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import medret
-from medret.cli import demo, duplicates, evaluate, index, models, search, verify
+from medret.cli import demo, duplicates, evaluate, index, models, search, study, verify
 from medret.errors import MedretError
 
 EPILOG = """\
@@ -48,6 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, index, search, evaluate, duplicates, verify, models):
+    for module in (demo, index, search, evaluate, duplicates, study, verify, models):
         module.add_parser(commands)
     return parser

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from medret.embeddings import slice_table
+from medret.embeddings.shards import parquet_bytes
+from medret.schemas import FILES
 from medret.search import Snapshot, open_snapshot
+from medret.storage import Location
 
 ORGANS = ("Liver", "Lung", "Brain", "Liver;Lung", "Kidney")
 REGIONS = {"Liver": "Abdomen", "Lung": "Chest", "Brain": "Head", "Liver;Lung": "Abdomen", "Kidney": "Abdomen"}
@@ -55,8 +61,36 @@ def label_rows(stores: ModuleType, volumes: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def labelled_store(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """48 volumes of 6 slices, in 3 shards an index."""
+    """48 volumes of 6 slices, in 3 shards an index, under two models."""
     volumes = stores.synthetic_volumes(48, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "publish", _publish_whole(stores, volumes))
+        return _made(stores, tmp_path_factory, volumes)
+
+
+def _publish_whole(stores: ModuleType, volumes: Any) -> Callable[..., Any]:
+    """`publish` with the Parquet shard of the slices, and a second model that has the vectors of the first."""
+    other = stores.recipe_of("second-model")
+    publish = stores.publish
+
+    def publish_whole(store: Location, ledger: pa.Table, files: pa.Table, **manifest: Any) -> Any:
+        (entry,) = manifest["recipes"]
+        rows = files.to_pylist()
+        data = parquet_bytes(slice_table(volumes, stores.DIM, entry.recipe["digest"]))
+        file = store.write_named("embeddings/synthetic", "slices", ".parquet", data)
+        rows.append(
+            {"path": file.path, "kind": "slices", "sha256": file.sha256, "size_bytes": len(data), "rows": 288}
+            | {"recipe": entry.recipe["digest"], "aggregation": None, "shard": "only"}
+        )
+        rows += [row | {"recipe": other.digest} for row in rows]
+        manifest["recipes"] = [entry, entry.model_copy(update={"recipe": other.to_json()})]
+        manifest["indices"] += [one.model_copy(update={"recipe": other.digest}) for one in manifest["indices"]]
+        return publish(store, ledger, pa.Table.from_pylist(rows, schema=FILES), **manifest)
+
+    return publish_whole
+
+
+def _made(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory, volumes: Any) -> Any:
     return stores.make_store(
         tmp_path_factory.mktemp("labelled") / "store",
         volumes,

@@ -22,6 +22,7 @@ from medret.snapshot import read_files
 from medret.storage import Location
 
 Row = dict[str, Any]
+ONE = Selection(["synthetic-model"], ["mean"], ["exact", "hnsw"], ["volume"])
 
 
 def stored_vectors(snapshot: Snapshot, model: str, aggregation: str | None) -> dict[str, NDArray[np.float64]]:
@@ -115,7 +116,7 @@ def brute_force(
         scores = np.arange(len(relevant), 0, -1, dtype=float)
         share = sum(relevant) / total  # scikit-learn knows only what is ranked
         values_of["mAP"] = average_precision_score(relevant, scores) * share if share else 0.0
-        ideal = [[*relevant, *[True] * (total - sum(relevant))]]
+        ideal = [[*relevant, *[False] * 10, *[True] * (total - sum(relevant))]]
         values_of["ndcg@10"] = ndcg_score(ideal, [np.arange(len(ideal[0]), 0, -1, dtype=float)], k=10)
         everyone.append(values_of)
         for name in own:
@@ -179,7 +180,7 @@ def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
 
 
 def test_queries_that_cannot_be_scored_are_left_out_and_counted(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=6, levels=["organ"]))
+    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=6, levels=["organ"], selection=ONE))
     left = next(one for one in found.left_out if one.exclude == "subject")
     assert left.unlabelled == 1
     assert left.too_few_relevant >= 4
@@ -255,7 +256,7 @@ def test_what_cannot_be_evaluated_is_one_line(snapshot: Snapshot, options: Optio
 
 
 def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(selection=Selection(aggregations=["mean"]), levels=["organ"])
+    options = Options(selection=Selection(["synthetic-model"], ["mean"]), levels=["organ"])
     whole = evaluate(snapshot, archive_panel(snapshot), options)
     monkeypatch.setattr("medret.evaluate.run.BATCH_PAIRS", 48 * 5)
     parts = evaluate(snapshot, archive_panel(snapshot), options)
@@ -264,7 +265,7 @@ def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.M
 
 
 def test_a_sample_of_the_queries_is_scored_against_all(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot, sample=20, seed=1), Options(min_relevant=1))
+    found = evaluate(snapshot, archive_panel(snapshot, sample=20, seed=1), Options(min_relevant=1, selection=ONE))
     assert found.panel.queries.num_rows == 20
     assert found.panel.candidates.num_rows == 48
     assert all(row.n <= 20 for row in found.rows)
@@ -288,7 +289,7 @@ def test_lists_that_end_early_count_what_they_lack_as_not_found(snapshot: Snapsh
 def test_a_level_of_several_values_is_relevant_where_they_share_one(snapshot: Snapshot) -> None:
     labels = snapshot.labels()
     assert "Liver;Lung" in labels["organ"].to_pylist()
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], min_relevant=1))
+    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], min_relevant=1, selection=ONE))
     classes = {row.class_ for row in found.rows if row.level == "organ"}
     assert {"Liver", "Lung"} <= classes
     assert "Liver;Lung" not in classes
