@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.cli.progress import clear, report, write_text
     from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
+    from medret.evaluate.compare import late_notes
     from medret.evaluate.confounds import SOURCE
     from medret.search import open_snapshot
 
@@ -134,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_text(arguments.html, report_page(snapshot, found))
     if arguments.json:
-        print(json.dumps(found.to_json(), allow_nan=False))
+        print(json.dumps({**found.to_json(), "notes": late_notes(found)}, allow_nan=False))
     else:
         from medret.cli.evaluate_tables import print_evaluation
 

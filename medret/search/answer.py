@@ -15,9 +15,11 @@ from medret.search.hit import Hit, SliceMatch
 from medret.search.kept import NONE, SELF, excluded_of
 from medret.search.matching import match_of, match_slices
 from medret.search.merge import Found, merge_slices
-from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, slices_found
+from medret.search.modes import LATE, SLICE, VOLUME, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
+from medret.search.region import AXES, PARTS
+from medret.search.shards import ShardedIndex
 
 if TYPE_CHECKING:
     from medret.search.snapshot import Snapshot
@@ -29,7 +31,8 @@ def answer(
     snapshot: Snapshot, contents: Contents, queries: Sequence[Query], k: int, options: SearchOptions
 ) -> list[list[Hit]]:
     """The hits of each query; see `Snapshot.search_many`."""
-    mode, index = options.get("mode", VOLUME), options.get("index", DEFAULT_INDEX)
+    part = any(options.get(name) for name in PARTS)  # of a volume: its own slices say more than one vector of the whole
+    mode, index = options.get("mode", LATE if part else VOLUME), options.get("index", DEFAULT_INDEX)
     _check_count("k", k)
     check_mode(mode)
     unknown = sorted(set(options) - SearchOptions.__optional_keys__)
@@ -61,10 +64,20 @@ def answer(
     stored = contents.index(contents.recipe(members[0].model), None)
     hits = []
     for query, ranked in zip(asked[0], found, strict=True):
-        slices = [stored.vectors_of(one.volume_id) for one in ranked]
-        matches = [match_slices(query.slices, own, query.asked) if own else None for own in slices]
-        hits.append(_hits(contents, ranked, matches))
+        hits.append(_hits(contents, ranked, [_match(contents, query, one.volume_id, stored) for one in ranked]))
     return hits
+
+
+def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: ShardedIndex) -> SliceMatch | None:
+    slices = stored.vectors_of(volume_id)
+    if slices is None:
+        return None
+    row = contents.ledger.row(volume_id)
+    theirs = row.spacing_mm if row else None
+    paces = None
+    if query.spacing_mm and theirs:
+        paces = {plane: own / other for plane, own, other in zip(AXES, query.spacing_mm, theirs, strict=True)}
+    return match_slices(query.slices, slices, query.asked, paces)
 
 
 def _mode_options(options: SearchOptions) -> ModeOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -39,11 +39,14 @@ class SliceVectors:
         return SliceVectors(self.vectors[chosen], [self.planes[number] for number in chosen.tolist()], positions)
 
 
-def match_slices(query: SliceVectors, hit: SliceVectors, asked: Range | None = None) -> SliceMatch | None:
+def match_slices(
+    query: SliceVectors, hit: SliceVectors, asked: Range | None = None, paces: Mapping[str, float] | None = None
+) -> SliceMatch | None:
     """Where a hit matches a query, in the plane where it does so best; None when either side has no slices.
 
     Slices of the same plane are compared, where the query's planes are known and the hit has one of them.
-    asked: the positions that the query was asked to be of, which may reach beyond its slices.
+    asked: the positions that the query was asked to be of, which may reach beyond its slices. paces: by plane,
+    positions of the hit that are as far in millimetres as one of the query, where that is known.
     """
     if not len(query) or not len(hit):
         return None
@@ -58,7 +61,14 @@ def match_slices(query: SliceVectors, hit: SliceVectors, asked: Range | None = N
     for plane in shared or dict.fromkeys(hit.planes):
         rows = np.arange(len(query)) if free else np.flatnonzero((own == plane) | ~known)
         columns = np.flatnonzero(other == plane)
-        match = _in_plane(str(plane or ""), query.only(rows), hit.only(columns), cosines[np.ix_(rows, columns)], asked)
+        match = _in_plane(
+            str(plane or ""),
+            query.only(rows),
+            hit.only(columns),
+            cosines[np.ix_(rows, columns)],
+            asked,
+            (paces or {}).get(str(plane)),
+        )
         if best is None or match.score > best.score:
             best = match
     assert best is not None
@@ -75,7 +85,12 @@ def match_of(query: SliceVectors, own: int, hit: SliceVectors, other: int, score
 
 
 def _in_plane(
-    plane: str, query: SliceVectors, hit: SliceVectors, cosines: NDArray[np.float32], asked: Range | None
+    plane: str,
+    query: SliceVectors,
+    hit: SliceVectors,
+    cosines: NDArray[np.float32],
+    asked: Range | None,
+    pace: float | None,
 ) -> SliceMatch:
     assert hit.positions is not None
     if query.positions is None:  # a volume vector
@@ -86,7 +101,7 @@ def _in_plane(
     if covered is None:
         margin = half_step(query.positions)
         covered = (max(0, ceil(query.positions[0] - margin)), floor(query.positions[-1] + margin))
-    located = locate(cosines, query.positions, hit.positions, covered)
+    located = locate(cosines, query.positions, hit.positions, covered, pace)
     return SliceMatch(plane, covered, located.range, located.score)
 
 

@@ -39,8 +39,8 @@ class SearchOptions(TypedDict, total=False):
 
     model, aggregation: one, or several that are fused (a mapping gives weights). fuse: `concat`, the weighted sum of
     the members' scores, or `rrf`, reciprocal-rank fusion.
-    index: hnsw (default) | lsh | exact. mode: volume (default) | vote | max | sum | late | slice, see
-    `medret.search.modes`; in `slice` each hit is a slice.
+    index: hnsw (default) | lsh | exact. mode: volume | vote | max | sum | late | slice, see
+    `medret.search.modes`; in `slice` each hit is a slice. Default: volume, and late for a part of a query.
     exclude: none | self | subject | any label column: leaves out what has the query's value there, and the query.
     where: a filter such as "modality = 'CT' and organ in ('liver', 'lung')", see `medret.search.filters`.
     per_slice: how many slices each slice of the query looks for (default 20). candidates: how many volumes `late`, and

@@ -12,6 +12,7 @@ from medret.recipe import PLANES
 if TYPE_CHECKING:
     from medret.volume.region import Region
 
+PARTS = ("slices", "box", "mask")  # the options that name a part of a query
 AXES = ("sagittal", "coronal", "axial")  # the plane whose slices follow one another along x, y, z
 _NUMBER = r"([+-]?\d+(?:\.\d+)?)"
 _VOXELS = re.compile(r"(\d+):(\d+)")

@@ -18,16 +18,14 @@ from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.search.narrow import chosen_slices, slice_weights, within
 from medret.search.options import ResolveOptions
-from medret.search.query import Query, QueryVectors, aggregated, is_file, vector_query
-from medret.search.region import SliceRange, parse_box, parse_range
+from medret.search.query import Query, QueryVectors, aggregated, is_file, load_array, refuse_table, vector_query
+from medret.search.region import PARTS, SliceRange, parse_box, parse_range
 from medret.snapshot import RecipeEntry
 from medret.storage import normalise_uri
 
 if TYPE_CHECKING:
     from medret.models import Encoder
     from medret.volume.region import Region
-
-PARTS = ("slices", "box", "mask")
 
 
 class Resolver:
@@ -42,6 +40,8 @@ class Resolver:
         parts = [name for name in PARTS if options.get(name)]
         if len(parts) > 1:
             raise UsageError(f"{' and '.join(parts)} both say which part of the query is meant: give one of them")
+        if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
+            query = load_array(read_query(normalise_uri(query)), os.fspath(query))
         if isinstance(query, np.ndarray):
             if parts:
                 raise UsageError(f"{parts[0]} names a part of a volume, but the query is an array of vectors: slice it")
@@ -66,7 +66,7 @@ class Resolver:
         if options.get("box") or options.get("mask"):
             return self._file(row.uri, volume_id, entry, aggregation, options)
         slices = self._contents.index(entry, None).vectors_of(volume_id) or SliceVectors(stored.vectors, [None], None)
-        found = QueryVectors(volume_id, frozenset([volume_id]), stored.vectors[0], slices)
+        found = QueryVectors(volume_id, frozenset([volume_id]), stored.vectors[0], slices, spacing_mm=row.spacing_mm)
         wanted = _range(options, _planes(entry))
         places = None
         if wanted or options.get("query_slices") or options.get("query_weights"):
@@ -84,10 +84,12 @@ class Resolver:
     ) -> QueryVectors:
         recipe = entry.load()
         wanted = _range(options, _planes(entry))
+        box = parse_box(box_text) if (box_text := options.get("box")) else None
         data = read_query(uri)
+        refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)
-        region = _region(options, wanted, data)
+        region = box or _region(options, wanted, data)
         planes = tuple(name for name in recipe.slices.planes if wanted is None or name == wanted.plane)
         modality = options.get("modality") or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
@@ -95,6 +97,8 @@ class Resolver:
         vector = aggregated(encoded.slices, encoded.relative, parse_aggregation(aggregation), volume_id)
         asked = _sliced(wanted.plane, volume.facts.crop_box) if wanted else None
         found = QueryVectors(uri, frozenset(own_ids), vector, encoded.slices, asked=asked)
+        if not volume.facts.spacing_assumed:
+            found = replace(found, spacing_mm=volume.facts.spacing_mm)
         return self._narrowed(found, encoded.relative, aggregation, options)
 
     def _narrowed(
@@ -143,13 +147,11 @@ def _range(options: ResolveOptions, planes: Sequence[str]) -> SliceRange | None:
 
 
 def _region(options: ResolveOptions, wanted: SliceRange | None, data: bytes) -> Region | None:
-    box, mask = options.get("box"), options.get("mask")
+    mask = options.get("mask")
     if mask:
         from medret.volume.region import mask_region
 
         return mask_region(read_query(normalise_uri(mask)), data)
-    if box:
-        return parse_box(box)
     return wanted.region() if wanted else None
 
 

@@ -163,7 +163,7 @@ class Snapshot:
 
     def uri_of_query(self, query: Query) -> str | None:
         """Where a query's voxels can be read: its own path or URI, that of the volume it names, None for an array."""
-        if isinstance(query, np.ndarray):
+        if isinstance(query, np.ndarray) or os.fspath(query).endswith(".npy"):
             return None
         if is_file(query):
             return normalise_uri(query)
