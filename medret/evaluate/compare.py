@@ -16,7 +16,7 @@ METRIC = "recall@1"
 
 def late_notes(found: Evaluation) -> list[str]:
     """A sentence for every model, level and exclusion at which another mode has the better macro recall@1 than late."""
-    notes = []
+    notes: list[str] = []
     for late in _late_arms(found):
         for exclude in found.excludes:
             for level in found.levels:
