@@ -67,6 +67,12 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="queries with fewer relevant volumes left are counted, not scored (default %(default)s)",
     )
+    group.add_argument(
+        "--without",
+        type=Path,
+        metavar="FILE",
+        help="volumes that are neither asked nor found, an id a line, as `medret duplicates --list` writes them",
+    )
     group.add_argument("--sample", type=positive_int, metavar="N", help="ask with N volumes only, drawn at random")
 
     group = parser.add_argument_group("arms (each repeatable; default: all there are)")
@@ -99,8 +105,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    from medret.cli.progress import clear, report, write_text
     from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
+    from medret.evaluate.compare import late_notes
     from medret.evaluate.confounds import SOURCE
     from medret.search import open_snapshot
 
@@ -119,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
     )
     found = evaluate(snapshot, panel, options, report)
+    clear()
     if arguments.csv:
         write_text(arguments.csv, found.to_csv())
     if arguments.html:
@@ -126,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_text(arguments.html, report_page(snapshot, found))
     if arguments.json:
-        print(json.dumps(found.to_json(), allow_nan=False))
+        print(json.dumps({**found.to_json(), "notes": late_notes(found)}, allow_nan=False))
     else:
         from medret.cli.evaluate_tables import print_evaluation
 
@@ -142,33 +151,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> Panel:
+    from medret.cli.progress import report
     from medret.errors import UsageError
     from medret.evaluate import archive_panel
     from medret.evaluate.queries import file_panel
 
+    without = _names(arguments.without)
     if not arguments.queries:
         for option in ("labels", "weights"):
             if getattr(arguments, option):
                 raise UsageError(f"--{option} is of --queries: without it the store's own volumes ask")
-        return archive_panel(snapshot, arguments.sample, arguments.seed)
+        return archive_panel(snapshot, without, arguments.sample, arguments.seed)
     if arguments.sample:
         raise UsageError("--sample draws from the store's own volumes, --queries asks with others: give one of them")
     weights = parse_weights(arguments.weights)
-    return file_panel(snapshot, arguments.queries, arguments.labels, selection, weights, report)
+    return file_panel(snapshot, arguments.queries, arguments.labels, selection, weights, without, report)
 
 
-def report(text: str) -> None:
-    """One line of progress, on standard error: overwritten there by the next, if a person looks."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, with the folders above it; raises UsageError where it cannot be."""
+def _names(path: Path | None) -> frozenset[str]:
+    """The lines of a file, without blank ones."""
     from medret.errors import UsageError
 
+    if path is None:
+        return frozenset()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--without {path}: cannot be read: {error}") from error
+    return frozenset(line.strip() for line in lines if line.strip())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape as plain
 from rich.table import Table
 
-from medret.cli.tables import plain
+from medret.evaluate.compare import late_notes
 
 if TYPE_CHECKING:
     from medret.evaluate import Arm, Evaluation, Row
@@ -39,6 +40,8 @@ def print_evaluation(found: Evaluation) -> None:
                 f"{f' ({classes})' if classes else ''}{unlabelled}",
                 soft_wrap=True,
             )
+    for note in late_notes(found):
+        console.print(f"note: {plain(note)}", soft_wrap=True)
     for warning in found.warnings:
         console.print(f"warning: {plain(warning)}", soft_wrap=True, style="yellow")
 

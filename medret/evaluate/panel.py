@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from medret.errors import UsageError
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
 
@@ -29,6 +31,7 @@ class Panel:
 
     queries, candidates: label tables (volume_id, uri, subject, ...), one row each. own: of each query the candidates
     that are the query itself. resolve: gives a query's vectors. failures: query files that are not among the queries.
+    hidden: volumes of the snapshot that are not candidates.
     """
 
     queries: pa.Table
@@ -36,6 +39,7 @@ class Panel:
     own: Sequence[Sequence[int]]
     resolve: Resolve
     failures: tuple[Failure, ...] = ()
+    hidden: frozenset[str] = frozenset()
     _kept: dict[tuple[int, str, str], QueryVectors] = field(default_factory=dict, repr=False)
 
     KEPT_MAX = 4096
@@ -58,15 +62,34 @@ class Panel:
         self._kept.clear()
 
 
-def archive_panel(snapshot: Snapshot, sample: int | None = None, seed: int = 0) -> Panel:
-    """Every volume of a snapshot, or `sample` of them drawn at random, asks for the others."""
+def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
+    """The labels of a snapshot, less some volumes; raises UsageError for one that it does not have."""
     labels = snapshot.labels()
+    ids: list[str] = labels["volume_id"].to_pylist()
+    unknown = sorted(frozenset(without) - frozenset(ids))
+    if unknown:
+        raise UsageError(
+            f"{snapshot.uri} has no volume '{unknown[0]}', which is to be left out ({len(unknown)} in all)"
+        )
+    rows = [row for row, volume_id in enumerate(ids) if volume_id not in without]
+    return labels.take(pa.array(rows, pa.int64())) if without else labels
+
+
+def archive_panel(
+    snapshot: Snapshot, without: AbstractSet[str] = frozenset(), sample: int | None = None, seed: int = 0
+) -> Panel:
+    """Every volume of a snapshot, or `sample` of them drawn at random, asks for the others.
+
+    without: volumes that are neither asked nor found.
+    """
+    labels = known_labels(snapshot, without)
     rows = np.arange(labels.num_rows)
     if sample is not None and sample < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
-    ids: list[str] = labels["volume_id"].take(pa.array(rows)).to_pylist()
+    queries = labels.take(pa.array(rows))
+    ids: list[str] = queries["volume_id"].to_pylist()
 
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
         return snapshot.resolve(ids[row], model=model, aggregation=aggregation)
 
-    return Panel(labels.take(pa.array(rows)), labels, [(int(row),) for row in rows], resolve)
+    return Panel(queries, labels, [(int(row),) for row in rows], resolve, hidden=frozenset(without))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import pyarrow as pa
 
@@ -10,7 +11,7 @@ from medret.archive import Labels, list_archive, read_labels
 from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
 from medret.evaluate.arms import Selection, arms_of
-from medret.evaluate.panel import Failure, Panel
+from medret.evaluate.panel import Failure, Panel, known_labels
 from medret.search import Snapshot
 from medret.search.ledger import LABELS
 from medret.search.query import QueryVectors
@@ -22,11 +23,13 @@ def file_panel(
     labels_uri: str | None,
     selection: Selection,
     weights: Mapping[str, str],
+    without: AbstractSet[str] = frozenset(),
     report: Callable[[str], None] = lambda _: None,
 ) -> Panel:
     """The NIfTI files of an archive ask for the volumes of a snapshot.
 
     labels_uri: table of their labels, as for `medret index`. weights: model -> path or URI, where it lies elsewhere.
+    without: volumes of the snapshot that are not to be found.
     A file that cannot be used becomes a failure. Raises UsageError when none can be, or an option is wrong.
     """
     listing = list_archive(archive_uri)
@@ -61,7 +64,7 @@ def file_panel(
         ready = encoded.pop((one.volume_id, model, aggregation), None)
         return ready or encode(one, model, aggregation)
 
-    candidates = snapshot.labels()
+    candidates = known_labels(snapshot, without)
     numbers = {volume_id: number for number, volume_id in enumerate(candidates["volume_id"].to_pylist())}
     own = [
         tuple(
@@ -71,7 +74,7 @@ def file_panel(
         )
         for one in used
     ]
-    return Panel(_label_table(used, known), candidates, own, resolve, tuple(failures))
+    return Panel(_label_table(used, known), candidates, own, resolve, tuple(failures), frozenset(without))
 
 
 def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, Labels]) -> pa.Table:

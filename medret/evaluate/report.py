@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.evaluate.averages import MACRO, MICRO
+from medret.evaluate.compare import late_notes
 from medret.evaluate.report_gallery import choose, gallery, read_images
 from medret.evaluate.report_map import legend_names, map_points
 from medret.evaluate.report_plots import Bar, bars, colour_of, key, matrix, scatter
@@ -43,7 +44,7 @@ def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well th
         *_confusions(found, level),
         _map(snapshot, found, level),
         *_galleries(snapshot, found, level),
-        _section("arms", "All arms", "Every way to search that was tried, on the same queries.", arms_table(found)),
+        _arms(found),
         _details(found),
     ]
     body = "\n".join(sections)
@@ -209,6 +210,13 @@ def _galleries(snapshot: Snapshot, found: Evaluation, level: str) -> list[str]:
             gallery(found, level, best, images),
         ),
     ]
+
+
+def _arms(found: Evaluation) -> str:
+    notes = "".join(f"<li>{escape(note)}</li>" for note in late_notes(found))
+    listed = f'<h3>Where late interaction is worse</h3><ul class="plain">{notes}</ul>' if notes else ""
+    text = "Every way to search that was tried, on the same queries."
+    return _section("arms", "All arms", text, arms_table(found), listed)
 
 
 def _details(found: Evaluation) -> str:

@@ -42,9 +42,9 @@ class Bar:
     strong: bool = False
 
 
-def bars(rows: Sequence[Bar], label: str) -> str:
+def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> str:
     """Horizontal bars on a scale from 0 to 1, with intervals as whiskers and chance as a tick."""
-    left, width, right, step, top = 150, 330, 130, 26, 12
+    left, width, right, step, top = name_px, 330, 130, 26, 12
     height = top + step * len(rows) + 24
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):

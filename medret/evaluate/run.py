@@ -23,6 +23,7 @@ from medret.evaluate.tally import Scope, Tally, scope_of
 from medret.evaluate.truth import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
 from medret.index import EXACT
 from medret.search import Snapshot
+from medret.search.modes import CANDIDATES, LATE, VOLUME
 
 EXACT_DEPTH_MAX = 20_000  # archives up to this size are ranked in full by exact search
 DEPTH = 1000  # ranks in larger ones, and by approximate search
@@ -155,10 +156,9 @@ class _Work:
                     exact = ranking
                 else:
                     exact = exact or self._rank(exact_arm, rows, kept, RECALL_K + TIES_SEEN)
-                    # An index that is asked for many looks further: the first ten are those of a search for ten.
-                    nearest = self._rank(arm, rows, kept, RECALL_K)
-                    shares[arm][rows] = neighbours_found(nearest, exact)
-                    ranking = spliced(nearest, ranking)
+                    if _looks_further(arm, self.depth(arm.index)):
+                        ranking = spliced(self._rank(arm, rows, kept, RECALL_K), ranking)
+                    shares[arm][rows] = neighbours_found(ranking, exact)
                 for tally in tallies[arm]:
                     tally.add(rows, kept, ranking)
                 if self._leads(arm):
@@ -186,7 +186,7 @@ class _Work:
         for own in kept:
             key = own.tobytes()
             if key not in shared:
-                shared[key] = frozenset(self._ids[number] for number in np.flatnonzero(~own))
+                shared[key] = self._panel.hidden.union(self._ids[number] for number in np.flatnonzero(~own))
             excluded.append(shared[key])
         return rank(self._snapshot, arm, queries, depth, excluded, self._number_of)
 
@@ -217,6 +217,14 @@ class _Work:
         _, numbers = np.unique(self._subjects[counted], return_inverse=True)
         everyone = np.ones((len(counted), 0), bool)
         return average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
+
+
+def _looks_further(arm: Arm, depth: int) -> bool:
+    """Whether an index that is asked for `depth` hits finds others among the first ten than if it is asked for ten.
+
+    Then the first ten of a list are taken from a search for ten, as users make it.
+    """
+    return arm.mode == VOLUME or (arm.mode == LATE and depth > CANDIDATES)
 
 
 def _top(ranked: NDArray[Any], fill: float) -> NDArray[Any]:

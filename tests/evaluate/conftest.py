@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from medret.schemas import FILES, LEDGER
 from medret.search import Snapshot, open_snapshot
+from medret.storage import Location
 
 ORGANS = ("Liver", "Lung", "Brain", "Liver;Lung", "Kidney")
+PER_SHARD = 16
 REGIONS = {"Liver": "Abdomen", "Lung": "Chest", "Brain": "Head", "Liver;Lung": "Abdomen", "Kidney": "Abdomen"}
 
 
@@ -48,6 +53,7 @@ def label_rows(stores: ModuleType, volumes: Any) -> list[dict[str, Any]]:
                 organ=None if number == 7 else organ,
                 metadata=[("dataset", "ABC"[number % 3])],
                 content_sha256=f"{number:064x}",
+                shards=[(stores.recipe_of().digest, f"shard-{number // PER_SHARD}")],
             )
         )
     return rows
@@ -55,12 +61,37 @@ def label_rows(stores: ModuleType, volumes: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def labelled_store(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """48 volumes of 6 slices, in 3 shards an index."""
+    """48 volumes of 6 slices, in 3 shards an index, under two models."""
     volumes = stores.synthetic_volumes(48, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "publish", _publish_whole(stores))
+        return _made(stores, tmp_path_factory, volumes)
+
+
+def _publish_whole(stores: ModuleType) -> Callable[..., Any]:
+    """`publish` with a second model that has the vectors of the first."""
+    other = stores.recipe_of("second-model")
+    publish = stores.publish
+
+    def publish_whole(store: Location, ledger: pa.Table, files: pa.Table, **manifest: Any) -> Any:
+        (entry,) = manifest["recipes"]
+        rows = files.to_pylist()
+        rows += [row | {"recipe": other.digest} for row in rows]
+        shards = [[*own, (other.digest, own[0][1])] for own in ledger["shards"].to_pylist()]
+        at = LEDGER.get_field_index("shards")
+        ledger = ledger.set_column(at, LEDGER.field("shards"), pa.array(shards, LEDGER.field("shards").type))
+        manifest["recipes"] = [entry, entry.model_copy(update={"recipe": other.to_json()})]
+        manifest["indices"] += [one.model_copy(update={"recipe": other.digest}) for one in manifest["indices"]]
+        return publish(store, ledger, pa.Table.from_pylist(rows, schema=FILES), **manifest)
+
+    return publish_whole
+
+
+def _made(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory, volumes: Any) -> Any:
     return stores.make_store(
         tmp_path_factory.mktemp("labelled") / "store",
         volumes,
-        per_shard=16,
+        per_shard=PER_SHARD,
         ledger=label_rows(stores, volumes),
     )
 

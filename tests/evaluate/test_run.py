@@ -22,6 +22,7 @@ from medret.snapshot import read_files
 from medret.storage import Location
 
 Row = dict[str, Any]
+ONE = Selection(["synthetic-model"], ["mean"], ["exact", "hnsw"], ["volume"])
 
 
 def stored_vectors(snapshot: Snapshot, model: str, aggregation: str | None) -> dict[str, NDArray[np.float64]]:
@@ -37,9 +38,52 @@ def stored_vectors(snapshot: Snapshot, model: str, aggregation: str | None) -> d
             index = faiss.read_index(str(root / file["path"]))
             matrix = index.reconstruct_n(0, index.ntotal).astype(np.float64)
             ids = RowTable.open(root / rows["path"]).volume_ids(np.arange(index.ntotal))
+            assert list(ids) == sorted(ids)
             for volume_id, vector in zip(ids, matrix, strict=True):
                 vectors.setdefault(volume_id, []).append(vector)
     return {volume_id: np.array(found) for volume_id, found in vectors.items()}
+
+
+Cosines = dict[str, NDArray[np.float64]]  # volume_id -> (slices of the query, slices of the volume)
+
+
+def late(cosines: Cosines) -> dict[str, tuple[float, ...]]:
+    """Slices of the synthetic stores alternate between two planes; only those of one plane are compared."""
+
+    def score(table: NDArray[np.float64]) -> float:
+        parts = [table[plane::PLANES, plane::PLANES].max(axis=1) for plane in range(PLANES)]
+        return float(np.float32(np.concatenate(parts).mean()))
+
+    return {name: (score(table),) for name, table in cosines.items()}
+
+
+def pooled(mode: str) -> Callable[[Cosines], dict[str, tuple[float, ...]]]:
+    """Each slice of the query finds its 20 nearest slices."""
+
+    def scores(cosines: Cosines) -> dict[str, tuple[float, ...]]:
+        hits: dict[str, list[float]] = {}
+        slices = len(next(iter(cosines.values())))
+        for own in range(slices):
+            found = [(-cosine, name, at) for name, t in cosines.items() for at, cosine in enumerate(t[own])]
+            for negative, name, _ in sorted(found)[:20]:
+                hits.setdefault(name, []).append(-negative)
+        pools: dict[str, Callable[[list[float]], float]] = {
+            "vote": lambda own: len(own) / slices / 20,
+            "max": max,
+            "sum": lambda own: sum(own) / slices / 20,
+        }
+        summed = {name: round(pools["sum"](own), 6) for name, own in hits.items()}
+        return {name: (round(pools[mode](own), 6), summed[name]) for name, own in hits.items()}
+
+    return scores
+
+
+PLANES = 2
+SCORES: dict[str, Callable[[Cosines], dict[str, tuple[float, ...]]]] = {
+    "volume": lambda cosines: {name: (float(table[0, 0]),) for name, table in cosines.items()},
+    "late": late,
+    **{mode: pooled(mode) for mode in ("vote", "max", "sum")},
+}
 
 
 def brute_force(
@@ -52,25 +96,28 @@ def brute_force(
     everyone = []
     for query in labels:
         own = set(filter(None, (query[level] or "").split(";")))
-        ranked = []
+        compared: dict[str, tuple[NDArray[np.float64], bool | None]] = {}
         for other in labels:
             same = query.get(exclude) is not None and other.get(exclude) == query.get(exclude)
             values = set(filter(None, (other[level] or "").split(";")))
-            if other["volume_id"] == query["volume_id"] or same or not values:
+            if other["volume_id"] == query["volume_id"] or same:
                 continue
             cosines = vectors[query["volume_id"]] @ vectors[other["volume_id"]].T
-            score = float(cosines[0, 0]) if mode == "volume" else float(cosines.max(axis=1).mean())
-            ranked.append((-score, other["volume_id"], bool(own & values)))
-        relevant = [found for _, _, found in sorted(ranked)]
-        total = sum(relevant)
+            compared[other["volume_id"]] = cosines, bool(own & values) if values else None
+        scores_of = SCORES[mode]({name: cosines for name, (cosines, _) in compared.items()})
+        order = sorted(scores_of, key=lambda name: (*(-score for score in scores_of[name]), name))
+        relevant = [found for name in order if (found := compared[name][1]) is not None]  # not judged: no label
+        total = sum(bool(found) for _, found in compared.values())
         if not own or total < least:
             continue
         values_of = {"recall@1": float(relevant[0]), "hit@5": float(any(relevant[:5]))}
         values_of |= {f"precision@{k}": sum(relevant[:k]) / k for k in (1, 3, 5, 10)}
         values_of |= {f"recall@{k}": sum(relevant[:k]) / total for k in (3, 5, 10)}
         scores = np.arange(len(relevant), 0, -1, dtype=float)
-        values_of["mAP"] = average_precision_score(relevant, scores)
-        values_of["ndcg@10"] = ndcg_score([relevant], [scores], k=10)
+        share = sum(relevant) / total  # scikit-learn knows only what is ranked
+        values_of["mAP"] = average_precision_score(relevant, scores) * share if share else 0.0
+        ideal = [[*relevant, *[False] * 10, *[True] * (total - sum(relevant))]]
+        values_of["ndcg@10"] = ndcg_score(ideal, [np.arange(len(ideal[0]), 0, -1, dtype=float)], k=10)
         everyone.append(values_of)
         for name in own:
             by_class.setdefault(name, []).append(values_of)
@@ -103,9 +150,9 @@ def test_figures_are_those_of_brute_force_and_scikit_learn(snapshot: Snapshot, e
     assert len(assert_equal_to_brute_force(snapshot, exclude, level)) >= 4 * 11
 
 
-@pytest.mark.skipif("late" not in MODES, reason="no late interaction")
-def test_late_interaction_is_that_of_brute_force(snapshot: Snapshot) -> None:
-    assert_equal_to_brute_force(snapshot, "subject", "organ", "late")
+@pytest.mark.parametrize("mode", ["vote", "max", "sum", "late"])
+def test_modes_by_slices_are_those_of_brute_force(snapshot: Snapshot, mode: str) -> None:
+    assert_equal_to_brute_force(snapshot, "subject", "organ", mode)
 
 
 def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
@@ -133,7 +180,7 @@ def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
 
 
 def test_queries_that_cannot_be_scored_are_left_out_and_counted(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=6, levels=["organ"]))
+    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=6, levels=["organ"], selection=ONE))
     left = next(one for one in found.left_out if one.exclude == "subject")
     assert left.unlabelled == 1
     assert left.too_few_relevant >= 4
@@ -209,7 +256,7 @@ def test_what_cannot_be_evaluated_is_one_line(snapshot: Snapshot, options: Optio
 
 
 def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(selection=Selection(aggregations=["mean"]), levels=["organ"])
+    options = Options(selection=Selection(["synthetic-model"], ["mean"]), levels=["organ"])
     whole = evaluate(snapshot, archive_panel(snapshot), options)
     monkeypatch.setattr("medret.evaluate.run.BATCH_PAIRS", 48 * 5)
     parts = evaluate(snapshot, archive_panel(snapshot), options)
@@ -218,7 +265,7 @@ def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.M
 
 
 def test_a_sample_of_the_queries_is_scored_against_all(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot, sample=20, seed=1), Options(min_relevant=1))
+    found = evaluate(snapshot, archive_panel(snapshot, sample=20, seed=1), Options(min_relevant=1, selection=ONE))
     assert found.panel.queries.num_rows == 20
     assert found.panel.candidates.num_rows == 48
     assert all(row.n <= 20 for row in found.rows)
@@ -242,7 +289,7 @@ def test_lists_that_end_early_count_what_they_lack_as_not_found(snapshot: Snapsh
 def test_a_level_of_several_values_is_relevant_where_they_share_one(snapshot: Snapshot) -> None:
     labels = snapshot.labels()
     assert "Liver;Lung" in labels["organ"].to_pylist()
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], min_relevant=1))
+    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], min_relevant=1, selection=ONE))
     classes = {row.class_ for row in found.rows if row.level == "organ"}
     assert {"Liver", "Lung"} <= classes
     assert "Liver;Lung" not in classes

@@ -1,0 +1,124 @@
+"""`medret study`: questions about aggregation, indices and ensembles, answered on a store's own vectors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medret.cli.shared import add_command, positive_int
+
+if TYPE_CHECKING:
+    from medret.evaluate.study import Study
+
+DESCRIPTION = """\
+Answer one question on the vectors that STORE holds; nothing is embedded again.
+
+  aggregation   all slices against 5, 10, 20 at random (several seeds), evenly spaced ones, the maximum, and a
+                grid of Gaussians over slice position; exact search
+  index         LSH bits and HNSW settings against the number of vectors and their width: build time, bytes a
+                vector, p50 and p95 latency, recall@10; synthetic vectors in the shape of the stored ones
+  ensemble      each model alone, and pairs by weighted concatenation and by reciprocal-rank fusion
+"""
+
+EPILOG = """\
+examples:
+  medret study aggregation ~/ct-store --html aggregation.html
+  medret study index ~/ct-store --sizes 1000 100000 1000000 --dims 768 --csv index.csv
+  medret study ensemble ~/ct-store --exclude dataset --json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "study", run, "answer a question about the method", DESCRIPTION, EPILOG)
+    parser.add_argument("question", choices=("aggregation", "index", "ensemble"), metavar="QUESTION")
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
+
+    group = parser.add_argument_group("aggregation and ensemble")
+    group.add_argument("--level", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
+    group.add_argument("--exclude", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
+    group.add_argument("--min-relevant", type=positive_int, default=3, metavar="N", help="(default %(default)s)")
+    group.add_argument("--model", metavar="NAME", help="of aggregation and index (default: the snapshot's first)")
+    group.add_argument("--aggregation", metavar="NAME", help="of ensemble (default: the snapshot's first)")
+    group.add_argument(
+        "--draws", type=positive_int, default=5, metavar="N", help="seeds of random slices (default %(default)s)"
+    )
+
+    group = parser.add_argument_group("index")
+    group.add_argument(
+        "--sizes", type=positive_int, nargs="+", metavar="N", help="vectors, up to 1000000 (default 1000 10000 100000)"
+    )
+    group.add_argument("--dims", type=positive_int, nargs="+", metavar="D", help="widths (default 384 768 1280 2048)")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
+    group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained page with plots")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.cli.progress import clear, write_text
+
+    study = _study(arguments)
+    clear()
+    if arguments.csv:
+        write_text(arguments.csv, study.to_csv())
+    if arguments.html:
+        from medret.evaluate.study_page import study_page
+
+        write_text(arguments.html, study_page(study))
+    if arguments.json:
+        print(json.dumps(study.to_json(), allow_nan=False))
+        return 0
+    _print(study)
+    for path in filter(None, (arguments.csv, arguments.html)):
+        print(f"written: {path.resolve()}")
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    from medret.cli.progress import report
+    from medret.errors import UsageError
+    from medret.evaluate import Bootstrap, Options
+    from medret.search import open_snapshot
+
+    if arguments.seed < 0:
+        raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
+    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    options = Options(
+        levels=arguments.level,
+        excludes=arguments.exclude,
+        min_relevant=arguments.min_relevant,
+        bootstrap=Bootstrap(seed=arguments.seed),
+    )
+    if arguments.question == "aggregation":
+        from medret.evaluate.study_aggregation import study_aggregation
+
+        return study_aggregation(snapshot, options, model=arguments.model, seeds=arguments.draws, report=report)
+    if arguments.question == "ensemble":
+        from medret.evaluate.study_ensemble import study_ensemble
+
+        return study_ensemble(snapshot, options, aggregation=arguments.aggregation, report=report)
+    from medret.evaluate.study_index import DIMS, SIZES, study_index
+
+    sizes, dims = arguments.sizes or SIZES, arguments.dims or DIMS
+    return study_index(snapshot, model=arguments.model, sizes=sizes, dims=dims, seed=arguments.seed, report=report)
+
+
+def _print(study: Study) -> None:
+    """The table, as wide as it is."""
+    rows = [study.table.column_names, *([_text(value) for value in row.values()] for row in study.table.to_pylist())]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for note in study.notes:
+        print(f"note: {note}")
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,176 @@
+"""Pairs of volumes that are the same, or nearly: they inflate every score, and a split by subject may not part them.
+
+Copies have the same bytes. Other candidates are neighbours of each volume in the index, not all pairs; a pair counts
+when its slices agree too: the symmetric late-interaction score, which neither side can win by showing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from medret.errors import UsageError
+from medret.index import EXACT, HNSW
+from medret.search import Snapshot
+from medret.search.late import SliceSets, late_scores, plane_codes
+from medret.search.ledger import LABELS
+from medret.search.matching import SliceVectors
+from medret.snapshot import read_ledger
+from medret.storage import Location
+
+AT_LEAST = 0.99
+NEIGHBOURS = 16  # asked for first; doubled for a volume all of whose neighbours are that near
+NEIGHBOURS_MAX = 256
+BATCH = 512
+ROUNDING = 5e-4  # float16 lengths
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two volumes. cosine: of their volume vectors, None where it was not looked at. score: of their slices."""
+
+    first: str
+    second: str
+    copy: bool
+    cosine: float | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """pairs: most alike first. crowded: volumes that may have more near neighbours than were looked at."""
+
+    pairs: tuple[Pair, ...]
+    at_least: float
+    volumes: int
+    crowded: int
+
+    def to_leave_out(self) -> list[str]:
+        """Volumes without which no pair is left: of each group all but the first by id."""
+        root: dict[str, str] = {}
+
+        def find(name: str) -> str:
+            while root.setdefault(name, name) != name:
+                name = root[name]
+            return name
+
+        for pair in self.pairs:
+            one, other = sorted((find(pair.first), find(pair.second)))
+            root[other] = one
+        return sorted(name for name in root if find(name) != name)
+
+    def to_json(self, labels: pa.Table) -> dict[str, Any]:
+        """The pairs as a JSON object, with the labels of both."""
+        known = labels_of(labels, {name for pair in self.pairs for name in (pair.first, pair.second)})
+        pairs = [
+            {
+                "volumes": [pair.first, pair.second],
+                "copy": pair.copy,
+                "cosine": pair.cosine,
+                "score": pair.score,
+                "labels": [known[pair.first], known[pair.second]],
+            }
+            for pair in self.pairs
+        ]
+        counts = {"volumes": self.volumes, "pairs": len(pairs), "copies": sum(pair.copy for pair in self.pairs)}
+        leave_out = self.to_leave_out()
+        return {"at_least": self.at_least, **counts, "crowded": self.crowded, "leave_out": leave_out, "pairs": pairs}
+
+
+def find_duplicates(
+    snapshot: Snapshot,
+    at_least: float = AT_LEAST,
+    model: str | None = None,
+    aggregation: str | None = None,
+    report: Report = lambda _: None,
+) -> Duplicates:
+    """All near-duplicate pairs of a snapshot. at_least: cosine of the volume vectors, and score of the slices."""
+    if not 0 < at_least <= 1:
+        raise UsageError(f"--at-least is {at_least:g}, expected a cosine above 0 and at most 1")
+    ids: list[str] = snapshot.labels()["volume_id"].to_pylist()
+    cosines: dict[tuple[str, str], float] = {}
+    crowded = 0
+    for start in range(0, len(ids), BATCH):
+        report(f"neighbours of {start}/{len(ids)} volumes")
+        found, full = _near(snapshot, ids[start : start + BATCH], at_least, model, aggregation)
+        cosines |= found
+        crowded += full
+    copies = set(_copies(snapshot))
+    pairs = []
+    for number, (first, second) in enumerate(sorted(copies | cosines.keys())):
+        if number % BATCH == 0:
+            report(f"slices of {number}/{len(copies | cosines.keys())} pairs")
+        copy = (first, second) in copies
+        score = 1.0 if copy else _slice_score(snapshot, first, second, model)
+        if copy or score >= at_least - ROUNDING:
+            pairs.append(Pair(first, second, copy, cosines.get((first, second)), score))
+    pairs.sort(key=lambda pair: (not pair.copy, -pair.score, pair.first, pair.second))
+    return Duplicates(tuple(pairs), at_least, len(ids), crowded)
+
+
+def _near(
+    snapshot: Snapshot, ids: Sequence[str], at_least: float, model: str | None, aggregation: str | None
+) -> tuple[dict[tuple[str, str], float], int]:
+    """Pairs of these volumes with any, by the cosine of their vectors; how many of them have too many neighbours."""
+    index = HNSW if HNSW in snapshot.manifest.index_settings["kinds"] else EXACT
+    everything = snapshot.labels().num_rows
+    found: dict[tuple[str, str], float] = {}
+    left, k = list(ids), NEIGHBOURS
+    while left and k <= NEIGHBOURS_MAX:
+        asked = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
+        own = [query.own_ids for query in asked]
+        ranked = snapshot.rank(asked, k, model=model, aggregation=aggregation, index=index, excluded=own)
+        full = []
+        for name, hits in zip(left, ranked, strict=True):
+            near = [hit for hit in hits if hit.score >= at_least - ROUNDING]
+            for hit in near:
+                first, second = sorted((name, hit.volume_id))
+                found[first, second] = min(hit.score, 1.0)
+            if len(near) == k < everything - 1:
+                full.append(name)
+        left, k = full, 2 * k
+    return found, len(left)
+
+
+def _copies(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
+    """Pairs of volumes with the same bytes; of a group of copies, the first with each other."""
+    columns = ["volume_id", "status", "content_sha256"]
+    ledger = read_ledger(Location(snapshot.uri), snapshot.id, snapshot.manifest, columns)
+    groups: dict[str, list[str]] = {}
+    for row in zip(*(ledger[name].to_pylist() for name in columns), strict=True):
+        if row[1] == "embedded" and row[2]:
+            groups.setdefault(row[2], []).append(row[0])
+    for group in groups.values():
+        if len(group) <= NEIGHBOURS:
+            yield from combinations(sorted(group), 2)
+        else:
+            first, *others = sorted(group)
+            yield from ((first, other) for other in others)
+
+
+def _slice_score(snapshot: Snapshot, first: str, second: str, model: str | None) -> float:
+    sides = [snapshot.slices_of(name, model) for name in (first, second)]
+    sets = [_set(side) for side in sides if side is not None]
+    if len(sets) < 2:
+        return 1.0  # no slice vectors to compare: the volume vectors stand alone
+    return min(float(late_scores(sets[0], sets[1], symmetric=True)[0, 0]), 1.0)
+
+
+def _set(slices: SliceVectors) -> SliceSets:
+    return SliceSets(slices.vectors.astype(np.float64), plane_codes(slices.planes), np.zeros(1, np.int64))
+
+
+def labels_of(labels: pa.Table, names: AbstractSet[str]) -> dict[str, dict[str, str | None]]:
+    """volume_id -> its labels, of some volumes."""
+    ids = labels["volume_id"].to_pylist()
+    rows = [row for row, name in enumerate(ids) if name in names]
+    columns = {name: labels[name].take(pa.array(rows, pa.int64())).to_pylist() for name in LABELS}
+    return {ids[row]: {name: columns[name][at] for name in LABELS} for at, row in enumerate(rows)}

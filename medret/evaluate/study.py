@@ -1,0 +1,214 @@
+"""What the studies share: their result, and scoring any similarity of volumes as an evaluation does."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.embeddings import read_vectors
+from medret.embeddings.shards import read_parquet
+from medret.errors import UsageError
+from medret.evaluate.averages import Bootstrap
+from medret.evaluate.metrics import NAMES
+from medret.evaluate.panel import archive_panel
+from medret.evaluate.plan import Options, exclude_names, find_confounds, level_names
+from medret.evaluate.ranking import Ranking
+from medret.evaluate.tally import Tally, scope_of
+from medret.evaluate.truth import exclusion_of, level_of, subject_numbers
+from medret.search import Snapshot
+from medret.snapshot import read_files, read_ledger
+from medret.storage import Location, read_checked
+
+METRICS = ("recall@1", "mAP")
+BATCH_PAIRS = 20_000_000
+VOLUMES_MAX = 20_000
+
+Report = Callable[[str], None]
+Similarity = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]  # rows of queries to (rows, volumes)
+
+SCORES = pa.schema(
+    [
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("exclude", pa.string(), nullable=False),
+        pa.field("level", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),  # macro, the mean over seeds
+        pa.field("low", pa.float64(), nullable=False),  # of the 95 % interval over subjects, its mean over seeds
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("spread", pa.float64(), nullable=False),  # standard deviation over seeds
+        pa.field("seeds", pa.int32(), nullable=False),
+        pa.field("chance", pa.float64(), nullable=False),
+        pa.field("n", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study. table: its figures. plots: (heading, SVG). notes: what a reader has to know."""
+
+    name: str
+    store: str
+    snapshot: str
+    table: pa.Table
+    plots: Sequence[tuple[str, str]]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        """The study as a JSON object."""
+        named = {"study": self.name, "store": self.store, "snapshot": self.snapshot, "notes": list(self.notes)}
+        return {**named, "rows": self.table.to_pylist()}
+
+    def to_csv(self) -> str:
+        """The table as CSV text."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.table.column_names)
+        writer.writerows(zip(*(column.to_pylist() for column in self.table.columns), strict=True))
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class StoredSlices:
+    """The slice vectors of all volumes under one recipe, as they lie in the store, in volume_id order.
+
+    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), where each volume's rows begin.
+    """
+
+    volume_ids: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    relative: NDArray[np.float32]
+    starts: NDArray[np.int64]
+
+    def of(self, volume: int) -> slice:
+        """The rows of a volume."""
+        return slice(int(self.starts[volume]), int(self.starts[volume + 1]))
+
+
+def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
+    """Read the Parquet shards of a model's slice vectors."""
+    store = Location(snapshot.uri)
+    digest = snapshot.recipe(model).digest
+    files = read_files(store, snapshot.id, snapshot.manifest).to_pylist()
+    own = [file for file in files if file["kind"] == "slices" and file["recipe"] == digest]
+    if not own:
+        raise UsageError(f"{snapshot.uri} has no slice vectors of this model: its Parquet files are not there to study")
+    columns = ["volume_id", "relative", "vector"]
+    live = _live_volumes(store, snapshot, digest)
+    tables = []
+    for file in own:
+        held = read_parquet(read_checked(store, file["path"], file["sha256"]), columns).replace_schema_metadata(None)
+        kept = [volume_id in live.get(file["shard"], ()) for volume_id in held["volume_id"].to_pylist()]
+        tables.append(held.filter(pa.array(kept, pa.bool_())))
+    table = pa.concat_tables(tables)
+    ids = np.array(table["volume_id"].to_pylist(), object)
+    order = np.argsort(ids, kind="stable")
+    names, firsts = np.unique(ids[order].astype(str), return_index=True)
+    return StoredSlices(
+        tuple(names.tolist()),
+        read_vectors(table)[order].astype(np.float32),
+        np.array(table["relative"].to_pylist(), np.float32)[order],
+        np.append(firsts, len(order)),
+    )
+
+
+def _live_volumes(store: Location, snapshot: Snapshot, recipe: str) -> dict[str, set[str]]:
+    """The volumes of each embedding shard of a recipe that the ledger points to: others were replaced or are gone."""
+    ledger = read_ledger(store, snapshot.id, snapshot.manifest, ["volume_id", "shards"])
+    live: dict[str, set[str]] = {}
+    for volume_id, shards in zip(ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist(), strict=True):
+        for digest, shard in shards or ():
+            if digest == recipe:
+                live.setdefault(shard, set()).add(volume_id)
+    return live
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A macro figure of one similarity."""
+
+    exclude: str
+    level: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    chance: float
+    n: int
+
+
+class Bench:
+    """Scores similarities of the volumes of a snapshot, all by exact comparison, at every level and exclusion."""
+
+    def __init__(self, snapshot: Snapshot, options: Options) -> None:
+        self._panel = archive_panel(snapshot)
+        count = self._panel.candidates.num_rows
+        if count > VOLUMES_MAX:
+            raise UsageError(f"{snapshot.uri} has {count} volumes: a study compares all with all, up to {VOLUMES_MAX}")
+        self.centred = bool(snapshot.manifest.index_settings.get("centred"))
+        self.volume_ids: list[str] = self._panel.candidates["volume_id"].to_pylist()
+        self._step = max(1, BATCH_PAIRS // count)
+        labels = self._panel.queries, self._panel.candidates
+        levels = [level_of(name, *labels) for name in level_names(snapshot, self._panel, options)]
+        self.notes: list[str] = []
+        confounds = find_confounds(self._panel, levels, options.sources)
+        names = exclude_names(self._panel, options, confounds, self.notes)
+        self._exclusions = [exclusion_of(name, *labels, self._panel.own) for name in names]
+        self._scopes = {
+            exclusion.column: [scope_of(level, exclusion, options.min_relevant, self._step) for level in levels]
+            for exclusion in self._exclusions
+        }
+        self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
+        self._subjects = subject_numbers(self._panel.queries)
+
+    def score(self, similarity: Similarity) -> list[Figure]:
+        """Macro figures of ranking all volumes by a similarity."""
+        tallies = {name: [Tally(scope) for scope in scopes] for name, scopes in self._scopes.items()}
+        count = len(self.volume_ids)
+        for start in range(0, count, self._step):
+            rows = np.arange(start, min(start + self._step, count))
+            scores = np.asarray(similarity(rows), np.float32)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            ranking = Ranking(order, np.take_along_axis(scores, order, axis=1))
+            for exclusion in self._exclusions:
+                kept = exclusion.kept(rows)
+                for tally in tallies[exclusion.column]:
+                    tally.add(rows, kept, ranking)
+        figures = []
+        for name, own in tallies.items():
+            for tally in own:
+                if not tally.scope.counted.any():
+                    continue
+                means = tally.averages(self._subjects, count, self._bootstrap)
+                for metric in METRICS:
+                    at = NAMES.index(metric)
+                    value, low, high, chance = (
+                        float(part[0, at]) for part in (means.value, means.low, means.high, means.chance)
+                    )
+                    level, n = tally.scope.level.name, int(means.queries[0])
+                    figures.append(Figure(name, level, metric, value, low, high, chance, n))
+        return figures
+
+
+def score_rows(arm: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, Any]]:
+    """Rows of SCORES: the mean of an arm's figures over its seeds, and their spread."""
+    rows = []
+    for same in zip(*by_seed, strict=True):
+        first = same[0]
+        values = [figure.value for figure in same]
+        means = {name: float(np.mean([getattr(one, name) for one in same])) for name in ("value", "low", "high")}
+        fixed = {name: getattr(first, name) for name in ("exclude", "level", "metric", "chance", "n")}
+        rows.append({"arm": arm, **fixed, **means, "spread": float(np.std(values)), "seeds": len(same)})
+    return rows
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows as a table."""
+    return pa.Table.from_pylist(list(rows), schema=SCORES)

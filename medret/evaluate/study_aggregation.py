@@ -1,0 +1,93 @@
+"""Which aggregation: all slices against random ones, evenly spaced ones, the maximum, and Gaussians over position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.embeddings import Aggregation, parse_aggregation
+from medret.evaluate.plan import Options
+from medret.evaluate.report_plots import Bar, bars
+from medret.evaluate.study import Bench, Report, Similarity, StoredSlices, Study, read_slices, score_rows, score_table
+from medret.evaluate.study_plots import grid
+from medret.index import centred, fit_centre
+from medret.search import Snapshot
+
+COUNTS = (5, 10, 20)
+CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
+SIGMAS = (0.05, 0.1, 0.2, 0.4)
+SEEDS = 5
+
+
+def study_aggregation(
+    snapshot: Snapshot,
+    options: Options,
+    *,
+    model: str | None = None,
+    seeds: int = SEEDS,
+    centres: Sequence[float] = CENTRES,
+    sigmas: Sequence[float] = SIGMAS,
+    report: Report = lambda _: None,
+) -> Study:
+    """Aggregate the stored slice vectors in every way and score each by exact search."""
+    slices = read_slices(snapshot, model)
+    bench = Bench(snapshot, options)
+    arms: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
+    for count in COUNTS:
+        arms[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
+        arms[f"uniform:{count}"] = [Aggregation("uniform", count=count)]
+    for centre in centres:
+        for sigma in sigmas:
+            gaussian = Aggregation("gaussian", centre=centre, sigma=sigma)
+            arms[gaussian.name] = [gaussian]
+    rows = []
+    for number, (name, own) in enumerate(arms.items(), start=1):
+        report(f"{number}/{len(arms)} {name}")
+        rows += score_rows(name, [bench.score(_cosines(slices, bench, aggregation)) for aggregation in own])
+    table = score_table(rows)
+    most = int(np.diff(slices.starts).max())
+    notes = [f"slices stored: {most} a volume at most; a subsample of as many or more is the mean", *bench.notes]
+    return Study("aggregation", snapshot.uri, snapshot.id, table, _plots(table, centres, sigmas), notes)
+
+
+def _cosines(slices: StoredSlices, bench: Bench, aggregation: Aggregation) -> Similarity:
+    number = {name: at for at, name in enumerate(slices.volume_ids)}
+    vectors = np.zeros((len(bench.volume_ids), slices.vectors.shape[1]), np.float32)
+    for row, name in enumerate(bench.volume_ids):
+        if name in number:
+            own = slices.of(number[name])
+            vectors[row] = aggregation.aggregate(slices.vectors[own], slices.relative[own], name)
+    if bench.centred:  # as an index over these vectors would be
+        total = vectors.sum(axis=0, dtype=np.float64)
+        vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
+
+    def similarity(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        cosines: NDArray[np.float32] = vectors[rows] @ vectors.T
+        return cosines
+
+    return similarity
+
+
+def _plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -> list[tuple[str, str]]:
+    rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
+    plots = []
+    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
+        own = {row["arm"]: row for row in rows if (row["exclude"], row["level"]) == (exclude, level)}
+        heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
+        plain = [row for name, row in own.items() if not name.startswith("gaussian")]
+        drawn = bars([_bar(row) for row in plain], heading)
+        values = np.array([[own[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in sigmas] for centre in centres])
+        cells = grid(values, [f"centre {c:g}" for c in centres], [f"sigma {s:g}" for s in sigmas], heading)
+        plots += [(heading, drawn), (f"{heading}, Gaussian weights", cells)]
+    return plots
+
+
+def _bar(row: dict[str, object]) -> Bar:
+    value, low, high, chance = (float(str(row[name])) for name in ("value", "low", "high", "chance"))
+    if int(str(row["seeds"])) > 1:  # whiskers of repeated draws: two standard deviations over seeds
+        spread = 2 * float(str(row["spread"]))
+        low, high = max(0.0, value - spread), min(1.0, value + spread)
+    return Bar(str(row["arm"]), int(str(row["n"])), value, low, high, chance, True, row["arm"] == "mean")

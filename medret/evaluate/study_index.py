@@ -1,0 +1,180 @@
+"""LSH bits and HNSW settings against the number of vectors and their width: time, size, latency, recall.
+
+No archive at hand has a million slices of every width, so the vectors are synthetic, with the shape of the store's own:
+a stored slice vector plus a share of the difference of two others, turned at random into the wanted width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.errors import UsageError
+from medret.evaluate.ranking import RECALL_K, TIE_TOLERANCE
+from medret.evaluate.study import Report, Study, read_slices
+from medret.evaluate.study_plots import Line, lines
+from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
+from medret.index.exact import build_exact
+from medret.index.hnsw import HnswIndex, build_hnsw
+from medret.index.lsh import LshIndex, build_lsh
+from medret.index.measure import size_bytes, threads
+from medret.search import Snapshot
+
+SIZES = (1_000, 10_000, 100_000)
+SIZES_MAX = 1_000_000
+DIMS = (384, 768, 1280, 2048)
+QUERIES = 200
+SPREAD = 0.3  # share of a difference that is added
+HNSW_LINKS = (16, 32)
+HNSW_SEARCH = (32, 64, 128)
+LSH_BITS = (256, 512, 1024, 2048)
+
+FIGURES = pa.schema(
+    [
+        pa.field("dim", pa.int32(), nullable=False),
+        pa.field("vectors", pa.int64(), nullable=False),
+        pa.field("index", pa.string(), nullable=False),
+        pa.field("setting", pa.string(), nullable=False),
+        pa.field("build_seconds", pa.float64(), nullable=False),
+        pa.field("bytes_per_vector", pa.float64(), nullable=False),  # of this index alone; LSH also reads the exact one
+        pa.field("p50_ms", pa.float64(), nullable=False),  # of one query for ten vectors
+        pa.field("p95_ms", pa.float64(), nullable=False),
+        pa.field("recall_at_10", pa.float64(), nullable=False),  # of exact search, ties included
+    ]
+)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Queries that are not among the vectors, and the exact score that a true neighbour must reach."""
+
+    queries: NDArray[np.float32]
+    least: NDArray[np.float32]
+    exact: ExactIndex
+
+
+def study_index(
+    snapshot: Snapshot,
+    *,
+    model: str | None = None,
+    sizes: Sequence[int] = SIZES,
+    dims: Sequence[int] = DIMS,
+    seed: int = 0,
+    report: Report = lambda _: None,
+) -> Study:
+    """Build and search every kind of index at every size and width."""
+    for size in sizes:
+        if not RECALL_K < size <= SIZES_MAX:
+            raise UsageError(f"--sizes {size} is not from {RECALL_K + 1} to {SIZES_MAX} vectors")
+    for dim in dims:
+        if not 8 <= dim <= 8192:
+            raise UsageError(f"--dims {dim} is not from 8 to 8192")
+    stored = read_slices(snapshot, model).vectors
+    rows: list[dict[str, Any]] = []
+    for dim in dims:
+        for size in sizes:
+            report(f"dim {dim}, {size} vectors: exact")
+            vectors = like_stored(stored, size + QUERIES, dim, seed)
+            for row in _measured(vectors[:size], vectors[size:].astype(np.float32)):
+                rows.append({"dim": dim, "vectors": size, **row})
+                report(f"dim {dim}, {size} vectors: {row['index']} {row['setting']}")
+    table = pa.Table.from_pylist(rows, schema=FIGURES)
+    notes = [
+        f"synthetic vectors in the shape of {len(stored)} stored slice vectors of {snapshot.recipe(model).model.name}",
+        f"{QUERIES} queries that are not among the vectors, one at a time; threads of FAISS: {threads()}",
+        "bytes_per_vector of LSH: codes and rotation; the exact index, which re-scores its candidates, comes on top",
+    ]
+    return Study("index", snapshot.uri, snapshot.id, table, _plots(table), notes)
+
+
+def like_stored(stored: NDArray[np.float32], count: int, dim: int, seed: int) -> NDArray[np.float16]:
+    """(count, dim) unit vectors with the spread and the neighbourhoods of (n, d) stored ones.
+
+    Wider than d: rotated into dim dimensions, with a little noise in all of them. Narrower: a random projection.
+    """
+    rng = np.random.default_rng(seed)
+    width = stored.shape[1]
+    turn = rng.standard_normal((max(width, dim), min(width, dim)))
+    turn, _ = np.linalg.qr(turn)
+    turn = turn.T if dim >= width else turn * np.sqrt(width / dim)  # (width, dim), lengths kept (on average)
+    made = np.empty((count, dim), np.float16)
+    for start in range(0, count, 8192):
+        rows = min(8192, count - start)
+        one, two, three = (stored[rng.integers(len(stored), size=rows)] for _ in range(3))
+        mixed = (one + SPREAD * (two - three)) @ turn.astype(np.float32)
+        noise = rng.standard_normal(mixed.shape).astype(np.float32)
+        mixed += 0.02 / np.sqrt(dim) * noise * np.linalg.norm(mixed, axis=1, keepdims=True)
+        made[start : start + rows] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return made
+
+
+def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
+    start = time.perf_counter()
+    flat = build_exact(vectors)
+    seconds = time.perf_counter() - start
+    exact = ExactIndex(flat)
+    distinct = Distinct(np.arange(len(vectors), dtype=np.int32))  # drawn at random: none equals another
+    probe = _Probe(queries, exact.search(queries, RECALL_K).scores[:, -1], exact)
+    yield {"index": "exact", "setting": "", "build_seconds": seconds, **_searched(exact, flat, probe)}
+    for links in HNSW_LINKS:
+        settings = IndexSettings(hnsw_m=links)
+        start = time.perf_counter()
+        graph = build_hnsw(vectors, settings)
+        seconds = time.perf_counter() - start
+        for search in HNSW_SEARCH:
+            found = _searched(HnswIndex(graph, exact, distinct, search), graph, probe)
+            yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **found}
+    for bits in LSH_BITS:
+        settings = IndexSettings(lsh_bits=bits)
+        start = time.perf_counter()
+        codes = build_lsh(vectors, settings)
+        seconds = time.perf_counter() - start
+        found = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, probe)
+        yield {"index": "lsh", "setting": f"{bits} bits", "build_seconds": seconds, **found}
+
+
+def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
+    index.search(probe.queries[:1], RECALL_K)  # once, so that the first is like the others
+    milliseconds, shares = [], []
+    for number in range(len(probe.queries)):
+        query = probe.queries[number : number + 1]
+        start = time.perf_counter()
+        found = index.search(query, RECALL_K)
+        milliseconds.append(1000 * (time.perf_counter() - start))
+        scores = probe.exact.scores(query, found.rows)[0]
+        shares.append(float((scores >= probe.least[number] - TIE_TOLERANCE).mean()))
+    return {
+        "bytes_per_vector": size_bytes(file) / index.rows,
+        "p50_ms": float(np.percentile(milliseconds, 50)),
+        "p95_ms": float(np.percentile(milliseconds, 95)),
+        "recall_at_10": float(np.mean(shares)),
+    }
+
+
+def _plots(table: pa.Table) -> list[tuple[str, str]]:
+    rows = table.to_pylist()
+    plots = []
+    for dim in dict.fromkeys(row["dim"] for row in rows):
+        own = [row for row in rows if row["dim"] == dim]
+        arms = list(dict.fromkeys((row["index"], row["setting"]) for row in own))
+        for column, title, log in (
+            ("recall_at_10", "recall@10 of exact search", False),
+            ("p50_ms", "median latency, ms", True),
+            ("build_seconds", "build time, s", True),
+        ):
+            series = [
+                Line(
+                    f"{index} {setting}".strip(),
+                    [(r["vectors"], r[column]) for r in own if (r["index"], r["setting"]) == (index, setting)],
+                )
+                for index, setting in arms
+            ]
+            heading = f"dim {dim}: {title}"
+            plots.append((heading, lines(series, "vectors", title, heading, log)))
+    return plots

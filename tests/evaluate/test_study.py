@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medret.cli import main
+from medret.errors import UsageError
+from medret.evaluate import Options, Selection, archive_panel, evaluate
+from medret.evaluate.study import Study, read_slices
+from medret.evaluate.study_aggregation import study_aggregation
+from medret.evaluate.study_ensemble import study_ensemble
+from medret.evaluate.study_index import like_stored, study_index
+from medret.evaluate.study_page import study_page
+from medret.search import Snapshot, open_snapshot
+
+ORGAN = Options(levels=["organ"])
+
+
+def _value(study: Study, arm: str, metric: str = "mAP", exclude: str = "subject") -> float:
+    rows = study.table.to_pylist()
+    (row,) = (r for r in rows if (r["arm"], r["metric"], r["exclude"], r["level"]) == (arm, metric, exclude, "organ"))
+    return float(row["value"])
+
+
+def test_stored_slices_are_those_that_were_written(snapshot: Snapshot, labelled_store: Any) -> None:
+    slices = read_slices(snapshot, None)
+    assert list(slices.volume_ids) == labelled_store.ids
+    for number, volume in enumerate(labelled_store.volumes):
+        own = slices.of(number)
+        assert (slices.vectors[own] == volume.vectors.astype(np.float32)).all()
+        assert (slices.relative[own] == volume.relative).all()
+
+
+def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) -> None:
+    study = study_aggregation(snapshot, ORGAN, seeds=3)
+    arms = set(study.table["arm"].to_pylist())
+    assert {"mean", "max", "random:5", "random:10", "random:20", "uniform:5", "gaussian:0.5,0.2"} <= arms
+    assert len([arm for arm in arms if arm.startswith("gaussian")]) == 20
+    selection = Selection(models=[snapshot.models[0]], indices=["exact"], modes=["volume"])
+    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], selection=selection))
+    for arm in found.arms:
+        for metric in ("recall@1", "mAP"):
+            row = found.figure(arm, "subject", "organ", "macro", metric)
+            assert row is not None
+            # the index holds vectors rounded to float16, so that a near tie may be the other way round
+            assert _value(study, arm.aggregation, metric) == pytest.approx(row.value, abs=0.01)
+    rows = {row["arm"]: row for row in study.table.to_pylist() if row["metric"] == "mAP"}
+    assert rows["random:5"]["seeds"] == 3
+    assert rows["random:5"]["spread"] > 0
+    assert rows["random:10"]["value"] == rows["mean"]["value"]  # there are six slices
+    assert rows["random:10"]["spread"] == 0
+
+
+def test_an_ensemble_of_equals_is_no_better_and_no_worse(snapshot: Snapshot) -> None:
+    study = study_ensemble(snapshot, ORGAN)
+    one, other = snapshot.models
+    alone = _value(study, one)
+    assert _value(study, other) == alone
+    for weight in (0.25, 0.5, 0.75):
+        assert _value(study, f"{one} {weight:g} + {other} {1 - weight:g}") == pytest.approx(alone, abs=0.01)
+    assert _value(study, f"{one} rrf {other}") == pytest.approx(alone, abs=0.01)
+
+
+def test_an_ensemble_needs_two_models(stores: Any, tmp_path: Path) -> None:
+    made = stores.make_store(tmp_path / "store", stores.synthetic_volumes(6))
+    with pytest.raises(UsageError, match="has one model, synthetic-model: an ensemble needs two"):
+        study_ensemble(open_snapshot(made.uri), ORGAN)
+
+
+def test_index_settings_are_measured(snapshot: Snapshot) -> None:
+    study = study_index(snapshot, sizes=[300, 600], dims=[16, 48])
+    rows = study.table.to_pylist()
+    assert len(rows) == 2 * 2 * (1 + 6 + 4)
+    for row in rows:
+        assert 0 < row["p50_ms"] <= row["p95_ms"]
+        assert row["build_seconds"] > 0
+        if row["index"] == "exact":
+            assert row["recall_at_10"] == 1
+            assert row["bytes_per_vector"] == pytest.approx(2 * row["dim"], rel=0.05)
+        elif row["setting"] in ("M 32, efSearch 128", "2048 bits"):
+            assert row["recall_at_10"] > 0.95
+    assert "synthetic" in study.notes[0]
+
+
+@pytest.mark.parametrize("dim", [8, 32, 64])
+def test_synthetic_vectors_have_the_neighbourhoods_of_the_stored(snapshot: Snapshot, dim: int) -> None:
+    stored = read_slices(snapshot, None).vectors
+    made = like_stored(stored, 400, dim, seed=1).astype(np.float32)
+    assert np.linalg.norm(made, axis=1) == pytest.approx(1, abs=2e-3)
+    assert (made == like_stored(stored, 400, dim, seed=1)).all()
+    spread = [np.sort((x @ x.T)[~np.eye(len(x), dtype=bool)]) for x in (stored, made)]
+    own, other = (np.quantile(cosines, [0.1, 0.5, 0.9]) for cosines in spread)
+    assert other == pytest.approx(own, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("aggregation", ["--draws", "2", "--level", "organ"]),
+        ("ensemble", ["--exclude", "subject", "--exclude", "dataset"]),
+        ("index", ["--sizes", "200", "--dims", "16"]),
+    ],
+)
+def test_the_command_prints_writes_and_draws(
+    labelled_store: Any, question: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, page = tmp_path / "study.csv", tmp_path / "study.html"
+    arguments = ["study", question, labelled_store.uri, *options]
+    assert main([*arguments, "--json", "--csv", str(table), "--html", str(page)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["study"] == question
+    with table.open() as file:
+        assert len(list(csv.DictReader(file))) == len(document["rows"])
+    text = page.read_text()
+    assert text.count("<svg") >= 2
+    assert "<script" not in text
+    assert "://" not in text.replace(labelled_store.uri, "")
+    assert main(arguments) == 0
+    assert "note: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--sizes", "5"], ["--sizes", "2000000"], ["--dims", "3"], ["--seed", "-4"]])
+def test_sizes_that_cannot_be_are_one_line(
+    labelled_store: Any, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "index", labelled_store.uri, *options]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_texts_of_a_page_are_escaped(snapshot: Snapshot) -> None:
+    study = study_index(snapshot, sizes=[50], dims=[8])
+    evil = Study("<script>", "<script>", "<script>", study.table, [("<script>", "<svg></svg>")], ["<script>"])
+    assert "<script" not in study_page(evil)
