@@ -1,7 +1,7 @@
 """`medret index` for a scheduler: ray job submit --working-dir . -- python jobs/reindex.py ARCHIVE STORE [options].
 
-What `jobs/index.py` does, but for the exit codes: a scheduler knows 0 and failure only, so volumes in quarantine (4) and
-a store that another run holds (5) are no failures here. A line on standard error says which it was.
+What `jobs/index.py` does, but for the exit codes: a scheduler knows 0 and failure only, so volumes in quarantine
+(4) and a store that another run holds (5) are no failures here. A line on standard error says which it was.
 """
 
 from __future__ import annotations
