@@ -39,6 +39,7 @@ from medret.pipeline.request import IndexRequest
 from medret.pipeline.stop import Stop
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
+from medret.retry import retries
 from medret.snapshot import Counts, Lease, RecipeEntry, clear_journal, leased, publish, read_journal
 from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
@@ -163,7 +164,9 @@ def _run(run: _Run) -> IndexOutcome:
     with log.phase("stream"), run.stop.draining(counter), watching:
         made = embed(plan, jobs, capacity, request, stages)
     counted: dict[str, StageCount] = ray.get(counter.stages.remote())
+    repeated = retries() + sum(count.retries for count in counted.values())
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
+    log.facts["storage_retries"] = repeated
     run.stop.check()
 
     with log.phase("arrange"):
