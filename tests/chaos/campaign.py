@@ -44,7 +44,7 @@ MODEL = "timm:test_vit"
 SHAPE = (24, 22, 16)
 GROUP = 2  # volumes a durable step: many steps, so many points
 KNOWN, ADDED, CHANGED = 12, 26, 4
-POLL_S = 0.001
+POLL_S = 0.005
 RUN_S = 600.0
 FOLDERS = ("journal", "embeddings", "indices", "snapshots")
 
