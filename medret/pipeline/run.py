@@ -16,7 +16,7 @@ import medret
 from medret.errors import GateError, MedretError, StorageError
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.cluster import capacity_now, connected, device_for, plan_pools
+from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
 from medret.pipeline.evidence import canary_cosines, content_by_id, vector_facts
 from medret.pipeline.indices import make_indices
 from medret.pipeline.make import copy_vectors, embed, lay_out
@@ -43,10 +43,12 @@ from medret.pipeline.prepare import (
 from medret.pipeline.progress import Reporter, StageCount, StageCounter
 from medret.pipeline.report import Log, begin
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.rows import CANARIES
 from medret.pipeline.stop import Stop
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
 from medret.retry import retries
+from medret.schemas import FILES, LEDGER
 from medret.snapshot import Counts, Lease, clear_journal, leased, publish, read_journal
 from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
@@ -132,18 +134,7 @@ def _run(run: _Run) -> IndexOutcome:
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
 
-    counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
-    stages = Stages(
-        store, request.slices, request.limits, request.aggregations, judged_by(request, recipes), counter,
-        request.shard_volumes,
-    )  # fmt: skip
-    watching = run.reporter.watching(counter, len(plan.of("embed")), f"embed {recipes[-1].model.name}")
-    with log.phase("stream"), run.stop.draining(counter), watching:
-        made = embed(plan, jobs, capacity, request, stages)
-    counted: dict[str, StageCount] = ray.get(counter.stages.remote())
-    repeated = retries() + sum(count.retries for count in counted.values())
-    log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
-    log.facts["storage_retries"] = repeated
+    made, counted = _streamed(run, plan, jobs, capacity)
     run.stop.check()
 
     with log.phase("arrange"):
@@ -207,7 +198,7 @@ def _run(run: _Run) -> IndexOutcome:
     )
 
 
-def _jobs(run: _Run) -> tuple[list[ModelJob], Any, str]:
+def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     """The models' jobs, the cluster's capacity, and the device."""
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
@@ -235,6 +226,28 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
     if doubtful:
         run.reporter.say(f"{len(doubtful)} objects may hold known content; comparing")
     return resolve(plan, content_hashes(doubtful), run.state.known, wanted)
+
+
+def _streamed(
+    run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity
+) -> tuple[Streamed, dict[str, StageCount]]:
+    """What the stages made, and what they counted. Where nothing is to be embedded, none of them starts."""
+    request, log, steps = run.request, run.log, plan.of("embed")
+    made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
+    with log.phase("stream"):
+        if steps:
+            counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
+            stages = Stages(
+                run.store, request.slices, request.limits, request.aggregations,
+                judged_by(request, [job.recipe for job in jobs]), counter, request.shard_volumes,
+            )  # fmt: skip
+            last = f"embed {jobs[-1].recipe.model.name}"
+            with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
+                made = embed(plan, jobs, capacity, request, stages)
+            counted = ray.get(counter.stages.remote())
+    log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
+    log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
+    return made, counted
 
 
 def _gates(
