@@ -55,7 +55,8 @@ class ModelRecipe:
     """How square uint8 slices become vectors.
 
     name: as given to `--model`. weights_sha256: of the weight file(s). side_px: input side in pixels.
-    mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector.
+    mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector. layers: inner layers whose pooled
+    features follow the model's output in it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelRecipe:
     std: tuple[float, float, float]
     dim: int
     precision: Precision
+    layers: tuple[str, ...] = ()
     vectors_version: int = VECTORS_VERSION
 
 
@@ -88,7 +90,13 @@ class Recipe:
     def from_json(cls, content: dict[str, Any]) -> Recipe:
         """Rebuild a recipe from `to_json`; raises UsageError if its digest is not the recorded one."""
         slices, model = dict(content["slices"]), dict(content["model"])
-        for part, key in ((slices, "planes"), (slices, "percentiles"), (model, "mean"), (model, "std")):
+        for part, key in (
+            (slices, "planes"),
+            (slices, "percentiles"),
+            (model, "mean"),
+            (model, "std"),
+            (model, "layers"),
+        ):
             part[key] = tuple(part[key])
         recipe = cls(SliceRecipe(**slices), ModelRecipe(**model))
         if recipe.digest != content["digest"]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import medret
-from medret.cli import demo, forget, history, index, models, plan, search, verify
+from medret.cli import demo, evaluate, forget, history, index, models, plan, search, verify
 from medret.errors import MedretError
 
 EPILOG = """\
@@ -48,6 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, plan, index, search, verify, history, forget, models):
+    for module in (demo, plan, index, search, evaluate, verify, history, forget, models):
         module.add_parser(commands)
     return parser

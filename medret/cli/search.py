@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, parse_weights
+from medret.errors import UsageError
+
+if TYPE_CHECKING:
+    from medret.search import Hit
+    from medret.search.options import SearchOptions
 
 DESCRIPTION = """\
-Search the live snapshot of STORE for the volumes most similar to QUERY: a NIfTI file or URI, or the id of a
-volume that is in the snapshot. A file is read, sliced and embedded exactly as the snapshot's recipe says.
+Search the live snapshot of STORE for the volumes most similar to each QUERY: a NIfTI file or URI, the id of a
+volume that is in the snapshot (its stored vectors are used), or a .npy file with a vector or slice vectors. A file is
+read, sliced and embedded exactly as the snapshot's recipe says. Every hit says which of its slices matched which of
+the query's, and the contiguous range that matches best.
+
+modes:
+  volume   one vector a volume; score: their cosine
+  vote     each slice of the query finds its nearest slices; score: the volume's share of them
+  max      the same; score: the best cosine among them
+  sum      the same; score: the sum of their cosines over the number of slices looked for
+  late     candidates from both indices, then all slices against all: the mean over the query's slices of the best
+           cosine in the volume. With --index exact every volume is a candidate
+  slice    each hit is one slice
 """
 
 EPILOG = """\
 examples:
   medret search ~/ct-store case.nii.gz -k 5
   medret search s3://hospital/medret case.nii.gz --index exact --json
-  medret search ~/ct-store patient7/ct.nii.gz --exclude self --html hits.html
+  medret search ~/ct-store patient7/ct.nii.gz --exclude subject --html hits.html
+  medret search ~/ct-store case.nii.gz --mode late --where "modality = 'CT' and organ in ('liver', 'spleen')"
+  medret search ~/ct-store case.nii.gz --slices 40:58                  only these axial slices; which are like them?
+  medret search ~/ct-store case.nii.gz --plane coronal --slices=-20mm:35mm
+  medret search ~/ct-store case.nii.gz --mask lesion.nii.gz            the box around a mask on the same grid
+  medret search ~/ct-store case.nii.gz --model dinov2=0.7 --model dreamsim=0.3
+  medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
+
+filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
+A column is a label or a column of the label table; one with spaces stands in double quotes. A number without quotes
+compares as a number.
 """
 
 
@@ -26,31 +53,10 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "search", run, "find similar volumes", DESCRIPTION, EPILOG)
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-    parser.add_argument("query", metavar="QUERY", help="NIfTI file or URI, or a volume id of the snapshot")
+    parser.add_argument("query", metavar="QUERY", nargs="+", help="NIfTI file or URI, volume id, or .npy of vectors")
     parser.add_argument("-k", type=int, default=10, metavar="K", help="how many hits (default %(default)s)")
-    parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
-    parser.add_argument("--aggregation", metavar="NAME", help="(default: the snapshot's first)")
-    parser.add_argument("--index", default="hnsw", choices=("hnsw", "lsh", "exact"), help="(default %(default)s)")
-    parser.add_argument(
-        "--mode",
-        default="volume",
-        metavar="MODE",
-        help="volume: volume vectors; slice: each query slice finds slices (default %(default)s)",
-    )
-    parser.add_argument(
-        "--exclude",
-        default="none",
-        metavar="WHAT",
-        help="none, or self: leave the query's own volume out (default %(default)s)",
-    )
-    parser.add_argument("--modality", metavar="CT|MRI|...", help="of the query, where the voxels do not tell")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="the model's weights, if they lie elsewhere here",
-    )
+    _add_index_options(parser)
+    _add_query_options(parser)
     parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
@@ -58,36 +64,123 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
 
+def _add_index_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to search")
+    several = "several are fused (default: the snapshot's first)"
+    group.add_argument("--model", action="append", default=[], metavar="NAME[=WEIGHT]", help=several)
+    group.add_argument("--aggregation", action="append", default=[], metavar="NAME[=WEIGHT]", help=several)
+    group.add_argument(
+        "--fuse",
+        metavar="HOW",
+        help="concat: the weighted sum of the members' scores; rrf: reciprocal ranks (default concat)",
+    )
+    group.add_argument("--index", choices=("hnsw", "lsh", "exact"), help="(default hnsw)")
+    group.add_argument(
+        "--mode",
+        metavar="MODE",
+        help="volume, vote, max, sum, late or slice, see above (default volume; late for a part of a query)",
+    )
+    group.add_argument("--where", metavar="FILTER", help="only volumes whose labels fit, see below")
+    group.add_argument(
+        "--exclude",
+        metavar="WHAT",
+        help="none; self: leave the query's own volume out; subject, or any label column: leave out what has the "
+        "query's value there (default none)",
+    )
+    group.add_argument(
+        "--per-slice", type=int, metavar="N", help="nearest slices that each slice of the query finds (default 20)"
+    )
+    group.add_argument(
+        "--candidates", type=int, metavar="N", help="volumes that late and a fusion compare in full (default 200)"
+    )
+    group.add_argument("--symmetric", action="store_true", default=None, help="late: the mean of both directions")
+
+
+def _add_query_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the query")
+    group.add_argument(
+        "--slices",
+        metavar="FIRST:LAST",
+        help="only these slices, both inclusive: positions along the plane's axis (0: the most inferior, posterior or "
+        "left), or 40mm:58mm in scanner coordinates",
+    )
+    group.add_argument("--plane", metavar="PLANE", help="of --slices (default: the first that was embedded)")
+    group.add_argument("--box", metavar="X0:X1,Y0:Y1,Z0:Z1", help="only this box: first and last voxel, RAS+ order")
+    group.add_argument("--mask", metavar="FILE", help="only the box around a NIfTI mask on the query's grid")
+    group.add_argument("--query-slices", metavar="PLAN", help="slice plan over the query's slices, such as uniform:8")
+    group.add_argument(
+        "--query-weights",
+        metavar="WEIGHTS",
+        help="of the query's slices in vote, sum and late: uniform, or gaussian:CENTRE,SIGMA (default uniform)",
+    )
+    group.add_argument("--modality", metavar="CT|MRI|...", help="of the query, where the voxels do not tell")
+    group.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a model's weights, if they lie elsewhere here",
+    )
+
+
+PLAIN = (
+    "fuse", "index", "mode", "where", "exclude", "per_slice", "candidates", "symmetric",
+    "slices", "plane", "box", "mask", "query_slices", "query_weights", "modality",
+)  # fmt: skip
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.search import open_snapshot
 
+    options = _options(arguments)
     snapshot = open_snapshot(arguments.store, arguments.snapshot)
-    weights = parse_weights(arguments.weights)
-    model = arguments.model or next(iter(weights), None)
-    hits = snapshot.search(
-        arguments.query,
-        k=arguments.k,
-        model=model,
-        aggregation=arguments.aggregation,
-        index=arguments.index,
-        mode=arguments.mode,
-        exclude=arguments.exclude,
-        weights=weights.get(model) if model else None,
-        modality=arguments.modality,
-    )
+    found = snapshot.search_many(arguments.query, arguments.k, **options)
+    results = list(zip(arguments.query, found, strict=True))
     if arguments.html:
         from medret.search.page import results_page
 
-        page = results_page(snapshot, [(arguments.query, snapshot.uri_of_query(arguments.query), hits)])
+        page = results_page(snapshot, [(query, snapshot.uri_of_query(query), hits) for query, hits in results])
         arguments.html.parent.mkdir(parents=True, exist_ok=True)
         arguments.html.write_text(page, encoding="utf-8")
     if arguments.json:
-        print(json.dumps({"query": arguments.query, "hits": [hit.to_json() for hit in hits]}))
+        documents = [_document(query, hits) for query, hits in results]
+        print(json.dumps(documents[0] if len(documents) == 1 else {"results": documents}))
     else:
         from medret.cli.tables import print_hits
 
-        print_hits(arguments.query, hits)
+        for query, hits in results:
+            print_hits(query, hits)
         if arguments.html:
             print(f"page: {arguments.html.resolve()}")
     return 0
+
+
+def _document(query: str, hits: Sequence[Hit]) -> dict[str, Any]:
+    return {"query": query, "hits": [hit.to_json() for hit in hits]}
+
+
+def _options(arguments: argparse.Namespace) -> SearchOptions:
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in PLAIN if getattr(arguments, name) is not None}
+    weights = parse_weights(arguments.weights)
+    if models := _weighted("--model", arguments.model) or dict.fromkeys(list(weights)[:1], 1.0):
+        options["model"] = models
+    if aggregations := _weighted("--aggregation", arguments.aggregation):
+        options["aggregation"] = aggregations
+    given: SearchOptions = {**options, "weights": weights}  # type: ignore[typeddict-item]  # names of the options
+    return given
+
+
+def _weighted(option: str, given: Sequence[str]) -> dict[str, float]:
+    """`NAME` or `NAME=WEIGHT` options; raises UsageError."""
+    weights: dict[str, float] = {}
+    for text in given:
+        name, _, value = text.rpartition("=") if "=" in text else (text, "", "1")
+        try:
+            weight = float(value)
+        except ValueError as error:
+            raise UsageError(f"{option} '{text}' is not of the form NAME or NAME=WEIGHT, such as dinov2=0.7") from error
+        if not name or name in weights:
+            raise UsageError(f"{option} '{text}' names {'nothing' if not name else f'{name} a second time'}")
+        weights[name] = weight
+    return weights

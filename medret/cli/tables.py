@@ -46,7 +46,7 @@ def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
     for heading in ("volume", "code", "reason"):
         table.add_column(heading, overflow="fold")
     for row in outcome.quarantine.slice(0, QUARANTINE_SHOWN).to_pylist():
-        table.add_row(_plain(row["volume_id"]), row["code"], _plain(row["reason"]))
+        table.add_row(plain(row["volume_id"]), row["code"], plain(row["reason"]))
     console.print(table)
     if outcome.quarantine.num_rows > QUARANTINE_SHOWN:
         console.print(f"... and {outcome.quarantine.num_rows - QUARANTINE_SHOWN} more, all in the store's quarantine/")
@@ -60,7 +60,7 @@ def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
     for one in snapshots:
         live = "live" if one["live"] else ""
         if one["problem"]:
-            table.add_row(one["snapshot"], live, _plain(one["problem"]))
+            table.add_row(one["snapshot"], live, plain(one["problem"]))
             continue
         counts = one["counts"]
         recall = min(one["recall_at_10"].values(), default=None)
@@ -108,13 +108,13 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 
 def print_hits(query: str, hits: Sequence[Hit]) -> None:
     """Hits, best first."""
-    table = Table(title=_plain(f"most similar to {query}"), title_justify="left", box=None, pad_edge=False)
-    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slice: query ~ hit"):
+    table = Table(title=plain(f"most similar to {query}"), title_justify="left", box=None, pad_edge=False)
+    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices: query ~ hit"):
         numeric, long = heading in ("rank", "score"), heading == "volume"
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=not long)
     for hit in hits:
-        labels = [_plain(str(hit.labels.get(name) or "")) for name in ("modality", "body_region", "organ")]
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", _plain(hit.volume_id), *labels, _match(hit))
+        labels = [plain(str(hit.labels.get(name) or "")) for name in ("modality", "body_region", "organ")]
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", plain(hit.volume_id), *labels, _match(hit))
     Console(highlight=False).print(table)
 
 
@@ -124,7 +124,7 @@ def print_models(specs: Sequence[ModelSpec]) -> None:
     for heading in ("name", "dim", "side px", "licence", "weights"):
         table.add_column(heading, overflow="fold")
     for spec in specs:
-        table.add_row(spec.name, str(spec.dim), str(spec.side_px), _plain(spec.licence), _plain(spec.source))
+        table.add_row(spec.name, str(spec.dim), str(spec.side_px), plain(spec.licence), plain(spec.source))
     Console(highlight=False).print(table)
 
 
@@ -132,10 +132,15 @@ def _match(hit: Any) -> str:
     match = hit.slices
     if match is None:
         return ""
-    own = f"{match.query[0]} ~ " if match.query else ""
-    return f"{match.plane} {own}{match.hit[0]}"
+    own = f"{_range(match.query)} ~ " if match.query else ""
+    return f"{match.plane} {own}{_range(match.hit)}"
 
 
-def _plain(text: str) -> str:
+def _range(positions: tuple[int, int]) -> str:
+    first, last = positions
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def plain(text: str) -> str:
     """Text that rich must not read as markup."""
     return text.replace("[", r"\[")

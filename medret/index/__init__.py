@@ -1,11 +1,13 @@
 """Vectors to index files: HNSW, LSH and exact, sharded, deterministic, with their recall measured.
 
-Frame of all vectors here: unit length, float16 on disk, compared by inner product (so scores are cosines).
+Frame of all vectors here: unit length, seen from the centre of their index, float16 on disk, compared by inner product
+(so scores are cosines).
 """
 
 from __future__ import annotations
 
 from medret.index.build import ROWS_KIND, IndexShard, build_shard
+from medret.index.centre import CENTRE_KIND, centred, fit_centre, refit_needed, uncentred
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex
 from medret.index.gpu import available as gpu_available
@@ -16,6 +18,7 @@ from medret.index.rows import RowTable
 from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
 
 __all__ = [
+    "CENTRE_KIND",
     "EXACT",
     "HNSW",
     "KINDS",
@@ -30,8 +33,12 @@ __all__ = [
     "RowTable",
     "Searchable",
     "build_shard",
+    "centred",
+    "fit_centre",
     "gpu_available",
     "open_approximate",
     "open_exact",
     "plan_shards",
+    "refit_needed",
+    "uncentred",
 ]

@@ -98,7 +98,7 @@ class ExactIndex:
             if excluded is not None:
                 found = np.where(np.isin(found, excluded), MISSING, found)
         else:
-            _, found = self._index.search(queries, wanted, params=scan_parameters(excluded))
+            _, found = self._index.search(queries, wanted, params=scan_parameters(excluded, self.rows))
         return best_first(self.scores(queries, found), found, k)
 
     def _on_gpu(self, queries: int, k: int) -> gpu.GpuFlat | None:

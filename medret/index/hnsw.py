@@ -15,7 +15,7 @@ from medret.index.neighbours import TIE_MARGIN
 from medret.index.parameters import hnsw_parameters
 from medret.index.settings import IndexSettings
 
-# Beyond so many excluded vectors a scan of the others is as fast, and right.
+# Up to so many hidden vectors are walked through, whichever they are; beyond, the search is widened by their share.
 EXCLUDED_MAX = 2048
 
 
@@ -32,19 +32,29 @@ def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.I
 class HnswIndex(ApproximateIndex):
     """An opened HNSW index. Hidden vectors are walked through but not returned."""
 
+    cost_asked, cost_held = 24.0, 0.0
+
     def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
         super().__init__(index, exact, distinct)
         self._ef_search = ef_search
 
     def _candidates(
-        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
+        total = int(self._index.ntotal)
         dropped = 0 if hidden is None else len(hidden)
-        if dropped > EXCLUDED_MAX:
+        numbers: NDArray[np.int64]
+        if hidden is not None and dropped > EXCLUDED_MAX:
+            asked = self._asked(k + TIE_MARGIN, kept)
+            if asked is None:
+                return None
+            asked = min(max(asked, self._ef_search), total)
+            _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
+            return self._without(numbers, hidden, min(k + TIE_MARGIN, kept))
+        if dropped and self.cost_asked * (self._ef_search + dropped) >= kept:
             return None
         # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
         # would hold nothing else.
-        parameters = hnsw_parameters(self._ef_search + dropped, hidden)
-        numbers: NDArray[np.int64]
-        _, numbers = self._index.search(queries, min(k + TIE_MARGIN, int(self._index.ntotal)), params=parameters)
+        parameters = hnsw_parameters(self._ef_search + dropped, hidden, total)
+        _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=parameters)
         return numbers

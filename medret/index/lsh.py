@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medret.index.approximate import ApproximateIndex
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import MISSING, TIE_MARGIN
+from medret.index.neighbours import TIE_MARGIN
 from medret.index.settings import IndexSettings
 
 TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice
@@ -33,15 +33,23 @@ def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.In
 class LshIndex(ApproximateIndex):
     """An opened LSH index. `candidates`: how many of the nearest codes are re-scored."""
 
+    cost_asked, cost_held = 1.5, 0.1
+
     def __init__(self, index: faiss.IndexLSH, exact: ExactIndex, distinct: Distinct, candidates: int) -> None:
         super().__init__(index, exact, distinct)
         self._count = candidates
 
     def _candidates(
-        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
-        dropped = 0 if hidden is None else len(hidden)  # IndexLSH takes no selector: ask for more instead
-        wanted = max(self._count, k + TIE_MARGIN) + dropped
+        total = int(self._index.ntotal)
+        wanted = asked = max(self._count, k + TIE_MARGIN)
+        if hidden is not None:  # IndexLSH takes no selector: ask for more instead
+            few = len(hidden) <= self._count
+            share = None if few else self._asked(wanted, kept)
+            if not few and share is None:
+                return None
+            asked = share or wanted + len(hidden)
         numbers: NDArray[np.int64]
-        _, numbers = self._index.search(queries, min(wanted, int(self._index.ntotal)))
-        return numbers if hidden is None else np.where(np.isin(numbers, hidden), MISSING, numbers)
+        _, numbers = self._index.search(queries, min(asked, total))
+        return numbers if hidden is None else self._without(numbers, hidden, min(wanted, kept))

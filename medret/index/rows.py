@@ -8,6 +8,7 @@ first row that holds the same vector (its own where it is the first).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from medret.errors import CorruptError, MedretError
 from medret.index.columns import index_array, int32_view
+from medret.recipe import PLANES
 from medret.schemas import ROWS
 
 SAME_AS = "same_as"
@@ -117,6 +119,17 @@ class RowTable:
         """The rows of one volume; an empty slice when the shard has none of it."""
         return self._ids.find(volume_id)
 
+    @cached_property
+    def volumes(self) -> tuple[pa.StringArray, NDArray[np.int64]]:
+        """The volumes of the table, each once, and the first row of each, ascending."""
+        ids = self._batch.column("volume_id")
+        if not len(ids):
+            return ids, np.empty(0, np.int64)
+        other = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).cast(pa.uint8())
+        changes = np.frombuffer(other.buffers()[1], np.uint8)[other.offset : other.offset + len(other)]
+        firsts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(changes) + 1])
+        return ids.take(index_array(firsts)), firsts
+
     def volume_ids(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str]:
         """The volume_id of each row."""
         picked: list[str] = self._picked("volume_id", rows)
@@ -126,6 +139,12 @@ class RowTable:
         """The plane of each row; None for volume vectors."""
         picked: list[str | None] = self._picked("plane", rows)
         return picked
+
+    def plane_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        """The plane of each row as its place in PLANES; -1 for volume vectors."""
+        names = self._batch.column("plane").take(index_array(rows))
+        codes = pc.fill_null(pc.index_in(names, value_set=pa.array(PLANES)), -1).cast(pa.int8())
+        return np.frombuffer(codes.buffers()[1], np.int8)[codes.offset : codes.offset + len(codes)]
 
     def positions(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[int | None]:
         """The slice position (voxel index along the plane's axis, RAS+ order) of each row; None for volume vectors."""

@@ -27,7 +27,8 @@ class IndexSettings:
     candidate list while building and while searching. lsh_bits: bits a vector, a multiple of 8; None takes
     `bits_for`'s rule. lsh_candidates: how many best candidates by Hamming distance are re-scored with the exact cosine.
     shard_rows: most vectors in one shard. kinds: which indices are built; `exact` always is, because LSH candidates
-    are re-scored from it and stored vectors are read from it. Raises UsageError for values that cannot be meant.
+    are re-scored from it and stored vectors are read from it. centred: vectors are compared as directions from their
+    mean (medret.index.centre). Raises UsageError for values that cannot be meant.
     """
 
     hnsw_m: int = 32
@@ -37,6 +38,7 @@ class IndexSettings:
     lsh_candidates: int = 200
     shard_rows: int = 262_144
     kinds: tuple[str, ...] = KINDS
+    centred: bool = True
 
     def __post_init__(self) -> None:
         _within("hnsw_m", self.hnsw_m, 2, 512)

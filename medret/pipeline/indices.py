@@ -12,16 +12,17 @@ import pyarrow.compute as pc
 import ray
 
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
-from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard
+from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard, centred
+from medret.pipeline.centres import centre_rows, read_centre
 from medret.pipeline.known import Previous
 from medret.pipeline.layout import EmbeddingFile, LiveShards, index_files, plan_index, tombstones
 from medret.pipeline.rows import file_row
+from medret.pipeline.shards import read_live
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry
 from medret.snapshot.manifest import mean_recall
-from medret.storage import Location, read_checked
+from medret.storage import Location
 
 INDEX_KINDS = (*KINDS, ROWS_KIND)
 
@@ -30,24 +31,26 @@ INDEX_KINDS = (*KINDS, ROWS_KIND)
 class IndexJob:
     """One index shard to build: over the live rows of some embedding files of one recipe and aggregation.
 
-    aggregation: None for slice vectors.
+    aggregation: None for slice vectors. centre: path and sha256 of the index's centre, None where it has none.
     """
 
     recipe: Recipe
     aggregation: str | None
     files: tuple[EmbeddingFile, ...]
+    centre: tuple[str, str] | None
 
     def folder(self, settings: IndexSettings) -> str:
         """Folder below indices/, named after what the index is over and how it is built."""
-        return index_folder(self.recipe, self.aggregation, settings)
+        return index_folder(self.recipe, self.aggregation, self.centre, settings)
 
 
 @dataclass(frozen=True)
 class Indices:
     """The indices of a snapshot.
 
-    files: schemas.FILES rows of index files and of the embedding files, which say what they are indexed in. tombstones:
-    schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by kind.
+    files: schemas.FILES rows of index files, of centres, and of the embedding files, which say what they are indexed
+    in. tombstones: schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by
+    kind.
     """
 
     files: pa.Table
@@ -57,9 +60,12 @@ class Indices:
     seconds: Mapping[str, float]
 
 
-def index_folder(recipe: Recipe, aggregation: str | None, settings: IndexSettings) -> str:
+def index_folder(
+    recipe: Recipe, aggregation: str | None, centre: tuple[str, str] | None, settings: IndexSettings
+) -> str:
     """Folder below indices/ of an index: a digest of all that decides its files besides the vectors."""
-    return digest_of({"recipe": recipe.digest, "over": aggregation, "settings": settings.to_json()})
+    over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre[1]}
+    return digest_of({**over, "settings": settings.to_json()})
 
 
 def make_indices(
@@ -70,17 +76,25 @@ def make_indices(
     held = _shards_of(previous.files)
     jobs: list[IndexJob] = []
     kept: list[str] = []
-    rows: list[dict[str, Any]] = []
     indexed_in: dict[str, str] = {}
+    of_index = {
+        (recipe.digest, aggregation): index_files(files, live, recipe.digest, aggregation)
+        for recipe in recipes
+        for aggregation in (None, *aggregations)
+    }
+    volumes = max((sum(file.live_rows for file in of_index[key]) for key in of_index if key[1]), default=0)
+    rows = centre_rows(store, of_index, volumes, previous.files, settings)
+    centres = {(row["recipe"], row["aggregation"]): (row["path"], row["sha256"]) for row in rows}
     for recipe in recipes:
         for aggregation in (None, *aggregations):
-            usable = held.get(f"indices/{index_folder(recipe, aggregation, settings)}", {})
-            members = index_files(files, live, recipe.digest, aggregation)
+            centre = centres.get((recipe.digest, aggregation))
+            usable = held.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
+            members = of_index[recipe.digest, aggregation]
             plan = plan_index(members, {key: group[0]["rows"] for key, group in usable.items()}, settings)
             kept += plan.kept
             rows += [row for key in plan.kept for row in usable[key]]
             indexed_in |= {file.path: file.indexed_in for file in members if file.indexed_in in plan.kept}
-            jobs += [IndexJob(recipe, aggregation, group) for group in plan.built]
+            jobs += [IndexJob(recipe, aggregation, group, centre) for group in plan.built]
     shards, seconds = _build_all(store, jobs, settings, use_gpu=use_gpu)
     for job, shard in zip(jobs, shards, strict=True):
         indexed_in |= dict.fromkeys((file.path for file in job.files), shard.shard)
@@ -128,7 +142,7 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     """Rows are ordered by volume, plane and position, so a shard does not depend on which task finished first."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
     # Metadata differs from file to file only in what the caller already knows.
-    table = pa.concat_tables([_live_rows(store, file, columns).replace_schema_metadata(None) for file in job.files])
+    table = pa.concat_tables([read_live(store, file, columns).replace_schema_metadata(None) for file in job.files])
     keys = [(name, "ascending") for name in columns if name != "vector"]
     table = table.take(pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys))
     if job.aggregation:
@@ -137,15 +151,10 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     else:
         rows = table.select(ROWS.names).cast(ROWS)
     folder = f"indices/{job.folder(settings)}"
-    return build_shard(store, folder, read_vectors(table), rows, settings, use_gpu=use_gpu)
-
-
-def _live_rows(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Table:
-    table = read_parquet(read_checked(store, file.path, file.sha256), columns)
-    if file.only is None:
-        return table
-    alive = np.fromiter((volume_id in file.only for volume_id in table["volume_id"].to_pylist()), bool, table.num_rows)
-    return table.take(pa.array(np.flatnonzero(alive)))
+    vectors = read_vectors(table)
+    if job.centre:
+        vectors = centred(vectors, read_centre(store, *job.centre)).astype(np.float16)
+    return build_shard(store, folder, vectors, rows, settings, use_gpu=use_gpu)
 
 
 def _entry(recipe: Recipe, aggregation: str | None, files: pa.Table, members: Sequence[EmbeddingFile]) -> IndexEntry:

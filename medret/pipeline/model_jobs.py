@@ -74,6 +74,7 @@ def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precisio
         std=spec.std,
         dim=spec.dim,
         precision=precision,
+        layers=spec.layers,
     )
     return Recipe(request.slices, model)
 

@@ -15,6 +15,7 @@ import ray
 
 from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, slice_table, volume_table
 from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.rows import file_row
 from medret.recipe import Recipe
 from medret.schemas import FILES
@@ -86,6 +87,15 @@ def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume
         )
         for a, b in pairwise(starts)
     ]  # fmt: skip
+
+
+def read_live(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Table:
+    """Some columns, volume_id among them, of the rows of a file that are part of the snapshot."""
+    table = read_parquet(read_checked(store, file.path, file.sha256), columns)
+    if file.only is None:
+        return table
+    alive = np.fromiter((volume_id in file.only for volume_id in table["volume_id"].to_pylist()), bool, table.num_rows)
+    return table.take(pa.array(np.flatnonzero(alive)))
 
 
 def rewrite_all(

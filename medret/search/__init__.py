@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medret.search.hit import Hit, SliceMatch
+from medret.search.hit import Hit, SliceMatch, SlicePair
 from medret.search.snapshot import Snapshot, open_snapshot
 
-__all__ = ["Hit", "SliceMatch", "Snapshot", "open_snapshot"]
+__all__ = ["Hit", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]

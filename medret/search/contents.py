@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
-from medret.errors import UsageError
-from medret.index import KINDS, ROWS_KIND, IndexSettings
+from medret.errors import MedretError, UsageError
+from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings
 from medret.index.columns import index_array, int32_view
 from medret.search.cache import LocalFiles
-from medret.search.ledger import Ledger
+from medret.search.filters import parse_filter
+from medret.search.kept import MANY, Kept, Scope, scopes
+from medret.search.labels import mask_of, read_label_table
+from medret.search.ledger import Ledger, LedgerRow
+from medret.search.modes import LATE, VOLUME, Indices
+from medret.search.narrow import Places
 from medret.search.shards import ShardedIndex, ShardFiles
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.manifest import TableKind, snapshot_folder
 from medret.storage import Location
+
+FILTERS_KEPT = 16
 
 
 class Contents:
@@ -35,11 +45,17 @@ class Contents:
         self._settings = IndexSettings.from_json(manifest.index_settings)
         self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
+        self._kept: dict[str, Kept] = {}
 
     @cached_property
     def ledger(self) -> Ledger:
         """Labels, URIs and outcomes by volume_id."""
         return Ledger(self._tables("ledger"))
+
+    @cached_property
+    def labels(self) -> pa.Table:
+        """The labels of all embedded volumes, in volume_id order."""
+        return read_label_table(self._tables("ledger"))
 
     @cached_property
     def _dead(self) -> dict[str, frozenset[str]]:
@@ -80,14 +96,68 @@ class Contents:
         row = self.ledger.row(own_ids[0]) if own_ids else None
         return (own_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
 
+    def kept(self, where: str) -> Kept:
+        """The volumes that a filter keeps; raises UsageError. The last few filters are remembered."""
+        if where not in self._kept:
+            while len(self._kept) >= FILTERS_KEPT:
+                del self._kept[next(iter(self._kept))]
+            mask = mask_of(parse_filter(where)(self.labels))
+            self._kept[where] = Kept(self.labels["volume_id"].combine_chunks(), mask)
+        return self._kept[where]
+
+    def scopes(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> Iterator[Scope]:
+        """Queries that can be searched together, and what they may find."""
+        kept = None if where is None else self.kept(where)
+        masked = any(len(own) > MANY for own in excluded)
+        ids = self.labels["volume_id"].combine_chunks() if masked else None
+        return scopes(excluded, kept, ids)
+
+    def indices(self, model: str | None, aggregation: str | None, kind: str, mode: str) -> Indices:
+        """What a mode walks; raises UsageError when it was not built."""
+        entry = self.recipe(model)
+        volumes = self._built(entry, self.aggregation(aggregation), kind) if mode in (VOLUME, LATE) else None
+        slices = self._built(entry, None, kind) if mode != VOLUME else None
+        return Indices(kind, volumes, slices)
+
+    def _built(self, entry: RecipeEntry, aggregation: str | None, kind: str) -> ShardedIndex:
+        index = self.index(entry, aggregation)
+        if kind not in index.kinds:
+            there = ", ".join(index.kinds) or f"none over {'slice' if aggregation is None else 'volume'} vectors"
+            raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {there}")
+        return index
+
+    def model(self, name: str | None) -> str:
+        """The name of a model, the first for None; raises UsageError naming those there are."""
+        return str(self.recipe(name).recipe["model"]["name"])
+
+    def slice_places(self, entry: RecipeEntry, row: LedgerRow) -> Places:
+        """Where a volume's slices lie, from the Parquet shard that holds its vectors."""
+        digest = str(entry.recipe["digest"])
+        for path in self._tables("files"):
+            wanted = [("kind", "=", "slices"), ("recipe", "=", digest), ("shard", "=", row.shards.get(digest, ""))]
+            for file in pq.read_table(path, filters=wanted).to_pylist():
+                local = self._local.path(file["path"], file["sha256"])
+                columns = ["relative", "position_mm"]
+                found = pq.read_table(local, columns=columns, filters=[("volume_id", "=", row.volume_id)])
+                if found.num_rows:
+                    relative, mm = (np.array(found[name].to_pylist(), np.float32) for name in columns)
+                    return Places(relative, mm)
+        raise MedretError(f"snapshot {self.id}: no slices file has rows of {row.volume_id}; run `medret verify`")
+
     def index(self, entry: RecipeEntry, aggregation: str | None) -> ShardedIndex:
         """The index over the volume vectors of an aggregation or, for None, over the slice vectors."""
         key = (str(entry.recipe["digest"]), aggregation)
         if key not in self._indices:
             own = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
-            shards = group_shards(own, self._dead)
-            self._indices[key] = ShardedIndex(shards, int(entry.recipe["model"]["dim"]), self._settings, self._local)
+            centre = next((self._centre(row) for row in own if row["kind"] == CENTRE_KIND), None)
+            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND], self._dead)
+            dim = int(entry.recipe["model"]["dim"])
+            self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
         return self._indices[key]
+
+    def _centre(self, row: dict[str, Any]) -> NDArray[np.float32]:
+        centre: NDArray[np.float32] = np.load(self._local.path(row["path"], row["sha256"]), allow_pickle=False)
+        return centre
 
 
 def index_file_rows(path: Path) -> list[dict[str, Any]]:
@@ -96,7 +166,9 @@ def index_file_rows(path: Path) -> list[dict[str, Any]]:
     if not table.num_rows:
         return []
     kinds = table["kind"].combine_chunks()
-    wanted = [code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*KINDS, ROWS_KIND)]
+    wanted = [
+        code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)
+    ]
     rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted))
     listed: list[dict[str, Any]] = table.take(index_array(rows)).to_pylist()
     return listed

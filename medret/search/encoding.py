@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import unit_slices
 from medret.errors import UsageError, VolumeError, WeightsError
-from medret.recipe import Recipe
+from medret.recipe import Plane, Recipe
 from medret.search.matching import SliceVectors
 from medret.snapshot import RecipeEntry
 from medret.storage import read_uri
@@ -20,6 +20,7 @@ from medret.storage import read_uri
 if TYPE_CHECKING:
     from medret.models import Encoder
     from medret.volume import SlicedVolume
+    from medret.volume.region import Region
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,27 @@ def load_encoder(entry: RecipeEntry, given: str | None, device: str) -> Encoder:
     return Encoder(spec, weights, device=found, precision=recipe.model.precision)
 
 
-def slice_query(data: bytes, name: str, volume_id: str, recipe: Recipe, modality: str | None) -> SlicedVolume:
-    """Bytes to slices; raises UsageError naming the file, the quarantine code and the reason."""
+def slice_query(
+    data: bytes,
+    name: str,
+    volume_id: str,
+    recipe: Recipe,
+    modality: str | None,
+    *,
+    region: Region | None = None,
+    planes: Sequence[Plane] | None = None,
+) -> SlicedVolume:
+    """Bytes to slices; raises UsageError naming the file, the quarantine code and the reason.
+
+    region: the part of the volume that is the query. planes: those that are sliced, by default the recipe's.
+    """
     from medret.volume import read_volume
 
+    slices = recipe.slices if planes is None else replace(recipe.slices, planes=tuple(planes))
     try:
-        return read_volume(data, volume_id, recipe.slices, [recipe.model.side_px], modality=modality)
+        return read_volume(data, volume_id, slices, [recipe.model.side_px], modality=modality, region=region)
+    except UsageError as error:
+        raise UsageError(f"query {name}: {error}") from error
     except VolumeError as error:
         raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
 

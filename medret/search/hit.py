@@ -10,31 +10,53 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class SliceMatch:
-    """The slice of the query and the slice of the hit that are most alike.
+class SlicePair:
+    """A slice of the query and the slice of the hit that is most like it.
 
-    plane: of the hit's slice, axial | coronal | sagittal. query, hit: (first, last) slice positions, last inclusive, as
-    voxel index along the plane's axis in RAS+ order; for a query given as an array of slice vectors its
-    row, for a query that is one volume vector None. score: cosine of the two slices' vectors.
+    plane: of the hit's slice, axial | coronal | sagittal. query, hit: slice positions, as voxel index along the plane's
+    axis in RAS+ order; for a query given as an array of slice vectors its row, for a query that is one volume
+    vector None. score: cosine of the two slices' vectors.
+    """
+
+    plane: str
+    query: int | None
+    hit: int
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The pair as a JSON object."""
+        return {"plane": self.plane, "query": self.query, "hit": self.hit, "score": self.score}
+
+
+@dataclass(frozen=True)
+class SliceMatch:
+    """The contiguous range of a hit's slices that matches the query's best.
+
+    query, hit: (first, last) positions along the plane's axis, last inclusive, `query` None for a query without slices.
+    score: mean cosine along the match (of the one pair, where there is but one). pairs: for the query's slices the
+    hit's slice that is most like each, in all planes; the most similar of `plane` comes first.
     """
 
     plane: str
     query: Range | None
     hit: Range
     score: float
+    pairs: tuple[SlicePair, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The match as a JSON object."""
         query = None if self.query is None else list(self.query)
-        return {"query": query, "hit": list(self.hit), "plane": self.plane, "score": self.score}
+        matches = [pair.to_json() for pair in self.pairs]
+        return {"query": query, "hit": list(self.hit), "plane": self.plane, "score": self.score, "matches": matches}
 
 
 @dataclass(frozen=True)
 class Hit:
     """One volume (in mode `slice`: one slice of a volume) that was found.
 
-    rank: from 1. score: cosine of the query's vector and this one's. labels: subject, modality, body_region and organ,
-    None where unknown, and the archive's further label columns. slices: None when the snapshot has no slice index.
+    rank: from 1. score: how alike, at most 1; what it is depends on the mode (`medret.search.modes`). labels: subject,
+    modality, body_region and organ, None where unknown, and the archive's further label columns. slices: None when the
+    snapshot has no slice vectors of the hit.
     """
 
     rank: int

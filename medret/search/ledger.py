@@ -6,6 +6,7 @@ decoded, and kept, so opening a snapshot and showing ten hits costs the same at 
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from medret.index.rows import SortedIds
 
 LABELS = ("subject", "modality", "body_region", "organ")
-COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata"]
+COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "facts", "shards"]
 GROUPS_KEPT = 64  # decoded row groups; some 16,000 rows each
 
 
@@ -32,6 +33,17 @@ class LedgerRow:
     embedded: bool
     problem: str | None  # "code: reason" of a volume in quarantine
     labels: Mapping[str, str | None]
+    shards: Mapping[str, str]  # recipe digest -> key of the embedding shard
+    facts: str | None  # JSON of medret.volume.facts.VolumeFacts
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Between voxels along x, y, z; None where it is not known."""
+        facts = json.loads(self.facts) if self.facts else {}
+        if facts.get("spacing_assumed", True):
+            return None
+        x, y, z = facts["spacing_mm"]
+        return float(x), float(y), float(z)
 
 
 class Ledger:
@@ -97,4 +109,5 @@ def _row(batch: pa.RecordBatch) -> LedgerRow:
         labels.setdefault(key, value)
     embedded = values["status"] == "embedded"
     problem = None if embedded else f"{values['code']}: {values['reason']}"
-    return LedgerRow(values["volume_id"], values["uri"], embedded, problem, labels)
+    shards = dict(values["shards"] or ())
+    return LedgerRow(values["volume_id"], values["uri"], embedded, problem, labels, shards, values["facts"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from medret.search.encoding import sha256_of
-from medret.search.hit import Hit
+from medret.search.hit import Hit, SlicePair
 from medret.search.ledger import LABELS
 from medret.search.page_images import SIDE_PX, Shown, Tile, Wanted, read_tiles
 from medret.search.page_style import STYLE
@@ -69,14 +69,21 @@ def _warning(snapshot: Snapshot) -> str:
     return f'<p class="warning">{names}: random weights, for trying things out. Such hits say nothing.</p>'
 
 
+def _best(hit: Hit) -> SlicePair | None:
+    """The slice of the query and the slice of the hit that are most alike."""
+    return hit.slices.pairs[0] if hit.slices and hit.slices.pairs else None
+
+
 def _query_wanted(uri: str, hits: Sequence[Hit]) -> Wanted:
     """The query's volume, with the slices that its hits matched."""
-    matches = (hit.slices for hit in hits)
-    return Wanted(uri, None, frozenset((match.plane, match.query[0]) for match in matches if match and match.query))
+    pairs = (_best(hit) for hit in hits)
+    places = {(pair.plane, pair.query) for pair in pairs if pair is not None and pair.query is not None}
+    return Wanted(uri, None, frozenset(places))
 
 
 def _hit_wanted(hit: Hit) -> Wanted:
-    places = [(hit.slices.plane, hit.slices.hit[0])] if hit.slices else []
+    pair = _best(hit)
+    places = [] if pair is None else [(pair.plane, pair.hit)]
     return Wanted(hit.uri, (hit.volume_id, hit.labels.get("modality")), frozenset(places))
 
 
@@ -128,29 +135,29 @@ def _strip(shown: Shown | str, name: str) -> str:
 
 def _matched(hits: Sequence[Hit], own: Shown | str) -> str:
     """The query's slice that its best hit matched."""
-    match = hits[0].slices if hits else None
-    if isinstance(own, str) or match is None or match.query is None:
+    best = _best(hits[0]) if hits else None
+    if isinstance(own, str) or best is None or best.query is None:
         return ""
-    place = (match.plane, match.query[0])
+    place = (best.plane, best.query)
     tile = own.by_place.get(place)
     if tile is None:
         return ""
-    ranks = [f"#{hit.rank}" for hit in hits if (m := hit.slices) and m.query and (m.plane, m.query[0]) == place]
+    ranks = [f"#{hit.rank}" for hit in hits if (pair := _best(hit)) and (pair.plane, pair.query) == place]
     caption = f"{_place(tile)}, matched by {', '.join(ranks)}"
     return f'<div class="strip pair">{_figure(tile, f"query: {caption}", caption)}</div>'
 
 
 def _pair(hit: Hit, shown: Shown | str, query: Shown | str) -> str:
     """The slice of the query and the slice of the hit that are most alike, as far as they can be shown."""
-    match = hit.slices
+    match = _best(hit)
     if match is None:
         return ""
     figures = []
-    if match.query and not isinstance(query, str):
-        tile = query.by_place.get((match.plane, match.query[0]))
+    if match.query is not None and not isinstance(query, str):
+        tile = query.by_place.get((match.plane, match.query))
         if tile:
             figures.append(_figure(tile, f"query: {_place(tile)}, most like hit {hit.rank}", f"query, {_place(tile)}"))
-    tile = None if isinstance(shown, str) else shown.by_place.get((match.plane, match.hit[0]))
+    tile = None if isinstance(shown, str) else shown.by_place.get((match.plane, match.hit))
     if tile:
         alt = f"hit {hit.rank}, {hit.volume_id}: {_place(tile)}, most like the query, cosine {match.score:.3f}"
         figures.append(_figure(tile, alt, f"hit, {_place(tile)}: {match.score:.3f}"))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
+from medret.embeddings.shards import RECIPE_KEY
 from medret.errors import UsageError
+from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.storage import normalise_uri
 
@@ -24,13 +29,22 @@ class QueryVectors:
 
     label: how messages name it. own_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32 unit
     vector. slices: what `slice` searches with and hits are matched against; a query that is one
-    volume vector stands here as its own only slice, without a position.
+    volume vector stands here as its own only slice, without a position. weights: (slices,) summing to 1, None for equal
+    ones. asked: the slice positions that a range named, first and last, which may reach beyond the slices there are.
+    spacing_mm: of the volume along x, y, z, where it is known.
     """
 
     label: str
     own_ids: frozenset[str]
     volume: NDArray[np.float32]
     slices: SliceVectors
+    weights: NDArray[np.float64] | None = None
+    asked: Range | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+
+    def slice_weights(self) -> NDArray[np.float64]:
+        """The weight of each slice, summing to 1."""
+        return np.full(len(self.slices), 1 / max(1, len(self.slices))) if self.weights is None else self.weights
 
 
 def is_file(query: str | os.PathLike[str]) -> bool:
@@ -73,6 +87,33 @@ def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> Que
     slices = SliceVectors(vectors, [None] * len(vectors), np.arange(len(vectors)))
     relative = np.linspace(0, 1, len(vectors), dtype=np.float32) if len(vectors) > 1 else np.full(1, 0.5, np.float32)
     return QueryVectors(label, frozenset(), aggregated(slices, relative, aggregation, "query"), slices)
+
+
+def load_array(data: bytes, name: str) -> NDArray[Any]:
+    """The array in a .npy file's bytes; raises UsageError. Pickled objects are not read."""
+    try:
+        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header raises whatever its text leads to
+        raise UsageError(f"query {name}: cannot be read as a .npy array of vectors: {error}") from error
+    return array
+
+
+def refuse_table(data: bytes, name: str, digest: str) -> None:
+    """Raise UsageError for a Parquet file, which holds the vectors of many volumes, perhaps of another recipe."""
+    if not data.startswith(b"PAR1"):
+        return
+    try:
+        recipe = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(RECIPE_KEY, b"").decode()
+    except (pa.ArrowException, UnicodeDecodeError):
+        recipe = ""
+    if recipe and recipe != digest:
+        raise UsageError(
+            f"query {name} holds vectors of recipe {recipe}, this model's are of {digest}: vectors of different "
+            "recipes cannot be compared"
+        )
+    raise UsageError(
+        f"query {name} is a Parquet file, not a volume: give a NIfTI file, a volume_id or a .npy of vectors"
+    )
 
 
 def aggregated(

@@ -20,12 +20,16 @@ from medret.index import (
     Neighbours,
     RowTable,
     Searchable,
+    centred,
     gpu_available,
     open_approximate,
     open_exact,
+    uncentred,
 )
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
+from medret.search.kept import Kept
+from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
 from medret.search.merge import Found, merge_shards
 
@@ -93,18 +97,75 @@ class Shard:
         rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in found]
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
+    def places_of(self, kept: Kept | None) -> NDArray[np.int64]:
+        """The volumes here that are kept, by their place in `table.volumes`."""
+        ids, firsts = self.table.volumes
+        places = np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
+        return np.setdiff1d(places, self._dead_places) if len(self._dead_places) else places
+
+    def places_named(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
+        """The places of these volumes, ascending, of those that are here and part of the snapshot."""
+        return self._places(volume_ids - self.dead)
+
+    def _places(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
+        found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
+        rows = np.array([rows.start for rows in found if rows.stop > rows.start], np.int64)
+        return np.searchsorted(self.table.volumes[1], np.sort(rows))
+
+    @cached_property
+    def _dead_places(self) -> NDArray[np.int64]:
+        return self._places(self.dead)
+
+    @cached_property
+    def _dead_rows(self) -> NDArray[np.int64]:
+        return self.rows_of(self.dead)
+
+    def first_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first row of the volumes at these places."""
+        return self.table.volumes[1][places]
+
+    def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many rows they have."""
+        ends = np.append(self.table.volumes[1], len(self.table))
+        lengths: NDArray[np.int64] = ends[places + 1] - ends[places]
+        return lengths
+
+    def sets(self, places: NDArray[np.int64]) -> SliceSets:
+        """All slices of the volumes at these places."""
+        lengths = self.lengths(places)
+        starts = np.cumsum(lengths) - lengths
+        rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
+        return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
+
+    def rows_dropped(self, kept: Kept | None) -> NDArray[np.int64] | None:
+        """The rows here that no query may find: of volumes that are not kept, or no longer part of the snapshot."""
+        if kept is None:
+            return self._dead_rows if self.dead else None
+        ids, firsts = self.table.volumes
+        lengths = np.diff(firsts, append=len(self.table))
+        dropped = np.flatnonzero(np.repeat(~kept.of(ids), lengths))
+        return np.union1d(dropped, self._dead_rows) if self.dead else dropped
+
     def search(
-        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[NDArray[np.int64]]
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        kind: str,
+        excluded: Sequence[NDArray[np.int64]],
+        dropped: NDArray[np.int64] | None = None,
     ) -> Neighbours:
-        """The k best rows for each query, without those that the query excludes."""
+        """The k best rows for each query, without those that it excludes and without `dropped`, excluded for all."""
         index = self.index(kind)
         excess = max((len(rows) for rows in excluded), default=0)
         if not excess:
-            return index.search(queries, k)
+            return index.search(queries, k, dropped)
         if excess > EXCESS_MAX:
-            each = [index.search(queries[i : i + 1], k, rows) for i, rows in enumerate(excluded)]
+            each = []
+            for number, rows in enumerate(excluded):
+                own = rows if dropped is None else np.union1d(rows, dropped)
+                each.append(index.search(queries[number : number + 1], k, own))
             return Neighbours(np.concatenate([n.scores for n in each]), np.concatenate([n.rows for n in each]))
-        found = index.search(queries, k + excess)
+        found = index.search(queries, k + excess, dropped)
         kept = found.rows.copy()
         for query, rows in enumerate(excluded):
             kept[query, np.isin(kept[query], rows)] = MISSING
@@ -114,25 +175,47 @@ class Shard:
 class ShardedIndex:
     """All shards over the volume vectors of one aggregation, or over the slice vectors, of one recipe."""
 
-    def __init__(self, shards: Sequence[ShardFiles], dim: int, settings: IndexSettings, local: LocalFiles) -> None:
+    def __init__(
+        self,
+        shards: Sequence[ShardFiles],
+        dim: int,
+        settings: IndexSettings,
+        local: LocalFiles,
+        centre: NDArray[np.float32] | None = None,
+    ) -> None:
         self.dim = dim
+        self._centre = centre
         self.rows = sum(shard.rows for shard in shards)
         kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
         self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
-        self._shards = [Shard(listed, dim, settings, local) for listed in shards]
+        self.shards = [Shard(listed, dim, settings, local) for listed in shards]
+
+    def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
+        if self._centre is None:
+            return vectors
+        return centred(vectors, self._centre).astype(np.float16).astype(np.float32)
+
+    def uncentred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, dim) vectors of this index -> as the recipe gave them."""
+        return uncentred(vectors, self._centre)
 
     def search(
-        self, queries: NDArray[np.float32], k: int, kind: str, excluded: Sequence[AbstractSet[str]] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        kind: str,
+        excluded: Sequence[AbstractSet[str]] | None = None,
+        kept: Kept | None = None,
     ) -> list[list[Found]]:
         """The k best vectors for each of (q, dim) unit queries, over all shards.
 
-        excluded: for each query the volume_ids whose vectors must not be found.
+        excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
         """
         found: list[list[Found]] = [[] for _ in queries]
-        for number, shard in enumerate(self._shards):
-            hidden = excluded or [frozenset[str]()] * len(queries) if shard.dead else excluded
-            rows = [shard.rows_of(volume_ids | shard.dead) for volume_ids in hidden] if hidden else []
-            neighbours = shard.search(queries, k, kind, rows)
+        for number, shard in enumerate(self.shards):
+            rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
+            neighbours = shard.search(queries, k, kind, rows, shard.rows_dropped(kept))
             at, _ = places = np.nonzero(neighbours.rows != MISSING)
             hit_rows = neighbours.rows[places]
             ids = shard.table.volume_ids(hit_rows)
@@ -143,14 +226,12 @@ class ShardedIndex:
 
     def vectors_of(self, volume_id: str) -> SliceVectors | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
-        for shard in self._shards:
+        for shard in self.shards:
             rows = shard.table.rows_of(volume_id)
-            if (
-                rows.stop > rows.start and volume_id not in shard.dead
-            ):  # a volume's vectors lie in one shard: shards are made of whole volumes
-                return shard.vectors(rows)
+            if rows.stop > rows.start and volume_id not in shard.dead:
+                return shard.vectors(rows)  # all of them: shards are made of whole volumes
         return None
 
     def vector_at(self, found: Found) -> SliceVectors:
         """The one vector that was found, with its plane and position."""
-        return self._shards[found.shard].vectors(slice(found.row, found.row + 1))
+        return self.shards[found.shard].vectors(slice(found.row, found.row + 1))

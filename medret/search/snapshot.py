@@ -9,28 +9,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Unpack
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.errors import MedretError, StorageError, UsageError
+from medret.errors import StorageError, UsageError
+from medret.index import EXACT
 from medret.recipe import Recipe
+from medret.search.answer import answer
 from medret.search.contents import Contents
-from medret.search.hit import Hit, SliceMatch
+from medret.search.hit import Hit
 from medret.search.ledger import LedgerRow
-from medret.search.matching import SliceVectors, best_pair, match_of
-from medret.search.merge import Found, merge_slices
+from medret.search.matching import SliceVectors
+from medret.search.merge import Found
+from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, rank_volumes
+from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
-from medret.search.resolve import FileOptions, Resolver
-from medret.search.shards import ShardedIndex
-from medret.snapshot import RecipeEntry, current_id, read_manifest
+from medret.search.resolve import Resolver
+from medret.snapshot import current_id, read_manifest
 from medret.snapshot.manifest import snapshot_folder
 from medret.storage import Location, normalise_uri
-
-VOLUME, SLICE = "volume", "slice"
-MODES = (VOLUME, SLICE)
-EXCLUDES = ("none", "self")
 
 
 def open_snapshot(uri: str | os.PathLike[str], snapshot_id: str | None = None) -> Snapshot:
@@ -71,72 +71,62 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<Snapshot {self.id} of {self.uri}>"
 
-    def search(
-        self,
-        query: Query,
-        k: int = 10,
-        *,
-        model: str | None = None,
-        aggregation: str | None = None,
-        index: str = "hnsw",
-        mode: str = VOLUME,
-        exclude: str = "none",
-        weights: str | None = None,
-        modality: str | None = None,
-        device: str = "auto",
-    ) -> list[Hit]:
+    def search(self, query: Query, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """The k hits most similar to a query, best first; see `search_many`."""
-        return self.search_many(
-            [query],
-            k,
-            model=model,
-            aggregation=aggregation,
-            index=index,
-            mode=mode,
-            exclude=exclude,
-            weights=weights,
-            modality=modality,
-            device=device,
-        )[0]
+        return self.search_many([query], k, **options)[0]
 
-    def search_many(
-        self,
-        queries: Sequence[Query],
-        k: int = 10,
-        *,
-        model: str | None = None,
-        aggregation: str | None = None,
-        index: str = "hnsw",
-        mode: str = VOLUME,
-        exclude: str = "none",
-        weights: str | None = None,
-        modality: str | None = None,
-        device: str = "auto",
-    ) -> list[list[Hit]]:
+    def search_many(self, queries: Sequence[Query], k: int = 10, **options: Unpack[SearchOptions]) -> list[list[Hit]]:
         """The k hits most similar to each query, best first; the indices are searched once for all queries.
 
         A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
         used: no model), a (dim,) volume vector or an (n, dim) array of slice vectors. A text that names both a file
-        and a volume is the file.
-        model, aggregation: default to the snapshot's first. index: hnsw | lsh | exact.
-        mode: `volume` compares volume vectors; in `slice` every slice of the query finds slices, and each hit is one.
-        exclude: `self` leaves out the query's own volume. weights, device, modality: for queries that are files;
-        weights is a path or URI where they lie elsewhere than when the snapshot was made.
+        and a volume is the file. options: `SearchOptions` says what each means.
         Raises UsageError for what cannot be asked; CorruptError when a file of the snapshot is damaged.
         """
-        _check(k, mode, exclude)
-        entry = self._contents.recipe(model)
-        name = self._contents.aggregation(aggregation)
-        searched = self._contents.index(entry, name if mode == VOLUME else None)
-        if index not in searched.kinds:
-            there = ", ".join(searched.kinds) or f"none over {mode} vectors"
-            raise UsageError(f"index '{index}' is not in snapshot {self.id}, which has {there}")
-        options = FileOptions(weights, modality, device)
-        asked = [self._resolver.resolve(query, entry, name, options) for query in queries]
-        excluded = [query.own_ids if exclude == "self" else frozenset[str]() for query in asked]
-        if mode == VOLUME:
-            return self._by_volume(asked, k, index, entry, searched, excluded)
-        return self._by_slice(asked, k, index, searched, excluded)
+        return answer(self, self._contents, queries, k, options)
+
+    def labels(self) -> pa.Table:
+        """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
+
+        Each metadata key is one string column, null where a volume has none. Read once and kept.
+        """
+        return self._contents.labels
+
+    def resolve(self, query: Query, **options: Unpack[ResolveOptions]) -> QueryVectors:
+        """The vectors of a query in the space of the indices. options: `ResolveOptions` says what each means."""
+        entry = self._contents.recipe(options.get("model"))
+        aggregation = self._contents.aggregation(options.get("aggregation"))
+        return self._resolver.resolve(query, entry, aggregation, options)
+
+    def rank(
+        self,
+        queries: Sequence[QueryVectors],
+        k: int,
+        *,
+        model: str | None = None,
+        aggregation: str | None = None,
+        index: str = EXACT,
+        mode: str = VOLUME,
+        excluded: Sequence[AbstractSet[str]] | None = None,
+        where: str | None = None,
+        options: ModeOptions | None = None,
+    ) -> list[list[Found]]:
+        """At most k volumes for each query, best first, equal scores in the order of volume_id.
+
+        k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
+        late: with index `exact` all, else the candidates). model, aggregation: those that the queries were
+        resolved with. excluded: for each query the volume_ids that must not be found. where: a filter, see
+        `medret.search.filters`. Raises UsageError.
+        """
+        check_mode(mode, but=SLICE)
+        indices = self._contents.indices(model, aggregation, index, mode)
+        ranked: list[list[Found]] = [[] for _ in queries]
+        for scope in self._contents.scopes(excluded or [frozenset[str]()] * len(queries), where):
+            own = [queries[number] for number in scope.queries]
+            found = rank_volumes(mode, own, k, indices, scope, options or ModeOptions())
+            for number, best in zip(scope.queries, found, strict=True):
+                ranked[number] = best
+        return ranked
 
     def nearest(
         self,
@@ -173,69 +163,9 @@ class Snapshot:
 
     def uri_of_query(self, query: Query) -> str | None:
         """Where a query's voxels can be read: its own path or URI, that of the volume it names, None for an array."""
-        if isinstance(query, np.ndarray):
+        if isinstance(query, np.ndarray) or os.fspath(query).endswith(".npy"):
             return None
         if is_file(query):
             return normalise_uri(query)
         row = self.volume(os.fspath(query))
         return row.uri if row else None
-
-    def _by_volume(
-        self,
-        asked: Sequence[QueryVectors],
-        k: int,
-        kind: str,
-        entry: RecipeEntry,
-        searched: ShardedIndex,
-        excluded: Sequence[AbstractSet[str]],
-    ) -> list[list[Hit]]:
-        vectors = np.array([query.volume for query in asked], np.float32).reshape(-1, searched.dim)
-        stored = self._contents.index(entry, None)
-        hits = []
-        for query, found in zip(asked, searched.search(vectors, k, kind, excluded), strict=True):
-            slices = [stored.vectors_of(one.volume_id) for one in found]
-            hits.append(self._hits(found, [best_pair(query.slices, own) if own else None for own in slices]))
-        return hits
-
-    def _by_slice(
-        self,
-        asked: Sequence[QueryVectors],
-        k: int,
-        kind: str,
-        searched: ShardedIndex,
-        excluded: Sequence[AbstractSet[str]],
-    ) -> list[list[Hit]]:
-        vectors = [vector for query in asked for vector in query.slices.vectors]
-        own_ids = [ids for query, ids in zip(asked, excluded, strict=True) for _ in range(len(query.slices))]
-        found = searched.search(np.array(vectors, np.float32).reshape(-1, searched.dim), k, kind, own_ids)
-        hits, start = [], 0
-        for query in asked:
-            by_slice = found[start : start + len(query.slices)]
-            start += len(query.slices)
-            best = merge_slices(by_slice, k)
-            hits.append(self._hits([one for one, _ in best], [_match(query, *pair, searched) for pair in best]))
-        return hits
-
-    def _hits(self, found: Sequence[Found], matches: Sequence[SliceMatch | None]) -> list[Hit]:
-        rows = self._contents.ledger.rows({one.volume_id for one in found})
-        hits = []
-        for rank, (one, match) in enumerate(zip(found, matches, strict=True), start=1):
-            row = rows.get(one.volume_id)
-            if row is None:
-                raise MedretError(f"snapshot {self.id}: its ledger has no row of {one.volume_id}; run `medret verify`")
-            score = min(one.score, 1.0)  # float16 lengths may exceed 1 by a little
-            hits.append(Hit(rank, one.volume_id, row.uri, score, row.labels, match))
-        return hits
-
-
-def _match(query: QueryVectors, found: Found, own: int, searched: ShardedIndex) -> SliceMatch:
-    return match_of(query.slices, own, searched.vector_at(found), 0, found.score)
-
-
-def _check(k: Any, mode: str, exclude: str) -> None:
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-        raise UsageError(f"k is {k!r}, expected a whole number of hits, at least 1")
-    if mode not in MODES:
-        raise UsageError(f"mode '{mode}' is not available; there are {', '.join(MODES)}")
-    if exclude not in EXCLUDES:
-        raise UsageError(f"exclude '{exclude}' is not available; there are {', '.join(EXCLUDES)}")

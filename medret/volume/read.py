@@ -25,6 +25,7 @@ from medret.volume.modality import modality_of
 from medret.volume.nifti import open_nifti
 from medret.volume.orientation import geometry_of
 from medret.volume.plan import SlicePlan, parse_slice_plan
+from medret.volume.region import Region
 from medret.volume.sample import check_not_constant, count_non_finite, take_sample
 from medret.volume.slicing import AXIS, draw_squares, extract, in_plane_axes, planes_of, slice_refs
 
@@ -39,15 +40,17 @@ def read_volume(
     *,
     modality: str | None = None,
     limits: Limits = _LIMITS,
+    region: Region | None = None,
 ) -> SlicedVolume:
     """Slice one NIfTI volume.
 
     data: of the .nii or .nii.gz object. volume_id: what `random:N` draws from. sides_px: of the square images; all are
     made from the same decoded slices. modality: the label, when there is one.
+    region: the part that is sliced, if not the whole body; UsageError when it lies outside the volume.
     Whatever the bytes, the outcome is a SlicedVolume or a VolumeError; a recipe that cannot be is a UsageError.
     """
     request = _Request(
-        volume_id, recipe, parse_slice_plan(recipe.slices), ct_window(recipe.ct_window), modality, limits
+        volume_id, recipe, parse_slice_plan(recipe.slices), ct_window(recipe.ct_window), modality, limits, region
     )
     check_percentiles(recipe.percentiles)
     if any(side < 1 for side in sides_px):
@@ -68,6 +71,7 @@ class _Request:
     hu_window: Window
     label: str | None
     limits: Limits
+    region: Region | None
 
 
 def _read(data: bytes, request: _Request, sides_px: Sequence[int]) -> SlicedVolume:
@@ -88,6 +92,8 @@ def _read(data: bytes, request: _Request, sides_px: Sequence[int]) -> SlicedVolu
     else:
         window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, header)
     box = foreground_box(sample, above, ras.shape) if recipe.crop == "foreground" else whole(ras.shape)
+    if request.region is not None:
+        box = request.region.within(box, geometry, ras.shape)
 
     planes = planes_of(ras.shape, recipe.planes)
     chosen = {plane: _positions(request, plane, box) for plane in planes}

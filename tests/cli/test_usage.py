@@ -25,6 +25,8 @@ from medret.cli import main
         (["index", "{tmp}", "{tmp}"], "a place of its own"),
         (["index", "{tmp}", "{tmp}/s", "--model", "dinov2", "--model", "dinov2"], "distinct"),
         (["search", "{tmp}/nowhere", "x.nii.gz"], "nowhere"),
+        (["search", "{tmp}", "x", "--model", "dinov2=heavy"], "NAME=WEIGHT"),
+        (["search", "{tmp}", "x", "--aggregation", "mean", "--aggregation", "mean=2"], "a second time"),
         (["verify", "{tmp}/nowhere"], "nowhere"),
     ],
 )
@@ -52,6 +54,13 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--help"]) == 0
     text = capsys.readouterr().out
     for taught in ("examples:", "s3://", "--labels", "exit codes:", "uniform:N", "quarantine"):
+        assert taught in text
+
+
+def test_search_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--help"]) == 0
+    text = capsys.readouterr().out
+    for taught in ("examples:", "modes:", "filters:", "--slices 40:58", "--mask", "--exclude", "late", "results"):
         assert taught in text
 
 

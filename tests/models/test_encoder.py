@@ -23,7 +23,7 @@ def default() -> Encoder:
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9])
 def test_any_number_of_slices(count: int, default: Encoder, slices: Any) -> None:
     vectors = default.embed(slices(9, 224)[:count])
-    assert vectors.shape == (count, 1280)
+    assert vectors.shape == (count, 1472)
     assert vectors.dtype == np.float32
 
 

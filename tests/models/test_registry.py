@@ -15,8 +15,8 @@ ASKED = {
     "dinov1": 768, "dinov1_s16": 384, "dinov2": 768, "dinov2_s14": 384, "dinov2_l14": 1024,
     "dreamsim": 1792, "dreamsim_dino_vitb16": 768, "dreamsim_clip_vitb32": 512, "dreamsim_open_clip_vitb32": 512,
     "dreamsim_dinov2_vitb14": 768, "swin": 1024, "swin_t": 768, "swin_radimagenet": 1024, "resnet50": 2048,
-    "resnet50_radimagenet": 2048, "efficientnet_lite0": 1280, "efficientnet_lite1": 1280, "efficientnet_lite2": 1280,
-    "mobilenetv2_100": 1280,
+    "resnet50_radimagenet": 2048, "efficientnet_lite0": 1472, "efficientnet_lite1": 1472, "efficientnet_lite2": 1488,
+    "mobilenetv2_100": 1440,
 }  # fmt: skip
 
 
@@ -40,11 +40,12 @@ def test_a_spec_is_complete_plain_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ASKED if not name.startswith("dreamsim")])
 def test_the_width_is_what_the_architecture_gives(name: str) -> None:
+    from medret.models.layers import WithLayers
     from medret.models.open_names import output_width
     from medret.models.timm_models import build_timm
 
     spec = model_spec(name)
-    assert output_width(lambda: build_timm(spec), spec.side_px, name) == spec.dim
+    assert output_width(lambda: WithLayers(build_timm(spec), spec.layers), spec.side_px, name) == spec.dim
 
 
 @pytest.mark.parametrize("name", [name for name in ASKED if name.startswith("dreamsim")])

@@ -49,7 +49,9 @@ def test_every_volume_is_embedded_and_labelled(store: Path, phantom_archive: Pat
     brain = found.ledger["head_mri/head_mri_0.nii.gz"]
     assert (brain["modality"], brain["body_region"], brain["organ"]) == ("MRI", "Head", "Brain")
     assert json.loads(brain["facts"])["modality_source"] == "label"
-    assert set(found.files["kind"].to_pylist()) == {"slices", "volumes", "hnsw", "lsh", "exact", "rows"}
+    assert set(found.files["kind"].to_pylist()) == {
+        "slices", "volumes", "hnsw", "lsh", "exact", "rows", "centre",
+    }  # fmt: skip
     assert len(found.manifest.indices) == 3  # slices, mean, gaussian
     assert verify_store(found.store) == []
 
@@ -69,6 +71,22 @@ def test_vectors_are_what_the_encoder_gives_directly(store: Path, phantom_archiv
     stored = found.vectors(MODEL)[volume_id].astype(np.float32)
     cosines = (stored * direct.astype(np.float32)).sum(axis=1)
     assert cosines.min() > 0.999
+
+
+def test_an_index_holds_the_directions_from_its_centre(store: Path, opened: Opened) -> None:
+    found = opened(store)
+    snapshot = medret.open_snapshot(store)
+    parquet = found.vectors(MODEL, "volumes", "mean")
+    ids = sorted(parquet)
+    raw = np.concatenate([parquet[volume_id] for volume_id in ids]).astype(np.float64)
+    centre = raw.mean(axis=0) * len(ids) / (len(ids) + 4)
+    expected = (raw - centre) / np.linalg.norm(raw - centre, axis=1, keepdims=True)
+    hits = snapshot.search(raw[0], k=len(ids), index="exact")  # a vector as the recipe gives it
+    scores = dict(zip(ids, expected @ expected[0], strict=True))
+    assert hits[0].volume_id == ids[0]
+    assert hits[-1].score < 0.5  # raw vectors of phantoms are all alike
+    for hit in hits:
+        assert hit.score == pytest.approx(scores[hit.volume_id], abs=2e-3)
 
 
 @pytest.mark.parametrize("index", ["hnsw", "lsh", "exact"])

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, volume_table
+from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
@@ -95,6 +96,18 @@ def make_store(
             if aggregation is None:
                 table = slice_table(part, dim, recipe.digest)
                 rows = table.select(ROWS.names).cast(ROWS)
+                parquet = store.write_named(f"embeddings/{recipe.digest}", "slices", ".parquet", parquet_bytes(table))
+                files.append(
+                    {
+                        "path": parquet.path,
+                        "kind": "slices",
+                        "sha256": parquet.sha256,
+                        "size_bytes": parquet.size_bytes,
+                        "rows": table.num_rows,
+                        "recipe": recipe.digest,
+                        "shard": f"shard-{start // per_shard}",
+                    }
+                )
             else:
                 table = volume_table(part, parse_aggregation(aggregation), dim, recipe.digest)
                 empty = pa.nulls(table.num_rows)
@@ -113,6 +126,8 @@ def make_store(
                     recipe.digest,
                     aggregation,
                     shard.shard,
+                    None,
+                    shard.recall.get(kind),
                 )
                 files.append(dict(zip(FILES.names, values, strict=True)))
         rows_in_all = sum(len(volume.vectors) for volume in volumes) if aggregation is None else len(volumes)
@@ -135,6 +150,7 @@ def make_store(
                 organ=volume.volume_id.split("/")[1].split("_")[0].capitalize(),
                 metadata=[("source", "made up"), ("organ", "not this one")],
                 content_sha256=f"{number:064x}",
+                shards=[(recipe.digest, f"shard-{number // per_shard}")],
             )
             for number, volume in enumerate(volumes)
         ]
@@ -169,6 +185,11 @@ def make_store(
 @pytest.fixture(scope="session")
 def store_maker() -> Callable[..., MadeStore]:
     return make_store
+
+
+@pytest.fixture(scope="session")
+def volume_maker() -> Callable[..., tuple[EmbeddedVolume, ...]]:
+    return synthetic_volumes
 
 
 @pytest.fixture(scope="session")

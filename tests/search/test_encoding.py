@@ -151,7 +151,7 @@ def test_modality_is_the_given_one_or_that_of_the_same_content(
     snapshot, archive = phantoms
     seen: list[str | None] = []
 
-    def spy(data: bytes, name: str, volume_id: str, recipe: Recipe, modality: str | None) -> Any:
+    def spy(data: bytes, name: str, volume_id: str, recipe: Recipe, modality: str | None, **_: Any) -> Any:
         seen.append(modality)
         raise UsageError("seen")
 

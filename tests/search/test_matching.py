@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.search.matching import SliceVectors, best_pair
+from medret.search.matching import PAIRS_MAX, SliceVectors, match_of, match_slices
 
 AXES = np.eye(4, dtype=np.float32)
 
@@ -13,35 +13,59 @@ def _slices(rows: list[int], planes: list[str | None] | None = None, first: int 
     return SliceVectors(AXES[rows], planes, np.arange(first, first + len(rows)))
 
 
-def test_the_most_similar_pair_is_found() -> None:
-    match = best_pair(_slices([0, 1, 2]), _slices([3, 3, 1], first=7))
+def test_the_most_similar_pair_comes_first() -> None:
+    match = match_slices(_slices([0, 1, 2]), _slices([3, 3, 1], first=7))
     assert match is not None
-    assert (match.plane, match.query, match.hit, match.score) == ("axial", (101, 101), (9, 9), 1.0)
+    best = match.pairs[0]
+    assert (match.plane, best.query, best.hit, best.score) == ("axial", 101, 9, 1.0)
+    assert sorted(pair.query or 0 for pair in match.pairs) == [100, 101, 102]
 
 
 def test_slices_of_other_planes_are_not_compared() -> None:
-    match = best_pair(_slices([0, 1], ["axial", "coronal"]), _slices([1, 1], ["axial", "coronal"], first=0))
+    match = match_slices(_slices([0, 1], ["axial", "coronal"]), _slices([1, 1], ["axial", "coronal"], first=0))
     assert match is not None
     assert (match.plane, match.query, match.hit) == ("coronal", (101, 101), (1, 1))
 
 
 def test_other_planes_are_compared_when_there_is_nothing_else() -> None:
-    match = best_pair(_slices([0, 1]), _slices([2, 0], ["sagittal", "sagittal"], first=0))
+    match = match_slices(_slices([0, 1]), _slices([2, 0], ["sagittal", "sagittal"], first=0))
     assert match is not None
-    assert (match.plane, match.query, match.hit) == ("sagittal", (100, 100), (1, 1))
+    assert (match.plane, match.pairs[0].query, match.pairs[0].hit) == ("sagittal", 100, 1)
 
 
 def test_equal_pairs_are_decided_by_the_middle_of_the_query() -> None:
-    match = best_pair(_slices([0, 1, 2, 3, 0]), _slices([0, 1, 2, 3, 0]))
+    match = match_slices(_slices([0, 1, 2, 3, 0]), _slices([0, 1, 2, 3, 0]))
     assert match is not None
-    assert match.query == match.hit == (102, 102)
+    assert match.pairs[0].query == match.pairs[0].hit == 102
+    assert match.query == match.hit == (100, 104)
 
 
 def test_a_volume_vector_has_no_query_range() -> None:
-    match = best_pair(SliceVectors(AXES[[2]], [None], None), _slices([0, 2, 1]))
+    match = match_slices(SliceVectors(AXES[[2]], [None], None), _slices([0, 2, 1]))
     assert match is not None
-    assert match.to_json() == {"query": None, "hit": [101, 101], "plane": "axial", "score": pytest.approx(1.0)}
+    pair = {"plane": "axial", "query": None, "hit": 101, "score": 1.0}
+    assert match.to_json() == {"query": None, "hit": [101, 101], "plane": "axial", "score": 1.0, "matches": [pair]}
+
+
+def test_bare_slice_vectors_are_compared_with_every_plane() -> None:
+    query = SliceVectors(AXES[[1, 2]], [None, None], np.arange(2))
+    match = match_slices(query, _slices([0, 0, 1, 2], ["axial", "axial", "coronal", "coronal"], first=5))
+    assert match is not None
+    assert (match.plane, match.query, match.hit) == ("coronal", (0, 1), (7, 8))
+    assert match.score == pytest.approx(1.0)
+
+
+def test_no_more_pairs_than_are_of_use() -> None:
+    rows = [number % 4 for number in range(3 * PAIRS_MAX)]
+    match = match_slices(_slices(rows), _slices([0, 1, 2, 3]))
+    assert match is not None
+    assert len(match.pairs) == PAIRS_MAX
+
+
+def test_one_slice_and_one_slice() -> None:
+    match = match_of(_slices([0, 1]), 1, _slices([1], first=7), 0, 1.0)
+    assert (match.query, match.hit, len(match.pairs)) == ((101, 101), (7, 7), 1)
 
 
 def test_nothing_to_compare() -> None:
-    assert best_pair(_slices([0]), _slices([])) is None
+    assert match_slices(_slices([0]), _slices([])) is None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medret.recipe import SliceRecipe
 from medret.search import Hit, Snapshot, open_snapshot
-from medret.search.hit import SliceMatch
+from medret.search.hit import SliceMatch, SlicePair
 from medret.search.page import results_page
 from medret.search.page_images import middle_slices
 from medret.volume import SliceRef, read_volume
@@ -58,7 +58,13 @@ def _hit(path: Path, rank: int = 1, labels: dict[str, str | None] | None = None,
     """A hit whose match is the first sagittal slice of the volume, and the query's sagittal slice `own`."""
     refs = read_volume(path.read_bytes(), path.name, RECIPE, [32]).slices
     first = next(ref.position for ref in refs if ref.plane == "sagittal")
-    match = SliceMatch("sagittal", None if own is None else (own, own), (first, first), 0.875)
+    match = SliceMatch(
+        "sagittal",
+        None if own is None else (own, own),
+        (first, first),
+        0.875,
+        (SlicePair("sagittal", own, first, 0.875),),
+    )
     return Hit(rank, path.name, str(path), 0.9876, labels or {}, match)
 
 
@@ -96,7 +102,9 @@ def test_nothing_is_fetched_from_elsewhere(snapshot: Snapshot, phantom_archive: 
 
 def test_every_text_is_escaped(snapshot: Snapshot, tmp_path: Path) -> None:
     labels = {"subject": EVIL, "modality": EVIL, "organ": EVIL, EVIL: EVIL}
-    hit = Hit(1, EVIL, f"{tmp_path}/{EVIL}", 0.5, labels, SliceMatch(EVIL, (1, 1), (2, 2), 0.5))
+    hit = Hit(
+        1, EVIL, f"{tmp_path}/{EVIL}", 0.5, labels, SliceMatch(EVIL, (1, 1), (2, 2), 0.5, (SlicePair(EVIL, 1, 2, 0.5),))
+    )
     text = results_page(snapshot, [(EVIL, EVIL, [hit]), (EVIL, None, [])], title=EVIL)
     assert "<script" not in text
     assert "alert('x')" not in text
@@ -107,7 +115,14 @@ def test_an_unreachable_volume_leaves_a_note(snapshot: Snapshot, phantom_archive
     (tmp_path / "broken.nii").write_bytes(b"no volume at all")
     reachable = phantom_archive / "leg_mri" / "leg_mri_0.nii.gz"
     hits = [
-        Hit(1, "gone", str(tmp_path / "gone.nii"), 0.9, {}, SliceMatch("axial", (3, 3), (4, 4), 0.9)),
+        Hit(
+            1,
+            "gone",
+            str(tmp_path / "gone.nii"),
+            0.9,
+            {},
+            SliceMatch("axial", (3, 3), (4, 4), 0.9, (SlicePair("axial", 3, 4, 0.9),)),
+        ),
         Hit(2, "broken", str(tmp_path / "broken.nii"), 0.8, {}, None),
         Hit(3, "foreign", "nosuchscheme://bucket/x.nii", 0.7, {}, None),
         _hit(reachable, 4),

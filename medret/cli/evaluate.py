@@ -1,0 +1,174 @@
+"""`medret evaluate`: how well a store is searched, with intervals and chance floors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medret.cli.shared import add_command, parse_weights, positive_int
+
+if TYPE_CHECKING:
+    from medret.evaluate import Panel, Selection
+    from medret.search import Snapshot
+
+DESCRIPTION = """\
+Score the live snapshot of STORE: each volume asks for those of its class among the other subjects (or, with
+--queries, labelled files ask for the volumes of the store). All arms, model x aggregation x index x mode, in one
+run and one table, at the levels modality, body region and organ.
+"""
+
+EPILOG = """\
+examples:
+  medret evaluate ~/ct-store                           every arm, other subjects
+  medret evaluate ~/ct-store --exclude dataset --html report.html
+  medret evaluate ~/ct-store --index exact --mode late --json
+  medret evaluate ~/ct-store --queries ~/new-cases --labels new-cases.csv
+
+metrics:        recall@1 is the hit rate: is the first hit of the same class. recall@k for larger k is the share of
+                all relevant volumes that is found. hit@k, precision@k, mAP and ndcg@10 are as usual, gains binary.
+figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects. chance: of a
+                random ranking. A label may name several values, separated by `;`: one in common is relevant.
+exit codes:     0 done, 4 done, but some --queries could not be used, 2 wrong usage or nothing to score, 1 failed
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "evaluate", run, "score how well a store is searched", DESCRIPTION, EPILOG)
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+
+    group = parser.add_argument_group("what is scored")
+    group.add_argument(
+        "--level", action="append", default=[], metavar="LABEL", help="(default modality, body_region and organ)"
+    )
+    group.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="volumes with the query's value of this label are not to be found; `self`: the query alone is not. "
+        "Repeatable: each is scored on its own (default subject)",
+    )
+    group.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="where volumes come from: warn where a level follows from it, and score without hits of the same source",
+    )
+    group.add_argument(
+        "--min-relevant",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="queries with fewer relevant volumes left are counted, not scored (default %(default)s)",
+    )
+    group.add_argument("--sample", type=positive_int, metavar="N", help="ask with N volumes only, drawn at random")
+
+    group = parser.add_argument_group("arms (each repeatable; default: all there are)")
+    group.add_argument("--model", action="append", default=[], metavar="NAME")
+    group.add_argument("--aggregation", action="append", default=[], metavar="NAME")
+    group.add_argument("--index", action="append", default=[], choices=("hnsw", "lsh", "exact"))
+    group.add_argument("--mode", action="append", default=[], metavar="MODE", help="volume, vote, max, sum, late")
+    group.add_argument(
+        "--depth", type=positive_int, metavar="K", help="ranks of each list (default all; 1000 in large archives)"
+    )
+
+    group = parser.add_argument_group("a query archive instead of the store's own volumes")
+    group.add_argument("--queries", metavar="ARCHIVE", help="folder or URI with NIfTI files")
+    group.add_argument("--labels", metavar="TABLE", help="their labels, as for `medret index`")
+    group.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=PATH", help="a model's weights, if they lie elsewhere"
+    )
+
+    group = parser.add_argument_group("intervals")
+    group.add_argument(
+        "--bootstrap", type=positive_int, default=1000, metavar="N", help="draws of subjects (default %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of draws and of --sample (default 0)")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="also write every figure as a CSV table")
+    group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained report with plots")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.errors import UsageError
+    from medret.evaluate import Bootstrap, Options, Selection, evaluate
+    from medret.evaluate.confounds import SOURCE
+    from medret.search import open_snapshot
+
+    if arguments.seed < 0:
+        raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
+    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
+    panel = _panel(arguments, snapshot, selection)
+    options = Options(
+        levels=arguments.level,
+        excludes=arguments.exclude,
+        sources=list(dict.fromkeys([*arguments.source, SOURCE])),
+        selection=selection,
+        min_relevant=arguments.min_relevant,
+        depth=arguments.depth,
+        bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
+    )
+    found = evaluate(snapshot, panel, options, report)
+    if arguments.csv:
+        write_text(arguments.csv, found.to_csv())
+    if arguments.html:
+        from medret.evaluate.report import report_page
+
+        write_text(arguments.html, report_page(snapshot, found))
+    if arguments.json:
+        print(json.dumps(found.to_json(), allow_nan=False))
+    else:
+        from medret.cli.evaluate_tables import print_evaluation
+
+        print_evaluation(found)
+        for path in filter(None, (arguments.csv, arguments.html)):
+            print(f"written: {path.resolve()}")
+    for failure in panel.failures:
+        print(f"medret evaluate: {failure.reason}", file=sys.stderr)
+    if arguments.json:  # the table shows them too
+        for warning in found.warnings:
+            print(f"medret evaluate: warning: {warning}", file=sys.stderr)
+    return 4 if panel.failures else 0
+
+
+def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> Panel:
+    from medret.errors import UsageError
+    from medret.evaluate import archive_panel
+    from medret.evaluate.queries import file_panel
+
+    if not arguments.queries:
+        for option in ("labels", "weights"):
+            if getattr(arguments, option):
+                raise UsageError(f"--{option} is of --queries: without it the store's own volumes ask")
+        return archive_panel(snapshot, arguments.sample, arguments.seed)
+    if arguments.sample:
+        raise UsageError("--sample draws from the store's own volumes, --queries asks with others: give one of them")
+    weights = parse_weights(arguments.weights)
+    return file_panel(snapshot, arguments.queries, arguments.labels, selection, weights, report)
+
+
+def report(text: str) -> None:
+    """One line of progress, on standard error: overwritten there by the next, if a person looks."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, with the folders above it; raises UsageError where it cannot be."""
+    from medret.errors import UsageError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,98 @@
+"""The tables of `medret evaluate`: all arms in one, then the classes of the arm that search uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from medret.cli.tables import plain
+
+if TYPE_CHECKING:
+    from medret.evaluate import Arm, Evaluation, Row
+
+COLUMNS = ("recall@1", "mAP")  # what fits in 80 columns; all others are in --json, --csv and --html
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """All of an evaluation that a person reads on the terminal."""
+    console = Console(highlight=False)
+    console.print(
+        f"snapshot {found.snapshot}: {found.panel.queries.num_rows} queries among "
+        f"{found.panel.candidates.num_rows} volumes; only queries with at least {found.min_relevant} relevant volumes "
+        "left count (--min-relevant)",
+        soft_wrap=True,
+    )
+    for exclude in found.excludes:
+        _print_arms(console, found, exclude)
+    console.print("* what `medret search` does when told nothing. ANN: recall@10 of the index against exact search")
+    for exclude in found.excludes:
+        for level in found.levels:
+            _print_classes(console, found, exclude, level)
+    for one in found.left_out:
+        if one.too_few_relevant or one.unlabelled:
+            classes = ", ".join(f"{plain(name)} {count}" for name, count in one.by_class.items())
+            unlabelled = f"; {one.unlabelled} without a label" if one.unlabelled else ""
+            console.print(
+                f"not scored, {plain(one.level)}, exclude {plain(one.exclude)}: {one.too_few_relevant} queries"
+                f"{f' ({classes})' if classes else ''}{unlabelled}",
+                soft_wrap=True,
+            )
+    for warning in found.warnings:
+        console.print(f"warning: {plain(warning)}", soft_wrap=True, style="yellow")
+
+
+def _print_arms(console: Console, found: Evaluation, exclude: str) -> None:
+    levels = [level for level in found.levels if found.figure(found.leading, exclude, level, "macro", "mAP")]
+    table = _table(f"exclude {exclude}: macro recall@1/mAP")
+    table.add_column("arm", no_wrap=True)
+    table.add_column("ANN", justify="right", no_wrap=True)
+    for level in levels:
+        table.add_column(plain(level), justify="right", no_wrap=True)
+    table.add_row("  chance", "", *(_pair(found, found.leading, exclude, one, chance=True) for one in levels))
+    for arm in found.arms:
+        if arm.by_slices and arm.aggregation != found.arms[0].aggregation:
+            continue  # the aggregation plays no part
+        recall = found.figure(arm, exclude, "all", "all", "ann_recall@10")
+        name = f"* {arm.label}" if arm.default else f"  {arm.label}"
+        cells = (_pair(found, arm, exclude, level) for level in levels)
+        table.add_row(plain(name), short(recall.value) if recall else "", *cells, style="bold" if arm.default else "")
+    console.print(table)
+
+
+def _pair(found: Evaluation, arm: Arm, exclude: str, level: str, chance: bool = False) -> str:
+    rows = [found.figure(arm, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
+    return "/".join(short(row.chance if chance else row.value) for row in rows if row)
+
+
+def _print_classes(console: Console, found: Evaluation, exclude: str, level: str) -> None:
+    names = [*found.classes_of(found.leading, exclude, level), "macro", "micro"]
+    rows = {name: [found.figure(found.leading, exclude, level, name, metric) for metric in COLUMNS] for name in names}
+    if not all(rows["macro"]):
+        return
+    table = _table(f"{level}, exclude {exclude}: {found.leading.label}")
+    table.add_column("class", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    for metric in COLUMNS:
+        for heading in (metric, "95 %", "chance"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    for name, figures in rows.items():
+        held = [row for row in figures if row]
+        cells = (cell for row in held for cell in _cells(row))
+        table.add_row(plain(name), str(held[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
+    console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
+
+
+def _cells(row: Row) -> tuple[str, str, str]:
+    interval = f"{short(row.low)} {short(row.high)}" if row.subjects > 1 else "1 subject"
+    return short(row.value), interval, short(row.chance)
+
+
+def short(value: float) -> str:
+    """Three digits: .875, 1.00."""
+    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else "1.00"

@@ -1,0 +1,139 @@
+"""Retrieval metrics of ranked lists, query by query, and what a random ranking would reach. Pure functions.
+
+Relevance is binary. Of each query stand: `relevant`, whether the hit at each rank is relevant, best first; `total`, how
+many relevant volumes there were to find; `candidates`, how many volumes could have been found at all.
+
+    recall@1       1 when the first hit is relevant: the hit rate, as the literature on this task calls it
+    recall@k       share of all relevant volumes that is among the first k (k > 1): at most k / total
+    hit@k          1 when any of the first k is relevant
+    precision@k    share of the first k that is relevant; ranks that were not filled count as not relevant
+    mAP            average precision; its denominator is all relevant volumes, found or not
+    ndcg@10        discounted gain of the first 10, over that of the best order there could be
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Form = Literal["recall@1", "recall", "hit", "precision", "mAP", "ndcg"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and where it is cut off. cut: ranks that count; 0 for all of them."""
+
+    name: str
+    form: Form
+    cut: int
+
+
+METRICS = (
+    Metric("recall@1", "recall@1", 1),
+    *(Metric(f"recall@{k}", "recall", k) for k in (3, 5, 10)),
+    *(Metric(f"hit@{k}", "hit", k) for k in (3, 5, 10)),
+    *(Metric(f"precision@{k}", "precision", k) for k in (1, 3, 5, 10)),
+    Metric("mAP", "mAP", 0),
+    Metric("ndcg@10", "ndcg", 10),
+)
+NAMES = tuple(metric.name for metric in METRICS)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Ranked lists with the relevance of their hits.
+
+    relevant: (q, depth) bool, best first, False beyond a list's end. total: (q,) relevant volumes there were to find,
+    at least 1. candidates: (q,) volumes that could be found, at least `total`.
+    """
+
+    relevant: NDArray[np.bool_]
+    total: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+
+def measure(judged: Judged) -> Floats:
+    """Every metric of every query: (q, len(METRICS)), in the order of METRICS."""
+    values = np.zeros((len(judged.relevant), len(METRICS)))
+    for number, metric in enumerate(METRICS):
+        values[:, number] = _measure(metric, judged)
+    return values
+
+
+def _measure(metric: Metric, judged: Judged) -> Floats:
+    cut = metric.cut or judged.relevant.shape[1]
+    first = judged.relevant[:, :cut].astype(np.float64)
+    if not first.shape[1]:
+        return np.zeros(len(first))
+    found: Floats = first.sum(axis=1)
+    match metric.form:
+        case "recall@1" | "hit":
+            return np.minimum(found, 1.0)
+        case "recall":
+            return found / judged.total
+        case "precision":
+            return found / metric.cut
+        case "mAP":
+            precision = np.cumsum(first, axis=1) / np.arange(1, first.shape[1] + 1)
+            average: Floats = (precision * first).sum(axis=1) / judged.total
+            return average
+        case "ndcg":
+            gain: Floats = first @ _discounts(first.shape[1])
+            return gain / _ideal(judged.total, cut)
+
+
+def chance(total: NDArray[np.int64], candidates: NDArray[np.int64], depth: int) -> Floats:
+    """What each metric is expected to be when all candidates are ranked at random: (q, len(METRICS)).
+
+    depth: ranks that the lists may have; average precision ends there.
+    """
+    values = np.zeros((len(total), len(METRICS)))
+    share = total / candidates
+    for number, metric in enumerate(METRICS):
+        cut = np.minimum(metric.cut or depth, candidates)
+        match metric.form:
+            case "recall@1":
+                values[:, number] = share
+            case "hit":
+                values[:, number] = 1 - _none_found(total, candidates, metric.cut)
+            case "recall":
+                values[:, number] = cut / candidates
+            case "precision":
+                values[:, number] = share * cut / metric.cut
+            case "mAP":
+                values[:, number] = _expected_precision(total, candidates, cut)
+            case "ndcg":
+                reached = np.append(0.0, np.cumsum(_discounts(metric.cut)))[cut]
+                values[:, number] = share * reached / _ideal(total, metric.cut)
+    return values
+
+
+def _none_found(total: NDArray[np.int64], candidates: NDArray[np.int64], cut: int) -> Floats:
+    """Probability that none of the first `cut` is relevant: drawing without replacement."""
+    missed = np.ones(len(total))
+    for drawn in range(cut):
+        left = np.maximum(candidates - drawn, 1)
+        missed *= np.clip((candidates - total - drawn) / left, 0.0, 1.0)
+    return missed
+
+
+def _expected_precision(total: NDArray[np.int64], candidates: NDArray[np.int64], cut: NDArray[np.int64]) -> Floats:
+    """Expected average precision: the hit at rank i is relevant with share R/N, and then (R-1)/(N-1) of those above."""
+    harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, int(cut.max(initial=0)) + 1)))[cut]
+    above = (total - 1) / np.maximum(candidates - 1, 1)
+    expected: Floats = (harmonic + above * (cut - harmonic)) / candidates
+    return expected
+
+
+def _discounts(ranks: int) -> Floats:
+    discounts: Floats = 1 / np.log2(np.arange(2, ranks + 2))
+    return discounts
+
+
+def _ideal(total: NDArray[np.int64], cut: int) -> Floats:
+    ideal: Floats = np.append(0.0, np.cumsum(_discounts(cut)))[np.minimum(total, cut)]
+    return ideal

@@ -1,0 +1,102 @@
+"""Ranked lists of an arm as arrays of candidate numbers, and how many of the true neighbours an index finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.evaluate.arms import Arm
+from medret.search import Snapshot
+from medret.search.merge import Found
+from medret.search.query import QueryVectors
+
+MISSING = -1
+RECALL_K = 10
+TIE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """candidates: (q, depth) numbers of candidates, best first, MISSING past the end. scores: (q, depth) float32."""
+
+    candidates: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def rank(
+    snapshot: Snapshot,
+    arm: Arm,
+    queries: Sequence[QueryVectors],
+    depth: int,
+    excluded: Sequence[AbstractSet[str]],
+    number_of: dict[str, int],
+) -> Ranking:
+    """The `depth` best candidates for each query. number_of: volume_id -> number."""
+    found = snapshot.rank(
+        queries,
+        depth,
+        model=arm.model,
+        aggregation=arm.aggregation,
+        index=arm.index,
+        mode=arm.mode,
+        excluded=excluded,
+    )
+    return as_arrays(found, depth, number_of)
+
+
+def as_arrays(found: Sequence[Sequence[Found]], depth: int, number_of: dict[str, int]) -> Ranking:
+    """What a search found, as arrays."""
+    candidates = np.full((len(found), depth), MISSING, np.int64)
+    scores = np.full((len(found), depth), -np.inf, np.float32)
+    for row, own in enumerate(found):
+        candidates[row, : len(own)] = [number_of[one.volume_id] for one in own]
+        scores[row, : len(own)] = [one.score for one in own]
+    return Ranking(candidates, scores)
+
+
+def judged_order(ranking: Ranking, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The ranked candidates with those that do not count taken out, the others moved up: (q, depth).
+
+    kept: (q, n), whether a candidate counts for a query.
+    """
+    there = ranking.candidates != MISSING
+    counts = there & np.take_along_axis(kept, np.where(there, ranking.candidates, 0), axis=1)
+    order = np.argsort(~counts, axis=1, kind="stable")
+    moved: NDArray[np.int64] = np.take_along_axis(np.where(counts, ranking.candidates, MISSING), order, axis=1)
+    return moved
+
+
+def spliced(nearest: Ranking, further: Ranking) -> Ranking:
+    """The candidates of `nearest`, then those of `further` that are not among them: (q, depth of `further`)."""
+    depth = further.candidates.shape[1]
+    candidates = np.concatenate([nearest.candidates, further.candidates], axis=1)
+    scores = np.concatenate([nearest.scores, further.scores], axis=1)
+    again = (further.candidates[:, :, None] == nearest.candidates[:, None]).any(axis=2)
+    gone = np.concatenate([np.zeros(nearest.candidates.shape, bool), again], axis=1) | (candidates == MISSING)
+    order = np.argsort(gone, axis=1, kind="stable")[:, :depth]
+    kept = ~np.take_along_axis(gone, order, axis=1)
+    return Ranking(
+        np.where(kept, np.take_along_axis(candidates, order, axis=1), MISSING),
+        np.where(kept, np.take_along_axis(scores, order, axis=1), -np.inf).astype(np.float32),
+    )
+
+
+def neighbours_found(found: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
+    """Share of each query's k best by exact search that `found` has among its own k best; NaN where there are none.
+
+    A neighbour is a true one when its score by exact search is at least the k-th best, ties included.
+    """
+    shares = np.full(len(found.candidates), np.nan)
+    for row in range(len(shares)):
+        there = exact.candidates[row] != MISSING
+        wanted = min(k, int(there.sum()))
+        if not wanted:
+            continue
+        scores = exact.scores[row][there]
+        true = exact.candidates[row][there][scores >= scores[wanted - 1] - TIE_TOLERANCE]
+        shares[row] = min(np.isin(found.candidates[row, :k], true).sum() / wanted, 1.0)
+    return shares

@@ -1,0 +1,115 @@
+"""What counts as relevant, and what may be found: labels of queries and of candidates as arrays.
+
+A label may name several values, separated by `;`: two volumes are relevant to each other where they share one.
+Queries and candidates are the same volumes when an archive is searched for its own, and others for a query archive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+SELF = "self"  # the exclusion of nothing but the query's own volume
+SEPARATOR = ";"
+SUBJECT = "subject"
+
+
+def values_of(label: str | None) -> tuple[str, ...]:
+    """The values of a label, sorted; none for one that is absent or blank."""
+    return tuple(sorted({part.strip() for part in (label or "").split(SEPARATOR)} - {""}))
+
+
+def text_column(labels: pa.Table, name: str) -> list[str | None]:
+    """A label column as text; all None when there is no such column. Blank text is None too."""
+    if name not in labels.column_names:
+        return [None] * labels.num_rows
+    return [value if value and value.strip() else None for value in labels[name].to_pylist()]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One label column of queries and candidates, as class memberships.
+
+    classes: names, sorted. queries: (q, classes) bool. candidates: (n, classes) bool.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    queries: NDArray[np.bool_]
+    candidates: NDArray[np.bool_]
+
+    def relevance(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each candidate shares a value with each of these queries: (len(rows), n)."""
+        shared: NDArray[np.float32] = self.queries[rows].astype(np.float32) @ self.candidates.T.astype(np.float32)
+        return shared > 0
+
+
+def level_of(name: str, queries: pa.Table, candidates: pa.Table) -> Level:
+    """The memberships of a label column."""
+    own, other = ([values_of(text) for text in text_column(table, name)] for table in (queries, candidates))
+    classes = tuple(sorted({value for values in (*own, *other) for value in values}))
+    return Level(name, classes, _members(own, classes), _members(other, classes))
+
+
+def _members(values: Sequence[tuple[str, ...]], classes: Sequence[str]) -> NDArray[np.bool_]:
+    number = {name: at for at, name in enumerate(classes)}
+    members = np.zeros((len(values), len(classes)), bool)
+    for row, own in enumerate(values):
+        members[row, [number[value] for value in own]] = True
+    return members
+
+
+def class_counts(labels: pa.Table, level: str) -> dict[str, int]:
+    """How many volumes each class has, by name."""
+    counts = Counter(value for text in text_column(labels, level) for value in values_of(text))
+    return dict(sorted(counts.items()))
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Which candidates each query must not find: its own volume, and those with its value of a column.
+
+    column: `self` for the own volume alone. queries, candidates: the value as a number, -1 where it has none: then only
+    the own volume is left out. own: of each query the candidates that are the query itself.
+    """
+
+    column: str
+    queries: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    own: Sequence[Sequence[int]]
+
+    def kept(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each candidate may be found by each of these queries: (len(rows), n)."""
+        mine = self.queries[rows][:, None]
+        kept: NDArray[np.bool_] = (self.candidates[None] != mine) | (mine < 0)
+        for at, row in enumerate(rows):
+            kept[at, list(self.own[row])] = False
+        return kept
+
+
+def exclusion_of(column: str, queries: pa.Table, candidates: pa.Table, own: Sequence[Sequence[int]]) -> Exclusion:
+    """The exclusion by a label column, or `self`."""
+    if column == SELF:
+        return Exclusion(
+            column, np.full(queries.num_rows, -1, np.int64), np.full(candidates.num_rows, -1, np.int64), own
+        )
+    numbers: dict[str, int] = {}
+    sides = [
+        np.array(
+            [-1 if v is None else numbers.setdefault(v, len(numbers)) for v in text_column(table, column)], np.int64
+        )
+        for table in (queries, candidates)
+    ]
+    return Exclusion(column, sides[0], sides[1], own)
+
+
+def subject_numbers(labels: pa.Table) -> NDArray[np.int64]:
+    """The subject of each volume as a number, from 0 on; a volume without one is a subject of its own."""
+    numbers: dict[str | int, int] = {}
+    named = text_column(labels, SUBJECT)
+    return np.array([numbers.setdefault(row if name is None else name, len(numbers)) for row, name in enumerate(named)])

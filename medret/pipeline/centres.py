@@ -1,0 +1,85 @@
+"""The centre of each index of a run: kept from the snapshot before, or fitted to the embedding files by Ray tasks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from medret.embeddings import read_vectors
+from medret.index import CENTRE_KIND, IndexSettings, fit_centre, refit_needed
+from medret.pipeline.layout import EmbeddingFile
+from medret.pipeline.rows import file_row
+from medret.pipeline.shards import read_live
+from medret.storage import Location, read_checked
+
+# A mean over so many embedding files, evenly spaced, is as good as one over all of a larger archive.
+FILES_MAX = 256
+FILES_A_TASK = 8
+
+Key = tuple[str, str | None]  # recipe digest, aggregation (None: slice vectors)
+
+
+def centre_rows(
+    store: Location,
+    members: Mapping[Key, Sequence[EmbeddingFile]],
+    volumes: int,
+    previous: pa.Table,
+    settings: IndexSettings,
+) -> list[dict[str, Any]]:
+    """Rows of schemas.FILES, one for the centre of each index; none when the settings want none.
+
+    members: the files of each index. volumes: in the snapshot. previous: FILES of the snapshot before. `rows` of a
+    centre counts the volumes that it was fitted on. An index of one shard is built anew anyway, and so is its centre:
+    it does not depend on how the archive grew.
+    """
+    if not settings.centred:
+        return []
+    held = {_key(row): row for row in previous.filter(pc.equal(previous["kind"], CENTRE_KIND)).to_pylist()}
+    chosen: dict[Key, dict[str, Any]] = {}
+    sums: dict[Key, tuple[list[Any], int]] = {}
+    task = ray.remote(num_cpus=1, max_retries=3)(_sum_of)
+    for key, files in members.items():
+        large = sum(file.live_rows for file in files) > settings.shard_rows
+        if large and key in held and not refit_needed(volumes, held[key]["rows"]):
+            chosen[key] = held[key]
+            continue
+        every = np.unique(np.linspace(0, max(len(files) - 1, 0), min(len(files), FILES_MAX)).astype(int))
+        picked = [files[place] for place in every.tolist()]
+        tasks = [task.remote(store, picked[i : i + FILES_A_TASK]) for i in range(0, len(picked), FILES_A_TASK)]
+        sums[key] = tasks, sum(file.live_rows for file in picked)
+    for key, (tasks, rows) in sums.items():
+        chosen[key] = _write(store, key, fit_centre(ray.get(tasks), rows, volumes), volumes)
+    return list(chosen.values())
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return row["recipe"], row["aggregation"]
+
+
+def _sum_of(store: Location, files: Sequence[EmbeddingFile]) -> NDArray[np.float64]:
+    tables = (read_live(store, file, ["volume_id", "vector"]) for file in files)
+    total: NDArray[np.float64] = sum(
+        (read_vectors(table).sum(axis=0, dtype=np.float64) for table in tables if table.num_rows), start=np.zeros(())
+    )
+    return total
+
+
+def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int) -> dict[str, Any]:
+    data = io.BytesIO()
+    np.save(data, centre, allow_pickle=False)
+    written = store.write_named("indices/centres", CENTRE_KIND, ".npy", data.getvalue())
+    return file_row(written, CENTRE_KIND, volumes, *key, None)
+
+
+def read_centre(store: Location, path: str, sha256: str) -> NDArray[np.float32]:
+    """The centre in a file that `centre_rows` names, checked."""
+    data = read_checked(store, path, sha256)
+    centre: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
+    return centre

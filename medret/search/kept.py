@@ -1,0 +1,95 @@
+"""Which volumes a search may find: what a filter keeps, less what a query leaves out.
+
+Few volumes left out (the query itself, its subject) are looked up by id. Many, and filters, are a mask over all
+volumes of the snapshot, made once and turned into row masks shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from medret.errors import UsageError
+from medret.index.rows import SortedIds
+from medret.search.labels import int64_of, mask_of
+from medret.search.query import QueryVectors
+
+NONE, SELF = "none", "self"
+MANY = 32  # volumes left out: beyond, a mask is cheaper than looking each of them up
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Volumes that may be found. ids: of all volumes, sorted. mask: (volumes,) whether each is kept."""
+
+    ids: pa.StringArray
+    mask: NDArray[np.bool_]
+
+    def of(self, volume_ids: pa.StringArray) -> NDArray[np.bool_]:
+        """Whether each of these volumes is kept; one that the labels do not know is not."""
+        places = int64_of(pc.fill_null(pc.index_in(volume_ids, value_set=self.ids), -1))
+        kept: NDArray[np.bool_] = (places >= 0) & self.mask[places] if len(self.mask) else places >= 0
+        return kept
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What some queries may find. queries: their numbers. kept: None for all volumes. excluded: for each query."""
+
+    queries: tuple[int, ...]
+    kept: Kept | None
+    excluded: tuple[AbstractSet[str], ...]
+
+
+def scopes(excluded: Sequence[AbstractSet[str]], kept: Kept | None, ids: pa.StringArray | None) -> Iterator[Scope]:
+    """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for number, own in enumerate(excluded):
+        groups.setdefault(frozenset(own) if len(own) > MANY else frozenset(), []).append(number)
+    for shared, numbers in groups.items():
+        if not shared:
+            yield Scope(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
+            continue
+        assert ids is not None
+        mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
+        own_kept = Kept(ids, mask if kept is None else mask & kept.mask)
+        yield Scope(tuple(numbers), own_kept, (frozenset[str](),) * len(numbers))
+
+
+def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table) -> list[frozenset[str]]:
+    """The volumes that each query leaves out because they share its value in the column `exclude`, and itself.
+
+    A volume whose value is unknown is left out for no query but itself. Raises UsageError when there is no such column,
+    or a query is no volume of the snapshot and so has no known value.
+    """
+    if exclude not in labels.column_names or exclude in ("volume_id", "uri"):
+        there = ", ".join([NONE, SELF, *(name for name in labels.column_names if name not in ("volume_id", "uri"))])
+        raise UsageError(f"exclude '{exclude}' is not available; there are {there}")
+    ids = labels["volume_id"].combine_chunks()
+    find = SortedIds(ids)
+    values = labels[exclude].combine_chunks()
+    sharing: dict[str, frozenset[str]] = {}
+    excluded = []
+    for query in queries:
+        if not query.own_ids:
+            raise UsageError(
+                f"query {query.label} is no volume of the snapshot, so its {exclude} is not known and cannot be left "
+                f"out; name it in a filter, such as \"{exclude} <> 'VALUE'\", or exclude none"
+            )
+        own = frozenset(query.own_ids)
+        for volume_id in query.own_ids:
+            place = find.find(volume_id)
+            value = values[place.start].as_py() if place.stop > place.start else None
+            if value is None:
+                continue
+            if value not in sharing:
+                sharing[value] = frozenset(ids.filter(pc.equal(values, value)).to_pylist())
+            own = sharing[value] if own <= sharing[value] else own | sharing[value]
+        excluded.append(own)
+    return excluded

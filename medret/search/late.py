@@ -1,0 +1,119 @@
+"""The late-interaction score: every slice of the query against every stored slice of a volume. Pure functions.
+
+    score(query, volume) = mean over the query's slices q of (max over the volume's slices v of cos(q, v))
+
+`symmetric` takes the mean of that and of the same with the sides exchanged, which a volume that shows more than
+the query cannot win by size alone. `same_plane` compares slices of the same plane only, where both are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.recipe import PLANES
+
+UNKNOWN = -1  # plane of a slice that came as a bare vector
+
+
+@dataclass(frozen=True)
+class SliceSets:
+    """The slices of several volumes (or queries), one volume after the other.
+
+    vectors: (n, dim) float64, unit length. planes: (n,) place in PLANES, or UNKNOWN. starts: (m,) first slice of each
+    volume, strictly ascending from 0: none is empty. weights: (n,) of the slices, None for equal ones.
+    """
+
+    vectors: NDArray[np.float64]
+    planes: NDArray[np.int8]
+    starts: NDArray[np.int64]
+    weights: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(n,) the volume that each slice belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts, append=len(self.vectors)))
+
+    def only(self, chosen: NDArray[np.bool_]) -> SliceSets:
+        """The chosen (m,) volumes."""
+        owners = self.owners
+        kept = chosen[owners]
+        lengths = np.bincount(owners, minlength=len(self))[chosen]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
+        weights = None if self.weights is None else self.weights[kept]
+        return SliceSets(self.vectors[kept], self.planes[kept], starts, weights)
+
+
+def plane_codes(planes: Sequence[str | None]) -> NDArray[np.int8]:
+    """Names of planes as places in PLANES."""
+    codes: dict[str | None, int] = {name: code for code, name in enumerate(PLANES)}
+    return np.array([codes.get(plane, UNKNOWN) for plane in planes], np.int8)
+
+
+def late_scores(
+    queries: SliceSets, volumes: SliceSets, *, symmetric: bool = False, same_plane: bool = True
+) -> NDArray[np.float64]:
+    """(queries, volumes) late-interaction scores.
+
+    Slices whose plane the other side lacks do not count; a pair that shares no plane is compared across planes.
+    Memory: a few arrays of (slices of the queries) x (slices of the volumes) float64; the caller bounds both.
+    """
+    if not len(queries) or not len(volumes):
+        return np.zeros((len(queries), len(volumes)))
+    there, back = _Half(queries, volumes), _Half(volumes, queries)
+    for plane in np.unique(volumes.planes) if same_plane else (None,):
+        own = np.arange(len(queries.vectors)) if plane is None else _comparable(queries.planes, plane)
+        other = np.arange(len(volumes.vectors)) if plane is None else np.flatnonzero(volumes.planes == plane)
+        if not len(own):
+            continue
+        cosines = queries.vectors[own] @ volumes.vectors[other].T
+        there.add(cosines, own, other)
+        if symmetric:
+            back.add(cosines.T, other, own)
+    scores = there.means()
+    if symmetric:
+        scores = (scores + back.means().T) / 2
+    if same_plane:
+        for query in np.flatnonzero(np.isnan(scores).any(axis=1)):  # shares no plane with some volume
+            lone, asked = np.isnan(scores[query]), np.arange(len(queries)) == query
+            alone = queries.only(asked), volumes.only(lone)
+            scores[query, lone] = late_scores(*alone, symmetric=symmetric, same_plane=False)[0]
+    return scores
+
+
+class _Half:
+    """One direction: the best match of each slice of `one` in each volume of `others`."""
+
+    def __init__(self, one: SliceSets, others: SliceSets) -> None:
+        self._one = one
+        self._owners = others.owners
+        self._best = np.full((len(one.vectors), len(others)), -np.inf)
+
+    def add(self, cosines: NDArray[np.float64], own: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+        """Cosines of the slices `own` of one with the slices `other` of others (both ascending)."""
+        owners = self._owners[other]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        best = np.maximum.reduceat(cosines, starts, axis=1)
+        at = np.ix_(own, owners[starts])
+        self._best[at] = np.maximum(self._best[at], best)
+
+    def means(self) -> NDArray[np.float64]:
+        """(one, others) weighted means over those slices that could be compared; NaN where none could."""
+        found = np.isfinite(self._best)
+        weights = np.ones(len(self._best)) if self._one.weights is None else self._one.weights
+        weighted = np.where(found, self._best, 0.0) * weights[:, None]
+        total = np.add.reduceat(weighted, self._one.starts, axis=0)
+        shares = np.add.reduceat(found * weights[:, None], self._one.starts, axis=0)
+        with np.errstate(invalid="ignore"):
+            means: NDArray[np.float64] = total / np.where(shares > 0, shares, np.nan)
+        return means
+
+
+def _comparable(planes: NDArray[np.int8], plane: int) -> NDArray[np.int64]:
+    return np.flatnonzero((planes == plane) | (planes == UNKNOWN))

@@ -1,0 +1,220 @@
+"""The modes of a search: from the vectors of queries to ranked volumes.
+
+    volume   the cosine of the volume vectors
+    vote     each slice of the query finds its `per_slice` nearest slices; score: the volume's share of them
+    max      the same, score: the best cosine among them
+    sum      the same, score: the sum of their cosines over the number of slices looked for
+    late     candidates from both indices, then the late-interaction score over all their slices (`late.py`)
+
+The weights of a query's slices (Gaussian, say) go into vote, sum and late. All scores are at most 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import UsageError
+from medret.index import EXACT
+from medret.search.kept import Scope
+from medret.search.late import SliceSets, late_scores, plane_codes
+from medret.search.merge import Found, merge_shards
+from medret.search.query import QueryVectors
+from medret.search.shards import Shard, ShardedIndex
+
+VOLUME, VOTE, MAX, SUM, LATE, SLICE = "volume", "vote", "max", "sum", "late", "slice"
+MODES = (VOLUME, VOTE, MAX, SUM, LATE, SLICE)
+
+PER_SLICE = 20
+CANDIDATES = 200
+# Late interaction by default: one direction, or the mean of both.
+SYMMETRIC = False
+SAME_PLANE = True
+
+CHUNK_ROWS = 8192  # stored slices that are float64 at the same time
+CHUNK_CELLS = 8 << 20  # cosines that are there at the same time
+
+
+@dataclass(frozen=True)
+class ModeOptions:
+    """per_slice: slices that each slice of a query looks for. candidates: volumes whose slices `late` compares."""
+
+    per_slice: int = PER_SLICE
+    candidates: int = CANDIDATES
+    symmetric: bool = SYMMETRIC
+    same_plane: bool = SAME_PLANE
+
+
+@dataclass(frozen=True)
+class Indices:
+    """What a search walks. volumes, slices: over volume and slice vectors; None where the mode does not need them."""
+
+    kind: str
+    volumes: ShardedIndex | None
+    slices: ShardedIndex | None
+
+
+def check_mode(mode: str, but: str = "") -> None:
+    """Raise UsageError, naming the modes there are, for any other. but: a mode that does not count."""
+    there = [name for name in MODES if name != but]
+    if mode not in there:
+        raise UsageError(f"mode '{mode}' is not available; there are {', '.join(there)}")
+
+
+def rank_volumes(
+    mode: str, asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope, options: ModeOptions
+) -> list[list[Found]]:
+    """At most k volumes for each query of a scope, best first. asked: the scope's queries."""
+    if not asked:
+        return []
+    if mode == VOLUME:
+        return _by_volume(asked, k, indices, scope)
+    if mode == LATE:
+        return _by_late(asked, k, indices, scope, options)
+    per_slice = _by_slices(asked, options.per_slice, indices, scope)
+    return [
+        _pooled(found, query.slice_weights(), k, mode, options.per_slice)
+        for query, found in zip(asked, per_slice, strict=True)
+    ]
+
+
+def slices_found(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[list[Found]]]:
+    """For each query and each of its slices the k nearest stored slices."""
+    return _by_slices(asked, k, indices, scope)
+
+
+def _by_volume(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[Found]]:
+    assert indices.volumes is not None
+    vectors = np.array([query.volume for query in asked], np.float32)
+    return indices.volumes.search(vectors, k, indices.kind, scope.excluded, scope.kept)
+
+
+def _by_slices(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[list[Found]]]:
+    assert indices.slices is not None
+    vectors = np.concatenate([query.slices.vectors for query in asked])
+    excluded = [own for query, own in zip(asked, scope.excluded, strict=True) for _ in range(len(query.slices))]
+    found = iter(indices.slices.search(vectors, k, indices.kind, excluded, scope.kept))
+    return [[next(found) for _ in range(len(query.slices))] for query in asked]
+
+
+def _pooled(
+    found: Sequence[Sequence[Found]],
+    weights: NDArray[np.float64],
+    k: int,
+    mode: str,
+    per_slice: int,
+) -> list[Found]:
+    """Volumes by what the slices found. weights: of the slices, summing to 1. Ties: by summed cosines, then by id."""
+    hits: dict[str, list[tuple[float, Found]]] = {}
+    for weight, own in zip(weights.tolist(), found, strict=True):
+        for one in own:
+            hits.setdefault(one.volume_id, []).append((weight, one))
+    ranked = []
+    for volume_id, own_hits in hits.items():
+        own_weights = np.array([weight for weight, _ in own_hits])
+        cosines = np.array([one.score for _, one in own_hits])
+        best = max((one for _, one in own_hits), key=lambda one: one.score)
+        summed = float(own_weights @ cosines) / per_slice
+        score = {VOTE: float(own_weights.sum()) / per_slice, MAX: best.score, SUM: summed}[mode]
+        # Rounded, so that equal votes are equal in whichever order they were added up.
+        ranked.append((-round(score, 9), -round(summed, 9), volume_id, best))
+    ranked.sort(key=lambda entry: entry[:3])
+    return [Found(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]
+
+
+# --- late ------------------------------------------------------------------------------------------------------
+
+
+def _by_late(
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope, options: ModeOptions
+) -> list[list[Found]]:
+    """With the exact index every volume that may be found is compared; else each query's candidates."""
+    slices = indices.slices
+    assert slices is not None
+    if indices.kind == EXACT:
+        places = [shard.places_of(scope.kept) for shard in slices.shards]
+        excluded = [[shard.places_named(own) for shard in slices.shards] for own in scope.excluded]
+        return score_late(asked, k, slices, places, options, excluded)
+    wanted = max(options.candidates, k)
+    by_volume = _by_volume(asked, wanted, indices, scope)
+    by_slice = _by_slices(asked, options.per_slice, indices, scope)
+    ranked = []
+    for query, first, second in zip(asked, by_volume, by_slice, strict=True):
+        pooled = _pooled(second, query.slice_weights(), wanted, SUM, options.per_slice)
+        named = _interleaved([one.volume_id for one in first], [one.volume_id for one in pooled], wanted)
+        places = [shard.places_named(named) for shard in slices.shards]
+        ranked += score_late([query], k, slices, places, options)
+    return ranked
+
+
+def _interleaved(first: Sequence[str], second: Sequence[str], count: int) -> frozenset[str]:
+    """The best of both rankings, as many from each."""
+    best: dict[str, int] = {}
+    for ranking in (first, second):
+        for rank, volume_id in enumerate(ranking):
+            best[volume_id] = min(rank, best.get(volume_id, rank))
+    return frozenset(sorted(best, key=lambda volume_id: (best[volume_id], volume_id))[:count])
+
+
+def score_late(
+    asked: Sequence[QueryVectors],
+    k: int,
+    slices: ShardedIndex,
+    places: Sequence[NDArray[np.int64]],
+    options: ModeOptions,
+    excluded: Sequence[Sequence[NDArray[np.int64]]] = (),
+) -> list[list[Found]]:
+    """The k best of the volumes at `places` of each shard. excluded: for each query and shard, places to leave out."""
+    found: list[list[Found]] = [[] for _ in asked]
+    for number, (shard, chosen) in enumerate(zip(slices.shards, places, strict=True)):
+        scores = _shard_scores(asked, shard, chosen, options)
+        for query, own in enumerate(scores):
+            if excluded:
+                own[np.isin(chosen, excluded[query][number])] = -np.inf
+            order = np.lexsort((chosen, -own))[:k]
+            order = order[np.isfinite(own[order])]
+            rows = shard.first_rows(chosen[order])
+            ids = shard.table.volume_ids(rows)
+            found[query] += map(Found, own[order].tolist(), ids, [number] * len(ids), rows.tolist())
+    return [merge_shards(candidates, k) for candidates in found]
+
+
+def _shard_scores(
+    asked: Sequence[QueryVectors], shard: Shard, places: NDArray[np.int64], options: ModeOptions
+) -> NDArray[np.float64]:
+    """(queries, places), rounded to float32: equal volumes are equal wherever they lie."""
+    scores = np.zeros((len(asked), len(places)))
+    lengths = shard.lengths(places)
+    for part in _bounded(lengths, CHUNK_ROWS):
+        stored = shard.sets(places[part])
+        cells = CHUNK_CELLS // len(stored.vectors)
+        for queries in _bounded(np.array([len(query.slices) for query in asked]), cells):
+            own = query_sets(asked[queries])
+            scores[queries, part] = late_scores(own, stored, symmetric=options.symmetric, same_plane=options.same_plane)
+    return scores.astype(np.float32).astype(np.float64)
+
+
+def _bounded(lengths: NDArray[np.int64], most: int) -> Iterable[slice]:
+    """Neighbours whose lengths sum to at most `most`, or single ones."""
+    start = total = 0
+    for number, length in enumerate(lengths.tolist()):
+        if total and total + length > most:
+            yield slice(start, number)
+            start, total = number, 0
+        total += length
+    if len(lengths):
+        yield slice(start, len(lengths))
+
+
+def query_sets(asked: Sequence[QueryVectors]) -> SliceSets:
+    """Queries as sets of slices."""
+    lengths = np.array([len(query.slices) for query in asked])
+    return SliceSets(
+        np.concatenate([query.slices.vectors for query in asked]).astype(np.float64),
+        np.concatenate([plane_codes(query.slices.planes) for query in asked]),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]]),
+        np.concatenate([query.slice_weights() for query in asked]),
+    )

@@ -1,0 +1,100 @@
+"""A part of a volume that is sliced instead of the whole: a range of slices, a box, the box around a mask.
+
+Windows and percentiles still come from the whole volume, so a part looks the way it does in the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+
+import numpy as np
+
+from medret.errors import UsageError, VolumeError
+from medret.volume.foreground import Box
+from medret.volume.limits import Limits
+from medret.volume.nifti import open_nifti
+from medret.volume.orientation import Geometry, geometry_of
+from medret.volume.slicing import PLANE_OF_AXIS
+
+Bounds = tuple[float, float] | None
+_SAME_MM = 1e-2  # a mask's affine may differ from its volume's by so much
+_NEAR = 1e-6  # of a voxel: rounding of coordinates
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bounds along the RAS+ axes x, y, z, both ends inclusive; None where there are none.
+
+    In voxels of the RAS+ order, or, with `mm`, scanner coordinates of slice centres (SliceRef.position_mm).
+    """
+
+    bounds: tuple[Bounds, Bounds, Bounds]
+    mm: bool = False
+
+    def within(self, box: Box, geometry: Geometry, shape: tuple[int, ...]) -> Box:
+        """The part of the volume: these bounds, on the other axes those of the box (the body). Raises UsageError."""
+        first, last = list(box.first), list(box.last)
+        for axis, bounds in enumerate(self.bounds):
+            if bounds is None:
+                continue
+            low, high = self._voxels(bounds, axis, geometry, shape)
+            first[axis], last[axis] = max(0, low), min(shape[axis], high + 1)
+            if first[axis] >= last[axis]:
+                there = " to ".join(_shown(self._there(end, axis, geometry, shape)) for end in (0, shape[axis] - 1))
+                unit = " mm" if self.mm else ""
+                raise UsageError(
+                    f"{_shown(bounds[0])}:{_shown(bounds[1])}{unit} holds no slice: the volume's "
+                    f"{PLANE_OF_AXIS[axis]} slices lie at {there}{unit}"
+                )
+        return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
+
+    def _voxels(
+        self, bounds: tuple[float, float], axis: int, geometry: Geometry, shape: tuple[int, ...]
+    ) -> tuple[int, int]:
+        low, high = bounds
+        if self.mm:
+            start, step = _line(axis, geometry, shape)
+            low, high = sorted(((low - start) / step, (high - start) / step))
+        return ceil(max(low, -1.0) - _NEAR), floor(min(high, float(shape[axis])) + _NEAR)
+
+    def _there(self, position: int, axis: int, geometry: Geometry, shape: tuple[int, ...]) -> float:
+        start, step = _line(axis, geometry, shape)
+        return start + step * position if self.mm else position
+
+
+def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Scanner coordinate of the first slice's centre along the axis, and mm a slice; as slicing.slice_refs."""
+    centre = np.array([(side - 1) / 2 for side in shape] + [1.0])
+    centre[axis] = 0
+    return float(geometry.affine_ras[axis] @ centre), float(geometry.affine_ras[axis, axis])
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}"
+
+
+def mask_region(mask: bytes, volume: bytes, limits: Limits = Limits()) -> Region:  # noqa: B008  # frozen
+    """The box around a mask's non-zero voxels; raises UsageError when it is not on the volume's grid or is empty."""
+    try:
+        drawn = open_nifti(mask, limits)
+        own = geometry_of(drawn.header)
+        wanted = open_nifti(volume, limits).header
+    except VolumeError as error:
+        raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from error
+    voxels = own.to_ras(drawn.voxels())
+    geometry = geometry_of(wanted)
+    shape = tuple(wanted.shape[axis] for axis in geometry.axes)
+    if voxels.shape != shape or not np.allclose(own.affine_ras, geometry.affine_ras, atol=_SAME_MM):
+        raise UsageError(
+            f"mask has {' x '.join(map(str, voxels.shape))} voxels, the query {' x '.join(map(str, shape))} (RAS+ "
+            "order), or lies elsewhere in the scanner: a mask is drawn on the query's own grid"
+        )
+    marked = (voxels != 0) & (voxels == voxels)  # not NaN
+    bounds = []
+    for axis in range(3):
+        places = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(places):
+            raise UsageError("mask is empty: none of its voxels differs from 0")
+        bounds.append((float(places[0]), float(places[-1])))
+    return Region((bounds[0], bounds[1], bounds[2]))
