@@ -15,9 +15,10 @@ POINTS = "journal:2,workers:2"
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_runs_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(CAMPAIGN), "--points", POINTS, "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["differences"] == []
