@@ -19,7 +19,7 @@ from medret.pipeline import ledger as ledgers
 from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
 from medret.pipeline.evidence import canary_cosines, content_by_id, vector_facts
 from medret.pipeline.indices import make_indices
-from medret.pipeline.make import copy_vectors, embed, lay_out
+from medret.pipeline.make import copy_vectors, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.outcome import (
     IndexOutcome,
@@ -161,7 +161,10 @@ def _run(run: _Run) -> IndexOutcome:
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        passed = gates.enforce(_gates(run, plan, counts, made, pool, layout.ledger, indices.entries), _hint(ledger))
+        judged = _gates(run, plan, counts, made, pool, layout.ledger, indices.entries)
+        if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
+            clear_journal(store, read_journal(store).paths)  # the next run makes these vectors anew
+        passed = gates.enforce(judged, _hint(ledger))
     files = indices.files
     quarantine = ledgers.quarantine(layout.ledger)
     if quarantine.num_rows:
@@ -231,11 +234,11 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
 def _streamed(
     run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity
 ) -> tuple[Streamed, dict[str, StageCount]]:
-    """What the stages made, and what they counted. Where nothing is to be embedded, none of them starts."""
+    """What the stages made, and what they counted. Where no model is needed, none of them starts."""
     request, log, steps = run.request, run.log, plan.of("embed")
     made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
     with log.phase("stream"):
-        if steps:
+        if needs_models(plan):
             counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
             stages = Stages(
                 run.store, request.slices, request.limits, request.aggregations,
@@ -254,7 +257,7 @@ def _gates(
     run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, entries: Sequence[Any]
 ) -> list[gates.Gate]:
     limits = run.request.gates
-    facts = vector_facts(run.store, made.files)
+    facts = vector_facts(run.store, pa.concat_tables([made.files, run.state.journal.files]))
     return [
         gates.quarantine_gate(counts, limits),
         gates.vector_gate(facts),

@@ -252,8 +252,8 @@ def test_gates_and_quarantine_from_run_to_run(
     assert code == 3
     assert "canaries: found lowest cosine 0.99000" in refused["error"]
     assert current_id(Location(store)) == found["snapshot"]
-    code, found = index(capsys, archive)
-    assert (code, found["counts"]["new"], found["resumed"], found["counts"]["quarantined"]) == (0, 1, 1, 0)
+    code, found = index(capsys, archive)  # such vectors are not gone on with
+    assert (code, found["counts"]["new"], found["resumed"], found["counts"]["quarantined"]) == (0, 1, 0, 0)
 
 
 def test_of_two_runs_together_one_publishes(originals: Path, tmp_path: Path) -> None:
