@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.medret-installed
 INSTALL := -c constraints.txt -e ".[all,dev]"
 
-.PHONY: help setup demo test lint types bench
+.PHONY: help setup demo test lint types bench chaos
 .DEFAULT_GOAL := help
 
 help:  ## Show these words
@@ -32,6 +32,9 @@ lint: $(STAMP)  ## Check style, formatting and the order of the layers
 
 types: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
+
+chaos: $(STAMP)  ## Kill runs at many points, resume them, and compare (some minutes)
+	$(BIN)/python tests/chaos/campaign.py $(ARGS)
 
 bench: $(STAMP)  ## Measure decoding against its limit and against the usual way
 	$(BIN)/python bench/decode.py $(ARGS)

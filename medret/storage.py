@@ -151,10 +151,14 @@ class Location:
         with _reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
             retrying(lambda: self.fs.rm_file(self.path(relative)))
             if (local := self.local_path(relative)) is not None:
-                for folder in local.parents:  # an object store has no empty folders
-                    if folder == Path(self.root) or any(folder.iterdir()):
-                        break
-                    folder.rmdir()
+                self._drop_empty(local.parent)
+
+    def _drop_empty(self, folder: Path) -> None:
+        """Remove a folder that holds nothing any more, and those above it: an object store has no empty folders."""
+        with suppress(OSError):  # something is in it, or another thread was faster
+            while folder != Path(self.root):
+                folder.rmdir()
+                folder = folder.parent
 
     def swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
         """Write a small object only if it still holds `expected` (None: is not there); whether it was written.

@@ -32,8 +32,16 @@ def test_architecture_names_no_module_that_is_gone() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [schemas.SLICE_COLUMNS, schemas.VOLUME_COLUMNS, ROW_FILE, schemas.LEDGER, schemas.FILES, schemas.QUARANTINE],
-    ids=["slices", "volumes", "rows", "ledger", "files", "quarantine"],
+    [
+        schemas.SLICE_COLUMNS,
+        schemas.VOLUME_COLUMNS,
+        ROW_FILE,
+        schemas.LEDGER,
+        schemas.FILES,
+        schemas.TOMBSTONES,
+        schemas.QUARANTINE,
+    ],
+    ids=["slices", "volumes", "rows", "ledger", "files", "tombstones", "quarantine"],
 )
 def test_formats_describe_every_column(fields: object) -> None:
     text = read("docs/formats.md")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,45 @@ def test_uris_are_normalised(given: str, expected: str) -> None:
 def test_wrong_uris_are_usage_errors(wrong: str) -> None:
     with pytest.raises(UsageError):
         Location(wrong)
+
+
+@pytest.fixture(params=["disk", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def swapped(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "disk":
+        return Location(tmp_path / "store")
+    if request.param == "memory":
+        return Location(f"memory://{tmp_path.name}/swap")
+    make: Callable[[str], str] = request.getfixturevalue("s3")
+    return Location(f"{make('swap')}/store")
+
+
+def test_a_swap_writes_only_over_what_was_expected(swapped: Location) -> None:
+    assert swapped.swap("A", None, b"1")
+    assert not swapped.swap("A", None, b"2")
+    assert not swapped.swap("A", b"0", b"2")
+    assert not swapped.swap("B", b"1", b"2")
+    assert swapped.swap("A", b"1", b"2")
+    assert swapped.read("A") == b"2"
+    assert swapped.files() == ["A"]
+    swapped.delete("A")
+    swapped.delete("A")
+    assert swapped.files() == []
+
+
+@pytest.mark.s3
+def test_of_many_swaps_at_once_one_wins(s3: Callable[[str], str], tmp_path: Path) -> None:
+    for store in (Location(f"{s3('swap')}/store"), Location(tmp_path)):
+        store.write("CURRENT", b"old")
+        with ThreadPoolExecutor(8) as pool:
+            done = list(pool.map(lambda n, at=store: at.swap("CURRENT", b"old", f"new{n}".encode()), range(8)))
+        assert done.count(True) == 1
+        assert store.read("CURRENT") == f"new{done.index(True)}".encode()
+
+
+def test_deleting_the_last_file_of_a_folder_removes_the_folder(tmp_path: Path) -> None:
+    store = Location(tmp_path / "store")
+    store.write("a/b/one", b"")
+    store.write("a/two", b"")
+    store.delete("a/b/one")
+    assert not (tmp_path / "store" / "a" / "b").exists()
+    assert store.files() == ["a/two"]

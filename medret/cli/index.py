@@ -10,8 +10,8 @@ from medret.cli.shared import add_command, parse_weights, positive_float, positi
 from medret.errors import UsageError
 
 if TYPE_CHECKING:
+    from medret.pipeline.outcome import IndexOutcome
     from medret.pipeline.request import IndexRequest
-    from medret.pipeline.run import IndexOutcome
 
 DESCRIPTION = """\
 Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate them to volume

@@ -10,7 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from medret.models import ModelSpec
-    from medret.pipeline.run import IndexOutcome
+    from medret.pipeline.outcome import IndexOutcome
     from medret.search import Hit
 
 QUARANTINE_SHOWN = 20

@@ -22,6 +22,7 @@ from medret.evaluate.plan import Options, exclude_names, find_confounds, level_n
 from medret.evaluate.ranking import Ranking
 from medret.evaluate.tally import Tally, scope_of
 from medret.evaluate.truth import exclusion_of, level_of, subject_numbers
+from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
 from medret.storage import Location, read_checked
@@ -79,13 +80,15 @@ class Study:
 class StoredSlices:
     """The slice vectors of all volumes under one recipe, as they lie in the store, in volume_id order.
 
-    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), where each volume's rows begin.
+    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), where each volume's rows begin. centred: whether
+    the snapshot's indices take a centre away.
     """
 
     volume_ids: tuple[str, ...]
     vectors: NDArray[np.float32]
     relative: NDArray[np.float32]
     starts: NDArray[np.int64]
+    centred: bool
 
     def of(self, volume: int) -> slice:
         """The rows of a volume."""
@@ -116,6 +119,7 @@ def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
         read_vectors(table)[order].astype(np.float32),
         np.array(table["relative"].to_pylist(), np.float32)[order],
         np.append(firsts, len(order)),
+        any(file["kind"] == CENTRE_KIND and file["recipe"] == digest for file in files),
     )
 
 
@@ -152,7 +156,6 @@ class Bench:
         count = self._panel.candidates.num_rows
         if count > VOLUMES_MAX:
             raise UsageError(f"{snapshot.uri} has {count} volumes: a study compares all with all, up to {VOLUMES_MAX}")
-        self.centred = bool(snapshot.manifest.index_settings.get("centred"))
         self.volume_ids: list[str] = self._panel.candidates["volume_id"].to_pylist()
         self._step = max(1, BATCH_PAIRS // count)
         labels = self._panel.queries, self._panel.candidates

@@ -60,7 +60,7 @@ def _cosines(slices: StoredSlices, bench: Bench, aggregation: Aggregation) -> Si
         if name in number:
             own = slices.of(number[name])
             vectors[row] = aggregation.aggregate(slices.vectors[own], slices.relative[own], name)
-    if bench.centred:  # as an index over these vectors would be
+    if slices.centred:  # as an index over these vectors would be
         total = vectors.sum(axis=0, dtype=np.float64)
         vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
 

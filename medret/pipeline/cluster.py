@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import ray
 
-from medret.errors import UsageError
+from medret.errors import MedretError, UsageError
 
 # A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
 WHOLE_CPU_FROM = 2
@@ -99,18 +99,30 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
+    try:
+        _connect()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect() -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return
         # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal, and
         # Ray says there that it was told not to.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _stderr_held_back():
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except MedretError:  # told to stop meanwhile
+        raise
+    except Exception as error:  # Ray raises bare Exceptions here
+        where = f"the Ray cluster at {address} could not be reached" if address else "Ray could not be started"
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        raise MedretError(f"{where}: {reason}; nothing was changed, run again when the machine is less busy") from error
 
 
 @contextmanager

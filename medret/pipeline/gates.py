@@ -12,6 +12,9 @@ from medret.errors import GateError
 from medret.snapshot import Counts, GateEntry, IndexEntry
 
 DUPLICATES_FROM = 10  # new contents
+VECTORS, DUPLICATES, CANARIES = "vectors", "duplicates", "canaries"
+# If one of these fails, the vectors themselves are in doubt, and must not be taken up by the next run.
+OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
 def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
     """The vectors that this run made are finite and of length 1."""
     bad = sum(one.bad for one in facts)
-    return Gate("vectors", bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
+    return Gate(VECTORS, bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
 
 
 def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | None], limits: GateLimits) -> Gate:
@@ -88,16 +91,16 @@ def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | Non
     found = f"{largest} of {total} new contents share one vector"
     limit = f"at most {limits.max_duplicates:.0%}"
     passed = largest <= limits.max_duplicates * total or total < DUPLICATES_FROM
-    return Gate("duplicates", passed, found if largest > 1 else "none", limit)
+    return Gate(DUPLICATES, passed, found if largest > 1 else "none", limit)
 
 
 def canary_gate(cosines: Mapping[str, float], limits: GateLimits) -> Gate:
     """Volumes that did not change still get the stored vectors. cosines: the lowest of each canary's slices."""
     if not cosines:
-        return Gate("canaries", True, "none to compare", f"cosine above {limits.min_canary:g}")
+        return Gate(CANARIES, True, "none to compare", f"cosine above {limits.min_canary:g}")
     volume_id, lowest = min(cosines.items(), key=lambda item: item[1])
     found = f"lowest cosine {lowest:.5f} ({volume_id}) of {len(cosines)}"
-    return Gate("canaries", lowest > limits.min_canary, found, f"above {limits.min_canary:g} (--min-canary)")
+    return Gate(CANARIES, lowest > limits.min_canary, found, f"above {limits.min_canary:g} (--min-canary)")
 
 
 def lowest_cosine(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:

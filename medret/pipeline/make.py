@@ -40,6 +40,8 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
     groups: dict[tuple[str, ...], list[Step]] = {}
     for step in plan.of("embed"):
         groups.setdefault(step.missing, []).append(step)
+    if not groups and needs_models(plan):  # all was made by a run that was killed before anyone looked at its canaries
+        groups[tuple(job.recipe.digest for job in jobs)] = []
     made = []
     for missing, steps in groups.items():
         own = [job for job in jobs if job.recipe.digest in missing]
@@ -52,6 +54,11 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
         pa.concat_tables([CANARIES.empty_table(), *(one.canaries for one in made)]),
         "\n".join(one.statistics for one in made),
     )
+
+
+def needs_models(plan: Plan) -> bool:
+    """Whether a run must load models: to embed, or to judge by canaries what an unfinished run has embedded."""
+    return any(step.deed == "embed" or step.cause == "resumed" for step in plan.steps)
 
 
 def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:

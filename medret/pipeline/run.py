@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -13,15 +13,22 @@ import pyarrow.compute as pc
 import ray
 
 import medret
-from medret.archive import LabelJoin, Listing
 from medret.errors import GateError, MedretError, StorageError
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.cluster import capacity_now, connected, device_for, plan_pools
+from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
 from medret.pipeline.evidence import canary_cosines, content_by_id, vector_facts
 from medret.pipeline.indices import make_indices
-from medret.pipeline.make import copy_vectors, embed, lay_out
+from medret.pipeline.make import copy_vectors, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
+from medret.pipeline.outcome import (
+    IndexOutcome,
+    failure_of,
+    request_facts,
+    say_listing,
+    say_plan,
+    worst_recall,
+)
 from medret.pipeline.plan import Plan, Wanted, resolve, twins, with_checks
 from medret.pipeline.prepare import (
     Inputs,
@@ -36,42 +43,15 @@ from medret.pipeline.prepare import (
 from medret.pipeline.progress import Reporter, StageCount, StageCounter
 from medret.pipeline.report import Log, begin
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.rows import CANARIES
 from medret.pipeline.stop import Stop
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
-from medret.snapshot import Counts, Lease, RecipeEntry, clear_journal, leased, publish, read_journal
+from medret.retry import retries
+from medret.schemas import FILES, LEDGER
+from medret.snapshot import Counts, Lease, clear_journal, leased, publish, read_journal
 from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
-
-
-@dataclass(frozen=True)
-class IndexOutcome:
-    """What a run did.
-
-    snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
-    were. resumed: volumes that an unfinished run had embedded. slices: embedded by this run, by every model.
-    quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report: path below
-    the store, None where nothing was to be done.
-    """
-
-    snapshot: str
-    published: bool
-    counts: Counts
-    touched: int
-    resumed: int
-    skipped: Mapping[str, int]
-    slices: int
-    seconds: float
-    streaming_s: float
-    quarantine: pa.Table
-    recipes: tuple[RecipeEntry, ...]
-    recall: Mapping[str, float]
-    report: str | None
-
-    @property
-    def slices_per_second(self) -> float:
-        """Slices embedded (by every model) a second of streaming."""
-        return self.slices / self.streaming_s if self.streaming_s > 0 else 0.0
 
 
 @dataclass
@@ -99,7 +79,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     store = Location(request.store)
     refuse_if_held(store)
     inputs = read_inputs(request, log)
-    _say_listing(reporter, inputs.listing, inputs.labels, request.labels)
+    say_listing(reporter, inputs.listing, inputs.labels, request.labels)
     stop = Stop()
     with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
         state = read_state(request, store, inputs)
@@ -114,7 +94,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
             try:
                 return _run(run)
             except (MedretError, ray.exceptions.RayError) as error:
-                failure = _failure(error)
+                failure = failure_of(error)
                 log.facts["outcome"] = "refused" if isinstance(failure, GateError) else "failed"
                 log.facts["error"] = str(failure)
                 with suppress(StorageError):  # where nothing can be written, the failure itself is what matters
@@ -139,7 +119,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         streaming_s=0.0,
         quarantine=ledgers.quarantine(previous.ledger),
         recipes=tuple(previous.manifest.recipes),
-        recall=_worst_recall(previous.manifest.indices),
+        recall=worst_recall(previous.manifest.indices),
         report=None,
     )
 
@@ -152,18 +132,9 @@ def _run(run: _Run) -> IndexOutcome:
     with log.phase("check"):
         plan = _checked(run, plan, wanted)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
-    _say_plan(run.reporter, plan)
+    say_plan(run.reporter, plan)
 
-    counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
-    stages = Stages(
-        store, request.slices, request.limits, request.aggregations, judged_by(request, recipes), counter,
-        request.shard_volumes,
-    )  # fmt: skip
-    watching = run.reporter.watching(counter, len(plan.of("embed")), f"embed {recipes[-1].model.name}")
-    with log.phase("stream"), run.stop.draining(counter), watching:
-        made = embed(plan, jobs, capacity, request, stages)
-    counted: dict[str, StageCount] = ray.get(counter.stages.remote())
-    log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
+    made, counted = _streamed(run, plan, jobs, capacity)
     run.stop.check()
 
     with log.phase("arrange"):
@@ -190,7 +161,10 @@ def _run(run: _Run) -> IndexOutcome:
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        passed = gates.enforce(_gates(run, plan, counts, made, pool, layout.ledger, indices.entries), _hint(ledger))
+        judged = _gates(run, plan, counts, made, pool, layout.ledger, indices.entries)
+        if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
+            clear_journal(store, read_journal(store).paths)  # the next run makes these vectors anew
+        passed = gates.enforce(judged, _hint(ledger))
     files = indices.files
     quarantine = ledgers.quarantine(layout.ledger)
     if quarantine.num_rows:
@@ -206,7 +180,8 @@ def _run(run: _Run) -> IndexOutcome:
             skipped=dict(inputs.listing.skipped), slices=int(pc.sum(layout.ledger["slices"]).as_py() or 0),
             gates=passed,
         )  # fmt: skip
-        clear_journal(store, read_journal(store).paths)
+        with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
+            clear_journal(store, read_journal(store).paths)
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [gate.model_dump() for gate in passed]}
     return IndexOutcome(
@@ -221,12 +196,12 @@ def _run(run: _Run) -> IndexOutcome:
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
         recipes=tuple(manifest.recipes),
-        recall=_worst_recall(indices.entries),
+        recall=worst_recall(indices.entries),
         report=log.write(store),
     )
 
 
-def _jobs(run: _Run) -> tuple[list[ModelJob], Any, str]:
+def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     """The models' jobs, the cluster's capacity, and the device."""
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
@@ -241,7 +216,7 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Any, str]:
             f"model {recipe.model.name}: {job.weights.source}; {device} {recipe.model.precision}, batches of "
             f"{job.batch_size}; {pools.size} actor(s); recipe {recipe.digest}"
         )
-    facts = {"request": _request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
+    facts = {"request": request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
     run.log.facts |= facts | {"models": {job.recipe.model.name: job.weights.source for job in jobs}}
     return jobs, capacity, device
 
@@ -256,11 +231,33 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
     return resolve(plan, content_hashes(doubtful), run.state.known, wanted)
 
 
+def _streamed(
+    run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity
+) -> tuple[Streamed, dict[str, StageCount]]:
+    """What the stages made, and what they counted. Where no model is needed, none of them starts."""
+    request, log, steps = run.request, run.log, plan.of("embed")
+    made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
+    with log.phase("stream"):
+        if needs_models(plan):
+            counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
+            stages = Stages(
+                run.store, request.slices, request.limits, request.aggregations,
+                judged_by(request, [job.recipe for job in jobs]), counter, request.shard_volumes,
+            )  # fmt: skip
+            last = f"embed {jobs[-1].recipe.model.name}"
+            with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
+                made = embed(plan, jobs, capacity, request, stages)
+            counted = ray.get(counter.stages.remote())
+    log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
+    log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
+    return made, counted
+
+
 def _gates(
     run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, entries: Sequence[Any]
 ) -> list[gates.Gate]:
     limits = run.request.gates
-    facts = vector_facts(run.store, made.files)
+    facts = vector_facts(run.store, pa.concat_tables([made.files, run.state.journal.files]))
     return [
         gates.quarantine_gate(counts, limits),
         gates.vector_gate(facts),
@@ -275,57 +272,5 @@ def _hint(ledger: pa.Table) -> str:
     return f" (quarantine: {found})" if found else ""
 
 
-def _failure(error: BaseException) -> MedretError:
-    """What went wrong in a worker, without the way it took through Ray; the whole trace stays in Ray's logs."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, MedretError) and not isinstance(link, ray.exceptions.RayError):
-            return link
-        link = getattr(link, "cause", None) or link.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return MedretError(f"a worker failed and its work could not be repeated: {lines[-1].strip() if lines else error!r}")
-
-
-def _request_facts(request: IndexRequest) -> dict[str, Any]:
-    return {
-        "archive": request.archive,
-        "store": request.store,
-        "labels": request.labels,
-        "pattern": request.pattern,
-        "slices": vars(request.slices),
-        "aggregations": [aggregation.name for aggregation in request.aggregations],
-        "index": request.index.to_json(),
-        "precision": request.precision,
-        "batch_size": request.batch_size,
-        "shard_volumes": request.shard_volumes,
-        "gates": asdict(request.gates),
-    }
-
-
-def _say_listing(reporter: Reporter, listing: Listing, labels: LabelJoin, given: str | None) -> None:
-    skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
-    size = sum(o.size_bytes for o in listing.objects) / 2**20
-    reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
-    if labels.labels or given:
-        reporter.say(
-            f"labels for {len(labels.labels)} volumes; {labels.unlabelled_volumes} volumes have none; "
-            f"{labels.unmatched_rows} rows match no volume"
-        )
-
-
-def _say_plan(reporter: Reporter, plan: Plan) -> None:
-    causes = [f"{count} {cause}" for cause, count in sorted(plan.causes().items())]
-    reporter.say(", ".join([*causes, f"{len(plan.gone)} gone"]))
-
-
 def _rows(files: pa.Table) -> int:
     return int(pc.sum(files["rows"]).as_py() or 0)
-
-
-def _worst_recall(entries: Sequence[Any]) -> dict[str, float]:
-    """The lowest recall@10 of each index kind over the snapshot's indices."""
-    worst: dict[str, float] = {}
-    for entry in entries:
-        for kind, value in entry.recall.items():
-            worst[kind] = min(value, worst.get(kind, 1.0))
-    return worst

@@ -64,15 +64,16 @@ def erase_quarantine(work: Erasure) -> None:
 def erase_indices(work: Erasure, snapshots: Mapping[str, Manifest]) -> None:
     """Index shards; those that no snapshot names are dropped."""
     shards: dict[tuple[str, str], tuple[dict[str, dict[str, Any]], IndexSettings]] = {}
+    named: set[str] = set()
     for one, manifest in snapshots.items():
         files = read_files(work.store, one, manifest)
         settings = IndexSettings.from_json(manifest.index_settings)
+        named |= set(files["path"].to_pylist())
         for row in files.filter(pc.is_in(files["kind"], pa.array([*KINDS, ROWS_KIND]))).to_pylist():
             key = (row["path"].rpartition("/")[0], row["shard"])
             shards.setdefault(key, ({}, settings))[0][row["kind"]] = row
     for (folder, _), (members, settings) in shards.items():
         _erase_index(work, folder, members, settings)
-    named = {row["path"] for members, _ in shards.values() for row in members.values()}
     named |= {row["path"] for row in work.moved.values() if row}
     for path in work.store.files("indices"):
         if path not in named:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from medret.schemas import FILES, LEDGER
 from medret.storage import NAME_DIGITS, Location
 
 FOLDER = "journal"
+REQUESTS = 16  # at a time
 FILES_KEY = b"medret.files"
 
 
@@ -41,18 +43,18 @@ def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) 
 def read_journal(store: Location) -> Journal:
     """Everything that unfinished runs left. A damaged entry counts as not written: its volumes are made again."""
     ledgers, files, paths = [LEDGER.empty_table()], [FILES.empty_table()], store.files(FOLDER)
-    for path in paths:
-        entry = _read_entry(store, path)
-        if entry is not None:
-            ledgers.append(entry[0])
-            files.append(entry[1])
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for entry in pool.map(lambda path: _read_entry(store, path), paths):
+            if entry is not None:
+                ledgers.append(entry[0])
+                files.append(entry[1])
     return Journal(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(paths))
 
 
 def clear_journal(store: Location, paths: Iterable[str]) -> None:
     """Remove entries: what they say stands in a published snapshot, or is of no use any more."""
-    for path in paths:
-        store.delete(path)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(store.delete, paths))
 
 
 def _read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:

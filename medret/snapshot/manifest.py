@@ -43,8 +43,14 @@ class RecipeEntry(_Strict):
     random_weights: bool = False
 
     def load(self) -> Recipe:
-        """The recipe, its digest checked."""
-        return Recipe.from_json(self.recipe)
+        """The recipe, its digest checked; raises UsageError for one of a medret that knew other recipes."""
+        try:
+            return Recipe.from_json(self.recipe)
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"recipe {self.recipe.get('digest')} was written by a version of medret that knew other recipes; use "
+                "that version, or index into a new store"
+            ) from error
 
 
 class IndexEntry(_Strict):
