@@ -34,6 +34,7 @@ CANDIDATES = 200
 SYMMETRIC = False
 SAME_PLANE = True
 
+SHARED_WASTE = 4  # volumes compared for each candidate, at most, when queries share one pass over their candidates
 CHUNK_ROWS = 8192  # stored slices that are float64 at the same time
 CHUNK_CELLS = 8 << 20  # cosines that are there at the same time
 
@@ -141,12 +142,18 @@ def _by_late(
     wanted = max(options.candidates, k)
     by_volume = _by_volume(asked, wanted, indices, scope)
     by_slice = _by_slices(asked, options.per_slice, indices, scope)
-    ranked = []
+    named = []
     for query, first, second in zip(asked, by_volume, by_slice, strict=True):
         pooled = _pooled(second, query.slice_weights(), wanted, SUM, options.per_slice)
-        named = _interleaved([one.volume_id for one in first], [one.volume_id for one in pooled], wanted)
-        places = [shard.places_named(named) for shard in slices.shards]
-        ranked += score_late([query], k, slices, places, options)
+        named.append(_interleaved([one.volume_id for one in first], [one.volume_id for one in pooled], wanted))
+    every = frozenset[str]().union(*named)
+    if len(every) * len(asked) <= SHARED_WASTE * sum(map(len, named)):  # one pass over what they have in common
+        places = [shard.places_named(every) for shard in slices.shards]
+        excluded = [[shard.places_named(every - own) for shard in slices.shards] for own in named]
+        return score_late(asked, k, slices, places, options, excluded)
+    ranked = []
+    for query, own in zip(asked, named, strict=True):
+        ranked += score_late([query], k, slices, [shard.places_named(own) for shard in slices.shards], options)
     return ranked
 
 

@@ -50,6 +50,14 @@ class ShardFiles:
     dead: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Exclusion:
+    """Rows of a shard that some queries must not find. queries: their numbers."""
+
+    queries: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
 class Shard:
     """One index shard. Each of its files is checked and mapped when it is first needed."""
 
@@ -151,24 +159,28 @@ class Shard:
         queries: NDArray[np.float32],
         k: int,
         kind: str,
-        excluded: Sequence[NDArray[np.int64]],
+        excluded: Sequence[Exclusion],
         dropped: NDArray[np.int64] | None = None,
     ) -> Neighbours:
         """The k best rows for each query, without those that it excludes and without `dropped`, excluded for all."""
         index = self.index(kind)
-        excess = max((len(rows) for rows in excluded), default=0)
+        excess = max((len(own.rows) for own in excluded), default=0)
         if not excess:
             return index.search(queries, k, dropped)
         if excess > EXCESS_MAX:
-            each = []
-            for number, rows in enumerate(excluded):
-                own = rows if dropped is None else np.union1d(rows, dropped)
-                each.append(index.search(queries[number : number + 1], k, own))
-            return Neighbours(np.concatenate([n.scores for n in each]), np.concatenate([n.rows for n in each]))
+            width = min(k, index.rows)
+            scores = np.full((len(queries), width), -np.inf, np.float32)
+            found_rows = np.full((len(queries), width), MISSING, np.int64)
+            for own in excluded:
+                without = own.rows if dropped is None else np.union1d(own.rows, dropped)
+                found = index.search(queries[own.queries], k, without)
+                scores[own.queries, : found.rows.shape[1]] = found.scores
+                found_rows[own.queries, : found.rows.shape[1]] = found.rows
+            return Neighbours(scores, found_rows)
         found = index.search(queries, k + excess, dropped)
         kept = found.rows.copy()
-        for query, rows in enumerate(excluded):
-            kept[query, np.isin(kept[query], rows)] = MISSING
+        for own in excluded:
+            kept[own.queries] = np.where(np.isin(kept[own.queries], own.rows), MISSING, kept[own.queries])
         return best_first(found.scores, kept, min(k, index.rows))
 
 
@@ -213,9 +225,12 @@ class ShardedIndex:
         excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
         """
         found: list[list[Found]] = [[] for _ in queries]
+        groups: dict[frozenset[str], list[int]] = {}  # the slices of a volume, say, exclude the same
+        for number, own in enumerate(excluded or ()):
+            groups.setdefault(frozenset(own), []).append(number)
         for number, shard in enumerate(self.shards):
-            rows = [shard.rows_of(volume_ids) for volume_ids in excluded] if excluded else []
-            neighbours = shard.search(queries, k, kind, rows, shard.rows_dropped(kept))
+            apart = [Exclusion(np.array(members), shard.rows_of(own)) for own, members in groups.items()]
+            neighbours = shard.search(queries, k, kind, apart, shard.rows_dropped(kept))
             at, _ = places = np.nonzero(neighbours.rows != MISSING)
             hit_rows = neighbours.rows[places]
             ids = shard.table.volume_ids(hit_rows)
