@@ -123,7 +123,10 @@ def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Tabl
 
 
 def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Counts:
-    """What became of every listed object. ledger: of the new snapshot, a row a step."""
+    """What became of every listed object. ledger: of the new snapshot, a row a step.
+
+    Equal files that are new in one run all count as embedded, although the model saw one of them.
+    """
     made = {"embedded": 0, "new": 0, "changed": 0, "unchanged": 0, "renamed": 0}
     sources = set()
     status, content = ledger["status"].to_pylist(), ledger["content_sha256"].to_pylist()
@@ -131,7 +134,7 @@ def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Coun
         if state != "embedded":
             continue
         before = known.previous.get(step.item.volume_id)
-        if step.deed == "copy":
+        if step.deed == "copy" and step.leader is None:
             made["renamed"] += 1
             made["unchanged"] += 1
             sources.add(sha256)

@@ -7,7 +7,7 @@ as the ledger knows it, refused by other code         read and embedded         
 as the ledger knows it, vectors of some recipes       embedded for the others   recipe
 same size, other etag or time                         hashed: kept if equal     touched, else changed
 an unknown name, with the size of known content       hashed: copied if equal   renamed, else new
-several unknown ones that seem to be equal            hashed: embedded once     new, the others renamed
+several unknown ones that seem to be equal            hashed: embedded once     new, all of them
 anything else                                         read and embedded         new, changed, retried
 """
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
@@ -47,3 +50,31 @@ def read_store(uri: str | Path) -> SimpleNamespace:
 def opened() -> Callable[[str | Path], SimpleNamespace]:
     """`opened(uri)`: what the store at `uri` holds."""
     return read_store
+
+
+def copies(path: Path) -> dict[str, nib.nifti1.Nifti1Image]:
+    """The same scan in other clothes: mirrored or rotated in header and voxels, its anatomy mirrored, re-sliced."""
+    image: Any = nib.load(path)
+    voxels, affine = np.asanyarray(image.dataobj), image.affine
+    voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = voxels.shape[0] - 1
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(("P", "I", "R")))
+    made = {
+        "stored mirrored": (voxels[::-1], affine @ flip),
+        "stored rotated": (apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape)),
+    }
+    upright: Any = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
+    ras = np.asanyarray(upright.dataobj)
+    made["anatomy mirrored"] = (ras[::-1], upright.affine)
+    places = np.arange(0, ras.shape[2] - 1, 4 / 3)  # slices a third further apart, between the old ones
+    below, share = places.astype(int), places % 1
+    blended = ras[..., below] * (1 - share) + ras[..., below + 1] * share
+    made["re-sliced"] = (blended.astype(np.float32), upright.affine @ np.diag([1, 1, 4 / 3, 1]))
+    return {name: nib.Nifti1Image(np.ascontiguousarray(data), matrix) for name, (data, matrix) in made.items()}
+
+
+@pytest.fixture(scope="session")
+def copies_of() -> Callable[[Path], dict[str, Any]]:
+    """`copies_of(path)`: name -> image of the same scan, stored or cut otherwise."""
+    return copies

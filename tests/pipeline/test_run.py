@@ -103,6 +103,20 @@ def test_each_volume_finds_itself(
     assert found["hits"][1]["volume_id"] == "leg_mri/leg_mri_1.nii.gz"
 
 
+@pytest.mark.parametrize("mode", ["volume", "late"])
+def test_a_copy_in_other_clothes_finds_its_original(
+    store: Path, phantom_archive: Path, tmp_path: Path, copies_of: Callable[[Path], dict[str, Any]], mode: str
+) -> None:
+    snapshot = medret.open_snapshot(store)
+    for volume_id in ("head_mri/head_mri_1.nii.gz", "chest_ct/chest_ct_0.nii.gz"):
+        for name, image in copies_of(phantom_archive / volume_id).items():
+            image.to_filename(tmp_path / f"{name}.nii")
+            hits = snapshot.search(
+                tmp_path / f"{name}.nii", 2, mode=mode, modality="CT" if "ct" in volume_id else "MRI"
+            )
+            assert hits[0].volume_id == volume_id, name
+
+
 def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     [report] = (store / "runs").glob("*.json")
     content = json.loads(report.read_text())
