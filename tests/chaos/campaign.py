@@ -109,7 +109,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def count(store: Path, place: str, since_ns: int) -> int:
-    """Whole files in a folder of the store that were written since; a file that was there before may be written again."""
+    """Whole files in a folder of the store that were written since; one that was there may be written again."""
     written = 0
     for path in (store / place).rglob("[!.]*"):
         try:
