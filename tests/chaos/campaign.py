@@ -46,6 +46,7 @@ GROUP = 2  # volumes a durable step: many steps, so many points
 KNOWN, ADDED, CHANGED = 12, 26, 4
 POLL_S = 0.005
 RUN_S = 600.0
+ATTEMPTS = 3
 FOLDERS = ("journal", "embeddings", "indices", "snapshots")
 
 
@@ -90,13 +91,16 @@ def change_archive(folder: Path) -> None:
     (folder / "v11.nii.gz").rename(folder / "renamed.nii.gz")
 
 
-def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Wait for a run that is to succeed; what it printed."""
-    out, _ = process.communicate(timeout=RUN_S)
-    if process.returncode != 0:
-        raise SystemExit(f"a run that was left alone ended with {process.returncode}: {out.decode()[-2000:]}")
-    found: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
-    return found
+def settle(arguments: list[str], log: Path) -> dict[str, Any]:
+    """A run that is left alone; what it printed. On a busy machine Ray may not come up in time: then once more."""
+    for _ in range(ATTEMPTS):
+        process = start(arguments, log)
+        out, _ = process.communicate(timeout=RUN_S)
+        reap(process.pid)
+        if process.returncode == 0:
+            found: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+            return found
+    raise SystemExit(f"a run that was left alone ended with {process.returncode}; see {log}")
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -109,7 +113,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def count(store: Path, place: str, since_ns: int) -> int:
-    """Whole files in a folder of the store that were written since; a file that was there before may be written again."""
+    """Whole files in a folder of the store that were written since; one that was there may be written again."""
     written = 0
     for path in (store / place).rglob("[!.]*"):
         try:
@@ -280,11 +284,11 @@ def main() -> int:
     archive, store, calm, before = (folder / name for name in ("archive", "store", "calm", "before"))
     log = folder / "log"
     make_archive(archive)
-    finish(start(command(archive, store), log))
+    settle(command(archive, store), log)
     change_archive(archive)
     shutil.copytree(store, calm)
     shutil.copytree(store, before)
-    expected = finish(start(command(archive, calm), log))
+    expected = settle(command(archive, calm), log)
     old = current_id(Location(store))
     assert old is not None
     campaign = Campaign(archive, store, old, set())
@@ -304,7 +308,7 @@ def main() -> int:
             shutil.copytree(before, store)
             campaign.finished = set()
     kept = len(finished_volumes(store))
-    last = finish(start(campaign.command(), log))
+    last = settle(campaign.command(), log)
     differences = same(store, calm)
     twice = _written(store, last) - (expected["counts"]["embedded"] - kept) if last["published"] else 0
     report = {"points": len(points), "kills": campaign.kills, "differences": differences, "embedded_twice": twice}
