@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
@@ -154,7 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.pipeline.progress import Reporter
     from medret.pipeline.run import run_index
 
-    outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))
+    # Ray writes warnings of its nodes to standard output, where only the result belongs.
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))
     if arguments.json:
         print(json.dumps(to_json(outcome)))
     elif not arguments.quiet:

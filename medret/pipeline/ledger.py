@@ -125,16 +125,17 @@ def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Tabl
 def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Counts:
     """What became of every listed object. ledger: of the new snapshot, a row a step.
 
-    Equal files that are new in one run all count as embedded, although the model saw one of them.
+    Equal files whose content no snapshot had all count as embedded, although the model saw one of them.
     """
     made = {"embedded": 0, "new": 0, "changed": 0, "unchanged": 0, "renamed": 0}
     sources = set()
+    published = {row.content_sha256 for row in known.previous.values() if row.embedded}
     status, content = ledger["status"].to_pylist(), ledger["content_sha256"].to_pylist()
     for step, state, sha256 in zip(plan.steps, status, content, strict=True):
         if state != "embedded":
             continue
         before = known.previous.get(step.item.volume_id)
-        if step.deed == "copy" and step.leader is None:
+        if step.deed == "copy" and sha256 in published:
             made["renamed"] += 1
             made["unchanged"] += 1
             sources.add(sha256)
