@@ -115,11 +115,12 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 def count(store: Path, place: str, since_ns: int) -> int:
     """Whole files in a folder of the store that were written since; one that was there may be written again."""
     written = 0
-    for path in (store / place).rglob("[!.]*"):
-        try:
-            written += path.is_file() and path.stat().st_mtime_ns >= since_ns
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(store / place):  # it passes over folders that vanish meanwhile
+        for name in names:
+            try:
+                written += name[0] != "." and (Path(folder) / name).stat().st_mtime_ns >= since_ns
+            except FileNotFoundError:
+                continue
     return written
 
 
