@@ -31,8 +31,7 @@ from medret.evaluate.report_tables import (
 from medret.evaluate.result import Evaluation
 from medret.evaluate.truth import text_column, values_of
 from medret.search import Snapshot
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from medret.search.page_style import document
 
 
 def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well this archive is searched") -> str:
@@ -47,25 +46,9 @@ def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well th
         _arms(found),
         _details(found),
     ]
-    body = "\n".join(sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-{_header(snapshot, found, title)}
-<main>
-{body}
-</main>
-{_footer(snapshot, found)}
-</body>
-</html>
-"""
+    main = "\n".join(sections)
+    header, footer = _header(snapshot, found, title), _footer(snapshot, found)
+    return document(title, STYLE, f"{header}\n<main>\n{main}\n</main>\n{footer}")
 
 
 def _header(snapshot: Snapshot, found: Evaluation, title: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html import escape
 
-from medret.evaluate.report import POLICY
 from medret.evaluate.report_style import STYLE
 from medret.evaluate.study import Study
+from medret.search.page_style import document
 
 
 def study_page(study: Study) -> str:
@@ -18,17 +18,7 @@ def study_page(study: Study) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in study.table.column_names)
     rows = "\n".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in study.table.to_pylist())
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="soft">snapshot {escape(study.snapshot)} of {escape(study.store)}, made {made}</p>
 <ul class="plain">{notes}</ul>
@@ -38,10 +28,8 @@ def study_page(study: Study) -> str:
 <section aria-labelledby="table"><h2 id="table">Table</h2>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>
 </main>
-<footer>Stored vectors were reused: nothing was embedded. For research: not a medical device.</footer>
-</body>
-</html>
-"""
+<footer>Stored vectors were reused: nothing was embedded. For research: not a medical device.</footer>"""
+    return document(title, STYLE, body)
 
 
 def _cell(value: object) -> str:

@@ -8,12 +8,10 @@ from typing import TypedDict
 Weighted = str | Sequence[str] | Mapping[str, float]
 
 
-class ResolveOptions(TypedDict, total=False):
-    """How a query becomes vectors.
+class QueryOptions(TypedDict, total=False):
+    """What is meant by a query, and how it is read.
 
-    model, aggregation: default to the snapshot's first.
-    weights, modality, device: for queries that are files; weights is a path or URI where they lie elsewhere
-    than when the snapshot was made.
+    modality, device: for queries that are files.
     slices: only a part of the query, `FIRST:LAST` in slice positions or `FIRSTmm:LASTmm` in scanner coordinates, both
     inclusive, along `plane` (default: the first that was embedded). box: `X0:X1,Y0:Y1,Z0:Z1`, inclusive voxels in RAS+
     order. mask: path or URI of a NIfTI mask on the query's grid; the box around it is the query.
@@ -21,9 +19,6 @@ class ResolveOptions(TypedDict, total=False):
     query's slices in vote, sum and late.
     """
 
-    model: str | None
-    aggregation: str | None
-    weights: str | None
     modality: str | None
     device: str
     slices: str | None
@@ -34,11 +29,24 @@ class ResolveOptions(TypedDict, total=False):
     query_weights: str | None
 
 
-class SearchOptions(TypedDict, total=False):
-    """All options of a search: those of `ResolveOptions`, and
+class ResolveOptions(QueryOptions, total=False):
+    """How a query becomes vectors: `QueryOptions`, and
 
-    model, aggregation: one, or several that are fused (a mapping gives weights). fuse: `concat`, the weighted sum of
-    the members' scores, or `rrf`, reciprocal-rank fusion.
+    model, aggregation: default to the snapshot's first. weights: for queries that are files, a path or URI where they
+    lie elsewhere than when the snapshot was made.
+    """
+
+    model: str | None
+    aggregation: str | None
+    weights: str | None
+
+
+class SearchOptions(QueryOptions, total=False):
+    """All options of a search: `QueryOptions`, and
+
+    model, aggregation: one, or several that are fused (a mapping gives weights). weights: of the model, or by model,
+    where they lie elsewhere than when the snapshot was made. fuse: `concat`, the weighted sum of the members'
+    scores, or `rrf`, reciprocal-rank fusion.
     index: hnsw (default) | lsh | exact. mode: volume | vote | max | sum | late | slice, see
     `medret.search.modes`; in `slice` each hit is a slice. Default: volume, and late for a part of a query.
     exclude: none | self | subject | any label column: leaves out what has the query's value there, and the query.
@@ -51,14 +59,6 @@ class SearchOptions(TypedDict, total=False):
     aggregation: Weighted | None
     fuse: str
     weights: str | Mapping[str, str] | None
-    modality: str | None
-    device: str
-    slices: str | None
-    plane: str | None
-    box: str | None
-    mask: str | None
-    query_slices: str | None
-    query_weights: str | None
     index: str
     mode: str
     exclude: str

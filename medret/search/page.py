@@ -13,7 +13,7 @@ from medret.search.encoding import sha256_of
 from medret.search.hit import Hit, SlicePair
 from medret.search.ledger import LABELS
 from medret.search.page_images import SIDE_PX, Shown, Tile, Wanted, read_tiles
-from medret.search.page_style import STYLE
+from medret.search.page_style import STYLE, document
 from medret.search.snapshot import Snapshot
 
 Result = tuple[str, str | None, list[Hit]]
@@ -34,17 +34,7 @@ def results_page(snapshot: Snapshot, results: Sequence[Result], title: str = "Se
     sections = "\n".join(_section(number, result, images) for number, result in enumerate(results, start=1))
     manifest = snapshot.manifest
     volumes = manifest.counts.embedded + manifest.counts.unchanged
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="soft">{len(results)} {"query" if len(results) == 1 else "queries"} among {volumes} volumes of
 {escape(manifest.archive_uri)}. Score: the cosine of the two vectors, at most 1. Framed: the slice of the query and the
@@ -55,10 +45,8 @@ slice of the hit that are most alike.</p>
 {sections}
 </main>
 <footer>snapshot {escape(snapshot.id)}, models {escape(", ".join(snapshot.models))},
-medret {escape(manifest.medret_version)}. For research: not a medical device.</footer>
-</body>
-</html>
-"""
+medret {escape(manifest.medret_version)}. For research: not a medical device.</footer>"""
+    return document(title, STYLE, body)
 
 
 def _warning(snapshot: Snapshot) -> str:

@@ -13,7 +13,6 @@ from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from medret.errors import StorageError, UsageError
 from medret.index import EXACT
@@ -128,25 +127,8 @@ class Snapshot:
                 ranked[number] = best
         return ranked
 
-    def nearest(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        *,
-        model: str | None = None,
-        aggregation: str | None = None,
-        index: str = "hnsw",
-        excluded: Sequence[AbstractSet[str]] | None = None,
-    ) -> list[list[Found]]:
-        """The k volumes nearest to each of (q, dim) float32 unit vectors: the bare search, without labels or slices.
-
-        excluded: for each query the volume_ids that must not be found.
-        """
-        searched = self._contents.index(self._contents.recipe(model), self._contents.aggregation(aggregation))
-        return searched.search(vectors, k, index, excluded)
-
     def slices_of(self, volume_id: str, model: str | None = None) -> SliceVectors | None:
-        """The stored slice vectors of a volume; None when the snapshot has none of it."""
+        """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""
         return self._contents.index(self._contents.recipe(model), None).vectors_of(volume_id)
 
     def volume(self, volume_id: str) -> LedgerRow | None:

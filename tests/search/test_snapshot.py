@@ -83,7 +83,8 @@ def test_sharded_exact_search_is_one_brute_force_search(made_store: Any, snapsho
     flat = faiss.IndexFlatIP(32)
     flat.add(vectors.astype(np.float32))
     scores, rows = flat.search(queries, 10)
-    found = snapshot.nearest(queries, 10, aggregation=aggregation, index="exact")
+    asked = [snapshot.resolve(query, aggregation=aggregation) for query in queries]
+    found = snapshot.rank(asked, 10, aggregation=aggregation, index="exact")
     assert [[one.volume_id for one in hits] for hits in found] == [[made_store.ids[row] for row in at] for at in rows]
     assert np.abs(np.array([[one.score for one in hits] for hits in found]) - scores).max() < 1e-6
     hits = snapshot.search(queries[0], 10, aggregation=aggregation, index="exact")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
         return Location(tmp_path / "store")
     make: Callable[[str], str] = request.getfixturevalue("s3")
     return Location(f"{make('lease')}/store")
+
+
+def holder_of(store: Location) -> str:
+    return Holder.model_validate_json(store.read(LEASE)).holder
 
 
 def test_a_second_holder_is_told_who_has_the_store(store: Location) -> None:
@@ -61,15 +66,18 @@ def test_a_lease_is_renewed_while_it_is_held(store: Location) -> None:
 
 
 def test_a_silent_holder_elsewhere_lapses_and_finds_out(store: Location) -> None:
-    lease = take(store, "run", 0.5)
-    holder = Holder.model_validate_json(store.read(LEASE)).model_copy(update={"process": "another-machine:1:1"})
-    assert store.swap(LEASE, store.read(LEASE), holder.to_bytes())
+    lease = take(store, "run", 600)
+    ours = store.read(LEASE)
+    elsewhere = Holder.model_validate_json(ours).model_copy(update={"process": "another-machine:1:1"})
+    assert store.swap(LEASE, ours, elsewhere.to_bytes())
     with pytest.raises(BusyError):
         take(store, "early", 60)
-    time.sleep(0.6)
+    silent = elsewhere.model_copy(update={"expires": datetime.now(UTC) - timedelta(seconds=1)})
+    assert store.swap(LEASE, elsewhere.to_bytes(), silent.to_bytes())
     take(store, "heir", 60)
+    assert "heir" in holder_of(store)
     with pytest.raises(BusyError, match="lapsed"):
-        lease.check()
+        lease.renew()
 
 
 def test_a_dead_process_of_this_machine_lapses_at_once(tmp_path: Path) -> None:
@@ -79,9 +87,12 @@ def test_a_dead_process_of_this_machine_lapses_at_once(tmp_path: Path) -> None:
         f"take(Location({str(tmp_path)!r}), 'dies', 600)",
     )
     subprocess.run([sys.executable, "-c", "; ".join(lines)], check=True)
+    assert "dies" in holder_of(Location(tmp_path))
     take(Location(tmp_path), "heir", 60)
+    assert "heir" in holder_of(Location(tmp_path))
 
 
 def test_a_damaged_lease_stops_nobody(store: Location) -> None:
     store.write(LEASE, b"{}")
     take(store, "run", 60)
+    assert "run" in holder_of(store)
