@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from medret.demo.phantoms import KINDS, write_phantom
+from tests.failing_s3 import FailingProxy
 
 # Before anything imports transformers, timm or ray, and inherited by Ray's workers: no test asks a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -80,23 +81,39 @@ def phantom_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """An S3 server on loopback; its address and credentials stand in the environment, where s3fs finds them."""
+def s3_proxy() -> Iterator[FailingProxy]:
+    """An S3 server on loopback behind a proxy; its address and credentials stand in the environment, for s3fs."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    proxy = FailingProxy(server.get_host_and_port()[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ENDPOINT_URL", proxy.address)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             patch.delenv(name, raising=False)
-        yield f"http://{host}:{port}"
+        yield proxy
+    proxy.close()
     server.stop()
+
+
+@pytest.fixture
+def failing_s3(s3_proxy: FailingProxy) -> Iterator[FailingProxy]:
+    """The S3 server of the session, of which one request in ten goes wrong."""
+    s3_proxy.rate = 0.1
+    s3_proxy.failed.clear()
+    yield s3_proxy
+    s3_proxy.rate = 0.0
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_proxy: FailingProxy) -> str:
+    """The address of the S3 server."""
+    return s3_proxy.address
 
 
 @pytest.fixture(scope="session")

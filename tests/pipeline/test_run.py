@@ -16,6 +16,7 @@ import medret
 from medret.cli import main
 from medret.snapshot import verify_store
 from medret.storage import Location
+from tests.failing_s3 import FAULTS, FailingProxy
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 Opened = Callable[[str | Path], SimpleNamespace]
@@ -229,3 +230,25 @@ def test_s3_gives_the_same_neighbours(
     capsys.readouterr()
     assert main(["verify", remote]) == 1
     assert victim in capsys.readouterr().out
+
+
+def test_one_s3_request_in_ten_fails(
+    phantom_archive: Path, store: Path, s3: Callable[[str], str], failing_s3: FailingProxy,
+    capsys: pytest.CaptureFixture[str], opened: Opened,
+) -> None:  # fmt: skip
+    failing_s3.rate = 0.0
+    archive, remote = s3("archive"), s3("store") + "/medret"
+    Location(archive).fs.put(f"{phantom_archive}/", f"{archive}/nifti/", recursive=True)
+    failing_s3.rate = 0.1
+    labels = phantom_archive.parent / "labels.csv"
+    options = ("--labels", labels, "--slices", "uniform:8", "--shard-volumes", "2")
+    code, _ = run(capsys, "index", f"{archive}/nifti", remote, *options, "--json")
+    assert code == 0
+    assert set(failing_s3.failed) == set(FAULTS)  # each kind was met
+    [report] = Location(remote).files("runs")
+    assert json.loads(Location(remote).read(report))["storage_retries"] > 0
+    alone, through = opened(store).vectors(MODEL), opened(remote).vectors(MODEL)
+    assert alone.keys() == through.keys()
+    for volume_id, vectors in alone.items():
+        np.testing.assert_array_equal(vectors, through[volume_id])
+    assert main(["verify", remote]) == 0
