@@ -36,8 +36,8 @@ types: $(STAMP)  ## Check types, strictly
 chaos: $(STAMP)  ## Kill runs at many points, resume them, and compare (some minutes)
 	$(BIN)/python tests/chaos/campaign.py $(ARGS)
 
-bench: $(STAMP)  ## Measure decoding against its limit and against the usual way
-	$(BIN)/python bench/decode.py $(ARGS)
+bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
+	$(BIN)/python bench/run.py $(ARGS)
 
 # Runs again when the project's dependencies or their versions change.
 $(STAMP): pyproject.toml constraints.txt

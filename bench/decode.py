@@ -1,15 +1,13 @@
 """From the bytes of a .nii.gz to uint8 slices: medret against inflating alone and against the usual way, in one run.
 
-    python bench/decode.py [FOLDER] [--volumes N] [--repeats N] [--json]
+    python bench/decode.py [--data FOLDER] [--volumes N] [--repeats N] [--json]
 
-Without FOLDER it reads phantoms that it makes. Every route gives the same number of slices of 224 px, spread evenly.
+Every route gives the same number of slices of 224 px, spread evenly.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +15,10 @@ from pathlib import Path
 import deflate
 import nibabel as nib
 import numpy as np
+from corpus import corpus
+from figures import Figure, Measured, main
 from PIL import Image
 
-from medret.demo.phantoms import write_corpus
 from medret.recipe import SliceRecipe
 from medret.volume import read_volume
 
@@ -66,34 +65,24 @@ def _inflate(data: bytes) -> bytes:
     return bytes(deflate.gzip_decompress(data, size_bytes))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="of .nii.gz files; 3D NIfTI-1 volumes are used")
-    parser.add_argument("--volumes", type=int, default=12, help="at most so many (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder
-        if folder is None:
-            folder = Path(scratch) / "archive"
-            write_corpus(folder, volumes_per_kind=2)
+def measured(arguments: argparse.Namespace) -> Measured:
+    """One core, every route over the same files."""
+    with corpus(arguments.data, tiny=arguments.tiny) as (folder, name):
         shapes = {path: nib.Nifti1Image.from_filename(path).shape for path in sorted(folder.rglob("*.nii.gz"))}
         paths = [path for path, shape in shapes.items() if len(shape) == 3]
-        files = [path.read_bytes() for path in paths[: arguments.volumes]]
-    if not files:
-        parser.error(f"{arguments.folder}: no 3D .nii.gz file below it")
+        files = [path.read_bytes() for path in paths[: 2 if arguments.tiny else arguments.volumes]]
     routes: dict[str, Route] = {"inflate only": inflate_only, "medret": medret_route, "nibabel + Pillow": usual_way}
-    rates = measure(routes, files, arguments.repeats)
-    if arguments.json:
-        print(json.dumps({"volumes": len(files), "slices_per_second": {n: round(r, 1) for n, r in rates.items()}}))
-        return
-    print(f"{len(files)} volumes, {SLICES} slices of {SIDE_PX} px each, one core\n")
-    print(f"{'route':<18}{'slices/s':>10}{'to inflating':>14}{'to the usual way':>18}")
-    for name, rate in rates.items():
-        print(f"{name:<18}{rate:>10.0f}{rate / rates['inflate only']:>14.2f}{rate / rates['nibabel + Pillow']:>18.2f}")
+    rates = measure(routes, files, 1 if arguments.tiny else arguments.repeats)
+    figures = [
+        Figure("decode", rates["medret"] / rates["nibabel + Pillow"], 3, "nibabel + Pillow"),
+        Figure("decode", rates["medret"] / rates["inflate only"], 0.7, "inflating alone"),
+    ]
+    return Measured(figures, {"volumes": len(files), "data": name, "slices_per_second": rates})
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="of .nii.gz files (default: the real volumes, or phantoms)")
+    parser.add_argument("--volumes", type=int, default=12, help="at most so many (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="(default %(default)s)")
+    main(measured, parser)
