@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medret.pipeline.metrics import RunMetrics
+from medret.pipeline.timeline import Timeline
 from medret.retry import retries
 
 POLL_S = 0.5
@@ -33,16 +34,23 @@ class StageCount:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)
 class StageCounter:
-    """Adds up what tasks and actors report; tells them when the run is to stop. One a run."""
+    """Adds up what tasks and actors report; tells them when the run is to stop. One a run.
 
-    def __init__(self) -> None:
+    started: of the run, in seconds since the epoch.
+    """
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._timeline = Timeline()
         self._stages: dict[str, StageCount] = {}
         self._codes: dict[str, int] = {}
         self._stopping = False
         self._metrics = RunMetrics()
 
-    def add(self, stage: str, added: StageCount) -> None:
-        """Add a finished batch of a stage."""
+    def add(self, stage: str, added: StageCount, ended: float) -> None:
+        """Add a finished batch of a stage. ended: in seconds since the epoch."""
+        passed = ended - self._started
+        self._timeline.add(stage, passed - added.seconds, passed, added.slices)
         old = self._stages.get(stage, StageCount())
         self._stages[stage] = StageCount(
             old.volumes + added.volumes,
@@ -61,6 +69,10 @@ class StageCounter:
     def stages(self) -> dict[str, StageCount]:
         """The sums so far, by stage."""
         return dict(self._stages)
+
+    def timeline(self) -> dict[str, Any]:
+        """Which stage was busy when; see Timeline.told."""
+        return self._timeline.told()
 
     def stop(self) -> None:
         """Let what is in flight finish, and begin nothing more."""
@@ -92,7 +104,7 @@ class Tally:
         now = retries()
         added = StageCount(volumes, slices, size_bytes, seconds, now - self._retries)
         self._retries = now
-        self._counter.add.remote(self._stage, added)
+        self._counter.add.remote(self._stage, added, time.time())
 
     def quarantined(self, code: str) -> None:
         """Report a refused volume."""

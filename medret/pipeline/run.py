@@ -217,7 +217,12 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
             f"{job.batch_size}; {pools.size} actor(s); recipe {recipe.digest}"
         )
     facts = {"request": request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
-    run.log.facts |= facts | {"models": {job.recipe.model.name: job.weights.source for job in jobs}}
+    models = {job.recipe.model.name: job for job in jobs}
+    run.log.facts |= facts | {
+        "models": {name: job.weights.source for name, job in models.items()},
+        "precisions": {name: job.recipe.model.precision for name, job in models.items()},
+        "batch_sizes": {name: job.batch_size for name, job in models.items()},
+    }
     return jobs, capacity, device
 
 
@@ -239,7 +244,7 @@ def _streamed(
     made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
     with log.phase("stream"):
         if needs_models(plan):
-            counter = StageCounter.remote()  # type: ignore[attr-defined]  # added by ray.remote
+            counter = StageCounter.remote(log.started.timestamp())  # type: ignore[attr-defined]  # added by ray.remote
             stages = Stages(
                 run.store, request.slices, request.limits, request.aggregations,
                 judged_by(request, [job.recipe for job in jobs]), counter, request.shard_volumes,
@@ -247,7 +252,7 @@ def _streamed(
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
                 made = embed(plan, jobs, capacity, request, stages)
-            counted = ray.get(counter.stages.remote())
+            counted, log.facts["timeline"] = ray.get([counter.stages.remote(), counter.timeline.remote()])
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
     return made, counted
