@@ -4,8 +4,9 @@
 
 All four do the same work: every volume's bytes to 16 slices of 224 px, efficientnet_lite0 (ImageNet weights) to a mean
 vector a volume, HNSW over the vectors. The floor is the processor time of the bare model and of inflating the bytes,
-spread over the cores. Rates are steady ones, after the first batch: what starting costs is a figure of its own. The
-plain loop and the recipe use the model as timm makes it, in float32, which is what their users write.
+spread over the cores. Rates are steady ones, after the first batch, with what was decoded before it added at the speed
+of all cores: what starting costs is a figure of its own. The plain loop and the recipe use the model as timm makes it,
+in float32, which is what their users write.
 
 Five models in one run (random weights but for none) are compared with the sum of their bare times.
 """
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import gzip
 import json
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -101,12 +103,16 @@ class Recipe:
 
         with torch.inference_mode():
             vectors = self._model(torch.from_numpy(batch["image"])).numpy()
-        return {"path": batch["path"], "vector": vectors, "ended": np.full(len(vectors), time.time())}
+        ended = np.full(len(vectors), time.time())
+        return {"vector": vectors, "ended": ended} | {name: batch[name] for name in ("path", "decoded", "decode_s")}
 
 
 def recipe_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The recipe's preprocessing: one file to its slices."""
-    return [{"path": row["path"], "image": image} for image in usual_slices(row["bytes"])]
+    began = time.process_time()
+    images = usual_slices(row["bytes"])
+    spent = (time.process_time() - began) / len(images)
+    return [{"path": row["path"], "image": image, "decoded": time.time(), "decode_s": spent} for image in images]
 
 
 def ray_recipe(paths: list[Path]) -> float:
@@ -114,7 +120,10 @@ def ray_recipe(paths: list[Path]) -> float:
     import faiss
     import ray
 
-    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         files = ray.data.read_binary_files([str(path) for path in paths], include_paths=True)
         embedded = files.flat_map(recipe_rows).map_batches(
@@ -124,10 +133,11 @@ def ray_recipe(paths: list[Path]) -> float:
     finally:
         ray.shutdown()
     ended = np.sort(rows["ended"].to_numpy())
+    ahead_s = rows.loc[rows["decoded"] < ended[0], "decode_s"].sum()
     vectors = rows.groupby("path")["vector"].apply(lambda column: np.mean(np.stack(list(column)), axis=0))
     index = faiss.IndexHNSWFlat(len(vectors.iloc[0]), 32, faiss.METRIC_INNER_PRODUCT)
     index.add(np.stack(list(vectors)).astype(np.float32))
-    return float(np.sum(ended > ended[0]) / (ended[-1] - ended[0]))
+    return float(np.sum(ended > ended[0]) / (ended[-1] - ended[0] + ahead_s / CORES))
 
 
 def medret_job(folder: Path, models: Sequence[str], slices: int) -> dict[str, Any]:
@@ -146,6 +156,15 @@ def medret_job(folder: Path, models: Sequence[str], slices: int) -> dict[str, An
         [path] = Path(scratch, "store", "runs").glob("*.json")
         report: dict[str, Any] = json.loads(path.read_text())
         return report | {"seconds": seconds}
+
+
+def steady(report: dict[str, Any], model: str) -> float:
+    """Slices per second of a run after its first batch, with the reading that was done before it added."""
+    told = report["timeline"]
+    span, read, step_s = told["stages"][f"embed {model}"], told["stages"]["read"]["busy_s"], told["step_s"]
+    ahead_s = sum(read[: int(span["first_ended_s"] / step_s)])
+    passed = span["ended_s"] - span["first_ended_s"] + ahead_s / CORES
+    return float((span["slices"] - span["first_slices"]) / passed)
 
 
 def bare_rate(model: str, precision: Precision, batch_size: int, batches: int) -> float:
@@ -245,7 +264,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
         bare = max(bare_rate(MODEL, precision, size, 4 if arguments.tiny else 256 // size) for size in (8, 16, 32))
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
-        floor, job = slices / (model_s + inflate_s), span["steady_slices_s"] or slices / report["seconds"]
+        floor, job = slices / (model_s + inflate_s), steady(report, MODEL)
         idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"]["size"])
         plain, recipe = plain_loop(paths), ray_recipe(paths)
         figures = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 MOST_STEPS = 240
@@ -23,12 +23,6 @@ class Span:
     ended_s: float
     slices: int = 0
     busy_s: list[float] = field(default_factory=list)
-
-    @property
-    def steady_slices_s(self) -> float | None:
-        """Slices per second after the first call; None if there was no other."""
-        passed = self.ended_s - self.first_ended_s
-        return (self.slices - self.first_slices) / passed if passed > 0 else None
 
 
 class Timeline:
@@ -57,8 +51,7 @@ class Timeline:
         """For the run report: JSON's own types, rounded to milliseconds."""
         stages = {}
         for name, span in self.stages.items():
-            facts = asdict(span) | {"steady_slices_s": span.steady_slices_s}
-            facts |= {key: round(value, 3) for key, value in facts.items() if isinstance(value, float)}
+            facts = {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(span).items()}
             stages[name] = facts | {"busy_s": [round(busy, 3) for busy in span.busy_s]}
         return {"step_s": self.step_s, "stages": stages}
 
