@@ -39,7 +39,8 @@ chaos: $(STAMP)  ## Kill runs at many points, resume them, and compare (some min
 bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
 	$(BIN)/python bench/run.py $(ARGS)
 
-# Runs again when the project's dependencies or their versions change.
+# Runs again when the project's dependencies or their versions change. uv leaves compiling to the first import, which many
+# workers make at once, and which never keeps it where PYTHONDONTWRITEBYTECODE is set: imports of torch take twice as long.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "medret needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
@@ -50,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "uv cannot be had here: installing with pip, which takes longer"
 	@echo "Installing medret and all extras into $(VENV) (about 8 GB with torch's CUDA libraries)"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-		$(BIN)/python -m uv pip install --python $(BIN)/python $(INSTALL); \
+		$(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode $(INSTALL); \
 	else \
 		$(BIN)/python -m pip install $(INSTALL); \
 	fi
