@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def write_report(
         "python": platform.python_version(),
         "packages": _versions(),
         "phases_s": dict(phases_s),
+        "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         **facts,
     }
     data = (json.dumps(content, indent=1, default=str) + "\n").encode()

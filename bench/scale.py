@@ -1,0 +1,144 @@
+"""Whether a volume costs the same in a large archive as in a small one, and what a run costs that finds nothing new.
+
+    python bench/scale.py [--volumes N] [--objects N] [--json]
+
+Phantoms of 12 x 12 x 8 voxels and a small network with random weights: what grows with the archive shows, not
+the model. The cost of a volume is the difference between two runs over the difference of their volumes, so that what
+starting costs is in neither. The run that finds nothing new lists an S3 endpoint on loopback (bench/listing.py) and
+compares with a ledger of as many volumes, made by repeating the rows of a small one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import listing
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+from figures import Figure, Measured, main
+
+from medret.archive import list_archive
+from medret.schemas import LEDGER
+from medret.snapshot import current_id, publish, read_files, read_ledger, read_manifest
+from medret.storage import Location
+
+SMALL = ("--model", "timm:test_vit", "--weights", "timm:test_vit=random", "--slices", "uniform:1")
+SHAPE = (12, 12, 8)
+
+
+def write_archive(folder: Path, volumes: int) -> None:
+    """So many different volumes of int16, uncompressed, a thousand to a folder."""
+    rng = np.random.default_rng(0)
+    for number in range(volumes):
+        path = folder / f"{number // 1000:04d}" / f"{number:06d}.nii"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        voxels = rng.integers(0, 1000, SHAPE).astype(np.int16)
+        nib.Nifti1Image(voxels, np.diag([2, 2, 3, 1])).to_filename(path)
+
+
+def index(archive: str, store: Path, *options: str, **environment: str) -> tuple[float, dict[str, Any]]:
+    """`medret index`, as a user runs it: its seconds, and what it printed."""
+    command = [sys.executable, "-m", "medret", "index", archive, str(store), *options, "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, env=os.environ | environment)
+    seconds = time.perf_counter() - started
+    if done.returncode != 0:
+        raise SystemExit(f"medret index failed: exit code {done.returncode}")
+    return seconds, json.loads(done.stdout)
+
+
+def report_of(store: Path) -> dict[str, Any]:
+    """The report of the only run of a store."""
+    [path] = store.joinpath("runs").glob("*.json")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def sized_runs(sizes: list[int], scratch: Path) -> tuple[list[float], list[dict[str, Any]]]:
+    """Seconds and reports of runs over archives of these sizes."""
+    seconds, reports = [], []
+    for size in sizes:
+        write_archive(scratch / f"archive-{size}", size)
+        spent, _ = index(str(scratch / f"archive-{size}"), scratch / f"store-{size}", *SMALL)
+        seconds.append(spent)
+        reports.append(report_of(scratch / f"store-{size}"))
+    return seconds, reports
+
+
+def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
+    """Publish a snapshot whose ledger has a row for every object of `archive`, with the vectors of those it had."""
+    os.environ.update(environment)
+    location, listed = Location(store), list_archive(archive)
+    live = current_id(location)
+    assert live is not None
+    manifest = read_manifest(location, live)
+    ledger, files = read_ledger(location, live, manifest), read_files(location, live, manifest)
+    rows = ledger.to_pylist()
+    repeated = [
+        rows[number % len(rows)]
+        | {"volume_id": item.volume_id, "uri": item.uri, "size_bytes": item.size_bytes}
+        | {"etag": item.etag, "mtime": item.mtime}
+        for number, item in enumerate(listed.objects)
+    ]
+    counts = manifest.counts.model_copy(update={"listed": len(repeated), "embedded": len(repeated), "new": 0})
+    kept = {name: getattr(manifest, name) for name in type(manifest).model_fields if name not in ("created", "tables")}
+    fields = kept | {"parent": live, "counts": counts, "archive_uri": listed.archive_uri}
+    publish(location, pa.Table.from_pylist(repeated, schema=LEDGER), files, **fields)
+
+
+def rerun_s(objects: int, scratch: Path) -> float:
+    """Seconds of a run with the default model over so many objects on S3 that finds nothing new."""
+    store = scratch / "store"
+    write_archive(scratch / "archive", 6)
+    index(str(scratch / "archive"), store)
+    with listing.listing_server(objects) as address:
+        environment = listing.ENVIRONMENT | {"AWS_ENDPOINT_URL": address}
+        archive = f"s3://{listing.BUCKET}/nifti"
+        grow_ledger(store, archive, environment)
+        before = current_id(Location(store))
+        seconds, found = index(archive, store, **environment)
+        if found["snapshot"] != before or found["counts"]["unchanged"] != objects:
+            raise SystemExit(f"the run was to find nothing new, it found {found['counts']}")
+        return seconds
+
+
+def measured(arguments: argparse.Namespace) -> Measured:
+    """Three sizes, and a run with nothing to do."""
+    most, objects = (24, 3000) if arguments.tiny else (arguments.volumes, arguments.objects)
+    sizes = [max(6, most // 100), max(12, most // 10), most]
+    with tempfile.TemporaryDirectory() as scratch:
+        seconds, reports = sized_runs(sizes, Path(scratch))
+        small, large = np.diff(seconds) / np.diff(sizes)
+        peaks = [report["driver_peak_mib"] for report in reports]
+        rerun = rerun_s(objects, Path(scratch))
+    phantoms = "phantoms, random weights"
+    figures = [
+        Figure(
+            f"cost of a volume at {most:,} volumes", max(0.0, large / small), 1.1,
+            f"at {sizes[1]:,} ({phantoms})", at_least=False,
+        ),
+        Figure("milliseconds a volume", 1000 * large, None, phantoms, False, "ms"),
+        Figure(
+            f"peak memory of the driver at {most:,} volumes", peaks[2] / peaks[1], 1.1,
+            f"at {sizes[1]:,} ({phantoms})", at_least=False,
+        ),
+        Figure(f"run over {objects:,} objects on S3 with nothing new", rerun, 20, "a clock", False, "s"),
+    ]  # fmt: skip
+    facts = {"sizes": sizes, "seconds": seconds, "driver_peak_mib": peaks, "objects": objects}
+    return Measured(figures, facts | {"phases_s": [report["phases_s"] for report in reports]})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--volumes", type=int, default=10_000, help="of the largest archive (default %(default)s)")
+    parser.add_argument("--objects", type=int, default=100_000, help="that are listed (default %(default)s)")
+    main(measured, parser)
