@@ -83,7 +83,7 @@ def _binary(pixels: NDArray[np.uint8] | None) -> pa.Array:
     """One row that holds the array's own memory, not a copy of it; null for None."""
     if pixels is None:
         return pa.nulls(1, pa.large_binary())
-    ends = pa.py_buffer(np.array([0, pixels.nbytes]))
+    ends = pa.py_buffer(np.array([0, pixels.nbytes], dtype=np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
 
 

@@ -155,9 +155,9 @@ def _check(affine: NDArray[np.float64], source: AffineSource) -> None:
     rounded = " x ".join(f"{length:.3g}" for length in spacing)
     if not _plausible(spacing):
         raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} gives a voxel spacing of {rounded} mm")
-    # Of the directions alone: thick slices are no reason to call an affine singular.
     if _rectangular(affine[:3, :3]):
         return
+    # Of the directions alone: thick slices are no reason to call an affine singular.
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < _FLAT:
         raise VolumeError(
             QuarantineCode.AFFINE_INVALID, f"the {source} is singular: its axes lie in one plane (spacing {rounded} mm)"
