@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from medret.archive import object_etag, object_mtime
 from medret.errors import QuarantineCode, VolumeError
@@ -49,7 +51,7 @@ class ReadStage:
             yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)
             started = time.monotonic()
 
-    def _read(self, row: dict[str, Any], content: bytes | Exception) -> tuple[dict[str, list[Any]], int]:
+    def _read(self, row: dict[str, Any], content: bytes | Exception) -> tuple[dict[str, Any], int]:
         """The row's further columns and how many slices it has."""
         sha256, volume = None, None
         code: QuarantineCode | None = None
@@ -67,14 +69,22 @@ class ReadStage:
             code, reason = error.code, error.reason
         except MemoryError:
             code, reason = QuarantineCode.TOO_LARGE, "decoding it exhausted the memory of a read task"
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, Any] = {
             "content_sha256": [sha256],
             "code": [code],
             "reason": [reason],
             **_sliced_columns(volume),
-            **{pixels_column(side): [volume.pixels[side].tobytes() if volume else None] for side in self.sides_px},
+            **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.sides_px},
         }
         return columns, len(volume.slices) if volume else 0
+
+
+def _binary(pixels: NDArray[np.uint8] | None) -> pa.Array:
+    """One row that holds the array's own memory, not a copy of it; null for None."""
+    if pixels is None:
+        return pa.nulls(1, pa.large_binary())
+    ends = pa.py_buffer(np.array([0, pixels.nbytes], dtype=np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
 
 
 def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,8 @@ def foreground_box(sample: Sample, above: float, shape: tuple[int, ...]) -> Box:
     if not core.any() or float(np.count_nonzero(core)) < _LEAST_CORE * float(np.count_nonzero(mask)):
         core = mask
     first, last = [0, 0, 0], [0, 0, 0]
-    for axis in range(3):
-        extent = _extent(np.count_nonzero(core, axis=tuple(other for other in range(3) if other != axis)))
+    for axis, counts in enumerate(_counts(core)):
+        extent = _extent(counts)
         if extent is None:
             return whole(shape)
         eroded = mask.shape[axis] >= _LEAST_SAMPLES_TO_ERODE and core is not mask
@@ -83,6 +84,13 @@ def foreground_box(sample: Sample, above: float, shape: tuple[int, ...]) -> Box:
     return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
+def _counts(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """How much of the mask is in each slab along each axis."""
+    ones = mask.view(np.uint8)  # sums of 8 bits are the fastest, and a side of the sample fits in them
+    columns, rows = ones.sum(axis=2, dtype=np.uint8), ones.sum(axis=0, dtype=np.uint8)
+    return [columns.sum(axis=1, dtype=np.int64), columns.sum(axis=0, dtype=np.int64), rows.sum(axis=0, dtype=np.int64)]
+
+
 def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
     """First and last slab of the body along one axis; None without one. counts: body voxels in each slab.
 
@@ -90,8 +98,8 @@ def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
     arm's tip); two legs with a gap between them are both kept.
     """
     solid = counts > _LEAST_SLAB * counts.max()
-    edges = np.flatnonzero(np.diff(solid, prepend=False, append=False))
-    groups = [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    edges = [place for place, (a, b) in enumerate(pairwise([False, *solid.tolist(), False])) if a != b]
+    groups = list(zip(edges[::2], edges[1::2], strict=True))
     total = int(counts.sum())
     kept = [(start, stop) for start, stop in groups if counts[start:stop].sum() >= _LEAST_GROUP * total]
     return (kept[0][0], kept[-1][1] - 1) if kept and total else None
@@ -99,13 +107,14 @@ def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
 
 def _erode(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Drop what lacks a neighbour on either side, along axes long enough to afford it; borders count as body."""
-    core = mask.copy()
+    core = mask
     for axis in range(3):
         if mask.shape[axis] < _LEAST_SAMPLES_TO_ERODE:
             continue
-        before = np.moveaxis(core, axis, 0)
-        after = before.copy()
-        after[1:] &= before[:-1]
-        after[:-1] &= before[1:]
-        core = np.moveaxis(after, 0, axis)
+        ahead = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
+        behind = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
+        eroded = core.copy()
+        eroded[ahead] &= core[behind]
+        eroded[behind] &= core[ahead]
+        core = eroded
     return core

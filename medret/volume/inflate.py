@@ -7,7 +7,10 @@ with a stream, so anything unusual is done again by isal, piece by piece, within
 
 from __future__ import annotations
 
+import zlib
 from enum import Enum
+from mmap import mmap
+from typing import Any
 
 import deflate
 from isal import isal_zlib
@@ -15,9 +18,12 @@ from isal import isal_zlib
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume.limits import MIB
 
+Content = bytes | mmap  # of an object, or a file mapped into memory, of which only what is looked at is read
+
 _MAGIC = b"\x1f\x8b"
 _WBITS = 31  # deflate with a gzip header and trailer
-_PIECE_BYTES = 64 << 10  # compressed bytes at a time when isal inflates
+_PIECE_BYTES = 64 << 10  # compressed bytes at a time when the stream is followed
+_FEW_BYTES = 4096  # up to here zlib has finished before isal has set up its tables
 _EXCESS_BYTES = 16 * MIB  # how far a stream is followed beyond its header's word, to tell a wrong header from a bomb
 
 
@@ -29,12 +35,12 @@ class End(Enum):
     BOUND = "at the bound"
 
 
-def is_gzip(data: bytes) -> bool:
+def is_gzip(data: Content) -> bool:
     """Whether the bytes begin as a gzip stream does."""
     return data[:2] == _MAGIC
 
 
-def inflate(data: bytes, expected_bytes: int, tolerated_bytes: int) -> bytearray | bytes:
+def inflate(data: Content, expected_bytes: int, tolerated_bytes: int) -> bytearray | bytes:
     """The whole stream, checked by its CRC.
 
     expected_bytes: what the NIfTI header promises. tolerated_bytes: how many more are nothing unusual.
@@ -65,20 +71,21 @@ def inflate(data: bytes, expected_bytes: int, tolerated_bytes: int) -> bytearray
     return content
 
 
-def inflate_up_to(data: bytes, bound_bytes: int) -> tuple[bytearray, End]:
+def inflate_up_to(data: Content, bound_bytes: int) -> tuple[bytearray, End]:
     """At most `bound_bytes` inflated bytes, out of one gzip member or several; raises VolumeError GZIP_CORRUPT."""
     content = bytearray()
     view = memoryview(data)
+    library: Any = zlib if bound_bytes <= _FEW_BYTES else isal_zlib
     at, stream = 0, None
     while at < len(data):
         if stream is None:
             if data[at : at + 2] != _MAGIC:
                 break  # padding after the last member
-            stream = isal_zlib.decompressobj(_WBITS)
+            stream = library.decompressobj(_WBITS)
         piece = view[at : at + _PIECE_BYTES]
         try:
             content += stream.decompress(piece, bound_bytes - len(content))
-        except isal_zlib.error as error:  # type: ignore[misc]  # its stub declares an instance
+        except library.error as error:
             raise VolumeError(
                 QuarantineCode.GZIP_CORRUPT, f"the gzip stream is damaged after {len(content)} inflated bytes ({error})"
             ) from error

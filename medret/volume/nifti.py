@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, check_extensions, nifti_version, parse_header
-from medret.volume.inflate import End, inflate, inflate_up_to, is_gzip
+from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
 
 _ALWAYS_TOLERATED_BYTES = 4096
@@ -57,14 +57,14 @@ class NiftiFile:
         return flat.reshape(shape, order="F")
 
 
-def open_nifti(data: bytes, limits: Limits) -> NiftiFile:
+def open_nifti(data: Content, limits: Limits) -> NiftiFile:
     """Inflate if the bytes are gzip, and check header and length; raises VolumeError, whatever the bytes."""
     if not data:
         raise VolumeError(QuarantineCode.EMPTY, "the object has no bytes")
     compressed = is_gzip(data)
     header = parse_header(_start(data, compressed), limits)
     tolerated = _tolerated_bytes(header)
-    content: bytes | bytearray = data
+    content: Content | bytearray = data
     if compressed:
         _check_ratio(header, len(data), limits)
         content = inflate(data, header.file_bytes, tolerated)
@@ -83,7 +83,7 @@ def open_nifti(data: bytes, limits: Limits) -> NiftiFile:
     return NiftiFile(header, view)
 
 
-def _start(data: bytes, compressed: bool) -> bytes:
+def _start(data: Content, compressed: bool) -> bytes:
     """The first inflated bytes, enough for any header."""
     head, end = data[:LONGEST_HEADER_BYTES], End.DONE
     if compressed:

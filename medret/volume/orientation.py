@@ -88,12 +88,21 @@ def closest_canonical(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int]
     that a shear does not tip the balance.
     Returns (RAS+ axis -> stored axis, RAS+ axis -> flipped).
     """
-    left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
-    cosines = left @ right  # row: RAS+ axis, column: stored axis
+    if _rectangular(matrix):
+        cosines = np.sign(matrix)  # row: RAS+ axis, column: stored axis
+    else:
+        left, _, right = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
+        cosines = left @ right
     orders = list(itertools.permutations(range(3)))
     best = max(orders, key=lambda order: sum(abs(cosines[axis, order[axis]]) for axis in range(3)))
     flipped = [bool(cosines[axis, best[axis]] < 0) for axis in range(3)]
     return (best[0], best[1], best[2]), (flipped[0], flipped[1], flipped[2])
+
+
+def _rectangular(matrix: NDArray[np.float64]) -> bool:
+    """Whether each voxel axis is one of the frame's: most volumes, and no case for a decomposition."""
+    nonzero = matrix != 0
+    return bool((nonzero.sum(axis=0) == 1).all() and (nonzero.sum(axis=1) == 1).all())
 
 
 def _affine(header: NiftiHeader) -> tuple[NDArray[np.float64], AffineSource, bool]:
@@ -146,6 +155,8 @@ def _check(affine: NDArray[np.float64], source: AffineSource) -> None:
     rounded = " x ".join(f"{length:.3g}" for length in spacing)
     if not _plausible(spacing):
         raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} gives a voxel spacing of {rounded} mm")
+    if _rectangular(affine[:3, :3]):
+        return
     # Of the directions alone: thick slices are no reason to call an affine singular.
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < _FLAT:
         raise VolumeError(

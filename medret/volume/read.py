@@ -12,6 +12,7 @@ from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
 from medret.volume.foreground import Box, foreground_box, threshold, whole
+from medret.volume.inflate import Content
 from medret.volume.intensity import (
     Window,
     check_percentiles,
@@ -33,7 +34,7 @@ _LIMITS = Limits()
 
 
 def read_volume(
-    data: bytes,
+    data: Content,
     volume_id: str,
     recipe: SliceRecipe,
     sides_px: Sequence[int],
@@ -44,8 +45,10 @@ def read_volume(
 ) -> SlicedVolume:
     """Slice one NIfTI volume.
 
-    data: of the .nii or .nii.gz object. volume_id: what `random:N` draws from. sides_px: of the square images; all are
-    made from the same decoded slices. modality: the label, when there is one.
+    data: of the .nii or .nii.gz object; of a .nii file mapped into memory only the pages of the sample and the planned
+    slices are read, unless its voxels are floating-point numbers, which are all looked at.
+    volume_id: what `random:N` draws from. sides_px: of the square images; all are made from the same decoded slices.
+    modality: the label, when there is one.
     region: the part that is sliced, if not the whole body; UsageError when it lies outside the volume.
     Whatever the bytes, the outcome is a SlicedVolume or a VolumeError; a recipe that cannot be is a UsageError.
     """
@@ -74,7 +77,7 @@ class _Request:
     region: Region | None
 
 
-def _read(data: bytes, request: _Request, sides_px: Sequence[int]) -> SlicedVolume:
+def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVolume:
     recipe, limits = request.recipe, request.limits
     nifti = open_nifti(data, limits)
     header = nifti.header
@@ -108,7 +111,7 @@ def _read(data: bytes, request: _Request, sides_px: Sequence[int]) -> SlicedVolu
     slices: list[SliceRef] = []
     for plane, positions in chosen.items():
         grey = [
-            np.ascontiguousarray(to_grey(image, header, window, all_finite=not non_finite))
+            to_grey(image, header, window, all_finite=not non_finite)
             for image in extract(voxels, geometry, box, plane, positions)
         ]
         across, down = in_plane_axes(plane)

@@ -47,7 +47,8 @@ def take_sample(ras: NDArray[Any], header: NiftiHeader) -> Sample:
         some = some[tuple(slice(None, None, 2) if axis == longest else slice(None) for axis in range(3))]
     # Stable sorting of 8 and 16 bits is a radix sort, many times as fast as any other.
     ordered = header.scaled(np.sort(some, axis=None, kind="stable" if stored.itemsize <= 2 else "quicksort"))
-    ordered = ordered[np.isfinite(ordered)]
+    if ordered.size and not np.isfinite(ordered[[0, -1]]).all():  # NaN is sorted to the end
+        ordered = ordered[np.isfinite(ordered)]
     return Sample(
         values=header.scaled(stored),
         ordered=ordered if header.slope > 0 else ordered[::-1],

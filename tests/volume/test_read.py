@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,20 @@ def test_non_finite_voxels_are_black_and_counted(phantoms: Any, mr: NDArray[np.u
     assert volume.facts.non_finite_voxels == 64 + 32
     calm = read(phantoms.nifti(mr), SliceRecipe(slices="all", crop="none"), side=36)
     assert volume.facts.intensity_range[1] == pytest.approx(calm.facts.intensity_range[1], rel=0.02)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_mapped_file_is_as_good_as_its_bytes(
+    phantoms: Any, mr: NDArray[np.uint16], tmp_path: Path, compress: bool
+) -> None:
+    data = phantoms.nifti(mr, compress=compress)
+    path = tmp_path / "volume"
+    path.write_bytes(data)
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        found = read_volume(mapped, "v", SliceRecipe(), [32])
+    expected = read_volume(data, "v", SliceRecipe(), [32])
+    assert found.facts == expected.facts
+    assert np.array_equal(found.pixels[32], expected.pixels[32])
 
 
 def test_first_time_point_is_the_one_that_is_read(phantoms: Any, mr: NDArray[np.uint16]) -> None:

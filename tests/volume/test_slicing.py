@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from medret.volume.foreground import Box, foreground_box, threshold, whole
 from medret.volume.header import parse_header
@@ -154,3 +155,15 @@ def test_shrinking_does_not_alias() -> None:
     stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
     small = square(stripes, (1.0, 1.0), 64)
     assert np.abs(small[:, 4:-4].astype(int) - 128).max() < 12
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_images_drawn_together_are_as_drawn_alone(count: int) -> None:
+    images = list(np.random.default_rng(count).integers(0, 256, (count, 40, 30), np.uint8).transpose(0, 2, 1)[:, ::-1])
+    onto: NDArray[np.uint8] = np.zeros((count, 64, 64), np.uint8)
+    draw_squares(images, (1.0, 1.2), onto)
+    for image, found in zip(images, onto, strict=True):
+        alone = Image.fromarray(np.ascontiguousarray(image)).resize((64, 58), Image.Resampling.BILINEAR)
+        assert np.array_equal(found[3:61], np.asarray(alone))
+        assert not found[:3].any()
+        assert not found[61:].any()
