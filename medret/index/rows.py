@@ -7,6 +7,7 @@ first row that holds the same vector (its own where it is the first).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, MedretError
-from medret.index.columns import index_array, int32_view
+from medret.index.columns import Strings, Utf8, index_array, int32_view
 from medret.recipe import PLANES
 from medret.schemas import ROWS
 
 SAME_AS = "same_as"
 ROW_FILE = ROWS.append(pa.field(SAME_AS, pa.int32(), nullable=False))
 NO_ROWS = slice(0, 0)
+MARKED = 256  # every so many-th id is kept at hand
+NEAR = 64  # equal ids are looked for so far ahead before they are looked for in all that follows
 
 
 def volume_order(rows: pa.Table) -> NDArray[np.int64] | None:
@@ -57,33 +60,22 @@ class SortedIds:
     """Binary search in a string array that is sorted by UTF-8 bytes. Reads only the entries that it compares."""
 
     def __init__(self, ids: pa.StringArray) -> None:
-        _, offsets, data = ids.buffers()
-        self._offsets = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
-        self._data = memoryview(data if data is not None else b"")
-        self._count = len(ids)
+        self._ids = Utf8(ids)
+
+    @cached_property
+    def _marks(self) -> list[bytes]:
+        """Evenly spaced entries: the first half of a search is among them."""
+        return [self._ids[place] for place in range(0, len(self._ids), MARKED)]
 
     def find(self, wanted: str) -> slice:
         """The places that hold `wanted`; an empty slice when there are none."""
-        key = wanted.encode()
-        first = self._first(key, 0, beyond=False)
-        if first == self._count or self._at(first) != key:
+        ids, key, count = self._ids, wanted.encode(), len(self._ids)
+        mark = bisect_left(self._marks, key) * MARKED
+        first = bisect_left(ids, key, max(0, mark - MARKED), min(mark, count))
+        if first == count or ids[first] != key:
             return NO_ROWS
-        return slice(first, self._first(key, first, beyond=True))
-
-    def _first(self, key: bytes, low: int, *, beyond: bool) -> int:
-        """First place whose id is not below `key` (or, `beyond`, is above it)."""
-        high = self._count
-        while low < high:
-            middle = (low + high) // 2
-            found = self._at(middle)
-            if found < key or (beyond and found == key):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _at(self, place: int) -> bytes:
-        return bytes(self._data[self._offsets[place] : self._offsets[place + 1]])
+        end = bisect_right(ids, key, first, min(first + NEAR, count))
+        return slice(first, end if end < first + NEAR else bisect_right(ids, key, end, count))
 
 
 class RowTable:
@@ -134,6 +126,26 @@ class RowTable:
         """The volume_id of each row."""
         picked: list[str] = self._picked("volume_id", rows)
         return picked
+
+    def volume_id(self, row: int) -> str:
+        """The volume_id of one row."""
+        return str(self._volume_names[row])
+
+    def slice_at(self, row: int) -> tuple[str, int]:
+        """Plane and position of one row, which is a slice's."""
+        return str(self._plane_names[row]), int(self._slice_positions[row])
+
+    @cached_property
+    def _volume_names(self) -> Strings:
+        return Strings(self._batch.column("volume_id"))
+
+    @cached_property
+    def _plane_names(self) -> Strings:
+        return Strings(self._batch.column("plane"))
+
+    @cached_property
+    def _slice_positions(self) -> NDArray[np.int32]:
+        return int32_view(self._batch.column("position"))
 
     def planes(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str | None]:
         """The plane of each row; None for volume vectors."""

@@ -24,7 +24,7 @@ from medret.search.labels import mask_of, read_label_table
 from medret.search.ledger import Ledger, LedgerRow
 from medret.search.modes import LATE, VOLUME, Indices
 from medret.search.narrow import Places
-from medret.search.shards import ShardedIndex, ShardFiles
+from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.manifest import TableKind, snapshot_folder
 from medret.storage import Location
@@ -154,6 +154,22 @@ class Contents:
             dim = int(entry.recipe["model"]["dim"])
             self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
         return self._indices[key]
+
+    def stored(self, entry: RecipeEntry, aggregation: str | None, row: LedgerRow) -> StoredRows | None:
+        """Where the vectors of one volume lie in an index; None when it has none there."""
+        digest = str(entry.recipe["digest"])
+        key = self._indexed_in.get((digest, aggregation, row.shards.get(digest, "")))
+        return self.index(entry, aggregation).stored(row.volume_id, key)
+
+    @cached_property
+    def _indexed_in(self) -> dict[tuple[str, str | None, str], str]:
+        """(recipe, aggregation, embedding shard) -> the index shard that holds its vectors, where that is known."""
+        found: dict[tuple[str, str | None, str], str] = {}
+        for path in self._tables("files"):
+            table = pq.ParquetFile(path).read(["recipe", "aggregation", "shard", "indexed_in"])
+            *keys, held = (column.to_pylist() for column in table.columns)
+            found |= {key: one for key, one in zip(zip(*keys, strict=True), held, strict=True) if one}
+        return found
 
     def _centre(self, row: dict[str, Any]) -> NDArray[np.float32]:
         centre: NDArray[np.float32] = np.load(self._local.path(row["path"], row["sha256"]), allow_pickle=False)

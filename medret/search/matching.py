@@ -76,6 +76,16 @@ def match_slices(
     return SliceMatch(best.plane, best.query, best.hit, best.score, _best_first(pairs, best.plane, len(query)))
 
 
+def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.float16]]) -> list[tuple[int, float]]:
+    """For each set of (n, dim) unit vectors, n >= 1, the first that is nearest to the (dim,) query, and its cosine."""
+    if not sets:
+        return []
+    cosines = np.minimum(np.concatenate(sets).astype(np.float32) @ query, 1.0)  # as in match_slices
+    ends = np.cumsum([len(own) for own in sets]).tolist()
+    best = [int(cosines[start:end].argmax()) for start, end in zip([0, *ends], ends, strict=False)]
+    return [(at, float(cosines[start + at])) for start, at in zip([0, *ends], best, strict=False)]
+
+
 def match_of(query: SliceVectors, own: int, hit: SliceVectors, other: int, score: float) -> SliceMatch:
     """The match of the query's slice number `own` with the hit's slice number `other`, and with nothing else."""
     assert hit.positions is not None
