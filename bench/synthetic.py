@@ -98,8 +98,12 @@ def write_store(root: str, plan: Plan, processes: int) -> list[IndexShard]:
     """Build every shard, one process a shard and one FAISS thread a process, and publish; those of volume vectors."""
     jobs: list[tuple[str | None, int]] = [("mean", number) for number in range(plan.shards(1))]
     jobs += [(None, number) for number in range(plan.shards(plan.slices))]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        built = list(pool.map(partial(_build, root, plan), *zip(*jobs, strict=True)))
+    build = partial(_build, root, plan)
+    if processes == 1:
+        built = [build(*job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            built = list(pool.map(build, *zip(*jobs, strict=True)))
     made = [(over, shard) for (over, _), shard in zip(jobs, built, strict=True)]
     _publish(Location(root), plan, made)
     return [shard for over, shard in made if over]

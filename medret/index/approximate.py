@@ -60,8 +60,10 @@ class ApproximateIndex(ABC):
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)
         found = self._distinct.expand(scores, numbers, k, excluded)
-        lacking = (numbers == MISSING).sum(axis=1)
-        if lacking.any() and len(short := np.flatnonzero(numbers.shape[1] - lacking < min(k, kept))):
+        if numbers.min() >= 0:
+            return found
+        short = np.flatnonzero((numbers != MISSING).sum(axis=1) < min(k, kept))
+        if len(short):
             scanned = self._exact.search(queries[short], found.rows.shape[1], excluded)
             found.scores[short, : scanned.scores.shape[1]] = scanned.scores
             found.rows[short, : scanned.rows.shape[1]] = scanned.rows

@@ -54,6 +54,10 @@ class ExactIndex:
             else np.empty((0, 2 * self.dim), np.uint8)
         )
 
+    def codes(self, rows: slice) -> NDArray[np.uint8]:
+        """The bytes of neighbouring vectors where they lie: (len(rows), 2 dim)."""
+        return self._codes[rows]
+
     def vectors(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float16]:
         """The stored unit vectors of `rows`: (len(rows), dim) float16, a copy."""
         picked: NDArray[np.uint8] = np.ascontiguousarray(self._codes[rows])
@@ -73,7 +77,8 @@ class ExactIndex:
             stored = self._codes.take(part, axis=0).view(np.float16).astype(np.float64)
             wide = queries[start : start + step].astype(np.float64)[:, :, None]
             scores[start : start + step] = np.matmul(stored, wide)[:, :, 0]
-        scores[rows == MISSING] = -np.inf
+        if rows.min() < 0:
+            scores[rows == MISSING] = -np.inf
         return scores
 
     def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, MedretError
@@ -26,12 +25,13 @@ from medret.schemas import ROWS
 SAME_AS = "same_as"
 ROW_FILE = ROWS.append(pa.field(SAME_AS, pa.int32(), nullable=False))
 NO_ROWS = slice(0, 0)
-MARKED = 256  # every so many-th id is kept at hand
-NEAR = 64  # equal ids are looked for so far ahead before they are looked for in all that follows
+MARKED = 32  # every so many-th id is kept at hand
 
 
 def volume_order(rows: pa.Table) -> NDArray[np.int64] | None:
     """The rows in volume_id order, equal ids as they stood; None when they are so ordered already."""
+    import pyarrow.compute as pc
+
     ids = rows.column("volume_id")
     if len(ids) < 2 or pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
         return None
@@ -74,8 +74,10 @@ class SortedIds:
         first = bisect_left(ids, key, max(0, mark - MARKED), min(mark, count))
         if first == count or ids[first] != key:
             return NO_ROWS
-        end = bisect_right(ids, key, first, min(first + NEAR, count))
-        return slice(first, end if end < first + NEAR else bisect_right(ids, key, end, count))
+        low, step = first, 1  # so many rows are the wanted one's, at least; the steps double
+        while low + step < count and ids[low + step] == key:
+            low, step = low + step, 2 * step
+        return slice(first, bisect_right(ids, key, low + 1, min(low + step, count)))
 
 
 class RowTable:
@@ -114,6 +116,8 @@ class RowTable:
     @cached_property
     def volumes(self) -> tuple[pa.StringArray, NDArray[np.int64]]:
         """The volumes of the table, each once, and the first row of each, ascending."""
+        import pyarrow.compute as pc
+
         ids = self._batch.column("volume_id")
         if not len(ids):
             return ids, np.empty(0, np.int64)
@@ -154,6 +158,8 @@ class RowTable:
 
     def plane_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """The plane of each row as its place in PLANES; -1 for volume vectors."""
+        import pyarrow.compute as pc
+
         names = self._batch.column("plane").take(index_array(rows))
         codes = pc.fill_null(pc.index_in(names, value_set=pa.array(PLANES)), -1).cast(pa.int8())
         return np.frombuffer(codes.buffers()[1], np.int8)[codes.offset : codes.offset + len(codes)]

@@ -67,7 +67,7 @@ def answer(
     rows = _rows(contents, (one for ranked in found for one in ranked))
     hits = []
     for query, ranked in zip(asked[0], found, strict=True):
-        stored = [contents.stored(entry, None, rows[one.volume_id]) for one in ranked]
+        stored = contents.stored(entry, None, [rows[one.volume_id] for one in ranked])
         if query.slices.positions is None:
             matches = _match_vector(query.slices.vectors[0], stored)
         else:
@@ -89,13 +89,17 @@ def _rows(contents: Contents, found: Iterable[Found]) -> dict[str, LedgerRow]:
 def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | None]) -> list[SliceMatch | None]:
     """For a query that is one volume vector, the slice of each hit that is most like it: as `match_slices` finds it."""
     there = [one for one in stored if one is not None]
-    nearest = nearest_of_each(vector, [one.shard.exact.vectors(one.rows) for one in there])
-    matches = {}
-    for one, (at, score) in zip(there, nearest, strict=True):
+    nearest = iter(nearest_of_each(vector, [one.shard.exact.codes(one.rows) for one in there]))
+    matches: list[SliceMatch | None] = []
+    for one in stored:
+        if one is None:
+            matches.append(None)
+            continue
+        at, score = next(nearest)
         plane, position = one.shard.table.slice_at(one.rows.start + at)
         pair = SlicePair(plane, None, position, score)
-        matches[id(one)] = SliceMatch(plane, None, (position, position), score, (pair,))
-    return [matches.get(id(one)) for one in stored]
+        matches.append(SliceMatch(plane, None, (position, position), score, (pair,)))
+    return matches
 
 
 def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: StoredRows | None) -> SliceMatch | None:
