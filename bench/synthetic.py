@@ -62,7 +62,7 @@ class Plan:
 
     rows: int
     dim: int
-    slices: int = 2
+    slices: int = 1
     settings: IndexSettings = SETTINGS
 
     @property

@@ -60,7 +60,7 @@ class ApproximateIndex(ABC):
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)
         found = self._distinct.expand(scores, numbers, k, excluded)
-        if numbers.min() >= 0:
+        if not (numbers == MISSING).any():
             return found
         short = np.flatnonzero((numbers != MISSING).sum(axis=1) < min(k, kept))
         if len(short):

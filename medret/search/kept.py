@@ -50,8 +50,6 @@ class Scope:
 
 def scopes(excluded: Sequence[AbstractSet[str]], kept: Kept | None, ids: pa.StringArray | None) -> Iterator[Scope]:
     """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""
-    import pyarrow.compute as pc
-
     groups: dict[frozenset[str], list[int]] = {}
     for number, own in enumerate(excluded):
         groups.setdefault(frozenset(own) if len(own) > MANY else frozenset(), []).append(number)
@@ -59,6 +57,8 @@ def scopes(excluded: Sequence[AbstractSet[str]], kept: Kept | None, ids: pa.Stri
         if not shared:
             yield Scope(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
             continue
+        import pyarrow.compute as pc
+
         assert ids is not None
         mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
         own_kept = Kept(ids, mask if kept is None else mask & kept.mask)
