@@ -1,19 +1,22 @@
 """Filtered search: scanning the kept rows against walking the index, at several selectivities.
 
-    python bench/filter.py --rows 50000 --dim 768
+    python bench/filter.py [--rows N] [--dim N] [--json]
 
-The vectors are synthetic: clusters of random directions. The filter keeps rows at random. Prints a table a kind of
-index: the scan, the index whatever it costs, and what medret chooses (medret.index.approximate).
+The vectors are synthetic: clusters of random directions. The filter keeps rows at random. The figures say how far what
+medret chooses (medret.index.approximate) is from the better of both; the JSON has the times at every selectivity.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict, dataclass
 
 import faiss
 import numpy as np
+from figures import Figure, Measured, main
 from numpy.typing import NDArray
+from synthetic import clustered, near
 
 from medret.index import Distinct, ExactIndex, IndexSettings
 from medret.index.approximate import ApproximateIndex
@@ -25,15 +28,6 @@ from medret.index.neighbours import MISSING, Neighbours, Searchable
 
 SELECTIVITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001)
 K = 10
-
-
-def clustered(rows: int, dim: int, seed: int = 0) -> NDArray[np.float16]:
-    """(rows, dim) unit vectors around rows / 100 directions that share a mean."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(1, rows // 100), dim)) + rng.standard_normal(dim)
-    vectors = centres[rng.integers(len(centres), size=rows)] + 0.7 * rng.standard_normal((rows, dim))
-    unit: NDArray[np.float16] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    return unit
 
 
 def milliseconds(index: Searchable, queries: NDArray[np.float32], excluded: NDArray[np.int64] | None = None) -> float:
@@ -52,48 +46,61 @@ def recall(found: Neighbours, truth: Neighbours) -> float:
     return float(np.mean([np.isin(true[true != MISSING], own).mean() for own, true in pairs]))
 
 
-def measure(index: ApproximateIndex, exact: ExactIndex, queries: NDArray[np.float32]) -> None:
-    """One line a selectivity."""
-    rng = np.random.default_rng(1)
-    costs = index.cost_asked, index.cost_held
-    for share in SELECTIVITIES:
-        kept = rng.permutation(exact.rows)[: max(K, round(share * exact.rows))]
-        excluded = np.setdiff1d(np.arange(exact.rows), kept)
-        truth = exact.search(queries, K, excluded)
-        scan = milliseconds(exact, queries, excluded)
-        index.cost_asked = index.cost_held = 0.0
-        walk = milliseconds(index, queries, excluded)
-        reached = recall(index.search(queries, K, excluded), truth)
-        index.cost_asked, index.cost_held = costs
-        chosen = milliseconds(index, queries, excluded)
-        print(f"{share:>11.1%} {len(kept):>8} {scan:>9.2f} {walk:>9.2f} {reached:>9.3f} {chosen:>10.2f}", flush=True)
-
-
-def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--queries", type=int, default=50)
-    arguments = parser.parse_args()
+def measured(arguments: argparse.Namespace) -> Measured:
+    """What medret chooses against the better of scan and walk, at every selectivity."""
+    rows, dim, count = (2000, 64, 10) if arguments.tiny else (arguments.rows, arguments.dim, arguments.queries)
     faiss.omp_set_num_threads(1)
-    vectors = clustered(arguments.rows, arguments.dim)
-    noise = np.random.default_rng(2).standard_normal((arguments.queries, arguments.dim)) / arguments.dim**0.5
-    queries = vectors[:: max(1, arguments.rows // arguments.queries)][: arguments.queries] + 0.3 * noise
-    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    vectors = clustered(rows, dim)
+    queries = near(vectors, count)
     settings, exact = IndexSettings(), ExactIndex(build_exact(vectors))
     distinct = Distinct(first_equal(vectors))
-    print(f"{arguments.rows} synthetic vectors x {arguments.dim}, one thread")
-    faiss.omp_set_num_threads(2)
-    hnsw = HnswIndex(build_hnsw(vectors, settings), exact, distinct, settings.hnsw_ef_search)
-    faiss.omp_set_num_threads(1)
-    lsh = LshIndex(build_lsh(vectors, settings), exact, distinct, settings.lsh_candidates)
-    for name, index in (("hnsw", hnsw), ("lsh", lsh)):
-        unfiltered = milliseconds(index, queries)
-        print(f"\n{name}: {unfiltered:.2f} ms a query without a filter")
-        print("selectivity     kept  scan, ms  walk, ms    recall  chosen, ms")
-        measure(index, exact, queries)
+    indices: dict[str, ApproximateIndex] = {
+        "HNSW": HnswIndex(build_hnsw(vectors, settings), exact, distinct, settings.hnsw_ef_search),
+        "LSH": LshIndex(build_lsh(vectors, settings), exact, distinct, settings.lsh_candidates),
+    }
+    figures, facts = [], {}
+    for name, index in indices.items():
+        points = [selected(index, exact, queries, share) for share in SELECTIVITIES]
+        worst = max(points, key=lambda point: point.chosen_ms / min(point.scan_ms, point.walk_ms))
+        against = f"scanning what is kept or walking the index, whichever is faster; synthetic, {rows:,} x {dim}"
+        ratio = worst.chosen_ms / min(worst.scan_ms, worst.walk_ms)
+        least = min(point.recall for point in points)
+        figures += [
+            Figure(f"filtered {name}, worst at {worst.kept:.1%} kept", ratio, None, against, at_least=False),
+            Figure(f"filtered {name}, lowest recall@10", least, None, f"exact search; synthetic, {rows:,} x {dim}"),
+        ]
+        facts[name] = {"unfiltered_ms": milliseconds(index, queries), "points": [asdict(point) for point in points]}
+    return Measured(figures, {"rows": rows, "dim": dim, **facts})
+
+
+@dataclass(frozen=True)
+class Point:
+    """One filter. kept: share of the rows. Milliseconds a query; recall: of what medret chooses."""
+
+    kept: float
+    scan_ms: float
+    walk_ms: float
+    chosen_ms: float
+    recall: float
+
+
+def selected(index: ApproximateIndex, exact: ExactIndex, queries: NDArray[np.float32], share: float) -> Point:
+    """A filter that keeps that share of the rows, at random."""
+    kept = np.random.default_rng(1).permutation(exact.rows)[: max(K, round(share * exact.rows))]
+    excluded = np.setdiff1d(np.arange(exact.rows), kept)
+    scan = milliseconds(exact, queries, excluded)
+    costs = index.cost_asked, index.cost_held
+    index.cost_asked = index.cost_held = 0.0
+    walk = milliseconds(index, queries, excluded)
+    index.cost_asked, index.cost_held = costs
+    chosen = milliseconds(index, queries, excluded)
+    reached = recall(index.search(queries, K, excluded), exact.search(queries, K, excluded))
+    return Point(share, scan, walk, chosen, reached)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000, help="(default %(default)s)")
+    parser.add_argument("--dim", type=int, default=768, help="(default %(default)s)")
+    parser.add_argument("--queries", type=int, default=50, help="(default %(default)s)")
+    main(measured, parser)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from medret.errors import CorruptError, StorageError, UsageError
 from medret.retry import options_of, retrying
 
 NAME_DIGITS = 16
+CHAINED = re.compile("://|::")  # in what is not a plain path
 LOCK = ".lock"  # of a store on disk; always empty
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
@@ -63,16 +63,27 @@ def _reaching(uri: str, deed: str) -> Iterator[None]:
 
 
 class Location:
-    """A folder in an object store or on disk: a filesystem and a root path."""
+    """A folder in an object store or on disk: a filesystem and a root path.
+
+    On disk it is read without fsspec, whose import takes longer than a search.
+    """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = normalise_uri(uri)
+        self.is_local = not CHAINED.search(self.uri)
+        self.root = self.uri.rstrip("/") if self.is_local else self._opened[1].rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec filesystem."""
+        return self._opened[0]
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
         try:
-            self.fs, root = open_filesystem(self.uri)
+            return open_filesystem(self.uri)
         except (ImportError, ValueError) as error:
             raise UsageError(f"{self.uri}: cannot be opened as a location: {error}") from error
-        self.root = str(root).rstrip("/")
-        self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Location], tuple[str]]:
         return Location, (self.uri,)
@@ -98,6 +109,8 @@ class Location:
     def read(self, relative: str) -> bytes:
         """The whole object; raises FileNotFoundError, StorageError."""
         with _reaching(self.uri_of(relative), "read"):
+            if (local := self.local_path(relative)) is not None:
+                return local.read_bytes()
             data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
             return data
 
@@ -258,6 +271,8 @@ def read_uri(uri: str, **options: Any) -> bytes:
 
 def open_filesystem(uri: str, **options: Any) -> tuple[Any, str]:
     """The filesystem of a URI, set to repeat requests that fail for a moment, and its own path."""
+    import fsspec
+
     protocol = urlsplit(uri).scheme
     fs, path = fsspec.core.url_to_fs(uri, **{**options_of(protocol), **options})
     return fs, str(path)

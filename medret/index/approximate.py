@@ -39,6 +39,7 @@ class ApproximateIndex(ABC):
 
     def __init__(self, index: Any, exact: ExactIndex, distinct: Distinct) -> None:
         self._index = index
+        self._total = int(index.ntotal)
         self._exact = exact
         self._distinct = distinct
 
@@ -53,18 +54,24 @@ class ApproximateIndex(ABC):
         if k <= 0 or not len(queries):
             return no_neighbours(len(queries))
         hidden = self._distinct.hidden_by(excluded)
-        kept = int(self._index.ntotal) - (0 if hidden is None else len(hidden))
+        kept = self._total - (0 if hidden is None else len(hidden))
         numbers = self._candidates(queries, k, hidden, kept)
         if numbers is None:
             return self._exact.search(queries, k, excluded)
-        scores = self._exact.scores(queries, self._distinct.rows_of(numbers))
+        scores = self._scores(queries, numbers)
         found = self._distinct.expand(scores, numbers, k, excluded)
+        if not (numbers == MISSING).any():
+            return found
         short = np.flatnonzero((numbers != MISSING).sum(axis=1) < min(k, kept))
         if len(short):
             scanned = self._exact.search(queries[short], found.rows.shape[1], excluded)
             found.scores[short, : scanned.scores.shape[1]] = scanned.scores
             found.rows[short, : scanned.rows.shape[1]] = scanned.rows
         return found
+
+    def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The exact cosines of (q, dim) queries with their own (q, m) numbered vectors."""
+        return self._exact.scores(queries, self._distinct.rows_of(numbers))
 
     @abstractmethod
     def _candidates(
@@ -77,14 +84,14 @@ class ApproximateIndex(ABC):
 
     def _asked(self, wanted: int, kept: int) -> int | None:
         """Of how many nearest vectors about `wanted` are kept ones; None where a scan is the faster way."""
-        total = int(self._index.ntotal)
+        total = self._total
         asked = math.ceil(ASK_SLACK * wanted * total / max(kept, 1))
         walk = self.cost_asked * asked + self.cost_held * total
         return asked if walk < kept and asked < total else None
 
     def _without(self, numbers: NDArray[np.int64], hidden: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
         """The first `wanted` numbers that are not hidden; none of a query that has fewer, which is scanned then."""
-        gone = (numbers == MISSING) | mask_of_rows(hidden, int(self._index.ntotal))[numbers]
+        gone = (numbers == MISSING) | mask_of_rows(hidden, self._total)[numbers]
         first = np.argsort(gone, axis=1, kind="stable")[:, :wanted]
         left: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
         left[np.take_along_axis(gone, first, axis=1).any(axis=1)] = MISSING

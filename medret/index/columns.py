@@ -1,7 +1,7 @@
 """Arrow columns to and from numpy by their buffers.
 
 pyarrow's own to_numpy, array and compute functions import pandas where that is installed, which takes longer than a
-search.
+search; pyarrow.compute (and with it take, cast and filter) is imported only by what needs it.
 """
 
 from __future__ import annotations
@@ -23,3 +23,73 @@ def index_array(rows: NDArray[np.int64] | Sequence[int]) -> pa.Int64Array:
     """Row numbers as Arrow's `take` wants them."""
     wanted = np.ascontiguousarray(rows, dtype=np.int64)
     return pa.Array.from_buffers(pa.int64(), len(wanted), [None, pa.py_buffer(wanted)])
+
+
+class Utf8:
+    """Single values of a string array without nulls, as UTF-8 bytes, read from its buffers: no Arrow scalar is made."""
+
+    def __init__(self, values: pa.StringArray) -> None:
+        _, offsets, data = values.buffers()
+        first, self._count = values.offset, len(values)
+        all_offsets = memoryview(offsets if self._count else b"").cast("i")
+        self.offsets = all_offsets[first : first + self._count + 1]
+        self.data = memoryview(data if data is not None else b"")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> bytes:
+        return bytes(self.data[self.offsets[place] : self.offsets[place + 1]])
+
+
+class Strings:
+    """Single values of a string array, None for nulls; see `Utf8`."""
+
+    def __init__(self, values: pa.StringArray) -> None:
+        whole = Utf8(values)
+        self._offsets, self._data = whole.offsets, whole.data
+        self._valid = _bits(values) if values.null_count else None
+
+    def __getitem__(self, place: int) -> str | None:
+        if self._valid is not None and not self._valid[place]:
+            return None
+        return str(self._data[self._offsets[place] : self._offsets[place + 1]], "utf-8")
+
+
+class Coded:
+    """Single values of a dictionary-encoded string array, None for nulls: for columns of few different values."""
+
+    def __init__(self, values: pa.DictionaryArray) -> None:
+        self._names: list[str | None] = values.dictionary.to_pylist()
+        self._codes = memoryview(int32_view(values.indices).data)
+        if values.null_count:
+            held = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little").astype(np.bool_)
+            there = held[values.offset : values.offset + len(values)]
+            self._codes = memoryview(np.where(there, int32_view(values.indices), len(self._names)).data)
+            self._names.append(None)
+
+    def __getitem__(self, place: int) -> str | None:
+        return self._names[self._codes[place]]
+
+
+class Maps:
+    """Single values of an array of maps from string to string."""
+
+    def __init__(self, values: pa.MapArray) -> None:
+        self._valid = _bits(values) if values.null_count else None
+        first = values.offset
+        self._offsets = memoryview(values.buffers()[1]).cast("i")[first : first + len(values) + 1]
+        self._keys, self._items = Strings(values.keys), Strings(values.items)
+
+    def __getitem__(self, place: int) -> list[tuple[str, str | None]]:
+        """The entries in order; none of a null."""
+        if self._valid is not None and not self._valid[place]:
+            return []
+        keys, items = self._keys, self._items
+        return [(str(keys[at]), items[at]) for at in range(self._offsets[place], self._offsets[place + 1])]
+
+
+def _bits(values: pa.Array) -> memoryview:
+    """One byte a value: whether it is there."""
+    bits = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little")
+    return memoryview(bits.data)[values.offset : values.offset + len(values)]

@@ -57,6 +57,8 @@ class Distinct:
 
     def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first row of each numbered vector; missing ones stay missing."""
+        if not self._repeated:
+            return numbers
         return np.where(numbers == MISSING, MISSING, self.rows[numbers])
 
     def expand(

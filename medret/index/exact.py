@@ -45,23 +45,18 @@ class ExactIndex:
         self._index = index
         self._use_gpu = use_gpu and gpu.available()
         self._gpu: gpu.GpuFlat | None = None
+        self.rows, self.dim = int(index.ntotal), int(index.d)  # vectors in the shard, width of a vector
         codes = index.codes
         # uint8, because the codes start at an odd offset of the mapped file: float16 views would be unaligned.
         self._codes: NDArray[np.uint8] = (
-            faiss.rev_swig_ptr(codes.data(), codes.size()).reshape(index.ntotal, 2 * index.d)
-            if index.ntotal
-            else np.empty((0, 2 * index.d), np.uint8)
+            faiss.rev_swig_ptr(codes.data(), codes.size()).reshape(self.rows, 2 * self.dim)
+            if self.rows
+            else np.empty((0, 2 * self.dim), np.uint8)
         )
 
-    @property
-    def rows(self) -> int:
-        """Vectors in the shard."""
-        return int(self._index.ntotal)
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return int(self._index.d)
+    def codes(self, rows: slice) -> NDArray[np.uint8]:
+        """The bytes of neighbouring vectors where they lie: (len(rows), 2 dim)."""
+        return self._codes[rows]
 
     def vectors(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float16]:
         """The stored unit vectors of `rows`: (len(rows), dim) float16, a copy."""
@@ -73,16 +68,17 @@ class ExactIndex:
 
         Summed in float64, so that equal vectors get equal scores wherever they lie. Missing rows score -inf.
         """
-        scores = np.full(rows.shape, -np.inf, np.float32)
+        scores = np.empty(rows.shape, np.float32)
         if not rows.size:
             return scores
         step = max(1, RESCORE_BYTES // (8 * self.dim * rows.shape[1]))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            stored = self.vectors(np.maximum(part, 0).ravel()).reshape(*part.shape, self.dim)
+            stored = self._codes.take(part, axis=0).view(np.float16).astype(np.float64)
             wide = queries[start : start + step].astype(np.float64)[:, :, None]
-            products = np.matmul(stored.astype(np.float64), wide)[:, :, 0]
-            scores[start : start + step] = np.where(part == MISSING, -np.inf, products)
+            scores[start : start + step] = np.matmul(stored, wide)[:, :, 0]
+        if rows.min() < 0:
+            scores[rows == MISSING] = -np.inf
         return scores
 
     def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:

@@ -15,6 +15,8 @@ from medret.index.neighbours import TIE_MARGIN
 from medret.index.parameters import hnsw_parameters
 from medret.index.settings import IndexSettings
 
+_faiss: Any = faiss  # its type stubs know no storage
+
 # Up to so many hidden vectors are walked through, whichever they are; beyond, the search is widened by their share.
 EXCLUDED_MAX = 2048
 
@@ -37,13 +39,21 @@ class HnswIndex(ApproximateIndex):
     def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
         super().__init__(index, exact, distinct)
         self._ef_search = ef_search
+        self._own = ExactIndex(_faiss.downcast_index(index.storage))
+        self._unfiltered = hnsw_parameters(ef_search, None, self._total)
+
+    def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """From the graph's own vectors, which are the same bits and which the walk has just read."""
+        return self._own.scores(queries, numbers)
 
     def _candidates(
         self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
-        total = int(self._index.ntotal)
-        dropped = 0 if hidden is None else len(hidden)
+        total, dropped = self._total, 0 if hidden is None else len(hidden)
         numbers: NDArray[np.int64]
+        if not dropped:
+            _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
+            return numbers
         if hidden is not None and dropped > EXCLUDED_MAX:
             asked = self._asked(k + TIE_MARGIN, kept)
             if asked is None:
@@ -51,7 +61,7 @@ class HnswIndex(ApproximateIndex):
             asked = min(max(asked, self._ef_search), total)
             _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
             return self._without(numbers, hidden, min(k + TIE_MARGIN, kept))
-        if dropped and self.cost_asked * (self._ef_search + dropped) >= kept:
+        if self.cost_asked * (self._ef_search + dropped) >= kept:
             return None
         # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
         # would hold nothing else.

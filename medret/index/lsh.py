@@ -42,7 +42,7 @@ class LshIndex(ApproximateIndex):
     def _candidates(
         self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
-        total = int(self._index.ntotal)
+        total = self._total
         wanted = asked = max(self._count, k + TIE_MARGIN)
         if hidden is not None:  # IndexLSH takes no selector: ask for more instead
             few = len(hidden) <= self._count

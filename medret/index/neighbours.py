@@ -45,6 +45,8 @@ def no_neighbours(queries: int) -> Neighbours:
 
 def best_first(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
     """The k best of each query's (q, m) candidates by score, then by row; missing rows go last."""
-    scores = np.where(rows == MISSING, -np.inf, scores).astype(np.float32)
+    if rows.size and rows.min() < 0:
+        scores = np.where(rows == MISSING, np.float32(-np.inf), scores)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return Neighbours(np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1))
+    queries = np.arange(len(rows))[:, None]
+    return Neighbours(scores[queries, order], rows[queries, order])

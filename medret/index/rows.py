@@ -7,6 +7,7 @@ first row that holds the same vector (its own where it is the first).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +15,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, MedretError
-from medret.index.columns import index_array, int32_view
+from medret.index.columns import Strings, Utf8, index_array, int32_view
 from medret.recipe import PLANES
 from medret.schemas import ROWS
 
 SAME_AS = "same_as"
 ROW_FILE = ROWS.append(pa.field(SAME_AS, pa.int32(), nullable=False))
 NO_ROWS = slice(0, 0)
+MARKED = 32  # every so many-th id is kept at hand
 
 
 def volume_order(rows: pa.Table) -> NDArray[np.int64] | None:
     """The rows in volume_id order, equal ids as they stood; None when they are so ordered already."""
+    import pyarrow.compute as pc
+
     ids = rows.column("volume_id")
     if len(ids) < 2 or pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
         return None
@@ -57,33 +60,24 @@ class SortedIds:
     """Binary search in a string array that is sorted by UTF-8 bytes. Reads only the entries that it compares."""
 
     def __init__(self, ids: pa.StringArray) -> None:
-        _, offsets, data = ids.buffers()
-        self._offsets = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
-        self._data = memoryview(data if data is not None else b"")
-        self._count = len(ids)
+        self._ids = Utf8(ids)
+
+    @cached_property
+    def _marks(self) -> list[bytes]:
+        """Evenly spaced entries: the first half of a search is among them."""
+        return [self._ids[place] for place in range(0, len(self._ids), MARKED)]
 
     def find(self, wanted: str) -> slice:
         """The places that hold `wanted`; an empty slice when there are none."""
-        key = wanted.encode()
-        first = self._first(key, 0, beyond=False)
-        if first == self._count or self._at(first) != key:
+        ids, key, count = self._ids, wanted.encode(), len(self._ids)
+        mark = bisect_left(self._marks, key) * MARKED
+        first = bisect_left(ids, key, max(0, mark - MARKED), min(mark, count))
+        if first == count or ids[first] != key:
             return NO_ROWS
-        return slice(first, self._first(key, first, beyond=True))
-
-    def _first(self, key: bytes, low: int, *, beyond: bool) -> int:
-        """First place whose id is not below `key` (or, `beyond`, is above it)."""
-        high = self._count
-        while low < high:
-            middle = (low + high) // 2
-            found = self._at(middle)
-            if found < key or (beyond and found == key):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _at(self, place: int) -> bytes:
-        return bytes(self._data[self._offsets[place] : self._offsets[place + 1]])
+        low, step = first, 1  # so many rows are the wanted one's, at least; the steps double
+        while low + step < count and ids[low + step] == key:
+            low, step = low + step, 2 * step
+        return slice(first, bisect_right(ids, key, low + 1, min(low + step, count)))
 
 
 class RowTable:
@@ -122,6 +116,8 @@ class RowTable:
     @cached_property
     def volumes(self) -> tuple[pa.StringArray, NDArray[np.int64]]:
         """The volumes of the table, each once, and the first row of each, ascending."""
+        import pyarrow.compute as pc
+
         ids = self._batch.column("volume_id")
         if not len(ids):
             return ids, np.empty(0, np.int64)
@@ -135,6 +131,26 @@ class RowTable:
         picked: list[str] = self._picked("volume_id", rows)
         return picked
 
+    def volume_id(self, row: int) -> str:
+        """The volume_id of one row."""
+        return str(self._volume_names[row])
+
+    def slice_at(self, row: int) -> tuple[str, int]:
+        """Plane and position of one row, which is a slice's."""
+        return str(self._plane_names[row]), int(self._slice_positions[row])
+
+    @cached_property
+    def _volume_names(self) -> Strings:
+        return Strings(self._batch.column("volume_id"))
+
+    @cached_property
+    def _plane_names(self) -> Strings:
+        return Strings(self._batch.column("plane"))
+
+    @cached_property
+    def _slice_positions(self) -> NDArray[np.int32]:
+        return int32_view(self._batch.column("position"))
+
     def planes(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str | None]:
         """The plane of each row; None for volume vectors."""
         picked: list[str | None] = self._picked("plane", rows)
@@ -142,6 +158,8 @@ class RowTable:
 
     def plane_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """The plane of each row as its place in PLANES; -1 for volume vectors."""
+        import pyarrow.compute as pc
+
         names = self._batch.column("plane").take(index_array(rows))
         codes = pc.fill_null(pc.index_in(names, value_set=pa.array(PLANES)), -1).cast(pa.int8())
         return np.frombuffer(codes.buffers()[1], np.int8)[codes.offset : codes.offset + len(codes)]

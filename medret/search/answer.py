@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medret.errors import MedretError, UsageError
 from medret.search.contents import Contents
 from medret.search.ensemble import CONCAT, Member, members_of, rank_ensemble
-from medret.search.hit import Hit, SliceMatch
+from medret.search.hit import Hit, SliceMatch, SlicePair
 from medret.search.kept import NONE, SELF, excluded_of
-from medret.search.matching import match_of, match_slices
+from medret.search.ledger import LedgerRow
+from medret.search.matching import match_of, match_slices, nearest_of_each
 from medret.search.merge import Found, merge_slices
 from medret.search.modes import LATE, SLICE, VOLUME, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
 from medret.search.region import AXES, PARTS
-from medret.search.shards import ShardedIndex
+from medret.search.shards import StoredRows
 
 if TYPE_CHECKING:
     from medret.search.snapshot import Snapshot
@@ -61,28 +63,57 @@ def answer(
             asked[0], k, model=members[0].model, aggregation=members[0].aggregation, index=index, mode=mode,
             excluded=excluded, where=where, options=how,
         )  # fmt: skip
-    stored = contents.index(contents.recipe(members[0].model), None)
+    entry = contents.recipe(members[0].model)
+    rows = _rows(contents, (one for ranked in found for one in ranked))
     hits = []
     for query, ranked in zip(asked[0], found, strict=True):
-        hits.append(_hits(contents, ranked, [_match(contents, query, one.volume_id, stored) for one in ranked]))
+        stored = contents.stored(entry, None, [rows[one.volume_id] for one in ranked])
+        if query.slices.positions is None:
+            matches = _match_vector(query.slices.vectors[0], stored)
+        else:
+            own = zip(ranked, stored, strict=True)
+            matches = [_match(contents, query, one.volume_id, slices) for one, slices in own]
+        hits.append(_hits(rows, ranked, matches))
     return hits
 
 
-def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: ShardedIndex) -> SliceMatch | None:
-    slices = stored.vectors_of(volume_id)
-    if slices is None:
+def _rows(contents: Contents, found: Iterable[Found]) -> dict[str, LedgerRow]:
+    """The ledger's rows of all that was found."""
+    wanted = {one.volume_id for one in found}
+    rows = contents.ledger.rows(wanted)
+    if missing := sorted(wanted - rows.keys()):
+        raise MedretError(f"snapshot {contents.id}: its ledger has no row of {missing[0]}; run `medret verify`")
+    return rows
+
+
+def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | None]) -> list[SliceMatch | None]:
+    """For a query that is one volume vector, the slice of each hit that is most like it: as `match_slices` finds it."""
+    there = [one for one in stored if one is not None]
+    nearest = iter(nearest_of_each(vector, [one.shard.exact.codes(one.rows) for one in there]))
+    matches: list[SliceMatch | None] = []
+    for one in stored:
+        if one is None:
+            matches.append(None)
+            continue
+        at, score = next(nearest)
+        plane, position = one.shard.table.slice_at(one.rows.start + at)
+        pair = SlicePair(plane, None, position, score)
+        matches.append(SliceMatch(plane, None, (position, position), score, (pair,)))
+    return matches
+
+
+def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: StoredRows | None) -> SliceMatch | None:
+    if stored is None:
         return None
-    row = contents.ledger.row(volume_id)
-    theirs = row.spacing_mm if row else None
+    theirs = contents.ledger.spacing_mm(volume_id) if query.spacing_mm else None
     paces = None
     if query.spacing_mm and theirs:
         paces = {plane: own / other for plane, own, other in zip(AXES, query.spacing_mm, theirs, strict=True)}
-    return match_slices(query.slices, slices, query.asked, paces)
+    return match_slices(query.slices, stored.vectors(), query.asked, paces)
 
 
 def _mode_options(options: SearchOptions) -> ModeOptions:
-    names = {field.name for field in fields(ModeOptions)}
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    given: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_MODE}
     for name in ("per_slice", "candidates"):
         if name in given:
             _check_count(name, given[name])
@@ -121,17 +152,15 @@ def _by_slice(
             at = [indices.slices.vector_at(one) for one, _ in best]
             pairs = zip(best, at, strict=True)
             matches = [match_of(query.slices, place, stored, 0, one.score) for (one, place), stored in pairs]
-            hits[number] = _hits(contents, [one for one, _ in best], matches)
+            volumes = [one for one, _ in best]
+            hits[number] = _hits(_rows(contents, volumes), volumes, matches)
     return hits
 
 
-def _hits(contents: Contents, found: Sequence[Found], matches: Sequence[SliceMatch | None]) -> list[Hit]:
-    rows = contents.ledger.rows({one.volume_id for one in found})
+def _hits(rows: Mapping[str, LedgerRow], found: Sequence[Found], matches: Sequence[SliceMatch | None]) -> list[Hit]:
     hits = []
     for rank, (one, match) in enumerate(zip(found, matches, strict=True), start=1):
-        row = rows.get(one.volume_id)
-        if row is None:
-            raise MedretError(f"snapshot {contents.id}: its ledger has no row of {one.volume_id}; run `medret verify`")
+        row = rows[one.volume_id]
         score = min(one.score, 1.0)  # float16 lengths may exceed 1 by a little
         hits.append(Hit(rank, one.volume_id, row.uri, score, row.labels, match))
     return hits
@@ -142,4 +171,5 @@ def _check_count(name: str, value: Any) -> None:
         raise UsageError(f"{name} is {value!r}, expected a whole number of {_COUNTED[name]}, at least 1")
 
 
+_OF_MODE = frozenset(field.name for field in fields(ModeOptions))
 _COUNTED = {"k": "hits", "per_slice": "slices", "candidates": "volumes"}

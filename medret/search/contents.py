@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from medret.embeddings import parse_aggregation
 from medret.errors import MedretError, UsageError
 from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings
-from medret.index.columns import index_array, int32_view
+from medret.index.columns import int32_view
 from medret.search.cache import LocalFiles
-from medret.search.filters import parse_filter
 from medret.search.kept import MANY, Kept, Scope, scopes
 from medret.search.labels import mask_of, read_label_table
 from medret.search.ledger import Ledger, LedgerRow
 from medret.search.modes import LATE, VOLUME, Indices
 from medret.search.narrow import Places
-from medret.search.shards import ShardedIndex, ShardFiles
+from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.manifest import TableKind, snapshot_folder
 from medret.storage import Location
@@ -99,6 +98,8 @@ class Contents:
     def kept(self, where: str) -> Kept:
         """The volumes that a filter keeps; raises UsageError. The last few filters are remembered."""
         if where not in self._kept:
+            from medret.search.filters import parse_filter
+
             while len(self._kept) >= FILTERS_KEPT:
                 del self._kept[next(iter(self._kept))]
             mask = mask_of(parse_filter(where)(self.labels))
@@ -155,6 +156,22 @@ class Contents:
             self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
         return self._indices[key]
 
+    def stored(self, entry: RecipeEntry, aggregation: str | None, rows: Iterable[LedgerRow]) -> list[StoredRows | None]:
+        """Where the vectors of volumes lie in an index; None for those that have none there."""
+        digest, index, indexed_in = str(entry.recipe["digest"]), self.index(entry, aggregation), self._indexed_in
+        keys = ((row.volume_id, (digest, aggregation, row.shards.get(digest, ""))) for row in rows)
+        return [index.stored(volume_id, indexed_in.get(key)) for volume_id, key in keys]
+
+    @cached_property
+    def _indexed_in(self) -> dict[tuple[str, str | None, str], str]:
+        """(recipe, aggregation, embedding shard) -> the index shard that holds its vectors, where that is known."""
+        found: dict[tuple[str, str | None, str], str] = {}
+        for path in self._tables("files"):
+            table = pq.ParquetFile(path).read(["recipe", "aggregation", "shard", "indexed_in"])
+            *keys, held = (column.to_pylist() for column in table.columns)
+            found |= {key: one for key, one in zip(zip(*keys, strict=True), held, strict=True) if one}
+        return found
+
     def _centre(self, row: dict[str, Any]) -> NDArray[np.float32]:
         centre: NDArray[np.float32] = np.load(self._local.path(row["path"], row["sha256"]), allow_pickle=False)
         return centre
@@ -162,15 +179,16 @@ class Contents:
 
 def index_file_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a FILES table that are index files. Embedding files, the many, are not needed to search."""
-    table = pq.ParquetFile(path, read_dictionary=["kind"]).read()
-    if not table.num_rows:
-        return []
-    kinds = table["kind"].combine_chunks()
-    wanted = [
-        code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)
-    ]
-    rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted))
-    listed: list[dict[str, Any]] = table.take(index_array(rows)).to_pylist()
+    file = pq.ParquetFile(path, read_dictionary=["kind"])
+    listed: list[dict[str, Any]] = []
+    for group in range(file.num_row_groups):
+        kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
+        names = kinds.dictionary.to_pylist()
+        wanted = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
+        rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted)).tolist()
+        if rows:  # the table is in the order of paths, so they are neighbours
+            table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0]).to_pylist()
+            listed += [table[row - rows[0]] for row in rows]
     return listed
 
 

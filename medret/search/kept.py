@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
@@ -33,6 +32,8 @@ class Kept:
 
     def of(self, volume_ids: pa.StringArray) -> NDArray[np.bool_]:
         """Whether each of these volumes is kept; one that the labels do not know is not."""
+        import pyarrow.compute as pc
+
         places = int64_of(pc.fill_null(pc.index_in(volume_ids, value_set=self.ids), -1))
         kept: NDArray[np.bool_] = (places >= 0) & self.mask[places] if len(self.mask) else places >= 0
         return kept
@@ -56,6 +57,8 @@ def scopes(excluded: Sequence[AbstractSet[str]], kept: Kept | None, ids: pa.Stri
         if not shared:
             yield Scope(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
             continue
+        import pyarrow.compute as pc
+
         assert ids is not None
         mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
         own_kept = Kept(ids, mask if kept is None else mask & kept.mask)
@@ -68,6 +71,8 @@ def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table)
     A volume whose value is unknown is left out for no query but itself. Raises UsageError when there is no such column,
     or a query is no volume of the snapshot and so has no known value.
     """
+    import pyarrow.compute as pc
+
     if exclude not in labels.column_names or exclude in ("volume_id", "uri"):
         there = ", ".join([NONE, SELF, *(name for name in labels.column_names if name not in ("volume_id", "uri"))])
         raise UsageError(f"exclude '{exclude}' is not available; there are {there}")

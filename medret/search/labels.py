@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -23,6 +22,8 @@ def read_label_table(paths: Sequence[Path]) -> pa.Table:
     Columns: volume_id, uri, subject, modality, body_region, organ, then one string column for each metadata key, null
     where a volume has none. A key named like one of the first columns is left out: the label decides.
     """
+    import pyarrow.compute as pc
+
     columns = [*KEYS, "metadata", "status"]
     ledger = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded")).combine_chunks()
@@ -34,6 +35,8 @@ def read_label_table(paths: Sequence[Path]) -> pa.Table:
 
 def _metadata(maps: pa.MapArray) -> dict[str, pa.Array]:
     """One string array a key, in the order of the keys' names."""
+    import pyarrow.compute as pc
+
     as_lists = maps.cast(pa.list_(pa.struct([pa.field("key", pa.string(), False), pa.field("value", pa.string())])))
     pairs = _one(pc.list_flatten(as_lists))
     if not len(pairs):
@@ -66,6 +69,8 @@ def int64_of(values: pa.Array) -> NDArray[np.int64]:
 
 def mask_of(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     """A boolean array as numpy, null as False."""
+    import pyarrow.compute as pc
+
     flat = _one(pc.fill_null(values, False)).cast(pa.uint8())
     if not len(flat):
         return np.zeros(0, np.bool_)

@@ -10,18 +10,18 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medret.index.rows import SortedIds
+from medret.index.columns import Coded, Maps, Strings
 
 LABELS = ("subject", "modality", "body_region", "organ")
-COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "facts", "shards"]
-GROUPS_KEPT = 64  # decoded row groups; some 16,000 rows each
+COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
+MAPS, CODED = ("metadata", "shards"), ["status", *LABELS]
+GROUPS_KEPT = 256  # decoded row groups, of some 16,000 rows and 4 MB each
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,13 @@ class LedgerRow:
     problem: str | None  # "code: reason" of a volume in quarantine
     labels: Mapping[str, str | None]
     shards: Mapping[str, str]  # recipe digest -> key of the embedding shard
-    facts: str | None  # JSON of medret.volume.facts.VolumeFacts
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float] | None:
-        """Between voxels along x, y, z; None where it is not known."""
-        facts = json.loads(self.facts) if self.facts else {}
-        if facts.get("spacing_assumed", True):
-            return None
-        x, y, z = facts["spacing_mm"]
-        return float(x), float(y), float(z)
 
 
 class Ledger:
     """The ledger of a snapshot, in one or more local Parquet files in volume_id order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [pq.ParquetFile(path, memory_map=True) for path in paths]
+        self._files = [pq.ParquetFile(path, memory_map=True, read_dictionary=CODED) for path in paths]
         self._groups: list[tuple[int, int]] = []
         self._first_ids: list[bytes] = []
         for number, file in enumerate(self._files):
@@ -61,24 +51,27 @@ class Ledger:
 
     def rows(self, volume_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """volume_id -> row, of those that the ledger has."""
-        found = {}
-        for volume_id in volume_ids:
-            row = self.row(volume_id)
-            if row is not None:
-                found[volume_id] = row
-        return found
+        found = {volume_id: self.row(volume_id) for volume_id in volume_ids}
+        return {volume_id: row for volume_id, row in found.items() if row is not None}
 
     def row(self, volume_id: str) -> LedgerRow | None:
         """The row of one volume, or None."""
-        place = bisect_right(self._first_ids, volume_id.encode()) - 1
-        if place < 0:
+        group = self._group_of(volume_id)
+        return group.row(volume_id) if group else None
+
+    def spacing_mm(self, volume_id: str) -> tuple[float, float, float] | None:
+        """Between the voxels of a volume along x, y, z; None where it is not known."""
+        group = self._group_of(volume_id)
+        facts = json.loads(group.facts(volume_id) if group else "{}")
+        if facts.get("spacing_assumed", True):
             return None
-        batch, ids = self._group(place)
-        at = ids.find(volume_id)
-        return _row(batch.slice(at.start, 1)) if at.stop > at.start else None
+        x, y, z = facts["spacing_mm"]
+        return float(x), float(y), float(z)
 
     def ids_with_content(self, sha256: str) -> list[str]:
         """The embedded volumes whose bytes have that sha256, sorted."""
+        import pyarrow.compute as pc
+
         ids: list[str] = []
         for file in self._files:
             table = file.read(columns=["volume_id", "content_sha256", "status"])
@@ -86,11 +79,50 @@ class Ledger:
             ids += table["volume_id"].filter(same).to_pylist()
         return sorted(ids)
 
-    def _read_group(self, place: int) -> tuple[pa.RecordBatch, SortedIds]:
+    def _group_of(self, volume_id: str) -> _Group | None:
+        place = bisect_right(self._first_ids, volume_id.encode()) - 1
+        return None if place < 0 else self._group(place)
+
+    def _read_group(self, place: int) -> _Group:
         number, group = self._groups[place]
-        table = self._files[number].read_row_group(group, columns=COLUMNS).combine_chunks()
-        batch = table.to_batches()[0]
-        return batch, SortedIds(batch.column("volume_id"))
+        return _Group(self._files[number], group)
+
+
+class _Group:
+    """A decoded row group; the facts, which are the most of it, only when they are asked for."""
+
+    def __init__(self, file: pq.ParquetFile, number: int) -> None:
+        self._file, self._number = file, number
+        batch = self._read(COLUMNS)
+        self._places = {name: place for place, name in enumerate(batch.column("volume_id").to_pylist())}
+        self._coded = {name: Coded(batch.column(name)) for name in CODED}
+        self._texts = {name: Strings(batch.column(name)) for name in ("uri", "code", "reason")}
+        self._maps = {name: Maps(batch.column(name)) for name in MAPS}
+
+    def row(self, volume_id: str) -> LedgerRow | None:
+        at, texts = self._places.get(volume_id), self._texts
+        if at is None:
+            return None
+        labels = {name: self._coded[name][at] for name in LABELS}
+        for key, value in self._maps["metadata"][at]:
+            labels.setdefault(key, value)
+        embedded = self._coded["status"][at] == "embedded"
+        problem = None if embedded else f"{texts['code'][at]}: {texts['reason'][at]}"
+        shards = {key: str(value) for key, value in self._maps["shards"][at]}
+        return LedgerRow(volume_id, str(texts["uri"][at]), embedded, problem, labels, shards)
+
+    def facts(self, volume_id: str) -> str:
+        """JSON of medret.volume.facts.VolumeFacts, or of nothing."""
+        at = self._places.get(volume_id)
+        return (None if at is None else self._facts[at]) or "{}"
+
+    @cached_property
+    def _facts(self) -> Strings:
+        return Strings(self._read(["facts"]).column("facts"))
+
+    def _read(self, columns: list[str]) -> pa.RecordBatch:
+        (batch,) = self._file.read_row_group(self._number, columns=columns).combine_chunks().to_batches()
+        return batch
 
 
 def _first_id(file: pq.ParquetFile, group: int) -> str:
@@ -100,14 +132,3 @@ def _first_id(file: pq.ParquetFile, group: int) -> str:
     if statistics is not None and statistics.has_min_max:
         return str(statistics.min)
     return str(file.read_row_group(group, columns=["volume_id"])["volume_id"][0].as_py())
-
-
-def _row(batch: pa.RecordBatch) -> LedgerRow:
-    values = {name: batch.column(name)[0].as_py() for name in COLUMNS}
-    labels = {name: values[name] for name in LABELS}
-    for key, value in values["metadata"] or ():
-        labels.setdefault(key, value)
-    embedded = values["status"] == "embedded"
-    problem = None if embedded else f"{values['code']}: {values['reason']}"
-    shards = dict(values["shards"] or ())
-    return LedgerRow(values["volume_id"], values["uri"], embedded, problem, labels, shards, values["facts"])

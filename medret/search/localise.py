@@ -64,7 +64,7 @@ def best_line(
     cosines: NDArray[np.float32], query: NDArray[np.int64], hit: NDArray[np.int64], pace: float | None = None
 ) -> tuple[float, float, float]:
     """Positions in the hit of the query's first and last slice, and the mean cosine along the line between them."""
-    chosen = np.unique(np.linspace(0, len(query) - 1, min(len(query), SLICES)).round().astype(np.int64))
+    chosen = np.linspace(0, len(query) - 1, min(len(query), SLICES)).round().astype(np.int64)  # steps of 1 or more
     own = query[chosen]
     grid = np.linspace(hit[0], hit[-1], ENDS if len(hit) > 1 else 1)
     along = np.stack([np.interp(grid, hit, row) for row in cosines[chosen].astype(np.float64)])

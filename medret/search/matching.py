@@ -76,6 +76,22 @@ def match_slices(
     return SliceMatch(best.plane, best.query, best.hit, best.score, _best_first(pairs, best.plane, len(query)))
 
 
+def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.uint8]]) -> list[tuple[int, float]]:
+    """For each set of unit vectors the first that is nearest to the (dim,) query, and its cosine.
+
+    sets: (n, 2 dim) bytes of float16 vectors, n >= 1.
+    """
+    if not sets:
+        return []
+    cosines = np.concatenate(sets).view(np.float16).astype(np.float32) @ query
+    best, start = [], 0
+    for own in sets:
+        at = int(cosines[start : start + len(own)].argmax())
+        best.append((at, min(float(cosines[start + at]), 1.0)))  # float16 lengths may exceed 1 by a little
+        start += len(own)
+    return best
+
+
 def match_of(query: SliceVectors, own: int, hit: SliceVectors, other: int, score: float) -> SliceMatch:
     """The match of the query's slice number `own` with the hit's slice number `other`, and with nothing else."""
     assert hit.positions is not None

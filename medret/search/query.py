@@ -73,12 +73,13 @@ def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> Que
             f"query is an {label}, expected ({dim},), one volume vector, or (n, {dim}), slice vectors: this model's "
             f"vectors have {dim} numbers"
         )
-    if not (np.issubdtype(query.dtype, np.floating) or np.issubdtype(query.dtype, np.integer)):
+    if query.dtype.kind not in "fiu":
         raise UsageError(f"query is an {label} of {query.dtype}, expected numbers")
-    wide = np.atleast_2d(query).astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1)
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths < 1e-12))
-    if len(bad):
+    wide = query.reshape(-1, dim).astype(np.float64)
+    lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    good = (lengths >= 1e-12) & (lengths < np.inf)
+    if not good.all():
+        bad = np.flatnonzero(~good)
         what = "zero" if lengths[bad[0]] == 0 else "not finite"
         raise UsageError(f"query is an {label} whose row {bad[0]} is {what}: a vector needs a direction")
     vectors = (wide / lengths[:, None]).astype(np.float32)

@@ -41,7 +41,8 @@ class Resolver:
         Raises UsageError for what cannot be asked.
         """
         raw = self._resolve(query, entry, aggregation, options)
-        volume = self._contents.index(entry, aggregation).centred(raw.volume[None])
+        index = self._contents.index(entry, aggregation)
+        volume = index.centred(raw.volume[None])
         if raw.slices.positions is None:  # one volume vector, which stands as its own only slice
             return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=volume))
         vectors = self._contents.index(entry, None).centred(raw.slices.vectors)
@@ -72,19 +73,19 @@ class Resolver:
                 f"query '{volume_id}' is neither a file nor a volume of snapshot {self._contents.id}: give the path or "
                 "URI of a NIfTI file, or a volume_id as hits show it"
             )
-        stored = self._contents.index(entry, aggregation).vectors_of(volume_id)
-        if stored is None:
+        (held,) = self._contents.stored(entry, aggregation, [row])
+        if held is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.get("box") or options.get("mask"):
             return self._file(row.uri, volume_id, entry, aggregation, options)
-        volume = self._contents.index(entry, aggregation).uncentred(stored.vectors)
-        by_slice = self._contents.index(entry, None)
-        slices = by_slice.vectors_of(volume_id)
-        if slices:
-            slices = replace(slices, vectors=by_slice.uncentred(slices.vectors))
-        else:
-            slices = SliceVectors(volume, [None], None)
-        found = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=row.spacing_mm)
+        volume = self._contents.index(entry, aggregation).uncentred(held.vectors().vectors)
+        slices = SliceVectors(volume, [None], None)
+        (held,) = self._contents.stored(entry, None, [row])
+        if held:
+            stored = held.vectors()
+            slices = replace(stored, vectors=self._contents.index(entry, None).uncentred(stored.vectors))
+        spacing_mm = self._contents.ledger.spacing_mm(volume_id)
+        found = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
         wanted = _range(options, _planes(entry))
         places = None
         if wanted or options.get("query_slices") or options.get("query_weights"):

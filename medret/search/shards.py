@@ -58,6 +58,21 @@ class Exclusion:
     rows: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """Neighbouring rows of a shard: those of one volume, or one of them."""
+
+    shard: Shard
+    rows: slice
+
+    def vectors(self) -> SliceVectors:
+        """Their vectors. Of volume vectors, planes are None and positions -1."""
+        table = self.shard.table
+        positions = [MISSING if position is None else position for position in table.positions(self.rows)]
+        vectors = self.shard.exact.vectors(self.rows).astype(np.float32)
+        return SliceVectors(vectors, table.planes(self.rows), np.array(positions, np.int64))
+
+
 class Shard:
     """One index shard. Each of its files is checked and mapped when it is first needed."""
 
@@ -92,12 +107,6 @@ class Shard:
             path = self._local.path(*self._listed.files[kind])
             self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings)
         return self._opened[kind]
-
-    def vectors(self, rows: slice) -> SliceVectors:
-        """The vectors of neighbouring rows. Of volume vectors, planes are None and positions -1."""
-        positions = [MISSING if position is None else position for position in self.table.positions(rows)]
-        vectors = self.exact.vectors(rows).astype(np.float32)
-        return SliceVectors(vectors, self.table.planes(rows), np.array(positions, np.int64))
 
     def rows_of(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
         """The rows of these volumes here."""
@@ -201,6 +210,7 @@ class ShardedIndex:
         kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
         self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
         self.shards = [Shard(listed, dim, settings, local) for listed in shards]
+        self._by_key = {listed.key: shard for listed, shard in zip(shards, self.shards, strict=True)}
 
     def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
@@ -224,29 +234,49 @@ class ShardedIndex:
 
         excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
         """
-        found: list[list[Found]] = [[] for _ in queries]
         groups: dict[frozenset[str], list[int]] = {}  # the slices of a volume, say, exclude the same
-        for number, own in enumerate(excluded or ()):
-            groups.setdefault(frozenset(own), []).append(number)
-        for number, shard in enumerate(self.shards):
+        if excluded and any(excluded):
+            for number, own in enumerate(excluded):
+                groups.setdefault(frozenset(own), []).append(number)
+        by_shard = []
+        for shard in self.shards:
             apart = [Exclusion(np.array(members), shard.rows_of(own)) for own, members in groups.items()]
-            neighbours = shard.search(queries, k, kind, apart, shard.rows_dropped(kept))
-            at, _ = places = np.nonzero(neighbours.rows != MISSING)
-            hit_rows = neighbours.rows[places]
-            ids = shard.table.volume_ids(hit_rows)
-            values = zip(at.tolist(), neighbours.scores[places].tolist(), ids, hit_rows.tolist(), strict=True)
-            for query, score, volume_id, row in values:
-                found[query].append(Found(score, volume_id, number, row))
+            by_shard.append(shard.search(queries, k, kind, apart, shard.rows_dropped(kept)))
+        found: list[list[Found]] = [[] for _ in queries]
+        if not by_shard:
+            return found
+        scores = np.concatenate([one.scores for one in by_shard], axis=1)
+        rows = np.concatenate([one.rows for one in by_shard], axis=1)
+        owners = np.repeat(np.arange(len(by_shard)), [one.rows.shape[1] for one in by_shard])
+        places = np.nonzero((rows != MISSING) & (scores >= _least_of_best(scores, k)))
+        tables = [shard.table for shard in self.shards]
+        values = zip(
+            places[0].tolist(), scores[places].tolist(), owners[places[1]].tolist(), rows[places].tolist(), strict=True
+        )
+        for query, score, number, row in values:
+            found[query].append(Found(score, tables[number].volume_id(row), number, row))
         return [merge_shards(candidates, k) for candidates in found]
 
     def vectors_of(self, volume_id: str) -> SliceVectors | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
-        for shard in self.shards:
+        found = self.stored(volume_id)
+        return None if found is None else found.vectors()
+
+    def stored(self, volume_id: str, key: str | None = None) -> StoredRows | None:
+        """Where the vectors of one volume lie. key: of the shard to look in first."""
+        first = self._by_key.get(key or "")
+        for shard in self.shards if first is None else (first, *self.shards):
             rows = shard.table.rows_of(volume_id)
             if rows.stop > rows.start and volume_id not in shard.dead:
-                return shard.vectors(rows)  # all of them: shards are made of whole volumes
+                return StoredRows(shard, rows)  # all of them: shards are made of whole volumes
         return None
 
     def vector_at(self, found: Found) -> SliceVectors:
         """The one vector that was found, with its plane and position."""
-        return self.shards[found.shard].vectors(slice(found.row, found.row + 1))
+        return StoredRows(self.shards[found.shard], slice(found.row, found.row + 1)).vectors()
+
+
+def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """(q, 1) the k-th best of each query's (q, m) scores, the worst where there are fewer."""
+    at = max(0, scores.shape[1] - k)
+    return np.partition(scores, at, axis=1)[:, at : at + 1]

@@ -1,5 +1,7 @@
 """Snapshots: what a store publishes, and how it is read, published and verified."""
 
+from typing import TYPE_CHECKING, Any
+
 from medret.snapshot.journal import Journal, clear_journal, read_journal
 from medret.snapshot.lease import LEASE_S, Lease, leased
 from medret.snapshot.manifest import (
@@ -17,7 +19,9 @@ from medret.snapshot.manifest import (
     snapshot_ids,
 )
 from medret.snapshot.publish import publish
-from medret.snapshot.verify import Finding, verify_store
+
+if TYPE_CHECKING:
+    from medret.snapshot.verify import Finding, verify_store
 
 __all__ = [
     "LEASE_S",
@@ -42,3 +46,11 @@ __all__ = [
     "snapshot_ids",
     "verify_store",
 ]
+
+
+def __getattr__(name: str) -> Any:  # searching does not verify
+    if name in ("Finding", "verify_store"):
+        from medret.snapshot import verify
+
+        return getattr(verify, name)
+    raise AttributeError(f"module 'medret.snapshot' has no attribute '{name}'")

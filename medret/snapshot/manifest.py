@@ -12,7 +12,6 @@ import re
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medret.embeddings.shards import read_parquet
@@ -204,6 +203,8 @@ def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa
 
 def mean_recall(files: pa.Table, recipe: str, aggregation: str | None) -> dict[str, float]:
     """recall@10 of each kind of an index, weighted by the rows of its shards (files: FILES)."""
+    import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
+
     of_recipe = files.filter(pc.and_(pc.equal(files["recipe"], recipe), pc.is_valid(files["recall"])))
     own = [row for row in of_recipe.to_pylist() if row["aggregation"] == aggregation]
     recall = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-NOT_FIGURES = {"run", "figures", "corpus", "listing", "retrieval", "gpu", "filter"}
+NOT_FIGURES = {"run", "figures", "corpus", "listing", "synthetic", "retrieval", "gpu"}
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in NOT_FIGURES)
 
 

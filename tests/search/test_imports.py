@@ -12,7 +12,8 @@ snapshot = medret.open_snapshot(sys.argv[1])
 hits = snapshot.search(sys.argv[2], 3)
 assert hits[0].volume_id == sys.argv[2], hits
 assert snapshot.search(np.ones(32), 3, index="lsh") and snapshot.search(sys.argv[2], 3, mode="slice")
-heavy = sorted({"ray", "torch", "torchvision", "timm", "transformers", "pandas", "nibabel"} & set(sys.modules))
+heavy = {"ray", "torch", "torchvision", "timm", "transformers", "pandas", "nibabel", "fsspec", "pyarrow.compute"}
+heavy = sorted(heavy & set(sys.modules))
 print(heavy)
 """
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.search.matching import PAIRS_MAX, SliceVectors, match_of, match_slices
+from medret.search.matching import PAIRS_MAX, SliceVectors, match_of, match_slices, nearest_of_each
 
 AXES = np.eye(4, dtype=np.float32)
 
@@ -69,3 +69,17 @@ def test_one_slice_and_one_slice() -> None:
 
 def test_nothing_to_compare() -> None:
     assert match_slices(_slices([0]), _slices([])) is None
+
+
+def test_the_nearest_of_each_is_the_match_of_a_volume_vector() -> None:
+    rng = np.random.default_rng(0)
+    stored = [rng.standard_normal((count, 8)).astype(np.float16) for count in (1, 4, 2)]
+    query = rng.standard_normal(8).astype(np.float32)
+    found = nearest_of_each(query, [one.view(np.uint8) for one in stored])
+    for vectors, (at, score) in zip(stored, found, strict=True):
+        hit = SliceVectors(vectors.astype(np.float32), ["axial"] * len(vectors), np.arange(len(vectors)))
+        match = match_slices(SliceVectors(query[None], [None], None), hit)
+        assert match is not None
+        assert match.hit == (at, at)
+        assert score == pytest.approx(match.score, abs=1e-6)
+    assert nearest_of_each(query, []) == []
