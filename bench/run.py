@@ -18,7 +18,7 @@ from typing import Any
 
 from figures import RESULTS, Figure, chip, print_table
 
-SCRIPTS = ("decode",)
+SCRIPTS = ("decode", "embed")
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-NOT_FIGURES = {"run", "figures", "corpus", "retrieval", "gpu", "filter"}
+NOT_FIGURES = {"run", "figures", "corpus", "bare", "dreamsim_package", "retrieval", "filter"}
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in NOT_FIGURES)
 
 
