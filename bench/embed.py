@@ -89,7 +89,7 @@ def read_slices(folder: Path, count: int, side_px: int) -> Slices:
 
 def measured(arguments: argparse.Namespace) -> Measured:
     """All cores, one model after the other."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1 if arguments.tiny else len(os.sched_getaffinity(0)))
     names = arguments.models or (TINY_MODELS if arguments.tiny else MODELS)
     count, repeats = (2, 1) if arguments.tiny else (16, arguments.repeats)
     figures: list[Figure] = []

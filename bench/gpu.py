@@ -30,7 +30,7 @@ from medret.recipe import SliceRecipe
 from medret.volume import read_volume
 
 MODELS = ("efficientnet_lite0", "resnet50", "dinov1", "dinov2", "swin", "dreamsim")
-TINY_MODELS = ("efficientnet_lite0", "timm:test_vit")
+TINY_MODELS = ("timm:test_resnet", "timm:test_vit")
 BATCHES = (32, 64, 128, 256, 512)
 CALL_SLICES = 128  # what an actor of an index run is called with: 8 volumes of 16 slices
 ROOF_SIZES = (4096, 8192, 16384)
