@@ -96,11 +96,12 @@ def measured(arguments: argparse.Namespace) -> Measured:
     facts: dict[str, Any] = {"threads": torch.get_num_threads()}
     with corpus(arguments.data, tiny=arguments.tiny) as (folder, facts["data"]):
         for spec in map(model_spec, names):
-            slices = read_slices(folder, 4 * count if spec.name == CARRIED else count, spec.side_px)
+            images = 4 * count if spec.name == CARRIED else count // 2 if spec.family == "dreamsim" else count
+            slices = read_slices(folder, images, spec.side_px)
             figure, facts[spec.name] = against_the_bare_model(spec, slices, repeats)
             figures.append(figure)
         if arguments.tiny or "dreamsim" in names:
-            kind, slices = "clip_vitb32" if arguments.tiny else "ensemble", read_slices(folder, count // 2, 224)
+            kind, slices = "clip_vitb32" if arguments.tiny else "ensemble", read_slices(folder, max(2, count // 4), 224)
             more, facts["dreamsim package"] = against_the_package(kind, slices, repeats)
             figures += more
     return Measured(figures, facts)
