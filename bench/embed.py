@@ -101,7 +101,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
             figure, facts[spec.name] = against_the_bare_model(spec, slices, repeats)
             figures.append(figure)
         if arguments.tiny or "dreamsim" in names:
-            kind, slices = "clip_vitb32" if arguments.tiny else "ensemble", read_slices(folder, max(2, count // 4), 224)
+            kind, slices = "clip_vitb32" if arguments.tiny else "ensemble", read_slices(folder, max(2, count // 2), 224)
             more, facts["dreamsim package"] = against_the_package(kind, slices, repeats)
             figures += more
     return Measured(figures, facts)
