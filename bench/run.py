@@ -18,7 +18,7 @@ from typing import Any
 
 from figures import RESULTS, Figure, chip, print_table
 
-SCRIPTS = ("decode", "job", "index", "search", "filter", "startup", "scale")
+SCRIPTS = ("decode", "embed", "job", "index", "search", "filter", "startup", "scale")
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ PLANES: tuple[Plane, ...] = get_args(Plane)
 # Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
 PIXELS_VERSION = 1
 # Raise when the same pixels and weights would give other vectors.
-VECTORS_VERSION = 1
+VECTORS_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medret.models.devices import resolve_device, resolve_precision
+from medret.models.devices import default_batch_size, resolve_device, resolve_precision
 from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
 from medret.models.spec import ModelSpec
 from medret.models.staging import read_contents, stage_weights, staged_weights
@@ -26,6 +26,7 @@ __all__ = [
     "Encoder",
     "ModelSpec",
     "Weights",
+    "default_batch_size",
     "model_names",
     "model_spec",
     "read_contents",

@@ -39,6 +39,14 @@ def resolve_precision(wanted: Literal["auto"] | Precision, device: str) -> Preci
     return "bf16" if (_cuda_has_bf16() if device.startswith("cuda") else _cpu_has_bf16()) else "fp32"
 
 
+def default_batch_size(device: str) -> int:
+    """Slices a forward pass: what a processor's caches hold, what fills a GPU.
+
+    Measured on two cores for every family: eight is the best or within a few percent of it.
+    """
+    return 128 if device.startswith("cuda") else 8
+
+
 def _cuda_problem() -> str | None:
     """Why CUDA cannot be used here, or None. A GPU that is listed but too old for this torch counts as unusable."""
     with needs_extra("models"):

@@ -13,6 +13,7 @@ embedding. Input in [0, 1], normalised by each branch in its own way; output mea
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,8 +94,7 @@ class Branch(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, side, side) float32 in [0, 1] -> (n, 768) or, for CLIP, (n, 512)."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        mean, std = _channels(self.mean, images.device), _channels(self.std, images.device)
         pixels = ((images - mean) / std).to(self.vit.cls_token.dtype)
         if self.is_clip:
             return self.vit(pixels) @ self.proj  # type: ignore[no-any-return]
@@ -117,6 +117,12 @@ class DreamSim(nn.Module):
         embedding = torch.cat([branch(images) for branch in self.branches], dim=-1)
         unit: Tensor = normalize_embedding(embedding.float())
         return unit
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, 3, 1, 1) on the device, sent there once: a copy in every pass would make the GPU wait for the host."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def load_dreamsim(spec: ModelSpec, weights: Weights) -> DreamSim:

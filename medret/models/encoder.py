@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from medret.errors import WeightsError
+from medret.models.folding import fold_batch_norms
 from medret.models.loaders import load_model
 from medret.models.precision import Autocast, in_bf16, is_convolutional
 from medret.models.spec import ModelSpec
@@ -28,10 +32,13 @@ class Encoder:
         *,
         device: str = "cpu",
         precision: Precision = "fp32",
-        batch_size: int = 16,
+        batch_size: int = 8,
         threads: int | None = None,
+        backend: str | None = None,
     ) -> None:
         """device: as `resolve_device` gives it. threads: of torch in this process; None leaves torch's choice.
+
+        backend: of torch.compile, such as `inductor`; None runs the model as it is.
 
         Raises WeightsError when the weights are not those of the model.
         """
@@ -44,11 +51,14 @@ class Encoder:
         model = load_model(spec, weights)
         # convolutions are faster over channels-last data, on the CPU and on tensor cores
         self._layout = torch.channels_last if is_convolutional(model) else torch.contiguous_format
+        model = fold_batch_norms(model, spec.side_px) if spec.fold_norms else model
         model = model.to(self._device).to(memory_format=self._layout)
-        self._model = in_bf16(model) if precision == "bf16" else model
+        model = in_bf16(model) if precision == "bf16" else model
         # what takes float32 rounds later: under autocast layer by layer, in DreamSim after each branch's normalisation
-        takes_float32 = isinstance(self._model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
+        takes_float32 = isinstance(model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
         self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
+        run: Any = torch.compile(model, backend=backend) if backend else model
+        self._model: nn.Module = run
         mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
         std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
         self._gain, self._offset = 1 / (255 * std), -mean / std
@@ -67,9 +77,10 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, slices: NDArray[np.uint8]) -> torch.Tensor:
         """At most batch_size slices -> (n, dim) float32 on the device; the rest of the batch is zeros, cut off."""
-        batch = np.zeros((self.batch_size, *slices.shape[1:]), np.uint8)
-        batch[: len(slices)] = slices
-        grey = torch.from_numpy(batch).to(self._device)[:, None].to(torch.float32)
+        shape, pinned = (self.batch_size, *slices.shape[1:]), self._device.type == "cuda"
+        batch = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)  # pinned, it travels while the GPU computes
+        batch.numpy()[: len(slices)] = slices
+        grey = batch.to(self._device, non_blocking=True)[:, None].to(torch.float32)
         images = torch.addcmul(self._offset, grey, self._gain)
         vectors: torch.Tensor = self._model(images.to(dtype=self._input_dtype, memory_format=self._layout))
         if vectors.shape != (self.batch_size, self.spec.dim):

@@ -75,7 +75,8 @@ class ModelSpec:
     units of [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of
     the weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
     resampling its training images went through, for information. layers: inner layers whose pooled features follow the
-    model's output in the vector (medret.models.layers).
+    model's output in the vector (medret.models.layers). fold_norms: whether batch norms go into the convolutions before
+    them (medret.models.folding); not where bf16 would lose by it.
     family, architecture, options: how the module is built. parts: the files of its weights. origins: where they
     are fetched from when no file is given; empty: only by file. by_order: the checkpoint names its tensors otherwise
     and is matched by position and shape. config_json: the configuration of an `hf:` model.
@@ -98,3 +99,4 @@ class ModelSpec:
     by_order: bool = False
     config_json: str | None = None
     layers: tuple[str, ...] = ()
+    fold_norms: bool = True

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import ray
 
-from medret.models import ModelSpec, Weights, resolve_precision
+from medret.models import ModelSpec, Weights, default_batch_size, resolve_precision
 from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.known import Previous
 from medret.pipeline.request import IndexRequest
@@ -54,7 +54,7 @@ def model_jobs(
             best = ray.get(asked)
         else:
             best = resolve_precision(request.precision, device)
-    batch_size = request.batch_size or (128 if device == "cuda" else 8)
+    batch_size = request.batch_size or default_batch_size(device)
     jobs = []
     for spec, weight, given in zip(specs, weights, precisions, strict=True):
         precision = given or best

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-NOT_FIGURES = {"run", "figures", "corpus", "listing", "synthetic", "retrieval", "gpu"}
-SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in NOT_FIGURES)
+HELPERS = {"run", "figures", "corpus", "listing", "synthetic", "bare", "dreamsim_package", "retrieval"}
+SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in HELPERS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

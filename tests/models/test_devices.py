@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medret.errors import UsageError
-from medret.models import resolve_device, resolve_precision
+from medret.models import default_batch_size, resolve_device, resolve_precision
 from medret.models.devices import _cpu_has_bf16
 
 CPUINFO = "processor\t: 0\nflags\t\t: fpu avx2 avx512f {flag}\nbugs\t\t: none\n"
@@ -75,3 +75,7 @@ def test_unknown_words_are_refused() -> None:
         resolve_device("tpu")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="precision 'fp8' is unknown"):
         resolve_precision("fp8", "cpu")  # type: ignore[arg-type]
+
+
+def test_batches_fit_the_device() -> None:
+    assert default_batch_size("cpu") < default_batch_size("cuda") == default_batch_size("cuda:1")

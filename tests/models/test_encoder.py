@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 
 from medret.models import DEFAULT_MODEL, Encoder, model_spec, resolve_weights
+from medret.recipe import SliceRecipe
+from medret.volume import read_volume
 
 SMALL = "timm:test_efficientnet"
 SMALL_VIT = "timm:test_vit"
@@ -78,6 +81,23 @@ def test_other_arrays_are_refused(wrong: Any, default: Encoder) -> None:
         default.embed(wrong)
 
 
+def test_a_compiled_model_gives_the_same(slices: Any, cosines: Any) -> None:
+    spec = model_spec(SMALL_VIT)
+    weights = resolve_weights(spec, "random")
+    images = slices(3, spec.side_px)
+    plain, compiled = (Encoder(spec, weights, batch_size=2, backend=backend) for backend in (None, "eager"))
+    assert cosines(plain.embed(images), compiled.embed(images)).min() > 0.99999
+
+
+def test_an_encoder_needs_no_ray() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from medret.models import *\n"
+        f"Encoder(model_spec({SMALL!r}), resolve_weights(model_spec({SMALL!r}), 'random'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
 def test_threads_are_set() -> None:
     spec = model_spec(SMALL)
     Encoder(spec, resolve_weights(spec, "random"), threads=2)
@@ -88,19 +108,19 @@ def test_threads_are_set() -> None:
         Encoder(spec, resolve_weights(spec, "random"), batch_size=0)
 
 
-def middle_slices(folder: Path, count: int) -> Any:
-    """The middle axial slice of some real volumes, crudely windowed and sampled to 224 px."""
-    images = []
-    for path in sorted(folder.glob("*.nii.gz"))[:: max(1, len(list(folder.glob("*.nii.gz"))) // count)][:count]:
-        voxels = np.asarray(nibabel.load(path).dataobj, np.float32)  # type: ignore[attr-defined]
-        voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
-        plane = np.nan_to_num(voxels[:, :, voxels.shape[2] // 2])
-        low, high = np.percentile(plane, [1, 99])
-        rows, columns = (np.linspace(0, size - 1, 224).round().astype(int) for size in plane.shape)
-        images.append(
-            np.clip((plane - low) / max(high - low, 1e-6) * 255, 0, 255)[np.ix_(rows, columns)].astype(np.uint8)
-        )
-    return np.stack(images)
+def slices_of(archive: Path, volumes: int, slices: int) -> Any:
+    """Slices of volumes spread over an archive, as an index run reads them."""
+    paths, recipe = sorted(archive.rglob("*.nii.gz")), SliceRecipe(slices=f"uniform:{slices}")
+    chosen = paths[:: max(1, len(paths) // volumes)][:volumes]
+    return np.concatenate([read_volume(path.read_bytes(), path.name, recipe, [224]).pixels[224] for path in chosen])
+
+
+def scores(vectors: Any) -> Any:
+    """The cosine of each pair of rows, below all others for a row with itself."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -1)
+    return cosine
 
 
 def bf16_cosines(name: str, given: str | None, images: Any, cosines: Any) -> Any:
@@ -113,13 +133,23 @@ def bf16_cosines(name: str, given: str | None, images: Any, cosines: Any) -> Any
 PRECISIONS: tuple[Any, Any] = ("fp32", "bf16")
 
 
-def test_bf16_keeps_real_vectors_of_real_slices(shared_data: Path, cosines: Any) -> None:
-    found = bf16_cosines(DEFAULT_MODEL, None, middle_slices(shared_data / "volumes", 16), cosines)
-    assert found.mean() > 0.999
+def test_bf16_keeps_vectors_and_neighbours(request: pytest.FixtureRequest, cosines: Any) -> None:
+    """Real weights over real slices, or over phantoms where there are none.
 
-
-def test_bf16_keeps_real_vectors(slices: Any, cosines: Any) -> None:
-    assert bf16_cosines(DEFAULT_MODEL, None, slices(8, 224), cosines).mean() > 0.999
+    A neighbour is the same if float32 scores it among the best ten, or below the tenth by no more than bf16 moves a
+    score on average: such are tied within rounding. Of 169 real volumes 98.5 % of the neighbours are the same without
+    any tolerance, and all ten of them for 86 % of the volumes.
+    """
+    real = Path(__file__).parents[3] / "shared" / "data" / "volumes"
+    images = slices_of(real, 84, 1) if real.is_dir() else slices_of(request.getfixturevalue("phantom_archive"), 12, 4)
+    spec = model_spec(DEFAULT_MODEL)
+    full, half = (Encoder(spec, resolve_weights(spec), precision=p).embed(images) for p in PRECISIONS)
+    assert cosines(full, half).mean() > 0.999
+    exact, rounded = scores(full), scores(half)
+    tie = np.abs(exact - rounded).mean()
+    assert tie < 0.003
+    found = np.take_along_axis(exact, np.argsort(-rounded, axis=1)[:, :10], axis=1)
+    assert (found >= np.sort(exact, axis=1)[:, -10:-9] - tie).mean() >= 0.99
 
 
 @pytest.mark.parametrize("name", ["dinov1_s16", "dreamsim_clip_vitb32", "timm:test_vit", "resnet50"])
