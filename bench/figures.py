@@ -43,7 +43,7 @@ class Figure:
         """Whether the bound is reached; a figure that is not judged always is."""
         if self.wanted is None:
             return True
-        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+        return bool(self.measured >= self.wanted if self.at_least else self.measured <= self.wanted)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,9 @@ def ray_recipe(paths: list[Path]) -> float:
     import ray
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         files = ray.data.read_binary_files([str(path) for path in paths], include_paths=True)
@@ -164,7 +165,10 @@ def steady(report: dict[str, Any], model: str) -> float:
     span, read, step_s = told["stages"][f"embed {model}"], told["stages"]["read"]["busy_s"], told["step_s"]
     ahead_s = sum(read[: int(span["first_ended_s"] / step_s)])
     passed = span["ended_s"] - span["first_ended_s"] + ahead_s / CORES
-    return float((span["slices"] - span["first_slices"]) / passed)
+    slices = span["slices"] - span["first_slices"]
+    if slices == 0:  # one batch was all
+        return float(span["slices"] / (span["ended_s"] - span["began_s"]))
+    return float(slices / passed)
 
 
 def bare_rate(model: str, precision: Precision, batch_size: int, batches: int) -> float:
@@ -261,7 +265,8 @@ def measured(arguments: argparse.Namespace) -> Measured:
         paths = chosen(folder, 4 if arguments.tiny else arguments.volumes, linked)
         report = medret_job(linked, [MODEL], SLICES)
         span, precision = report["timeline"]["stages"][f"embed {MODEL}"], _precision(report, MODEL)
-        bare = max(bare_rate(MODEL, precision, size, 4 if arguments.tiny else 256 // size) for size in (8, 16, 32))
+        sizes, most = ((8,), 16) if arguments.tiny else ((8, 16, 32), 256)
+        bare = max(bare_rate(MODEL, precision, size, most // size) for size in sizes)
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
         floor, job = slices / (model_s + inflate_s), steady(report, MODEL)

@@ -95,17 +95,19 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
     publish(location, pa.Table.from_pylist(repeated, schema=LEDGER), files, **fields)
 
 
-def rerun_s(objects: int, scratch: Path) -> float:
-    """Seconds of a run with the default model over so many objects on S3 that finds nothing new."""
-    store = scratch / "store"
-    write_archive(scratch / "archive", 6)
-    index(str(scratch / "archive"), store)
+def rerun_s(objects: int, scratch: Path, store: Path | None) -> float:
+    """Seconds of a run over many objects on S3 that finds nothing new. store: None makes one, of the default model."""
+    options = () if store is None else SMALL
+    if store is None:
+        store = scratch / "store"
+        write_archive(scratch / "archive", 6)
+        index(str(scratch / "archive"), store)
     with listing.listing_server(objects) as address:
         environment = listing.ENVIRONMENT | {"AWS_ENDPOINT_URL": address}
         archive = f"s3://{listing.BUCKET}/nifti"
         grow_ledger(store, archive, environment)
         before = current_id(Location(store))
-        seconds, found = index(archive, store, **environment)
+        seconds, found = index(archive, store, *options, **environment)
         if found["snapshot"] != before or found["counts"]["unchanged"] != objects:
             raise SystemExit(f"the run was to find nothing new, it found {found['counts']}")
         return seconds
@@ -114,22 +116,23 @@ def rerun_s(objects: int, scratch: Path) -> float:
 def measured(arguments: argparse.Namespace) -> Measured:
     """Three sizes, and a run with nothing to do."""
     most, objects = (24, 3000) if arguments.tiny else (arguments.volumes, arguments.objects)
-    sizes = [max(6, most // 100), max(12, most // 10), most]
+    sizes = [most // 2, most] if arguments.tiny else [most // 100, most // 10, most]
     with tempfile.TemporaryDirectory() as scratch:
         seconds, reports = sized_runs(sizes, Path(scratch))
-        small, large = np.diff(seconds) / np.diff(sizes)
+        of_two = np.divide if arguments.tiny else lambda spent, volumes: np.diff(spent) / np.diff(volumes)
+        small, large = of_two(seconds, sizes).tolist()
         peaks = [report["driver_peak_mib"] for report in reports]
-        rerun = rerun_s(objects, Path(scratch))
+        rerun = rerun_s(objects, Path(scratch), Path(scratch) / f"store-{sizes[0]}" if arguments.tiny else None)
     phantoms = "phantoms, random weights"
     figures = [
         Figure(
             f"cost of a volume at {most:,} volumes", max(0.0, large / small), 1.1,
-            f"at {sizes[1]:,} ({phantoms})", at_least=False,
+            f"at {sizes[-2]:,} ({phantoms})", at_least=False,
         ),
         Figure("milliseconds a volume", 1000 * large, None, phantoms, False, "ms"),
         Figure(
-            f"peak memory of the driver at {most:,} volumes", peaks[2] / peaks[1], 1.1,
-            f"at {sizes[1]:,} ({phantoms})", at_least=False,
+            f"peak memory of the driver at {most:,} volumes", peaks[-1] / peaks[-2], 1.1,
+            f"at {sizes[-2]:,} ({phantoms})", at_least=False,
         ),
         Figure(f"run over {objects:,} objects on S3 with nothing new", rerun, 20, "a clock", False, "s"),
     ]  # fmt: skip

@@ -109,10 +109,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """A table from a Parquet file's bytes.
 
-    Not by `pyarrow.parquet.read_table`: its scanner lets go of the bytes from a thread of its own, and a process that
-    ends meanwhile is aborted.
+    Not by `pyarrow.parquet.read_table`, and by no thread but this one: pyarrow's threads let go of the bytes when they
+    like, and a process that ends meanwhile is aborted.
     """
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns)
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(columns, use_threads=False)
 
 
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:
