@@ -17,7 +17,6 @@ from medret.errors import MedretError, UsageError
 
 # A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
 WHOLE_CPU_FROM = 2
-MAX_THREADS = 4  # beyond that one more actor is worth more than one more thread
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,13 @@ def plan_pools(
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / (size * models))
         return PoolPlan(size, num_cpus, share, max(1, int(num_cpus)), read_cpus)
+    # Two processes of one thread embed 1.5 times as many slices as one of two threads, and reading takes what it needs
+    # from the share of a core that each of them does not ask for.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
-    threads = max(1, min(MAX_THREADS, int(capacity.node_cpus) // models))
-    size = actors or max(1, int(budget / (threads * models)))
-    return PoolPlan(size, math.floor(100 * budget / (size * models)) / 100, 0.0, threads, read_cpus)
+    size = actors or max(1, int(capacity.cpus / models))
+    threads = max(1, int(min(capacity.cpus / (size * models), capacity.node_cpus)))
+    num_cpus = min(budget / (size * models), capacity.node_cpus)
+    return PoolPlan(size, math.floor(100 * num_cpus) / 100, 0.0, threads, read_cpus)
 
 
 def capacity_now() -> Capacity:

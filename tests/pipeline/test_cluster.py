@@ -19,9 +19,11 @@ def test_reading_always_finds_a_cpu(cpus: int, models: int) -> None:
 
 
 def test_cpu_pools_grow_with_the_cluster() -> None:
-    assert plan_pools(Capacity(2, 0, 2), 1, "cpu").size == 1
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").size == 12
+    assert plan_pools(Capacity(2, 0, 2), 1, "cpu").size == 2
+    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").size == 64
     assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).size == 3
+    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").threads == 1
+    assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).threads == 16  # no more than a node has
 
 
 @pytest.mark.parametrize(
