@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +20,7 @@ from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.rows import CANARIES
 from medret.pipeline.shards import Derive, Rewrite, Source, derive_all, rewrite_all
-from medret.pipeline.stream import ModelJob, Stages, Streamed, stream
+from medret.pipeline.stream import EMBED_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location
@@ -46,8 +48,12 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
     for missing, steps in groups.items():
         own = [job for job in jobs if job.recipe.digest in missing]
         device = own[0].device
-        pools = plan_pools(capacity, len(own), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-        made.append(stream(ledgers.source(steps, choose_canaries(plan, missing)), own, pools, stages))
+        source = ledgers.source(steps, choose_canaries(plan, missing))
+        plan_for = partial(plan_pools, capacity, len(own), device, gpus_per_actor=request.gpus_per_actor)
+        pools, calls = plan_for(actors=request.actors), math.ceil(source.num_rows / EMBED_VOLUMES)
+        if pools.size > calls:  # no more actors than there are calls for
+            pools = plan_for(actors=max(1, calls))
+        made.append(stream(source, own, pools, stages))
     return Streamed(
         pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),
         pa.concat_tables([FILES.empty_table(), *(one.files for one in made)]),

@@ -18,11 +18,17 @@ def test_reading_always_finds_a_cpu(cpus: int, models: int) -> None:
     assert plan.threads >= 1
 
 
+def test_reading_fits_beside_actors_on_small_nodes() -> None:
+    plan = plan_pools(Capacity(2, 0, 1), 1, "cpu")  # two nodes of one CPU
+    assert (plan.size, plan.num_cpus, plan.read_cpus) == (1, 1.0, 1.0)
+
+
 def test_cpu_pools_grow_with_the_cluster() -> None:
     assert plan_pools(Capacity(2, 0, 2), 1, "cpu").size == 2
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").size == 64
+    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").size == 48
     assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).size == 3
     assert plan_pools(Capacity(64, 0, 16), 1, "cpu").threads == 1
+    assert plan_pools(Capacity(64, 0, 64), 1, "cpu").size == 64
     assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).threads == 16  # no more than a node has
 
 
