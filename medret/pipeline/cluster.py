@@ -66,9 +66,9 @@ def plan_pools(
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / (size * models))
         return PoolPlan(size, num_cpus, share, max(1, int(num_cpus)), read_cpus)
-    # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has one,
-    # and reading takes what it needs from what they do not ask for. On several, actors ask for whole CPUs, so
-    # that what is left is whole CPUs too, wherever they are placed.
+    # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has
+    # one, and reading takes what it needs from what they do not ask for. On several, actors ask for whole CPUs, so that
+    # what is left is whole CPUs too, wherever they are placed.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
     is_one_machine = capacity.node_cpus >= capacity.cpus
     size = actors or max(1, int((capacity.cpus if is_one_machine else budget) / models))
