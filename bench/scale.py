@@ -25,6 +25,7 @@ import nibabel as nib
 import numpy as np
 import pyarrow as pa
 from figures import Figure, Measured, main
+from msgspec.structs import replace
 
 from medret.archive import list_archive
 from medret.schemas import LEDGER
@@ -89,8 +90,8 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
         | {"etag": item.etag, "mtime": item.mtime}
         for number, item in enumerate(listed.objects)
     ]
-    counts = manifest.counts.model_copy(update={"listed": len(repeated), "embedded": len(repeated), "new": 0})
-    kept = {name: getattr(manifest, name) for name in type(manifest).model_fields if name not in ("created", "tables")}
+    counts = replace(manifest.counts, listed=len(repeated), embedded=len(repeated), new=0)
+    kept = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name not in ("created", "tables")}
     fields = kept | {"parent": live, "counts": counts, "archive_uri": listed.archive_uri}
     publish(location, pa.Table.from_pylist(repeated, schema=LEDGER), files, **fields)
 

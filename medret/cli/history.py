@@ -8,6 +8,8 @@ import re
 from datetime import timedelta
 from typing import Any
 
+from msgspec.structs import asdict
+
 from medret.cli.shared import add_command
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -70,7 +72,7 @@ def run_snapshots(arguments: argparse.Namespace) -> int:
             "live": past.live,
             "created": past.manifest.created if past.manifest else None,
             "parent": past.manifest.parent if past.manifest else None,
-            "counts": past.manifest.counts.model_dump() if past.manifest else None,
+            "counts": asdict(past.manifest.counts) if past.manifest else None,
             "models": [
                 {"name": entry.recipe["model"]["name"], "recipe": entry.recipe["digest"]}
                 for entry in (past.manifest.recipes if past.manifest else [])

@@ -8,6 +8,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
+
 from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
 from medret.errors import UsageError
 
@@ -222,7 +224,7 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
     return {
         "snapshot": outcome.snapshot,
         "published": outcome.published,
-        "counts": outcome.counts.model_dump(),
+        "counts": asdict(outcome.counts),
         "touched": outcome.touched,
         "resumed": outcome.resumed,
         "slices": outcome.slices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     console = Console(highlight=False)
     state = "published" if outcome.published else "is up to date"
     table = Table(title=f"snapshot {outcome.snapshot} {state}", title_justify="left", show_header=False)
-    for name, value in outcome.counts.model_dump().items():
+    for name, value in asdict(outcome.counts).items():
         if value or name in ("listed", "embedded", "quarantined"):
             table.add_row(name, str(value))
     for rule, count in sorted(outcome.skipped.items()):

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from msgspec.structs import asdict
 
 import medret
 from medret.errors import GateError, MedretError, StorageError
@@ -144,7 +145,7 @@ def _run(run: _Run) -> IndexOutcome:
         )
         ledger = ledgers.with_labels(ledgers.assemble(plan, state.known, made.ledger, copied), inputs.labels.labels)
         counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
-        log.facts["counts"] = counts.model_dump()
+        log.facts["counts"] = asdict(counts)
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
                 f"refused to publish: none of the {len(inputs.listing.objects)} volumes of {request.archive} could be "
@@ -183,7 +184,7 @@ def _run(run: _Run) -> IndexOutcome:
         with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
             clear_journal(store, read_journal(store).paths)
     causes = plan.causes()
-    log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [gate.model_dump() for gate in passed]}
+    log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
     return IndexOutcome(
         snapshot=snapshot_id,
         published=True,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec.structs import replace
 
 from medret.embeddings.shards import read_parquet
 from medret.errors import UsageError
@@ -145,7 +146,7 @@ def _rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mapp
     rows = [{**row, "indexed_in": keys.get(row["indexed_in"], row["indexed_in"])} for row in rows]
     tombs = [{**row, "shard": keys.get(row["shard"], row["shard"])} for row in without(dead, work.ids).to_pylist()]
     gone = ledger.filter(pc.is_in(ledger["volume_id"], pa.array(sorted(work.ids))))
-    fields: dict[str, Any] = {name: getattr(manifest, name) for name in Manifest.model_fields}
+    fields: dict[str, Any] = {name: getattr(manifest, name) for name in Manifest.__struct_fields__}
     for name in ("format", "created", "tables"):
         del fields[name]
     new_files = pa.Table.from_pylist(rows, schema=FILES)
@@ -154,11 +155,10 @@ def _rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mapp
         "counts": _counts(manifest.counts, gone),
         "slices": int(pc.sum(kept["slices"]).as_py() or 0),
         "indices": [
-            entry.model_copy(
-                update={
-                    "rows": entry.rows - _index_rows(gone, entry.aggregation),
-                    "recall": mean_recall(new_files, entry.recipe, entry.aggregation),
-                }
+            replace(
+                entry,
+                rows=entry.rows - _index_rows(gone, entry.aggregation),
+                recall=mean_recall(new_files, entry.recipe, entry.aggregation),
             )
             for entry in manifest.indices
         ],
@@ -179,14 +179,13 @@ def _counts(counts: Counts, gone: pa.Table) -> Counts:
     embedded = _index_rows(gone, "volumes")
     unchanged = max(0, counts.unchanged - embedded)
     left = counts.embedded - (embedded - (counts.unchanged - unchanged))
-    return counts.model_copy(
-        update={
-            "listed": counts.listed - gone.num_rows,
-            "embedded": left,
-            "unchanged": unchanged,
-            "new": min(counts.new, left),
-            "changed": min(counts.changed, left),
-            "renamed": min(counts.renamed, unchanged),
-            "quarantined": counts.quarantined - (gone.num_rows - embedded),
-        }
+    return replace(
+        counts,
+        listed=counts.listed - gone.num_rows,
+        embedded=left,
+        unchanged=unchanged,
+        new=min(counts.new, left),
+        changed=min(counts.changed, left),
+        renamed=min(counts.renamed, unchanged),
+        quarantined=counts.quarantined - (gone.num_rows - embedded),
     )

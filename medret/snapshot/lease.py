@@ -1,7 +1,7 @@
 """One writer at a time: STORE/LEASE says who holds the store and until when.
 
     {"holder": "host, process 12, run 20260131T094500Z", "owner": "<random>", "process": "<machine and process>",
-     "since": "2026-01-31T09:45:00+00:00", "expires": "2026-01-31T09:55:00+00:00"}
+     "since": "2026-01-31T09:45:00Z", "expires": "2026-01-31T09:55:00Z"}
 
 It is taken, renewed and given back by compare-and-swap, so two runs never both believe that they have it. A holder that
 died lapses: at once where this machine can see that the process is no more, else when the lease expires. Readers never
@@ -11,7 +11,6 @@ look at it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import msgspec
 
 from medret.errors import BusyError, MedretError
 from medret.storage import Location
@@ -31,10 +30,8 @@ LEASE_S = 600.0
 RENEWALS = 4  # within the time of one lease
 
 
-class Holder(BaseModel):
+class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What LEASE says. owner: random, of one taking. process: of the machine and process that hold it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     holder: str
     owner: str
@@ -44,7 +41,7 @@ class Holder(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
-        return (json.dumps(self.model_dump(mode="json")) + "\n").encode()
+        return msgspec.json.encode(self) + b"\n"
 
     @property
     def lapsed(self) -> bool:
@@ -70,7 +67,7 @@ class Lease:
     def renew(self) -> None:
         """Put off the expiry; raises BusyError when another run has taken the store."""
         with self._guard:
-            later = self._holder.model_copy(update={"expires": datetime.now(UTC) + self._length})
+            later = msgspec.structs.replace(self._holder, expires=datetime.now(UTC) + self._length)
             if self._lost or not self._store.swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
                 self._lost = True
                 raise BusyError(
@@ -83,7 +80,7 @@ class Lease:
         """Let the next run take the store at once."""
         with self._guard:
             if not self._lost:
-                ended = self._holder.model_copy(update={"expires": datetime.now(UTC)})
+                ended = msgspec.structs.replace(self._holder, expires=datetime.now(UTC))
                 self._lost = True
                 self._store.swap(LEASE, self._holder.to_bytes(), ended.to_bytes())
 
@@ -154,8 +151,8 @@ def _read(store: Location) -> bytes | None:
 
 def _parse(data: bytes | None) -> Holder | None:
     try:
-        return Holder.model_validate_json(data) if data else None
-    except ValidationError:
+        return msgspec.json.decode(data, type=Holder) if data else None
+    except msgspec.DecodeError:
         return None  # damaged: whoever comes next may take it
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medret.embeddings.shards import read_parquet
 from medret.errors import CorruptError, UsageError
@@ -24,13 +24,14 @@ CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
 TableKind = Literal["files", "ledger", "tombstones"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Checked, types and names, when it is read."""
 
 
-class RecipeEntry(_Strict):
+class RecipeEntry(_Strict, frozen=True):
     """A recipe of the snapshot and where its weights came from.
 
     weights_source: in words. weights_uri: what to give as weights to load them again; None where the name suffices.
@@ -52,7 +53,7 @@ class RecipeEntry(_Strict):
             ) from error
 
 
-class IndexEntry(_Strict):
+class IndexEntry(_Strict, frozen=True):
     """One index over all rows of a recipe: volume vectors of one aggregation, or slice vectors (aggregation None).
 
     rows: vectors that a search can find, so without those under tombstones.
@@ -61,13 +62,13 @@ class IndexEntry(_Strict):
 
     recipe: str
     aggregation: str | None
-    rows: int = Field(ge=0)
-    dim: int = Field(gt=0)
-    shards: int = Field(ge=0)
+    rows: Count
+    dim: Annotated[int, msgspec.Meta(gt=0)]
+    shards: Count
     recall: dict[str, float]
 
 
-class TableEntry(_Strict):
+class TableEntry(_Strict, frozen=True):
     """A table that the manifest names. path: below the snapshot's folder."""
 
     path: str
@@ -77,7 +78,7 @@ class TableEntry(_Strict):
     rows: int
 
 
-class Counts(_Strict):
+class Counts(_Strict, frozen=True, kw_only=True):
     """What became of every listed object: listed = embedded + unchanged + quarantined + skipped.
 
     embedded: vectors were made; new and changed are part of it. unchanged: vectors were at hand; renamed (and copied)
@@ -100,7 +101,7 @@ class Counts(_Strict):
         return self.listed == self.embedded + self.unchanged + self.quarantined + self.skipped
 
 
-class GateEntry(_Strict):
+class GateEntry(_Strict, frozen=True):
     """A check that the snapshot passed before it was published. found, limit: in words."""
 
     name: str
@@ -108,7 +109,7 @@ class GateEntry(_Strict):
     limit: str
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True, kw_only=True):
     """What a snapshot consists of.
 
     parent: the snapshot that was live before. skipped: objects skipped by rule, counted by rule. slices: slice vectors
@@ -133,7 +134,7 @@ class Manifest(_Strict):
 
     def to_bytes(self) -> bytes:
         """The file's bytes; equal manifests give equal bytes."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
     def tables_of(self, kind: TableKind) -> list[TableEntry]:
         """The tables of one kind, in order."""
@@ -177,10 +178,10 @@ def read_manifest(store: Location, snapshot_id: str) -> Manifest:
     if hashlib.sha256(data).hexdigest()[:NAME_DIGITS] != snapshot_id[-NAME_DIGITS:]:
         raise CorruptError(f"{store.uri_of(path)} is damaged: its sha256 is not the one in the snapshot's id")
     try:
-        return Manifest.model_validate_json(data)
-    except ValidationError as error:
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
         raise UsageError(
-            f"{store.uri_of(path)} is of a format that this version does not know ({error.error_count()} differences); "
+            f"{store.uri_of(path)} is of a format that this version does not know ({error}); "
             "open it with the version of medret that wrote it, or index again"
         ) from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 from medret.schemas import FILES, LEDGER
 from medret.search import Snapshot, open_snapshot
@@ -80,8 +81,8 @@ def _publish_whole(stores: ModuleType) -> Callable[..., Any]:
         shards = [[*own, (other.digest, own[0][1])] for own in ledger["shards"].to_pylist()]
         at = LEDGER.get_field_index("shards")
         ledger = ledger.set_column(at, LEDGER.field("shards"), pa.array(shards, LEDGER.field("shards").type))
-        manifest["recipes"] = [entry, entry.model_copy(update={"recipe": other.to_json()})]
-        manifest["indices"] += [one.model_copy(update={"recipe": other.digest}) for one in manifest["indices"]]
+        manifest["recipes"] = [entry, replace(entry, recipe=other.to_json())]
+        manifest["indices"] += [replace(one, recipe=other.digest) for one in manifest["indices"]]
         return publish(store, ledger, pa.Table.from_pylist(rows, schema=FILES), **manifest)
 
     return publish_whole

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from medret.errors import BusyError
 from medret.snapshot.lease import LEASE, Holder, leased, take
@@ -27,7 +29,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 
 def holder_of(store: Location) -> str:
-    return Holder.model_validate_json(store.read(LEASE)).holder
+    return msgspec.json.decode(store.read(LEASE), type=Holder).holder
 
 
 def test_a_second_holder_is_told_who_has_the_store(store: Location) -> None:
@@ -68,11 +70,11 @@ def test_a_lease_is_renewed_while_it_is_held(store: Location) -> None:
 def test_a_silent_holder_elsewhere_lapses_and_finds_out(store: Location) -> None:
     lease = take(store, "run", 600)
     ours = store.read(LEASE)
-    elsewhere = Holder.model_validate_json(ours).model_copy(update={"process": "another-machine:1:1"})
+    elsewhere = replace(msgspec.json.decode(ours, type=Holder), process="another-machine:1:1")
     assert store.swap(LEASE, ours, elsewhere.to_bytes())
     with pytest.raises(BusyError):
         take(store, "early", 60)
-    silent = elsewhere.model_copy(update={"expires": datetime.now(UTC) - timedelta(seconds=1)})
+    silent = replace(elsewhere, expires=datetime.now(UTC) - timedelta(seconds=1))
     assert store.swap(LEASE, elsewhere.to_bytes(), silent.to_bytes())
     take(store, "heir", 60)
     assert "heir" in holder_of(store)
