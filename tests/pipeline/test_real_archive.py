@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,13 +36,11 @@ def indexed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     archive.mkdir()
     for name in ("volumes", "bad"):
         (archive / name).symlink_to(shared_data / name)
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *values, **_: printed.extend(map(str, values)))
-        labels = str(shared_data / "labels.csv")
-        options = ["--labels", labels, "--model", "efficientnet_lite0", "--slices", "uniform:4", "--json"]
+    labels = str(shared_data / "labels.csv")
+    options = ["--labels", labels, "--model", "efficientnet_lite0", "--slices", "uniform:4", "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["index", str(archive), str(folder / "store"), *options]) == 4
-    return folder / "store", json.loads(printed[-1])
+    return folder / "store", json.loads(printed.getvalue())
 
 
 def test_every_file_ends_where_it_belongs(shared_data: Path, indexed: tuple[Path, Any]) -> None:
