@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ MODEL = "efficientnet_lite0"
 FIVE = ("dinov1", "dinov2", "dreamsim", "swin", "resnet50")
 SIDE_PX, SLICES, FIVE_SLICES = 224, 16, 2
 CORES = len(os.sched_getaffinity(0))
+WAYS = frozenset({1, CORES})
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
@@ -171,13 +172,14 @@ def steady(report: dict[str, Any], model: str) -> float:
     return float(slices / passed)
 
 
-def bare_rate(model: str, precision: Precision, batch_size: int, batches: int) -> float:
-    """Slices per second of the bare module over tensors made before, with all cores: the better of two ways.
+def bare_rate(model: str, precision: Precision, batch_size: int, batches: int, ways: Collection[int] = WAYS) -> float:
+    """Slices per second of the bare module over tensors made before, with all cores: the best of some ways.
 
-    One process with a thread a core, or a process a core with one thread each. Random weights but for MODEL.
+    ways: numbers of processes, which share the cores: one with a thread a core, or one a core with one thread
+    each. Random weights but for MODEL.
     """
     context, rates = multiprocessing.get_context("spawn"), []
-    for processes in {1, CORES}:
+    for processes in ways:
         barrier = context.Barrier(processes)
         arguments = (model, precision, batch_size, batches, CORES // processes, barrier)
         with ProcessPoolExecutor(processes, context, initializer=_share, initargs=(arguments,)) as pool:
@@ -265,8 +267,8 @@ def measured(arguments: argparse.Namespace) -> Measured:
         paths = chosen(folder, 4 if arguments.tiny else arguments.volumes, linked)
         report = medret_job(linked, [MODEL], SLICES)
         span, precision = report["timeline"]["stages"][f"embed {MODEL}"], _precision(report, MODEL)
-        sizes, most = ((8,), 16) if arguments.tiny else ((8, 16, 32), 256)
-        bare = max(bare_rate(MODEL, precision, size, most // size) for size in sizes)
+        sizes, most, ways = ((8,), 16, {1}) if arguments.tiny else ((8, 16, 32), 256, WAYS)
+        bare = max(bare_rate(MODEL, precision, size, most // size, ways) for size in sizes)
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
         floor, job = slices / (model_s + inflate_s), steady(report, MODEL)

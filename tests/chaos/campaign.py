@@ -13,6 +13,7 @@ Kills are timed by watching the store, so the product knows nothing of them. Poi
                     snapshots; or in `current`: when CURRENT is replaced
     raylet:N        Ray's raylet, when N journal entries were written
     workers:N       N processes of Ray's workers, one at a journal entry each; the run goes on by itself
+    both:N          one of Ray's workers at the first journal entry, then the driver when N were written
 """
 
 from __future__ import annotations
@@ -165,12 +166,12 @@ def strike(campaign: Campaign, point: str, log: Path) -> dict[str, Any] | None:
     begun_ns = time.time_ns()
     process = start(campaign.command(), log)
     started, struck = time.monotonic(), 0
+    workers = {"workers": float(number), "both": 1}.get(place, 0)
     while process.poll() is None:
         added = {folder: count(campaign.store, folder, begun_ns) for folder in FOLDERS}
-        if place == "workers":
-            if struck < int(number) and added["journal"] > struck:
-                struck += kill_a_worker(process.pid)
-        elif is_due(campaign, place, float(number), added, time.monotonic() - started):
+        if struck < workers and added["journal"] > struck:
+            struck += kill_a_worker(process.pid)
+        elif place != "workers" and is_due(campaign, place, float(number), added, time.monotonic() - started):
             break
         time.sleep(POLL_S)
     campaign.kills += struck
@@ -196,7 +197,7 @@ def is_due(campaign: Campaign, place: str, number: float, added: dict[str, int],
         return passed_s >= number
     if place == "current":
         return current_id(Location(campaign.store)) != campaign.old
-    return added["journal" if place == "raylet" else place] >= number
+    return added["journal" if place in ("raylet", "both") else place] >= number
 
 
 def kill_a_worker(session: int) -> int:
