@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medret.errors import QuarantineCode, VolumeError
@@ -122,11 +122,16 @@ def test_every_cut_of_a_gzip_file_is_told(phantoms: Any, share: float) -> None:
 
 
 @given(share=st.floats(0.02, 1, exclude_max=True), bit=st.integers(0, 7))
+@example(share=0.9993256, bit=2)
 @settings(max_examples=60, deadline=None)
 def test_a_flipped_bit_in_the_stream_is_noticed(phantoms: Any, share: float, bit: int) -> None:
     data = bytearray(phantoms.nifti(VOXELS))
-    place = int(share * len(data))
+    whole, place = gzip.decompress(data), int(share * len(data))
     data[place] ^= 1 << bit
+    with suppress(EOFError, OSError, zlib.error):
+        if gzip.decompress(data) == whole:  # one of the bits that fill the stream's last byte and mean nothing
+            assert bytes(opened(bytes(data)).content) == whole
+            return
     codes = {
         QuarantineCode.GZIP_CORRUPT,
         QuarantineCode.TRUNCATED,
