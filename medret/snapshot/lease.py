@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -28,6 +29,7 @@ from medret.storage import Location
 LEASE = "LEASE"
 LEASE_S = 600.0
 RENEWALS = 4  # within the time of one lease
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # one without a time zone cannot be compared with now
 
 
 class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +38,8 @@ class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holder: str
     owner: str
     process: str
-    since: datetime
-    expires: datetime
+    since: Moment
+    expires: Moment
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -152,7 +154,7 @@ def _read(store: Location) -> bytes | None:
 def _parse(data: bytes | None) -> Holder | None:
     try:
         return msgspec.json.decode(data, type=Holder) if data else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None  # damaged: whoever comes next may take it
 
 

@@ -94,7 +94,20 @@ def test_a_dead_process_of_this_machine_lapses_at_once(tmp_path: Path) -> None:
     assert "heir" in holder_of(Location(tmp_path))
 
 
-def test_a_damaged_lease_stops_nobody(store: Location) -> None:
-    store.write(LEASE, b"{}")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"{}",
+        lambda whole: whole[:20],
+        lambda whole: b"\0" * len(whole),
+        lambda whole: whole.replace(b'"holder":"', b'"holder":"\xff'),  # no UTF-8
+        lambda whole: whole.replace(b'Z"', b'"'),  # times without a zone
+    ],
+)
+def test_a_damaged_lease_stops_nobody(store: Location, damage: Callable[[bytes], bytes]) -> None:
+    take(store, "before", 60)
+    whole = store.read(LEASE)
+    assert damage(whole) != whole
+    store.write(LEASE, damage(whole))
     take(store, "run", 60)
     assert "run" in holder_of(store)
