@@ -320,7 +320,7 @@ def _precision(report: dict[str, Any], model: str) -> Precision:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of volumes (default: the real volumes, or phantoms)")
-    parser.add_argument("--volumes", type=int, default=96, help="at most so many (default %(default)s)")
+    parser.add_argument("--volumes", type=int, default=192, help="at most so many (default %(default)s)")
     parser.add_argument(
         "--five", type=int, default=40, help="volumes of the run with five models (default %(default)s)"
     )

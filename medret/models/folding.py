@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from medret.models.trial import calls
 
 _SAME = 1e-3  # of the output's length: far above float32's rounding, far below a norm that is missing or wrong
 
@@ -26,43 +28,19 @@ def fold_batch_norms(model: nn.Module, side_px: int) -> nn.Module:
         return model
     folded = copy.deepcopy(model)
     with torch.no_grad():
-        pairs, expected = _trial(folded, images)
-        for convolution, norm in pairs:
-            _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
-            folded.set_submodule(norm, _what_remains(folded.get_submodule(norm)))
+        seen, expected = calls(folded, images, (nn.Conv2d, nn.BatchNorm2d))
+        given = {call.given: call.layer for call in seen if isinstance(call.layer, nn.Conv2d)}
+        for call in seen:
+            convolution, norm = given.get(call.taken), call.layer
+            if convolution and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
+                _fold(convolution, norm)
+                folded.set_submodule(call.name, _what_remains(norm))
         same = torch.dist(folded(images), expected) <= _SAME * expected.norm()
     return folded if same else model
 
 
-def _trial(model: nn.Module, images: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of the convolutions and norms of which one takes what the other gives, and the model's output."""
-    given: dict[int, tuple[str, Tensor]] = {}  # by identity; holding the tensors keeps identities from being used again
-    pairs: list[tuple[str, str]] = []
-    hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-
-            def keep(_layer: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-                given[id(output)] = name, output
-
-            hooks.append(layer.register_forward_hook(keep))
-        elif isinstance(layer, nn.BatchNorm2d) and layer.affine and layer.track_running_stats:
-
-            def pair(_layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                if id(inputs[0]) in given:
-                    pairs.append((given[id(inputs[0])][0], name))
-
-            hooks.append(layer.register_forward_pre_hook(pair))
-    output: Tensor = model(images)
-    for hook in hooks:
-        hook.remove()
-    return pairs, output
-
-
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Give the convolution what the norm does, in place."""
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
