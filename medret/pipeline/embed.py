@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from medret.models import ModelSpec, Weights, stage_weights, staged_weights
+from medret.models import ModelSpec, Weights, keep_freed_memory, stage_weights, staged_weights
 from medret.pipeline.progress import Tally, is_stopping
 from medret.pipeline.rows import STOPPED, pixels_column, vectors_column
 from medret.recipe import Recipe
@@ -33,6 +33,8 @@ class EmbedStage:
         drop_pixels: bool,
         counter: Any,
     ) -> None:
+        if device == "cpu":
+            keep_freed_memory()
         from medret.models import Encoder  # torch: only where a model runs, not in every reading and writing worker
 
         staged = staged_weights(weights) or stage_weights(
