@@ -18,7 +18,7 @@ from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first,
 from medret.index.parameters import scan_parameters
 
 BATCH_ROWS = 16_384  # rows that are float32 at the same time while building
-RESCORE_BYTES = 64 << 20  # bound on the float64 copy of candidates while re-scoring
+RESCORE_BYTES = 2 << 20  # of the float64 copy of candidates while re-scoring: what stays in a core's cache
 
 
 def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
