@@ -14,6 +14,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from medret.cli import main
 from medret.embeddings import read_vectors
 from medret.embeddings.shards import read_parquet
 from medret.snapshot import current_id, read_files, read_ledger, read_manifest
@@ -50,6 +51,19 @@ def read_store(uri: str | Path) -> SimpleNamespace:
 def opened() -> Callable[[str | Path], SimpleNamespace]:
     """`opened(uri)`: what the store at `uri` holds."""
     return read_store
+
+
+@pytest.fixture(scope="session")
+def store(phantom_archive: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms, indexed with real weights and two aggregations."""
+    folder = tmp_path_factory.mktemp("run") / "store"
+    labels = phantom_archive.parent / "labels.csv"
+    code = main(
+        ["index", str(phantom_archive), str(folder), "--labels", str(labels), "--slices", "uniform:8", "--quiet",
+         "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--shard-volumes", "8"]
+    )  # fmt: skip
+    assert code == 0
+    return folder
 
 
 def copies(path: Path) -> dict[str, nib.nifti1.Nifti1Image]:

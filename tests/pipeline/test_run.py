@@ -29,19 +29,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     return code, json.loads(output) if output else {}
 
 
-@pytest.fixture(scope="module")
-def store(phantom_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantoms, indexed with real weights and two aggregations."""
-    folder = tmp_path_factory.mktemp("run") / "store"
-    labels = phantom_archive.parent / "labels.csv"
-    code = main(
-        ["index", str(phantom_archive), str(folder), "--labels", str(labels), "--slices", "uniform:8", "--quiet",
-         "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--shard-volumes", "8"]
-    )  # fmt: skip
-    assert code == 0
-    return folder
-
-
 def test_every_volume_is_embedded_and_labelled(store: Path, phantom_archive: Path, opened: Opened) -> None:
     found = opened(store)
     expected = {str(path.relative_to(phantom_archive)) for path in phantom_archive.rglob("*.nii.gz")}

@@ -62,13 +62,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             _wait_for(lambda: "Ray runtime started" in (folder / "worker").read_text(), nodes[1], folder / "worker")
             yield SimpleNamespace(address=f"http://127.0.0.1:{dashboard}", environment=environment)
         finally:
-            for node in reversed(nodes):
-                node.terminate()
-            for node in nodes:
-                try:
-                    node.wait(10)
-                except subprocess.TimeoutExpired:
-                    node.kill()
+            for node in reversed(nodes):  # what `ray start --block` has started ends with it
+                node.kill()
+                node.wait()
 
 
 def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -112,21 +108,18 @@ def submit(cluster: SimpleNamespace, *arguments: str, **changed: str) -> subproc
 def test_submitted_job_gives_the_vectors_of_a_local_run(
     cluster: SimpleNamespace,
     phantom_archive: Path,
+    store: Path,
     tmp_path: Path,
-    ray_session: None,
     opened: Callable[[str | Path], Any],
 ) -> None:
-    from medret.cli import main
-
-    options = ["--labels", str(phantom_archive.parent / "labels.csv"), "--slices", "uniform:4"]
+    options = ["--labels", str(phantom_archive.parent / "labels.csv"), "--slices", "uniform:8"]
     done = submit(cluster, str(phantom_archive), str(tmp_path / "there"), *options, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r'"embedded": 12\b', done.stdout)
     [report] = (tmp_path / "there" / "runs").glob("*.json")
     assert json.loads(report.read_text())["cluster"] == {"cpus": 2.0, "gpus": 0, "node_cpus": 1.0}
     assert verify_store(Location(tmp_path / "there")) == []
-    assert main(["index", str(phantom_archive), str(tmp_path / "here"), *options, "--quiet"]) == 0
-    there, here = opened(tmp_path / "there").vectors(MODEL), opened(tmp_path / "here").vectors(MODEL)
+    there, here = opened(tmp_path / "there").vectors(MODEL), opened(store).vectors(MODEL)
     assert there.keys() == here.keys()
     for volume_id, vectors in here.items():
         np.testing.assert_array_equal(vectors, there[volume_id])
