@@ -242,12 +242,14 @@ def _lsh_figures(
             resident = pool.submit(lsh_resident, folder, rows, dim).result()
     index = LshIndex(codes, ExactIndex(flat), Distinct(first_equal(vectors)), settings.lsh_candidates)
     float32_bytes = 4 * vectors.size
+    fixed = (resident.memory - rows * codes.code_size) / float32_bytes
     return [
         Figure("LSH recall@10, re-scored", recall(index.search(queries, K).rows, truth), 0.98, f"exact search; {data}"),
         Figure("LSH codes", codes.code_size / (4 * dim), 1 / 8, "bytes of float32 vectors", at_least=False),
         Figure(
             "LSH, resident memory without the mapped vectors", resident.memory / float32_bytes, 1 / 8,
             f"bytes of float32 vectors, after {len(queries)} queries; {data}", at_least=False,
+            why=f"{fixed:.2f} are the rotation and a search's buffers, which do not grow with the rows",
         ),
         Figure(
             "LSH, pages of the mapped vectors that re-scoring touched", resident.vectors / float32_bytes, None,
