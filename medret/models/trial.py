@@ -25,6 +25,8 @@ class Call:
 def calls(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> tuple[list[Call], Tensor]:
     """The calls of all layers of these kinds while the model runs, in order, and the model's output.
 
+    Calls that name what they give a layer are not among them.
+
     All that they take and give is kept until the end, so that no two values look the same: `images` should be few.
     """
     seen: list[Call] = []
@@ -35,12 +37,14 @@ def calls(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) 
         if isinstance(layer, kinds):
 
             def before(_layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                kept.append(inputs[0])
-                taken[name] = _value(inputs[0])
+                if inputs:
+                    kept.append(inputs[0])
+                    taken[name] = _value(inputs[0])
 
             def after(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                kept.append(output)
-                seen.append(Call(name, layer, taken[name], _value(output), tuple(inputs[0].shape)))
+                if inputs:
+                    kept.append(output)
+                    seen.append(Call(name, layer, taken[name], _value(output), tuple(inputs[0].shape)))
 
             hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     try:

@@ -145,7 +145,19 @@ class Twice(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("kind", [Taps, Looks, Twice])
+class Named(nn.Module):
+    """One layer, called with its input and by its input's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.layer(input=self.layer(features))
+        return output
+
+
+@pytest.mark.parametrize("kind", [Taps, Looks, Twice, Named])
 def test_what_would_change_or_fail_stays_whole(kind: type[nn.Module]) -> None:
     model, features = ready(kind()), drawn(2, 3, 8, 8)
     expected, layers = model(features), list(model.modules())
@@ -178,6 +190,16 @@ def test_other_layers_stay(layer: nn.Module) -> None:
 
 def test_a_torch_without_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusing, "OPERATIONS", object())
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    fuse_layers(model, drawn(1, 3, 8, 8), 2)
+    assert isinstance(model[0], nn.Conv2d)
+
+
+def test_a_processor_without_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("mkldnn_bf16 needs avx512")
+
+    monkeypatch.setattr(fusing.OPERATIONS, "_reorder_convolution_weight", refuse)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3)))
     fuse_layers(model, drawn(1, 3, 8, 8), 2)
     assert isinstance(model[0], nn.Conv2d)
