@@ -62,9 +62,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             _wait_for(lambda: "Ray runtime started" in (folder / "worker").read_text(), nodes[1], folder / "worker")
             yield SimpleNamespace(address=f"http://127.0.0.1:{dashboard}", environment=environment)
         finally:
-            for node in reversed(nodes):  # what `ray start --block` has started ends with it
-                node.kill()
-                node.wait()
+            for node in reversed(nodes):
+                node.terminate()
+            for node in nodes:
+                try:
+                    node.wait(10)
+                except subprocess.TimeoutExpired:
+                    node.kill()
 
 
 def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
