@@ -310,7 +310,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
                     1.1,
                     "the sum of their bare times (random weights)",
                     False,
-                    why="each model has an actor of one thread here: the slowest, DreamSim, ends with a core to itself",
+                    why="on two cores each model has an actor of one thread: the slowest, DreamSim, ends alone on one",
                 )
             )
     return Measured(figures, facts)

@@ -36,7 +36,7 @@ from medret.storage import Location
 SMALL = ("--model", "timm:test_vit", "--weights", "timm:test_vit=random", "--slices", "uniform:1")
 SHAPE = (12, 12, 8)
 NOISE = "the smaller difference is of two runs that take half a minute to start, give or take some seconds"
-ROWS = "rows of new volumes are Python objects while the ledger is written, some 20 KB each (docs/scale.md)"
+ROWS = "after the stream the rows of new volumes pass through Python objects on the driver (docs/scale.md)"
 LISTING = "the server takes turns with medret on the same cores; on S3 itself its part of the time is another machine's"
 
 

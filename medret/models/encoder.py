@@ -58,7 +58,7 @@ class Encoder:
         # what takes float32 rounds later: under autocast layer by layer, in DreamSim after each branch's normalisation
         takes_float32 = isinstance(model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
         self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
-        if device == "cpu" and backend is None:
+        if self._device.type == "cpu" and backend is None:
             image = torch.rand(1, 3, spec.side_px, spec.side_px, generator=torch.Generator().manual_seed(0))
             model = fuse_layers(model, image.to(dtype=self._input_dtype, memory_format=self._layout), batch_size)
         run: Any = torch.compile(model, backend=backend) if backend else model

@@ -25,9 +25,8 @@ class Call:
 def calls(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> tuple[list[Call], Tensor]:
     """The calls of all layers of these kinds while the model runs, in order, and the model's output.
 
-    Calls that name what they give a layer are not among them.
-
-    All that they take and give is kept until the end, so that no two values look the same: `images` should be few.
+    Calls that name what they give a layer are not among them. All that layers take and give is kept until the end, so
+    that no two values look the same: `images` should be few.
     """
     seen: list[Call] = []
     kept: list[Tensor] = []
