@@ -17,6 +17,7 @@ from medret.errors import MedretError, UsageError
 
 # A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
 WHOLE_CPU_FROM = 2
+IDLE_WORKER_S = 600  # that a process of a local Ray is kept for the next task
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def _connect() -> None:
         # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal, and
         # Ray says there that it was told not to.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Ray ends workers that idle for a second where they are more than the CPUs, actors among them: on a small
+        # machine nearly every reading and writing task then waits for a new process and its imports.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
         with _stderr_held_back():
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except MedretError:  # told to stop meanwhile

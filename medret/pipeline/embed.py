@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from medret.models import ModelSpec, Weights, keep_freed_memory, stage_weights, staged_weights
-from medret.pipeline.progress import Tally, is_stopping
+from medret.pipeline.progress import Tally
 from medret.pipeline.rows import STOPPED, pixels_column, vectors_column
 from medret.recipe import Recipe
 
@@ -45,14 +45,13 @@ class EmbedStage:
         )
         self._recipe = recipe
         self._drop_pixels = drop_pixels
-        self._counter = counter
         self._tally = Tally(counter, f"embed {recipe.model.name}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Adds the model's outputs to each row; rows with a code get none, and no row any once the run is to stop."""
         started = time.monotonic()
         side = self._recipe.model.side_px
-        if is_stopping(self._counter):
+        if self._tally.is_stopping():
             place = table.schema.get_field_index("code")
             table = table.set_column(place, "code", pa.array([STOPPED] * table.num_rows, pa.string()))
         column = _pixels(table, side)
@@ -68,6 +67,7 @@ class EmbedStage:
             table = table.drop_columns(pixels_column(side))
         done = table.num_rows - table["code"].to_pylist().count(STOPPED)
         self._tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
+        self._tally.report()
         return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
 
 

@@ -20,7 +20,7 @@ from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.rows import CANARIES
 from medret.pipeline.shards import Derive, Rewrite, Source, derive_all, rewrite_all
-from medret.pipeline.stream import EMBED_VOLUMES, ModelJob, Stages, Streamed, stream
+from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location
@@ -50,7 +50,7 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
         device = own[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
         plan_for = partial(plan_pools, capacity, len(own), device, gpus_per_actor=request.gpus_per_actor)
-        pools, calls = plan_for(actors=request.actors), math.ceil(source.num_rows / EMBED_VOLUMES)
+        pools, calls = plan_for(actors=request.actors), math.ceil(source.num_rows / LEAST_VOLUMES)
         if pools.size > calls:  # no more actors than there are calls for
             pools = plan_for(actors=max(1, calls))
         made.append(stream(source, own, pools, stages))

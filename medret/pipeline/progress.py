@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from medret.retry import retries
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
+TALK_S = 0.5  # between two words of one task with the counter: one actor answers all tasks of a cluster
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class StageCount:
     bytes: int = 0
     seconds: float = 0.0
     retries: int = 0
+
+    def plus(self, other: StageCount) -> StageCount:
+        """Both together."""
+        return StageCount(
+            self.volumes + other.volumes,
+            self.slices + other.slices,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+            self.retries + other.retries,
+        )
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)
@@ -51,14 +63,7 @@ class StageCounter:
         """Add a finished batch of a stage. ended: in seconds since the epoch."""
         passed = ended - self._started
         self._timeline.add(stage, passed - added.seconds, passed, added.slices)
-        old = self._stages.get(stage, StageCount())
-        self._stages[stage] = StageCount(
-            old.volumes + added.volumes,
-            old.slices + added.slices,
-            old.bytes + added.bytes,
-            old.seconds + added.seconds,
-            old.retries + added.retries,
-        )
+        self._stages[stage] = self._stages.get(stage, StageCount()).plus(added)
         self._metrics.stage(stage, added.volumes, added.slices, added.seconds, added.retries)
 
     def quarantined(self, code: str) -> None:
@@ -83,28 +88,43 @@ class StageCounter:
         return self._stopping
 
 
-def is_stopping(counter: Any) -> bool:
-    """Whether the run is to stop, asked from a task; a counter that cannot answer stops nobody."""
-    try:
-        return bool(ray.get(counter.stopping.remote(), timeout=30))
-    except (ray.exceptions.RayError, TimeoutError):
-        return False
-
-
 class Tally:
-    """One task's reports to the counter. Counts the storage requests repeated since it was made."""
+    """One task's reports to the counter, and whether the counter wants it to go on; at most every TALK_S seconds.
+
+    Counts the storage requests repeated since it was made.
+    """
 
     def __init__(self, counter: Any, stage: str) -> None:
         self._counter = counter
         self._stage = stage
         self._retries = retries()
+        self._unsaid = StageCount()
+        self._said = self._asked = -math.inf
+        self._stopping = False
 
     def add(self, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
-        """Report a finished batch."""
+        """Count what was just finished; reported now or with what comes next, at the latest by `report`."""
+        self._unsaid = self._unsaid.plus(StageCount(volumes, slices, size_bytes, seconds))
+        if time.monotonic() - self._said > TALK_S:
+            self.report()
+
+    def report(self) -> None:
+        """Report what was counted since the last time."""
         now = retries()
-        added = StageCount(volumes, slices, size_bytes, seconds, now - self._retries)
-        self._retries = now
-        self._counter.add.remote(self._stage, added, time.time())
+        said, self._unsaid = self._unsaid.plus(StageCount(retries=now - self._retries)), StageCount()
+        self._retries, self._said = now, time.monotonic()
+        if said != StageCount():
+            self._counter.add.remote(self._stage, said, time.time())
+
+    def is_stopping(self) -> bool:
+        """Whether the run is to stop; a counter that cannot answer stops nobody."""
+        if not self._stopping and time.monotonic() - self._asked > TALK_S:
+            try:
+                self._stopping = bool(ray.get(self._counter.stopping.remote(), timeout=30))
+            except (ray.exceptions.RayError, TimeoutError):
+                self._stopping = False
+            self._asked = time.monotonic()
+        return self._stopping
 
     def quarantined(self, code: str) -> None:
         """Report a refused volume."""

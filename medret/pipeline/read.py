@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from medret.archive import object_etag, object_mtime
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.progress import Tally, is_stopping
+from medret.pipeline.progress import Tally
 from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
 from medret.retry import retrying
 from medret.storage import is_store_failure, open_filesystem
 from medret.volume import Limits, SlicedVolume, read_volume
 
+READ_AT_ONCE = 4  # objects of an object store, side by side: as many are in memory
 READINGS = 3  # of an object that someone is writing to
 
 
@@ -41,7 +42,7 @@ class ReadStage:
         schema = pa.schema(fields)
         started = time.monotonic()
         for row, content in _with_contents(table.to_pylist()):
-            if is_stopping(self.counter):
+            if tally.is_stopping():
                 stopped = {name: [None] for name in schema.names} | {name: [row[name]] for name in SOURCE.names}
                 yield pa.table(stopped | {"code": [STOPPED]}, schema=schema)
                 continue
@@ -50,6 +51,7 @@ class ReadStage:
             tally.add(1, n, size, time.monotonic() - started)
             yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)
             started = time.monotonic()
+        tally.report()
 
     def _read(self, row: dict[str, Any], content: bytes | Exception) -> tuple[dict[str, Any], int]:
         """The row's further columns and how many slices it has."""
@@ -104,12 +106,13 @@ def _with_contents(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, A
     Size, etag and mtime of a row become those of the object that was read, if it was replaced since it was listed.
     """
     fs, _ = open_filesystem(rows[0]["uri"])
-    paths = [fs._strip_protocol(row["uri"]) for row in rows]
-    together: dict[str, Any] = {}
-    if fs.async_impl and len(paths) > 1:  # a local disk: one at a time keeps one file in memory
-        together = fs.cat(paths, on_error="return")
-    for row, path in zip(rows, paths, strict=True):
-        yield row, _steady(fs, path, row, together.pop(path, None))
+    at_once = READ_AT_ONCE if fs.async_impl else 1  # a local disk: one at a time keeps one file in memory
+    for at in range(0, len(rows), at_once):
+        group = rows[at : at + at_once]
+        paths = [fs._strip_protocol(row["uri"]) for row in group]
+        together: dict[str, Any] = fs.cat(paths, on_error="return") if len(paths) > 1 else {}
+        for row, path in zip(group, paths, strict=True):
+            yield row, _steady(fs, path, row, together.pop(path, None))
 
 
 def _steady(fs: Any, path: str, row: dict[str, Any], content: Any) -> bytes | Exception:

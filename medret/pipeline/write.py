@@ -57,6 +57,7 @@ class WriteStage:
                 tally.quarantined(row["code"])
         slices = sum(len(row["positions"]) for row, each in own if each is not None)
         tally.add(len(own), slices, int(sum(files["size_bytes"].to_pylist())), time.monotonic() - started)
+        tally.report()
         return pa.table(
             {
                 "ledger": [ipc_bytes(ledger)],
