@@ -34,7 +34,7 @@ types: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
 chaos: $(STAMP)  ## Kill runs at many points, resume them, and compare (some minutes)
-	$(BIN)/python tests/chaos/campaign.py $(ARGS)
+	$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
 	@$(BIN)/python -c 'import hnswlib' 2>/dev/null || $(BIN)/python -m uv pip install --python $(BIN)/python \

@@ -1,6 +1,6 @@
 """Kill runs, again and again, and see that nothing is lost, nothing is made twice and nothing half-made is ever live.
 
-    python tests/chaos/campaign.py [--points 24] [--seed 0] [--folder DIR]        (make chaos)
+    python -m tests.chaos.campaign [--points 24] [--seed 0] [--folder DIR]        (make chaos)
 
 A store with a snapshot gets an archive that has changed. One run after the other is killed with SIGKILL, at points
 spread over the run; each goes on where the one before was killed. After every kill the old snapshot must be live (the
@@ -40,6 +40,7 @@ from medret.embeddings import read_vectors
 from medret.embeddings.shards import read_parquet
 from medret.snapshot import current_id, read_files, read_journal, read_ledger, read_manifest, verify_store
 from medret.storage import Location
+from tests.processes import family, reap
 
 MODEL = "timm:test_vit"
 SHAPE = (24, 22, 16)
@@ -123,41 +124,6 @@ def count(store: Path, place: str, since_ns: int) -> int:
             except FileNotFoundError:
                 continue
     return written
-
-
-def family(session: int) -> dict[int, str]:
-    """Process id -> name of what a run has started, as far as it lives, whatever session it is in by now."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                parents[int(entry.name)] = (int(fields[1]), int(fields[3]))
-            except OSError:
-                continue
-    found: dict[int, str] = {}
-    grew = True
-    while grew:
-        more = {p: names[p] for p, (up, sid) in parents.items() if p not in found and (sid == session or up in found)}
-        grew = bool(more)
-        found |= more
-    return found
-
-
-def reap(session: int) -> None:
-    """End what a killed driver left, and wait until it is gone."""
-    for _ in range(200):
-        left = family(session)
-        left.pop(os.getpid(), None)
-        if not left:
-            return
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.05)
 
 
 def strike(campaign: Campaign, point: str, log: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ import pytest
 
 from medret.snapshot import verify_store
 from medret.storage import Location
+from tests.processes import reap
 
 ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet_lite0"
@@ -62,18 +63,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             _wait_for(lambda: "Ray runtime started" in (folder / "worker").read_text(), nodes[1], folder / "worker")
             yield SimpleNamespace(address=f"http://127.0.0.1:{dashboard}", environment=environment)
         finally:
-            for node in reversed(nodes):
-                node.terminate()
-            for node in nodes:
-                try:
-                    node.wait(10)
-                except subprocess.TimeoutExpired:
-                    node.kill()
+            for node in nodes:  # the agents of a node outlive it, and keep a core busy
+                reap(node.pid)
+                node.wait()
 
 
 def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _free_ports(count: int) -> list[int]:
