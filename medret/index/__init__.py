@@ -11,6 +11,7 @@ from medret.index.centre import CENTRE_KIND, centred, fit_centre, refit_needed, 
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex
 from medret.index.gpu import available as gpu_available
+from medret.index.measure import threads
 from medret.index.neighbours import MISSING, Neighbours, Searchable
 from medret.index.open import open_approximate, open_exact
 from medret.index.plan import plan_shards
@@ -40,5 +41,6 @@ __all__ = [
     "open_exact",
     "plan_shards",
     "refit_needed",
+    "threads",
     "uncentred",
 ]

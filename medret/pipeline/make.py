@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,10 +48,9 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
         own = [job for job in jobs if job.recipe.digest in missing]
         device = own[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
-        plan_for = partial(plan_pools, capacity, len(own), device, gpus_per_actor=request.gpus_per_actor)
-        pools, calls = plan_for(actors=request.actors), math.ceil(source.num_rows / LEAST_VOLUMES)
-        if pools.size > calls:  # no more actors than there are calls for
-            pools = plan_for(actors=max(1, calls))
+        pools = plan_pools(capacity, len(own), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
+        calls = math.ceil(source.num_rows / LEAST_VOLUMES)
+        pools = replace(pools, size=max(1, min(pools.size, calls)))  # no more actors than there are calls for
         made.append(stream(source, own, pools, stages))
     return Streamed(
         pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),

@@ -24,8 +24,9 @@ from medret.volume import Limits
 
 # Volumes a block: what a read task gives and an actor's call embeds. The driver spends some 30 ms on each block, so a
 # large archive has large ones, as long as every actor gets many. A GPU embeds 64 volumes of 16 slices in a quarter of a
-# second, a core 16 in ten seconds: what a kill loses, and a run that is to stop waits for, should not be more.
-LEAST_VOLUMES = 4
+# second, a core 16 in ten seconds: what a kill loses, and a run that is to stop waits for, should not be more. Powers
+# of two, as batches are: where a volume has one slice, a call fills its batches too.
+LEAST_VOLUMES = 8
 MOST_VOLUMES = {"cpu": 16, "cuda": 64}
 CALLS_AN_ACTOR = 16
 READ_MEMORY_BYTES = 256 * 2**20  # of a read task, as Ray schedules it: a common volume decoded, and its slices
@@ -98,7 +99,10 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
 
 def block_volumes(volumes: int, actors: int, device: str) -> int:
     """How many volumes are read by one task and embedded by one call."""
-    return min(MOST_VOLUMES[device], max(LEAST_VOLUMES, volumes // (CALLS_AN_ACTOR * actors)))
+    size = LEAST_VOLUMES
+    while 2 * size <= min(MOST_VOLUMES[device], volumes // (CALLS_AN_ACTOR * actors)):
+        size *= 2
+    return size
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:

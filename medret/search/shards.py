@@ -24,6 +24,7 @@ from medret.index import (
     gpu_available,
     open_approximate,
     open_exact,
+    threads,
     uncentred,
 )
 from medret.index.neighbours import best_first
@@ -32,6 +33,7 @@ from medret.search.kept import Kept
 from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
 from medret.search.merge import Found, merge_shards
+from medret.search.side_by_side import side_by_side
 
 # Up to so many rows are asked for in excess and dropped; beyond, each query walks the index with its own selector.
 EXCESS_MAX = 64
@@ -238,10 +240,14 @@ class ShardedIndex:
         if excluded and any(excluded):
             for number, own in enumerate(excluded):
                 groups.setdefault(frozenset(own), []).append(number)
-        by_shard = []
-        for shard in self.shards:
+
+        def searched(shard: Shard) -> Neighbours:
             apart = [Exclusion(np.array(members), shard.rows_of(own)) for own, members in groups.items()]
-            by_shard.append(shard.search(queries, k, kind, apart, shard.rows_dropped(kept)))
+            return shard.search(queries, k, kind, apart, shard.rows_dropped(kept))
+
+        # FAISS spreads queries over its threads; where there are fewer queries than threads, the shards are spread.
+        at_once = threads() if len(queries) < threads() else 1
+        by_shard = side_by_side(searched, self.shards, at_once)
         found: list[list[Found]] = [[] for _ in queries]
         if not by_shard:
             return found

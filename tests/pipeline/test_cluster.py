@@ -6,6 +6,7 @@ import pytest
 
 from medret.errors import UsageError
 from medret.pipeline.cluster import Capacity, device_for, plan_pools
+from medret.pipeline.stream import block_volumes
 
 
 @pytest.mark.parametrize("models", [1, 2, 5])
@@ -53,3 +54,13 @@ def test_cuda_without_a_gpu_is_never_a_silent_cpu_run() -> None:
     assert device_for("auto", Capacity(8, 0, 8)) == "cpu"
     assert device_for("auto", Capacity(8, 2, 8)) == "cuda"
     assert device_for("cpu", Capacity(8, 2, 8)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("volumes", "actors", "device", "size"),
+    [(1, 1, "cpu", 8), (169, 2, "cpu", 8), (3000, 2, "cpu", 16), (3000, 280, "cpu", 8), (10**6, 8, "cuda", 64)],
+)
+def test_blocks_grow_with_the_archive_as_long_as_every_actor_gets_many(
+    volumes: int, actors: int, device: str, size: int
+) -> None:
+    assert block_volumes(volumes, actors, device) == size

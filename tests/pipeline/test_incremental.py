@@ -26,7 +26,7 @@ from medret.storage import Location
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 Opened = Callable[[str | Path], SimpleNamespace]
 MODEL = "timm:test_vit"
-OPTIONS = ("--model", MODEL, "--weights", f"{MODEL}=random", "--slices", "uniform:2")
+OPTIONS = ("--model", MODEL, "--weights", f"{MODEL}=random", "--slices", "uniform:2", "--actors", "1")
 SHAPE = (24, 22, 16)
 
 
