@@ -71,7 +71,7 @@ def command(archive: Path, store: Path) -> list[str]:
     """An index run of the campaign."""
     return [
         sys.executable, "-m", "medret", "index", str(archive), str(store), "--model", MODEL, "--weights",
-        f"{MODEL}=random", "--slices", "uniform:2", "--shard-volumes", str(GROUP), "--json",
+        f"{MODEL}=random", "--slices", "uniform:2", "--shard-volumes", str(GROUP), "--actors", "1", "--json",
     ]  # fmt: skip
 
 
