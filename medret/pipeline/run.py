@@ -50,7 +50,7 @@ from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
 from medret.retry import retries
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import Counts, Lease, clear_journal, leased, publish, read_journal
+from medret.snapshot import Counts, Lease, clear_journal, leased, publish
 from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
 
@@ -89,7 +89,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
         if recipes is not None:
             plan, _ = plan_run(request, inputs, state, recipes)
             if is_up_to_date(request, inputs, state, recipes, plan):
-                clear_journal(store, state.journal.paths)
+                clear_journal(store)
                 return _nothing_to_do(run, plan)
         with connected():
             try:
@@ -164,7 +164,7 @@ def _run(run: _Run) -> IndexOutcome:
     with log.phase("gates"):
         judged = _gates(run, plan, counts, made, pool, layout.ledger, indices.entries)
         if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
-            clear_journal(store, read_journal(store).paths)  # the next run makes these vectors anew
+            clear_journal(store)  # the next run makes these vectors anew
         passed = gates.enforce(judged, _hint(ledger))
     files = indices.files
     quarantine = ledgers.quarantine(layout.ledger)
@@ -182,7 +182,7 @@ def _run(run: _Run) -> IndexOutcome:
             gates=passed,
         )  # fmt: skip
         with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
-            clear_journal(store, read_journal(store).paths)
+            clear_journal(store)
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
     return IndexOutcome(

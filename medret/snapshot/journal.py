@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -51,10 +50,10 @@ def read_journal(store: Location) -> Journal:
     return Journal(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(paths))
 
 
-def clear_journal(store: Location, paths: Iterable[str]) -> None:
-    """Remove entries: what they say stands in a published snapshot, or is of no use any more."""
+def clear_journal(store: Location) -> None:
+    """Remove all entries: what they say stands in a published snapshot, or is of no use any more."""
     with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(store.delete, paths))
+        list(pool.map(store.delete, store.files(FOLDER)))
 
 
 def _read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
