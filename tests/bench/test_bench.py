@@ -6,6 +6,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,23 @@ HELPERS = {"run", "figures", "corpus", "listing", "synthetic", "bare", "dreamsim
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in HELPERS)
 
 
+def tiny_run(name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCH / f"{name}.py"), "--tiny", "--json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The runs of the scripts that are asked for, two at a time: starting takes most of their time, on one core."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    own = [item.name for item in items if item.parent is request.node]
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(tiny_run, name) for name in SCRIPTS if any(f"[{name}]" in test for test in own)}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_tiny_run_gives_figures(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCH / f"{name}.py"), "--tiny", "--json"], capture_output=True, text=True, check=False
-    )
+def test_a_tiny_run_gives_figures(name: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[name].result()
     assert done.returncode == 0, done.stderr[-2000:]
     document = json.loads(done.stdout)
     assert document["benchmark"] == name
