@@ -124,7 +124,7 @@ def rerun_s(objects: int, scratch: Path, store: Path | None) -> float:
 
 
 def measured(arguments: argparse.Namespace) -> Measured:
-    """Three sizes, and a run with nothing to do."""
+    """Archives of several sizes, and a run with nothing to do."""
     most, objects = (24, 3000) if arguments.tiny else (arguments.volumes, arguments.objects)
     sizes = [most] if arguments.tiny else [most // 100, most // 10, 3 * most // 10, most]  # tiny: compared with itself
     with tempfile.TemporaryDirectory() as scratch:
