@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +44,7 @@ class Contents:
         self._settings = IndexSettings.from_json(manifest.index_settings)
         self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
-        self._kept: dict[str, Kept] = {}
+        self.kept = lru_cache(FILTERS_KEPT)(self._kept)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -95,16 +95,12 @@ class Contents:
         row = self.ledger.row(own_ids[0]) if own_ids else None
         return (own_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
 
-    def kept(self, where: str) -> Kept:
-        """The volumes that a filter keeps; raises UsageError. The last few filters are remembered."""
-        if where not in self._kept:
-            from medret.search.filters import parse_filter
+    def _kept(self, where: str) -> Kept:
+        """The volumes that a filter keeps; raises UsageError. `kept` remembers the last few."""
+        from medret.search.filters import parse_filter
 
-            while len(self._kept) >= FILTERS_KEPT:
-                del self._kept[next(iter(self._kept))]
-            mask = mask_of(parse_filter(where)(self.labels))
-            self._kept[where] = Kept(self.labels["volume_id"].combine_chunks(), mask)
-        return self._kept[where]
+        mask = mask_of(parse_filter(where)(self.labels))
+        return Kept(self.labels["volume_id"].combine_chunks(), mask)
 
     def scopes(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> Iterator[Scope]:
         """Queries that can be searched together, and what they may find."""

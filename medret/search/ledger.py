@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,13 +41,9 @@ class Ledger:
     """The ledger of a snapshot, in one or more local Parquet files in volume_id order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [pq.ParquetFile(path, memory_map=True, read_dictionary=CODED) for path in paths]
-        self._groups: list[tuple[int, int]] = []
-        self._first_ids: list[bytes] = []
-        for number, file in enumerate(self._files):
-            for group in range(file.metadata.num_row_groups):
-                self._groups.append((number, group))
-                self._first_ids.append(_first_id(file, group).encode())
+        self._files = [_File(path) for path in paths]
+        self._groups = [(file, group) for file in self._files for group in range(file.groups)]
+        self._first_ids = [file.first_id(group).encode() for file, group in self._groups]
         self._group = lru_cache(GROUPS_KEPT)(self._read_group)
 
     def rows(self, volume_ids: Iterable[str]) -> dict[str, LedgerRow]:
@@ -74,7 +71,7 @@ class Ledger:
 
         ids: list[str] = []
         for file in self._files:
-            table = file.read(columns=["volume_id", "content_sha256", "status"])
+            table = file.read(["volume_id", "content_sha256", "status"])
             same = pc.and_(pc.equal(table["content_sha256"], sha256), pc.equal(table["status"], "embedded"))
             ids += table["volume_id"].filter(same).to_pylist()
         return sorted(ids)
@@ -84,14 +81,37 @@ class Ledger:
         return None if place < 0 else self._group(place)
 
     def _read_group(self, place: int) -> _Group:
-        number, group = self._groups[place]
-        return _Group(self._files[number], group)
+        return _Group(*self._groups[place])
+
+
+class _File:
+    """One Parquet file, read by one thread at a time: several at once in pyarrow's reader can end the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path, memory_map=True, read_dictionary=CODED)
+        self._reading = Lock()
+        self.groups: int = self._file.num_row_groups
+
+    def read(self, columns: list[str], group: int | None = None) -> pa.Table:
+        """Columns of one row group, or of all of them."""
+        with self._reading:
+            if group is None:
+                return self._file.read(columns=columns)
+            return self._file.read_row_group(group, columns=columns)
+
+    def first_id(self, group: int) -> str:
+        """The smallest volume_id of a row group, from its statistics where it has them."""
+        column = self._file.schema_arrow.names.index("volume_id")
+        statistics = self._file.metadata.row_group(group).column(column).statistics
+        if statistics is not None and statistics.has_min_max:
+            return str(statistics.min)
+        return str(self.read(["volume_id"], group)["volume_id"][0].as_py())
 
 
 class _Group:
     """A decoded row group; the facts, which are the most of it, only when they are asked for."""
 
-    def __init__(self, file: pq.ParquetFile, number: int) -> None:
+    def __init__(self, file: _File, number: int) -> None:
         self._file, self._number = file, number
         batch = self._read(COLUMNS)
         self._places = {name: place for place, name in enumerate(batch.column("volume_id").to_pylist())}
@@ -121,14 +141,5 @@ class _Group:
         return Strings(self._read(["facts"]).column("facts"))
 
     def _read(self, columns: list[str]) -> pa.RecordBatch:
-        (batch,) = self._file.read_row_group(self._number, columns=columns).combine_chunks().to_batches()
+        (batch,) = self._file.read(columns, self._number).combine_chunks().to_batches()
         return batch
-
-
-def _first_id(file: pq.ParquetFile, group: int) -> str:
-    """The smallest volume_id of a row group, from its statistics where it has them."""
-    column = file.schema_arrow.names.index("volume_id")
-    statistics = file.metadata.row_group(group).column(column).statistics
-    if statistics is not None and statistics.has_min_max:
-        return str(statistics.min)
-    return str(file.read_row_group(group, columns=["volume_id"])["volume_id"][0].as_py())

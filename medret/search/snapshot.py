@@ -56,6 +56,7 @@ class Snapshot:
     """One immutable, complete set of vectors and indices; `open_snapshot` gives one.
 
     uri, id, manifest: what was opened. models, aggregations: names; the first of each is searched by default.
+    It may be asked by several threads at a time.
     """
 
     def __init__(self, contents: Contents) -> None:
