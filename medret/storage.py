@@ -262,9 +262,11 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     return text.rstrip("/")
 
 
-def read_uri(uri: str, **options: Any) -> bytes:
+def read_uri(uri: str) -> bytes:
     """The whole object behind a URI or local path; raises FileNotFoundError or OSError."""
-    fs, path = open_filesystem(uri, **options)
+    if not CHAINED.search(uri):
+        return Path(uri).read_bytes()  # without fsspec, as in `Location`
+    fs, path = open_filesystem(uri)
     data: bytes = retrying(lambda: fs.cat_file(path))
     return data
 
