@@ -272,7 +272,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
         floor, job = slices / (model_s + inflate_s), steady(report, MODEL)
-        idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"]["size"])
+        idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"]["sizes"][0])
         plain, recipe = plain_loop(paths), ray_recipe(paths)
         bound = f"the floor itself is {floor / plain:.1f} times the loop and {floor / recipe:.1f} times the recipe here"
         figures = [
@@ -310,7 +310,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
                     1.1,
                     "the sum of their bare times (random weights)",
                     False,
-                    why="on two cores each model has an actor of one thread: the slowest, DreamSim, ends alone on one",
+                    why="six actors, reading and writing take turns on the cores; not taken apart further",
                 )
             )
     return Measured(figures, facts)

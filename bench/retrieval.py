@@ -222,10 +222,10 @@ class Corpus:
 
 
 def _output_width(spec: ModelSpec) -> int:
-    from medret.models.open_names import output_width
+    from medret.models.open_names import measure
     from medret.models.timm_models import build_timm
 
-    return output_width(lambda: build_timm(spec), spec.side_px, spec.name)
+    return measure(lambda: build_timm(spec), spec.side_px, spec.name)[0]
 
 
 def steps(corpus: Corpus, get: Callable[[str], Slices]) -> list[tuple[str, Array]]:

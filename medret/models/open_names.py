@@ -1,6 +1,6 @@
 """`timm:NAME` and `hf:NAME`: any vision model of the two libraries, its facts read from their own records.
 
-Widths are measured by running the architecture on torch's meta device, which computes shapes and no numbers.
+Widths and costs are measured by running the architecture on torch's meta device, which computes shapes and no numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medret.errors import UsageError, WeightsError
 from medret.models.checkpoint import read_json
@@ -36,28 +37,29 @@ def open_spec(name: str, given: str | None = None) -> ModelSpec:
     return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, given)
 
 
-def output_width(make: Callable[[], nn.Module], side_px: int, what: str) -> int:
-    """Width of the vector for one image. Raises UsageError when the model gives no single vector."""
-    shape, problem = _output_shape(make, side_px, "meta")
+def measure(make: Callable[[], nn.Module], side_px: int, what: str) -> tuple[int, float]:
+    """Width of the vector for one image, and 10^9 multiply-adds; UsageError when the model gives no single vector."""
+    shape, flop, problem = _one_image(make, side_px, "meta")
     if problem:  # some architectures look at values while they are made or run
         with torch.random.fork_rng(devices=[]):
-            shape, problem = _output_shape(make, side_px, "cpu")
+            shape, flop, problem = _one_image(make, side_px, "cpu")
     if problem:
         raise UsageError(f"{what}: does not turn one {side_px} px image into a vector: {problem}")
     if len(shape) != 2:
         raise UsageError(f"{what}: gives an array of shape {shape} for one image, expected one vector")
-    return int(shape[1])
+    return int(shape[1]), flop / 2e9
 
 
-def _output_shape(make: Callable[[], nn.Module], side_px: int, device: str) -> tuple[tuple[int, ...], str]:
-    """The shape for one image and no problem, or no shape and the problem."""
+def _one_image(make: Callable[[], nn.Module], side_px: int, device: str) -> tuple[tuple[int, ...], int, str]:
+    """The output's shape and the FLOP of one image, or the problem."""
     try:
-        with torch.device(device), torch.inference_mode():
-            return tuple(make().eval()(torch.empty(1, 3, side_px, side_px)).shape), ""
+        with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            shape = tuple(make().eval()(torch.empty(1, 3, side_px, side_px)).shape)
+        return shape, counter.get_total_flops(), ""
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001  whatever an architecture does with an image it cannot take
-        return (), next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return (), 0, next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _timm_spec(name: str, model: str) -> ModelSpec:
@@ -87,7 +89,8 @@ def _timm_spec(name: str, model: str) -> ModelSpec:
         origins=(HubFile(hub, (record.hf_hub_filename or "model.safetensors", "pytorch_model.bin")),) if hub else (),
         interpolation=record.interpolation,
     )  # fmt: skip
-    return replace(spec, dim=output_width(lambda: build_timm(spec), width, name))
+    dim, gmacs = measure(lambda: build_timm(spec), width, name)
+    return replace(spec, dim=dim, gmacs=gmacs)
 
 
 def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
@@ -108,7 +111,8 @@ def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
         origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
         parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
     )  # fmt: skip
-    return replace(spec, dim=output_width(lambda: Pooled(build_hf(config, name), use_pooler=True), side_px, name))
+    dim, gmacs = measure(lambda: Pooled(build_hf(config, name), use_pooler=True), side_px, name)
+    return replace(spec, dim=dim, gmacs=gmacs)
 
 
 def _hf_files(name: str, model: str, given: str | None) -> tuple[FileSet, str]:

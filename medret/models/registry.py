@@ -7,6 +7,7 @@ not say which they used. Pre-processing values are those that the checkpoint's p
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 
 from medret.errors import UsageError
 from medret.models.spec import (
@@ -146,8 +147,16 @@ _MOBILENET_SOURCE = (
     "padded and normalised otherwise: timm:mobilenetv2_100)"
 )
 
+_GMACS = {
+    "efficientnet_lite0": 0.38, "efficientnet_lite1": 0.60, "efficientnet_lite2": 0.86, "mobilenetv2_100": 0.30,
+    "dinov1": 17.6, "dinov1_s16": 4.6, "dinov2": 23.2, "dinov2_s14": 6.1, "dinov2_l14": 81.0,
+    "dreamsim": 52.7, "dreamsim_dino_vitb16": 17.6, "dreamsim_dinov2_vitb14": 23.2, "dreamsim_clip_vitb32": 4.4,
+    "dreamsim_open_clip_vitb32": 4.4, "swin": 15.4, "swin_t": 4.5, "swin_radimagenet": 15.4,
+    "resnet50": 4.1, "resnet50_radimagenet": 4.1,
+}  # fmt: skip
+
 _MODELS: dict[str, ModelSpec] = {
-    spec.name: spec
+    spec.name: replace(spec, gmacs=_GMACS[spec.name])
     for spec in (
         _lite(0, "57934424", 224, 192),
         _timm(

@@ -76,7 +76,8 @@ class ModelSpec:
     the weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
     resampling its training images went through, for information. layers: inner layers whose pooled features follow the
     model's output in the vector (medret.models.layers). fold_norms: whether batch norms go into the convolutions before
-    them (medret.models.folding); not where bf16 would lose by it.
+    them (medret.models.folding); not where bf16 would lose by it. gmacs: 10^9 multiply-adds a slice, by which models
+    that run together share the cores or GPUs; 0 where it is not known.
     family, architecture, options: how the module is built. parts: the files of its weights. origins: where they
     are fetched from when no file is given; empty: only by file. by_order: the checkpoint names its tensors otherwise
     and is matched by position and shape. config_json: the configuration of an `hf:` model.
@@ -100,3 +101,4 @@ class ModelSpec:
     config_json: str | None = None
     layers: tuple[str, ...] = ()
     fold_norms: bool = True
+    gmacs: float = 0.0

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from medret.errors import MedretError, UsageError
 
 # A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
 WHOLE_CPU_FROM = 2
+BUSY_SHARE = 0.9  # of a core's time: an actor that needs more gets company
 IDLE_WORKER_S = 600  # that a process of a local Ray is kept for the next task
 
 
@@ -33,10 +34,10 @@ class Capacity:
 class PoolPlan:
     """The embedding pool of each model, and the CPU that a read task asks for.
 
-    size: actors a model. num_cpus, num_gpus: Ray resources an actor. threads: torch threads an actor.
+    sizes: actors of each model. num_cpus, num_gpus: Ray resources an actor. threads: torch threads an actor.
     """
 
-    size: int
+    sizes: tuple[int, ...]
     num_cpus: float
     num_gpus: float
     threads: int
@@ -45,38 +46,62 @@ class PoolPlan:
 
 def plan_pools(
     capacity: Capacity,
-    models: int,
+    costs: Sequence[float],
     device: str,
     *,
     actors: int | None = None,
     gpus_per_actor: float | None = None,
 ) -> PoolPlan:
-    """How many actors a model and of what size, so that every pool can start and reading never starves.
+    """How many actors each model gets and of what size, so that every pool can start and reading never starves.
 
+    costs: what a slice costs each model, in any unit; 0 where it is not known, which counts as the dearest. All models
+    see every slice, so their actors are shared out in proportion: a run is as fast as its slowest pool.
     Actors that take all CPUs deadlock the reads, so at least a quarter of them (one, on a small machine) stays free.
     Raises UsageError if what was asked for does not fit.
     """
+    models, dearest = len(costs), max(costs) or 1.0
+    costs = [cost or dearest for cost in costs]
     read_cpus = 1.0 if capacity.cpus >= WHOLE_CPU_FROM else capacity.cpus / 4
     if device == "cuda":
         share = gpus_per_actor or min(1.0, capacity.gpus / models)
-        size = actors or max(1, int(capacity.gpus / share + 1e-9) // models)
-        if size * share * models > capacity.gpus + 1e-6:
+        sizes = (actors,) * models if actors else allot(int(capacity.gpus / share + 1e-9), costs)
+        if sum(sizes) * share > capacity.gpus + 1e-6:
             raise UsageError(
-                f"{models} models x {size} actors x {share:g} GPU do not fit the cluster's {capacity.gpus:g} GPUs; "
-                "lower --actors or --gpus-per-actor"
+                f"{models} models x {max(sizes)} actors x {share:g} GPU do not fit the cluster's {capacity.gpus:g} "
+                "GPUs; lower --actors or --gpus-per-actor"
             )
-        num_cpus = min(1.0, (capacity.cpus - read_cpus) / (size * models))
-        return PoolPlan(size, num_cpus, share, max(1, int(num_cpus)), read_cpus)
+        num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(sizes))
+        return PoolPlan(sizes, num_cpus, share, max(1, int(num_cpus)), read_cpus)
     # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has
     # one, and reading takes what it needs from what they do not ask for. On several, actors ask for whole CPUs, so that
     # what is left is whole CPUs too, wherever they are placed.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
-    is_one_machine = capacity.node_cpus >= capacity.cpus
-    size = actors or max(1, int((capacity.cpus if is_one_machine else budget) / models))
-    threads = max(1, int(min(capacity.cpus / (size * models), capacity.node_cpus)))
-    num_cpus = min(budget / (size * models), capacity.node_cpus)
+    if actors:
+        sizes = (actors,) * models
+    elif capacity.node_cpus >= capacity.cpus:
+        sizes = tuple(_on_one_machine(capacity.cpus * cost / sum(costs), capacity.cpus) for cost in costs)
+    else:
+        sizes = allot(int(budget), costs)
+    threads = max(1, int(min(capacity.cpus / sum(sizes), capacity.node_cpus)))
+    num_cpus = min(budget / sum(sizes), capacity.node_cpus)
     parts = 1 if num_cpus >= 1 else 100
-    return PoolPlan(size, math.floor(parts * num_cpus) / parts, 0.0, threads, read_cpus)
+    return PoolPlan(sizes, math.floor(parts * num_cpus) / parts, 0.0, threads, read_cpus)
+
+
+def allot(places: int, costs: Sequence[float]) -> tuple[int, ...]:
+    """So many actors in all, at least one for each model: the next goes to the model whose actors have most to do."""
+    sizes = [1] * len(costs)
+    while sum(sizes) < places:
+        sizes[max(range(len(costs)), key=lambda at: costs[at] / sizes[at])] += 1
+    return tuple(sizes)
+
+
+def _on_one_machine(cores: float, cpus: float) -> int:
+    """Actors of a model that needs the time of so many cores.
+
+    Actors of several models take turns: one that needs nearly all of a core's time would seldom get it.
+    """
+    return max(1, min(int(cpus), math.ceil(cores / BUSY_SHARE)))
 
 
 def capacity_now() -> Capacity:

@@ -48,9 +48,10 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
         own = [job for job in jobs if job.recipe.digest in missing]
         device = own[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
-        pools = plan_pools(capacity, len(own), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-        calls = math.ceil(source.num_rows / LEAST_VOLUMES)
-        pools = replace(pools, size=max(1, min(pools.size, calls)))  # no more actors than there are calls for
+        costs = [job.spec.gmacs for job in own]
+        pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
+        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # no more actors than these
+        pools = replace(pools, sizes=tuple(min(size, calls) for size in pools.sizes))
         made.append(stream(source, own, pools, stages))
     return Streamed(
         pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),

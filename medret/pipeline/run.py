@@ -207,15 +207,14 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
     device = device_for(request.device, capacity)
-    pools = plan_pools(
-        capacity, len(inputs.specs), device, actors=request.actors, gpus_per_actor=request.gpus_per_actor
-    )
+    costs = [spec.gmacs for spec in inputs.specs]
+    pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
     jobs = model_jobs(request, device, pools, inputs.specs, inputs.weights, run.state.precisions)
-    for job in jobs:
+    for job, size in zip(jobs, pools.sizes, strict=True):
         recipe = job.recipe
         run.reporter.say(
             f"model {recipe.model.name}: {job.weights.source}; {device} {recipe.model.precision}, batches of "
-            f"{job.batch_size}; {pools.size} actor(s); recipe {recipe.digest}"
+            f"{job.batch_size}; {size} actor(s); recipe {recipe.digest}"
         )
     facts = {"request": request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
     models = {job.recipe.model.name: job for job in jobs}

@@ -107,7 +107,7 @@ def block_volumes(volumes: int, actors: int, device: str) -> int:
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
     sides = tuple(sorted({job.recipe.model.side_px for job in jobs}))
-    size = block_volumes(source.num_rows, pools.size, jobs[0].device)
+    size = block_volumes(source.num_rows, max(pools.sizes), jobs[0].device)
     # Not from_arrow: it starts a task for each block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
     dataset = dataset.map_batches(
@@ -126,7 +126,7 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
             EmbedStage,
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=pools.size, max_tasks_in_flight_per_actor=IN_FLIGHT),
+            compute=ActorPoolStrategy(size=pools.sizes[place], max_tasks_in_flight_per_actor=IN_FLIGHT),
             num_cpus=pools.num_cpus,
             num_gpus=pools.num_gpus or None,
             fn_constructor_args=(job.spec, job.weights, _shared(job.weights), job.recipe),

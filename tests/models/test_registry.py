@@ -39,13 +39,24 @@ def test_a_spec_is_complete_plain_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ASKED if not name.startswith("dreamsim")])
-def test_the_width_is_what_the_architecture_gives(name: str) -> None:
+def test_width_and_cost_are_those_of_the_architecture(name: str) -> None:
     from medret.models.layers import WithLayers
-    from medret.models.open_names import output_width
+    from medret.models.open_names import measure
     from medret.models.timm_models import build_timm
 
     spec = model_spec(name)
-    assert output_width(lambda: WithLayers(build_timm(spec), spec.layers), spec.side_px, name) == spec.dim
+    dim, gmacs = measure(lambda: WithLayers(build_timm(spec), spec.layers), spec.side_px, name)
+    assert dim == spec.dim
+    assert gmacs == pytest.approx(spec.gmacs, rel=0.05)
+
+
+def test_dreamsim_costs_as_much_as_the_networks_it_is_made_of() -> None:
+    cost = {name: model_spec(name).gmacs for name in ASKED}
+    assert cost["dreamsim"] == pytest.approx(3 * cost["dinov1"], rel=0.01)
+    assert cost["dreamsim_dino_vitb16"] == cost["dinov1"]
+    assert cost["dreamsim_dinov2_vitb14"] == cost["dinov2"]
+    for name in ("dreamsim_clip_vitb32", "dreamsim_open_clip_vitb32"):  # a quarter of the patches
+        assert cost[name] == pytest.approx(cost["dinov1"] / 4, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name in ASKED if name.startswith("dreamsim")])

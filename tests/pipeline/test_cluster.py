@@ -8,44 +8,71 @@ from medret.errors import UsageError
 from medret.pipeline.cluster import Capacity, device_for, plan_pools
 from medret.pipeline.stream import block_volumes
 
+DREAMSIM, DINOV2, DINOV1, SWIN, RESNET = 52.7, 23.2, 17.6, 15.4, 4.1
 
-@pytest.mark.parametrize("models", [1, 2, 5])
+
+@pytest.mark.parametrize("costs", [[1.0], [1.0, 1.0], [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET]])
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16, 256])
-def test_reading_always_finds_a_cpu(cpus: int, models: int) -> None:
-    plan = plan_pools(Capacity(cpus, 0, min(cpus, 16)), models, "cpu")
-    held = plan.size * plan.num_cpus * models
-    assert held + plan.read_cpus <= cpus + 1e-9
-    assert plan.size >= 1
+def test_reading_always_finds_a_cpu(cpus: int, costs: list[float]) -> None:
+    plan = plan_pools(Capacity(cpus, 0, min(cpus, 16)), costs, "cpu")
+    assert sum(plan.sizes) * plan.num_cpus + plan.read_cpus <= cpus + 1e-9
+    assert min(plan.sizes) >= 1
     assert plan.threads >= 1
 
 
 def test_reading_fits_beside_actors_on_small_nodes() -> None:
-    plan = plan_pools(Capacity(2, 0, 1), 1, "cpu")  # two nodes of one CPU
-    assert (plan.size, plan.num_cpus, plan.read_cpus) == (1, 1.0, 1.0)
+    plan = plan_pools(Capacity(2, 0, 1), [1], "cpu")  # two nodes of one CPU
+    assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 1.0, 1.0)
 
 
 def test_cpu_pools_grow_with_the_cluster() -> None:
-    assert plan_pools(Capacity(2, 0, 2), 1, "cpu").size == 2
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").size == 48
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).size == 3
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu").threads == 1
-    assert plan_pools(Capacity(64, 0, 64), 1, "cpu").size == 64
-    assert plan_pools(Capacity(64, 0, 16), 1, "cpu", actors=3).threads == 16  # no more than a node has
+    assert plan_pools(Capacity(2, 0, 2), [1], "cpu").sizes == (2,)
+    assert plan_pools(Capacity(64, 0, 16), [1], "cpu").sizes == (48,)
+    assert plan_pools(Capacity(64, 0, 16), [1], "cpu", actors=3).sizes == (3,)
+    assert plan_pools(Capacity(64, 0, 16), [1], "cpu").threads == 1
+    assert plan_pools(Capacity(64, 0, 64), [1], "cpu").sizes == (64,)
+    assert plan_pools(Capacity(64, 0, 16), [1], "cpu", actors=3).threads == 16  # no more than a node has
 
 
 @pytest.mark.parametrize(
-    ("gpus", "models", "size", "share"), [(1, 1, 1, 1.0), (8, 1, 8, 1.0), (1, 5, 1, 0.2), (8, 2, 4, 1.0)]
+    ("cpus", "node_cpus", "costs", "sizes"),
+    [
+        (2, 2, [RESNET, DREAMSIM], (1, 2)),
+        (2, 2, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (1, 1, 2, 1, 1)),
+        (16, 16, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (3, 4, 9, 3, 1)),
+        (64, 16, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (8, 10, 21, 7, 2)),
+        (64, 16, [DREAMSIM, RESNET], (44, 4)),
+        (8, 8, [0.0, DINOV1], (5, 5)),  # what is not known counts as the dearest
+        (8, 8, [0.0, 0.0], (5, 5)),
+    ],
 )
-def test_gpus_are_shared_out(gpus: int, models: int, size: int, share: float) -> None:
-    plan = plan_pools(Capacity(64, gpus, 16), models, "cuda")
-    assert plan.size == size
+def test_models_share_cores_by_what_they_cost(
+    cpus: int, node_cpus: int, costs: list[float], sizes: tuple[int, ...]
+) -> None:
+    plan = plan_pools(Capacity(cpus, 0, node_cpus), costs, "cpu")
+    assert (plan.sizes, plan.threads) == (sizes, 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "costs", "sizes", "share"),
+    [
+        (1, [1.0], (1,), 1.0),
+        (8, [1.0], (8,), 1.0),
+        (1, [1.0] * 5, (1,) * 5, 0.2),
+        (8, [1.0, 1.0], (4, 4), 1.0),
+        (8, [RESNET, DREAMSIM], (1, 7), 1.0),
+    ],
+)
+def test_gpus_are_shared_out(gpus: int, costs: list[float], sizes: tuple[int, ...], share: float) -> None:
+    plan = plan_pools(Capacity(64, gpus, 16), costs, "cuda")
+    assert plan.sizes == sizes
     assert plan.num_gpus == pytest.approx(share)
-    assert plan.size * plan.num_gpus * models <= gpus
+    assert sum(plan.sizes) * plan.num_gpus <= gpus
 
 
 def test_more_actors_than_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="do not fit the cluster's 1 GPUs"):
-        plan_pools(Capacity(8, 1, 8), 2, "cuda", actors=2, gpus_per_actor=0.5)
+        plan_pools(Capacity(8, 1, 8), [1, 1], "cuda", actors=2, gpus_per_actor=0.5)
 
 
 def test_cuda_without_a_gpu_is_never_a_silent_cpu_run() -> None:

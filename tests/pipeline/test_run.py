@@ -116,21 +116,21 @@ def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     assert set(content["phases_s"]) == phases
 
 
-def test_five_models_share_one_decode(
+def test_several_models_share_one_decode(
     phantom_archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = [MODEL, "timm:resnet10t", "timm:mobilenetv3_small_050", "timm:lcnet_050", "timm:test_vit"]
+    models = [MODEL, "timm:lcnet_050", "timm:test_vit"]
     options = [part for model in models for part in ("--model", model)]
     options += [part for model in models[1:] for part in ("--weights", f"{model}=random")]
     code, found = run(capsys, "index", phantom_archive, tmp_path / "s", *options, "--slices", "uniform:2", "--json")
     assert code == 0
     assert [model["name"] for model in found["models"]] == models
-    assert [model["random_weights"] for model in found["models"]] == [False, True, True, True, True]
+    assert [model["random_weights"] for model in found["models"]] == [False, True, True]
     assert "random weights" in found["models"][1]["weights"]
     stages = json.loads((tmp_path / "s" / found["report"]).read_text())["stages"]
     assert stages["read"]["volumes"] == 12
     assert {stages[f"embed {model}"]["volumes"] for model in models} == {12}
-    assert found["slices"] == 5 * 12 * 2
+    assert found["slices"] == 3 * 12 * 2
     assert verify_store(Location(tmp_path / "s")) == []
 
 
