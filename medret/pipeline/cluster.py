@@ -63,9 +63,10 @@ def plan_pools(
     costs = [cost or dearest for cost in costs]
     read_cpus = 1.0 if capacity.cpus >= WHOLE_CPU_FROM else capacity.cpus / 4
     if device == "cuda":
-        share = gpus_per_actor or min(1.0, capacity.gpus / models)
-        sizes = (actors,) * models if actors else allot(int(capacity.gpus / share + 1e-9), costs)
-        if sum(sizes) * share > capacity.gpus + 1e-6:
+        share = gpus_per_actor or 1 / math.ceil(models / capacity.gpus)
+        places = _places(capacity.gpus, share)
+        sizes = (actors,) * models if actors else allot(places, costs)
+        if sum(sizes) > places:
             raise UsageError(
                 f"{models} models x {max(sizes)} actors x {share:g} GPU do not fit the cluster's {capacity.gpus:g} "
                 "GPUs; lower --actors or --gpus-per-actor"
@@ -74,18 +75,27 @@ def plan_pools(
         return PoolPlan(sizes, num_cpus, share, max(1, int(num_cpus)), read_cpus)
     # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has
     # one, and reading takes what it needs from what they do not ask for. On several, actors ask for whole CPUs, so that
-    # what is left is whole CPUs too, wherever they are placed.
+    # what is left is whole CPUs too, wherever they are placed; or, where there are not enough, for so little that a
+    # read task finds room on any machine.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
+    is_one_machine = capacity.node_cpus >= capacity.cpus
     if actors:
         sizes = (actors,) * models
-    elif capacity.node_cpus >= capacity.cpus:
+    elif is_one_machine:
         sizes = tuple(_on_one_machine(capacity.cpus * cost / sum(costs), capacity.cpus) for cost in costs)
     else:
         sizes = allot(int(budget), costs)
     threads = max(1, int(min(capacity.cpus / sum(sizes), capacity.node_cpus)))
     num_cpus = min(budget / sum(sizes), capacity.node_cpus)
+    if num_cpus < 1 and not is_one_machine:
+        num_cpus = max(0.0, capacity.node_cpus - read_cpus) / sum(sizes)
     parts = 1 if num_cpus >= 1 else 100
     return PoolPlan(sizes, math.floor(parts * num_cpus) / parts, 0.0, threads, read_cpus)
+
+
+def _places(gpus: float, share: float) -> int:
+    """How many actors fit: a GPU is shared by whole actors only."""
+    return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share + 1e-9)
 
 
 def allot(places: int, costs: Sequence[float]) -> tuple[int, ...]:

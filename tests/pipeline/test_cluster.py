@@ -25,6 +25,16 @@ def test_reading_fits_beside_actors_on_small_nodes() -> None:
     assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 1.0, 1.0)
 
 
+@pytest.mark.parametrize("node_cpus", [1, 2, 4])
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_reading_finds_a_node_wherever_actors_are_placed(node_cpus: int, models: int) -> None:
+    plan = plan_pools(Capacity(2 * node_cpus, 0, node_cpus), [1.0] * models, "cpu")
+    actors = sum(plan.sizes)
+    for there in range(actors + 1):  # of two nodes, on the first
+        free = [node_cpus - plan.num_cpus * placed for placed in (there, actors - there)]
+        assert min(free) < 0 or max(free) >= plan.read_cpus, f"{there} of {actors} actors leave {free}"
+
+
 def test_cpu_pools_grow_with_the_cluster() -> None:
     assert plan_pools(Capacity(2, 0, 2), [1], "cpu").sizes == (2,)
     assert plan_pools(Capacity(64, 0, 16), [1], "cpu").sizes == (48,)
@@ -59,6 +69,7 @@ def test_models_share_cores_by_what_they_cost(
         (1, [1.0], (1,), 1.0),
         (8, [1.0], (8,), 1.0),
         (1, [1.0] * 5, (1,) * 5, 0.2),
+        (2, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (1, 1, 2, 1, 1), 1 / 3),  # of 0.4 of a GPU, only four would fit
         (8, [1.0, 1.0], (4, 4), 1.0),
         (8, [RESNET, DREAMSIM], (1, 7), 1.0),
     ],
@@ -67,7 +78,7 @@ def test_gpus_are_shared_out(gpus: int, costs: list[float], sizes: tuple[int, ..
     plan = plan_pools(Capacity(64, gpus, 16), costs, "cuda")
     assert plan.sizes == sizes
     assert plan.num_gpus == pytest.approx(share)
-    assert sum(plan.sizes) * plan.num_gpus <= gpus
+    assert sum(plan.sizes) <= gpus * int(1 / plan.num_gpus + 1e-9)
 
 
 def test_more_actors_than_fit_are_refused() -> None:
