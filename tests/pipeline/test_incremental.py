@@ -335,4 +335,6 @@ def test_sigterm_finishes_what_is_in_flight_and_the_next_run_goes_on(
     code, found = run(capsys, "index", *options)
     assert code == 0
     assert 4 <= found["resumed"] <= found["counts"]["embedded"] == 60
-    assert stages(store, found)[f"embed {MODEL}"]["volumes"] == 60 - found["resumed"]
+    # A machine may finish all sixty before its tasks hear of the stop: then the next run embeds none.
+    embedded = stages(store, found).get(f"embed {MODEL}", {"volumes": 0})["volumes"]
+    assert embedded == 60 - found["resumed"]
