@@ -5,7 +5,8 @@
 The vectors are synthetic, clusters of random directions; M and efConstruction are medret's defaults for both.
 Everything builds with one thread, as medret does (it builds shards in parallel). Searches are of one batch of
 queries on one thread, each library with the shortest candidate list (efSearch) that reaches recall@10 0.99. Without
-hnswlib (the extra `bench`) what is compared with it is left out.
+hnswlib (the extra `bench`) what is compared with it is left out. LSH is measured at the size of a full shard: what it
+holds beside the codes is as large for any number of rows.
 """
 
 from __future__ import annotations
@@ -229,14 +230,15 @@ def measured(arguments: argparse.Namespace) -> Measured:
     }
     ours = searches["medret"][1]
     figures.append(Figure(f"HNSW recall@10 at efSearch {ours.ef_search}", ours.recall, RECALL, f"exact search; {data}"))
-    return Measured(figures + _lsh_figures(vectors, queries, truth, data), facts)
+    del searches, search, exact, vectors
+    return Measured(figures + lsh_figures(rows if arguments.tiny else settings.shard_rows, dim, len(queries)), facts)
 
 
-def _lsh_figures(
-    vectors: NDArray[np.float16], queries: NDArray[np.float32], truth: NDArray[np.int64], data: str
-) -> list[Figure]:
-    rows, dim = vectors.shape
-    settings = IndexSettings()
+def lsh_figures(rows: int, dim: int, asked: int) -> list[Figure]:
+    """Recall and memory of one shard of so many rows that has answered so many queries."""
+    vectors, settings = clustered(rows, dim), IndexSettings()
+    queries, data = near(vectors, asked), f"synthetic, {rows:,} x {dim}"
+    truth = ExactIndex(build_exact(vectors)).search(queries, K).rows
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         np.save(folder / "queries.npy", queries)
@@ -253,7 +255,7 @@ def _lsh_figures(
         Figure("LSH codes", codes.code_size / (4 * dim), 1 / 8, "bytes of float32 vectors", at_least=False),
         Figure(
             "LSH, resident memory without the mapped vectors", resident.memory / float32_bytes, 1 / 8,
-            f"bytes of float32 vectors, after {len(queries)} queries; {data}", at_least=False,
+            f"bytes of float32 vectors, after {asked:,} queries; {data}", at_least=False,
             why=f"{fixed:.2f} are the rotation and a search's buffers, which do not grow with the rows",
         ),
         Figure(
@@ -265,7 +267,7 @@ def _lsh_figures(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=50_000, help="(default %(default)s)")
+    parser.add_argument("--rows", type=int, default=50_000, help="of HNSW (default %(default)s)")
     parser.add_argument("--dim", type=int, default=768, help="(default %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="of the parallel build (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of the searches (default %(default)s)")
