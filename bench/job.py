@@ -150,6 +150,7 @@ def medret_job(folder: Path, models: Sequence[str], slices: int) -> dict[str, An
         options = [part for model in models for part in ("--model", model)]
         if len(models) > 1:
             options += [part for model in models for part in ("--weights", f"{model}=random")]
+            options += ["--min-recall", "0"]  # random networks hardly tell slices apart: LSH finds few of them
         command = [sys.executable, "-m", "medret", "index", str(folder), f"{scratch}/store", *options]
         command += ["--slices", f"uniform:{slices}", "--max-quarantined", "1", "--quiet"]
         started = time.time()
