@@ -18,6 +18,7 @@ from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first,
 from medret.index.parameters import scan_parameters
 
 BATCH_ROWS = 16_384  # rows that are float32 at the same time while building
+SCALE = 2.0**112  # of `scaled_float32`: float32's exponent counts from 127, that of float16 from 15
 RESCORE_BYTES = 2 << 20  # of the float64 copy of candidates while re-scoring: what stays in a core's cache
 
 
@@ -33,6 +34,17 @@ def float32_batches(vectors: NDArray[np.float16], batch_rows: int = BATCH_ROWS) 
     """`vectors` in order, `batch_rows` at a time, as float32 (what FAISS takes)."""
     for start in range(0, len(vectors), batch_rows):
         yield np.ascontiguousarray(vectors[start : start + batch_rows], dtype=np.float32)
+
+
+def scaled_float32(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(..., 2 dim) bytes of finite float16 numbers to (..., dim): each exactly, divided by SCALE.
+
+    Their bits are put where float32 has them, in less than half the time that numpy's own conversion takes.
+    """
+    bits = codes.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70000001)  # all but the three bits into which the sign was extended
+    return bits.view(np.float32)
 
 
 class ExactIndex:
@@ -74,8 +86,8 @@ class ExactIndex:
         step = max(1, RESCORE_BYTES // (8 * self.dim * rows.shape[1]))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            stored = self._codes.take(part, axis=0).view(np.float16).astype(np.float64)
-            wide = queries[start : start + step].astype(np.float64)[:, :, None]
+            stored = scaled_float32(self._codes.take(part, axis=0)).astype(np.float64)
+            wide = SCALE * queries[start : start + step].astype(np.float64)[:, :, None]
             scores[start : start + step] = np.matmul(stored, wide)[:, :, 0]
         if rows.min() < 0:
             scores[rows == MISSING] = -np.inf
