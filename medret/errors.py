@@ -1,12 +1,17 @@
 """Every error that medret raises on purpose, in one tree.
 
     MedretError                 exit 1   something failed; the message says what, and what to do
-    ├── UsageError              exit 2   the request itself is wrong: an option, a query, a missing file
+    ├── UsageError              exit 2   wrong argument: the request cannot be met as it was made
+    │   ├── NotFoundError       exit 2   what the request names is not there: archive, store, snapshot, volume, file
+    │   ├── MissingPackageError exit 2   an optional package is not installed
     │   └── WeightsError        exit 2   a model's weights are missing, or are not the expected ones
+    ├── VersionError            exit 2   written by another version of medret
     ├── GateError               exit 3   a check refused to publish; the old snapshot stays live
     ├── BusyError               exit 5   another run holds the store
-    ├── CorruptError            exit 1   a file of the store is not what its checksum says
-    ├── StorageError            exit 1   a place could not be read or written: network, credentials, a full disk
+    ├── CorruptError            exit 1   damaged: a file of the store is not what its checksum says, or is missing
+    ├── StorageError            exit 1   a place could not be read or written: permissions, a full disk
+    │   └── UnreachableError    exit 1   a place could not be reached: network, credentials
+    ├── StoppedError            exit 1   the run was told to stop; finished work is kept
     └── VolumeError             (a value, not an exit) one volume could not be used: a code and a reason
 
 Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
@@ -30,8 +35,22 @@ class UsageError(MedretError):
     exit_code = 2
 
 
+class NotFoundError(UsageError):
+    """What the request names is not there."""
+
+
+class MissingPackageError(UsageError):
+    """The request needs a package that is not installed; the message says which extra brings it."""
+
+
 class WeightsError(UsageError):
     """A model's weights cannot be found, or are not what the recipe names."""
+
+
+class VersionError(MedretError):
+    """A file is whole, but of a format that this version of medret does not know."""
+
+    exit_code = 2
 
 
 class GateError(MedretError):
@@ -47,11 +66,19 @@ class BusyError(MedretError):
 
 
 class CorruptError(MedretError):
-    """A file of the store does not match its checksum, or is missing."""
+    """A file of the store does not match its checksum, is missing, or holds what medret never writes."""
 
 
 class StorageError(MedretError):
     """A place could not be read or written, for a reason that lies outside medret."""
+
+
+class UnreachableError(StorageError):
+    """A place did not answer: the network, the address or the credentials."""
+
+
+class StoppedError(MedretError):
+    """The run was told to stop."""
 
 
 class QuarantineCode(StrEnum):

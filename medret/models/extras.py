@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from medret.errors import UsageError
+from medret.errors import MissingPackageError
 
 
 @contextlib.contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turns a missing library inside the block into a UsageError that names the extra which brings it."""
+    """Turns a missing library inside the block into a MissingPackageError that names the extra which brings it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UsageError(f"this needs {error.name}, which is not installed: pip install 'medret[{extra}]'") from error
+        raise MissingPackageError(
+            f"this needs {error.name}, which is not installed: pip install 'medret[{extra}]'"
+        ) from error

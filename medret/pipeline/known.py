@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from medret.errors import UsageError
+from medret.errors import VersionError
 from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.snapshot import (
     Journal,
@@ -66,7 +66,7 @@ class Known:
 
 
 def previous_snapshot(store: Location) -> Previous:
-    """What is live in a store. Raises UsageError for a snapshot of another medret, CorruptError for a damaged one."""
+    """What is live in a store. Raises VersionError for a snapshot of another medret, CorruptError for a damaged one."""
     live = current_id(store)
     if live is None:
         return Previous(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
@@ -74,7 +74,7 @@ def previous_snapshot(store: Location) -> Previous:
     ledger, files = read_ledger(store, live, manifest), read_files(store, live, manifest)
     for table, schema, what in ((ledger, LEDGER, "ledger"), (files, FILES, "table of files")):
         if table.schema.names != schema.names:
-            raise UsageError(
+            raise VersionError(
                 f"{store.uri}: the {what} of snapshot {live} has other columns than this version of medret writes "
                 f"({manifest.medret_version}); index into a new store"
             )

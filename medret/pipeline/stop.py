@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from medret.errors import MedretError
-
-
-class StoppedError(MedretError):
-    """The run was told to stop."""
+from medret.errors import StoppedError
 
 
 class Stop:

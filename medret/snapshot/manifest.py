@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from medret.embeddings.shards import read_parquet
-from medret.errors import CorruptError, UsageError
+from medret.errors import CorruptError, UsageError, VersionError
 from medret.recipe import Recipe
 from medret.schemas import TOMBSTONES
 from medret.storage import NAME_DIGITS, Location, read_checked
@@ -43,11 +43,11 @@ class RecipeEntry(_Strict, frozen=True):
     random_weights: bool = False
 
     def load(self) -> Recipe:
-        """The recipe, its digest checked; raises UsageError for one of a medret that knew other recipes."""
+        """The recipe, its digest checked; raises VersionError for one of a medret that knew other recipes."""
         try:
             return Recipe.from_json(self.recipe)
         except (KeyError, TypeError) as error:
-            raise UsageError(
+            raise VersionError(
                 f"recipe {self.recipe.get('digest')} was written by a version of medret that knew other recipes; use "
                 "that version, or index into a new store"
             ) from error
@@ -167,7 +167,7 @@ def current_id(store: Location) -> str | None:
 
 
 def read_manifest(store: Location, snapshot_id: str) -> Manifest:
-    """The manifest of a snapshot, checked against its id; raises UsageError, CorruptError."""
+    """The manifest of a snapshot, checked against its id; raises UsageError, CorruptError, VersionError."""
     if not SNAPSHOT_ID.fullmatch(snapshot_id):
         raise UsageError(f"'{snapshot_id}' is not a snapshot id (such as 20260101T000000Z-0123456789abcdef)")
     path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
@@ -180,7 +180,7 @@ def read_manifest(store: Location, snapshot_id: str) -> Manifest:
     try:
         return msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
-        raise UsageError(
+        raise VersionError(
             f"{store.uri_of(path)} is of a format that this version does not know ({error}); "
             "open it with the version of medret that wrote it, or index again"
         ) from error

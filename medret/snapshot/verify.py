@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.embeddings.shards import read_parquet, read_vectors
-from medret.errors import MedretError, UsageError
+from medret.errors import MedretError, UsageError, VersionError
 from medret.snapshot.lease import LEASE
 from medret.snapshot.manifest import (
     CURRENT,
@@ -55,7 +55,7 @@ def verify_store(store: Location) -> list[Finding]:
         findings += _check_tables(store, snapshot_id, manifest)
         if not findings:  # contents are judged once every byte is known to be the written one
             findings += _check_contents(store, snapshot_id, manifest)
-    except UsageError:
+    except (UsageError, VersionError):
         raise
     except MedretError as error:
         if not findings:

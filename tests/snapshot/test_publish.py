@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from medret.errors import BusyError, CorruptError, GateError, UsageError
+from medret.errors import BusyError, CorruptError, GateError, UsageError, VersionError
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Counts, RecipeEntry, current_id, publish, read_files, read_ledger, read_manifest
 from medret.storage import Location
@@ -103,5 +103,5 @@ def test_manifest_does_not_grow_with_volumes(tmp_path: Path, made: SimpleNamespa
 
 def test_a_recipe_of_another_version_is_one_clear_line(made: SimpleNamespace) -> None:
     entry = RecipeEntry(recipe={"digest": "0123", "slices": {}, "model": {}}, weights_source="older")
-    with pytest.raises(UsageError, match="recipe 0123 was written by a version of medret"):
+    with pytest.raises(VersionError, match="recipe 0123 was written by a version of medret"):
         entry.load()
