@@ -18,6 +18,7 @@ import secrets
 from pathlib import Path
 
 from medret.errors import CorruptError, MedretError
+from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location, is_store_failure
 
 CACHE_VARIABLE = "MEDRET_CACHE"
@@ -39,17 +40,17 @@ class LocalFiles:
     def path(self, relative: str, sha256: str) -> Path:
         """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not."""
         name = self._store.uri_of(relative)
+        if not SHA256.fullmatch(sha256):  # it becomes the name of a file here
+            raise CorruptError(f"{name}: its sha256 is given as {sha256[:80]!r}, expected 64 hex digits")
         local = self._store.local_path(relative)
         if local is not None:
             self._check(local, sha256, name)
             return local
         copy = self._cache / "files" / sha256
         if copy.exists():
-            try:
+            with contextlib.suppress(CorruptError):  # a damaged copy is fetched anew, over the old one
                 self._check(copy, sha256, str(copy))
                 return copy
-            except CorruptError:
-                copy.unlink(missing_ok=True)  # a damaged copy is fetched anew
         self._download(relative, copy, sha256, name)
         return copy
 

@@ -18,6 +18,7 @@ from medret.embeddings.shards import read_parquet
 from medret.errors import CorruptError, UsageError, VersionError
 from medret.recipe import Recipe
 from medret.schemas import TOMBSTONES
+from medret.snapshot.names import SHA256, TABLE_NAME
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 CURRENT = "CURRENT"
@@ -71,11 +72,11 @@ class IndexEntry(_Strict, frozen=True):
 class TableEntry(_Strict, frozen=True):
     """A table that the manifest names. path: below the snapshot's folder."""
 
-    path: str
+    path: Annotated[str, msgspec.Meta(pattern=rf"^{TABLE_NAME.pattern}\Z")]
     kind: TableKind
-    sha256: str
-    size_bytes: int
-    rows: int
+    sha256: Annotated[str, msgspec.Meta(pattern=rf"^{SHA256.pattern}\Z")]
+    size_bytes: Count
+    rows: Count
 
 
 class Counts(_Strict, frozen=True, kw_only=True):
