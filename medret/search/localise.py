@@ -60,6 +60,16 @@ def locate(
     return Located((low, high), score)
 
 
+def lengths_allowed(wanted: float, most: int) -> tuple[int, int]:
+    """The shortest and longest line, in steps between places, that is about `wanted` steps long.
+
+    0 <= shortest <= longest <= most, whatever is wanted, so that there is always such a line: a point for a query that
+    is much shorter than a step, the whole hit for one that is longer than the hit.
+    """
+    shortest, longest = (min(length, float(most)) for length in (wanted / STRETCH, wanted * STRETCH))
+    return round(shortest), round(longest)
+
+
 def best_line(
     cosines: NDArray[np.float32], query: NDArray[np.int64], hit: NDArray[np.int64], pace: float | None = None
 ) -> tuple[float, float, float]:
@@ -71,9 +81,8 @@ def best_line(
     share = (own - own[0]) / max(1, own[-1] - own[0])
     starts, ends = np.triu_indices(len(grid)) if len(own) > 1 else (np.arange(len(grid)),) * 2
     if pace is not None and len(own) > 1 and len(grid) > 1:
-        lengths = (ends - starts) * (grid[1] - grid[0])
-        wanted = min(pace * (own[-1] - own[0]), (grid[-1] - grid[0]) * STRETCH)
-        fitting = (lengths * STRETCH >= wanted) & (lengths <= wanted * STRETCH)
+        shortest, longest = lengths_allowed(pace * (own[-1] - own[0]) / (grid[1] - grid[0]), len(grid) - 1)
+        fitting = (ends - starts >= shortest) & (ends - starts <= longest)
         starts, ends = starts[fitting], ends[fitting]
     total = np.zeros(len(starts))
     for row, at in zip(along, share.tolist(), strict=True):

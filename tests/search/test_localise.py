@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medret.search.localise import half_step, locate
+from medret.search.localise import STRETCH, half_step, lengths_allowed, locate
 
 
 def _walk(count: int, seed: int, pace: float = 0.35) -> NDArray[np.float64]:
@@ -66,3 +66,33 @@ def test_half_a_step() -> None:
     assert half_step(np.array([4, 12, 20, 29])) == 3.5
     assert half_step(np.array([4, 5, 6])) == 0
     assert half_step(np.array([4])) == 0
+
+
+def test_whatever_the_spans_starts_and_paces_the_line_lies_in_the_hit() -> None:
+    """C0: a query longer than the hit left no line whose length fits, when the bounds were rounded apart."""
+    rng = np.random.default_rng(5)
+    for span in [*range(1, 150)] * 4:
+        query = np.sort(rng.choice(300, rng.integers(2, 6), replace=False))
+        hit = rng.integers(0, 90) + np.linspace(0, span, min(span + 1, 9)).round().astype(np.int64)
+        cosines = rng.uniform(0, 1, (len(query), len(hit))).astype(np.float32)
+        exact = span * STRETCH / (query[-1] - query[0])  # the pace at which the query just fills the hit
+        for pace in (exact, exact * 3, float(np.exp(rng.uniform(-12, 12)))):
+            low, high = locate(cosines, query, hit, (int(query[0]), int(query[-1])), pace).range
+            margin = half_step(hit)
+            assert hit[0] - margin <= low <= high <= hit[-1] + margin
+
+
+def test_some_length_is_always_allowed() -> None:
+    for most in (1, 7, 96):
+        for wanted in [*np.geomspace(1e-12, 1e12, 500).tolist(), most * STRETCH, most / STRETCH]:
+            shortest, longest = lengths_allowed(wanted, most)
+            assert 0 <= shortest <= longest <= most
+        assert lengths_allowed(most * STRETCH, most) == (most, most)
+        assert lengths_allowed(1e12, most) == (most, most)
+        assert lengths_allowed(1e-12, most) == (0, 0)
+
+
+def test_a_longer_query_takes_the_whole_hit() -> None:
+    rng = np.random.default_rng(0)
+    found = locate(rng.uniform(0, 1, (40, 22)).astype(np.float32), np.arange(40), np.arange(22), (0, 39), 3.0)
+    assert found.range == (0, 21)
