@@ -16,10 +16,10 @@ from medret.archive.listing import Listing
 from medret.archive.msd import MsdTask, read_msd_task
 from medret.archive.tables import Table, read_table
 from medret.errors import UsageError
+from medret.modalities import modality_label
 
 _ID_COLUMNS = ("volume_id", "path")
 _LABEL_COLUMNS = ("subject", "modality", "body_region", "organ")
-_MODALITIES = {"MR": "MRI", "PT": "PET"}
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,6 @@ def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
     return LabelJoin(labels, unmatched, len(listing.objects) - len(labels))
 
 
-def normalise_modality(word: str) -> str:
-    """One word for one modality: MR and mri become MRI, pt becomes PET, anything else upper case."""
-    upper = word.strip().upper()
-    return _MODALITIES.get(upper, upper)
-
-
 def _known_columns(table: Table) -> dict[str, int]:
     """Known column name -> its number; names are taken in any case."""
     columns: dict[str, int] = {}
@@ -104,7 +98,7 @@ def _labels_of(table: Table, columns: Mapping[str, int], row: tuple[str | None, 
     known = set(columns.values())
     return Labels(
         subject=values["subject"],
-        modality=normalise_modality(modality) if modality else None,
+        modality=modality_label(modality) if modality else None,
         body_region=values["body_region"],
         organ=values["organ"],
         metadata={

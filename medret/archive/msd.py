@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medret.errors import UsageError
+from medret.modalities import modality_of
 from medret.storage import is_store_failure, read_uri
 
 # organ -> (modality, body region)
@@ -37,7 +38,6 @@ _ALIASES = {
     "coloncancer": "Colon",
     **{organ.lower(): organ for organ in ORGANS},
 }
-_MRI_CHANNELS = re.compile(r"MRI?|FLAIR|T1.*|T2.*|PD.*|ADC|DWI|DCE|BOLD|SWI|CINE", re.IGNORECASE)
 _TASK_FOLDER = re.compile(r"(?:Task|Dataset)\d+_(.+)", re.IGNORECASE)
 
 
@@ -84,12 +84,6 @@ def _organ(name: str) -> str | None:
 def _modality(content: dict[str, Any]) -> str | None:
     """One word for all channels; None when they are unknown or of several kinds."""
     channels = content.get("modality", content.get("channel_names"))
-    words = channels.values() if isinstance(channels, dict) else [channels]
-    kinds = {_kind(word.strip()) if isinstance(word, str) else None for word in words}
+    words = channels.values() if isinstance(channels, dict) else channels if isinstance(channels, list) else [channels]
+    kinds = {modality_of(word) if isinstance(word, str) else None for word in words}
     return kinds.pop() if len(kinds) == 1 else None
-
-
-def _kind(channel: str) -> str | None:
-    if channel.upper() in {"CT", "PET"}:
-        return channel.upper()
-    return "MRI" if _MRI_CHANNELS.fullmatch(channel) else None

@@ -2,7 +2,8 @@
 
 One question decides how intensities are treated: are the voxels Hounsfield units? It is put to the voxels, whether
 there is a label or not, so a query without a label is treated as its labelled twin in the archive. The label can
-only deny: what is labelled MRI or PET is never windowed in HU.
+only deny: what is labelled MRI or PET is never windowed in HU. A word that `medret.modalities` does not know denies
+nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_CT_WORDS = frozenset({"CT", "CTA", "CBCT", "LDCT", "CECT", "NCCT", "CT ANGIOGRAPHY", "COMPUTED TOMOGRAPHY"})
-_SYNONYMS = {"MR": "MRI", "PT": "PET"}
+from medret.modalities import modality_label
+from medret.modalities import modality_of as modality_named
 
 # Scanners pad what lies outside the reconstructed circle with values below air: -1024, -2000, -2048, -3024.
 _PADDING_BELOW_HU = -1200.0
@@ -41,12 +42,10 @@ def modality_of(label: str | None, ordered: NDArray[np.float64]) -> Modality:
     Without a label, HU voxels are guessed to be CT and all others MRI, which in medicine is the next most frequent.
     """
     hounsfield = looks_hounsfield(ordered)
-    word = " ".join((label or "").upper().split())
-    if not word:
+    if not label or not label.strip():
         return Modality("CT" if hounsfield else "MRI", "guessed", hounsfield)
-    if word in _CT_WORDS:
-        return Modality("CT", "label", hounsfield)
-    return Modality(_SYNONYMS.get(word, word), "label", hounsfield=False)
+    named = modality_named(label)
+    return Modality(named or modality_label(label), "label", hounsfield and named in ("CT", None))
 
 
 def looks_hounsfield(ordered: NDArray[np.float64]) -> bool:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.archive import ArchiveObject, Labels, Listing, list_archive, read_labels
-from medret.archive.labels import normalise_modality
 from medret.archive.msd import ORGANS, msd_task
 from medret.errors import UsageError
 
@@ -143,14 +142,6 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
             read_labels(name, listing("a"))
     with pytest.raises(UsageError, match="cannot be read"):
         read_labels(str(tmp_path), listing("a"))
-
-
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [("MR", "MRI"), ("mri", "MRI"), (" ct ", "CT"), ("PT", "PET"), ("pet", "PET"), ("us", "US")],
-)
-def test_modality_words(word: str, expected: str) -> None:
-    assert normalise_modality(word) == expected
 
 
 # --- dataset.json ----------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_label_and_voxels_decide_together(ct: NDArray[np.int16], mr: NDArray[np.
     assert outcome("CT", other) == ("CT", "label", False)  # labelled CT, but not in HU
     assert outcome("mr", hu) == ("MRI", "label", False)
     assert outcome("PT", other) == ("PET", "label", False)
-    assert outcome("Ultrasound", other) == ("ULTRASOUND", "label", False)
+    assert outcome("Ultrasound", other) == ("US", "label", False)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------
