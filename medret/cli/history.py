@@ -116,9 +116,12 @@ def run_gc(arguments: argparse.Namespace) -> int:
         swept = sweep(store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run)
     if arguments.json:
         document = {"kept": swept.kept, "dropped": swept.dropped, "files": swept.paths, "bytes": swept.size_bytes}
+        document["foreign"] = swept.strangers
         print(json.dumps({"store": store.uri, "dry_run": arguments.dry_run, **document}))
         return 0
     deed = "would delete" if arguments.dry_run else "deleted"
     print(f"{store.uri}: kept {len(swept.kept)} snapshots, {deed} {len(swept.dropped)}")
     print(f"{deed} {len(swept.paths)} files, {swept.size_bytes / 2**20:.1f} MiB")
+    if swept.strangers:
+        print(f"{len(swept.strangers)} files are not medret's and stay, such as {swept.strangers[0]}")
     return 0

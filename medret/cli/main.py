@@ -18,6 +18,7 @@ from medret.cli import (
     plan,
     search,
     study,
+    unlock,
     verify,
 )  # fmt: skip
 from medret.errors import MedretError
@@ -60,6 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, plan, index, search, evaluate, study, duplicates, verify, history, forget, models):
+    for module in (demo, plan, index, search, evaluate, study, duplicates, verify, history, forget, unlock, models):
         module.add_parser(commands)
     return parser

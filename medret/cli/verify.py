@@ -12,6 +12,7 @@ from medret.cli.shared import add_command
 DESCRIPTION = """\
 Check every file of STORE against the checksum in its name and in the live snapshot's manifest, and that the
 counts of ledger, embedding shards and indices agree. Prints each file that is damaged, missing or foreign.
+Litter of desktops and file servers (.DS_Store, @eaDir, .nfs*, Thumbs.db, ...) is counted and passed over.
 """
 
 
@@ -27,15 +28,20 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.snapshot import current_id, verify_store
+    from medret.snapshot.names import is_litter
     from medret.storage import Location
 
     store = Location(arguments.store)
     findings = verify_store(store)
+    litter = sum(map(is_litter, store.files()))
     if arguments.json:
-        print(json.dumps({"store": store.uri, "findings": [asdict(finding) for finding in findings]}))
+        facts = {"findings": [asdict(finding) for finding in findings], "litter": litter}
+        print(json.dumps({"store": store.uri, **facts}))
     elif findings:
         for finding in findings:
             print(f"{store.uri_of(finding.path)}: {finding.problem}")
     else:
         print(f"{store.uri}: sound; snapshot {current_id(store)} is live")
+    if litter and not arguments.json:
+        print(f"{store.uri}: passed over {litter} files of desktops and file servers, such as .DS_Store")
     return 1 if findings else 0

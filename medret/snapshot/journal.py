@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from medret.embeddings.shards import parquet_bytes, read_parquet
 from medret.schemas import FILES, LEDGER
+from medret.snapshot.names import own
 from medret.storage import NAME_DIGITS, Location
 
 FOLDER = "journal"
@@ -25,7 +26,7 @@ FILES_KEY = b"medret.files"
 
 @dataclass(frozen=True)
 class Journal:
-    """What the journal of a store says. ledger: schemas.LEDGER. files: schemas.FILES. paths: of its entries."""
+    """What the journal of a store says. ledger: schemas.LEDGER. files: schemas.FILES. paths: of readable entries."""
 
     ledger: pa.Table
     files: pa.Table
@@ -41,22 +42,30 @@ def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) 
 
 def read_journal(store: Location) -> Journal:
     """Everything that unfinished runs left. A damaged entry counts as not written: its volumes are made again."""
-    ledgers, files, paths = [LEDGER.empty_table()], [FILES.empty_table()], store.files(FOLDER)
+    ledgers, files, paths = [LEDGER.empty_table()], [FILES.empty_table()], []
+    entries = journal_paths(store)
     with ThreadPoolExecutor(REQUESTS) as pool:
-        for entry in pool.map(lambda path: _read_entry(store, path), paths):
+        for path, entry in zip(entries, pool.map(lambda path: read_entry(store, path), entries), strict=True):
             if entry is not None:
                 ledgers.append(entry[0])
                 files.append(entry[1])
+                paths.append(path)
     return Journal(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(paths))
 
 
 def clear_journal(store: Location) -> None:
     """Remove all entries: what they say stands in a published snapshot, or is of no use any more."""
     with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(store.delete, store.files(FOLDER)))
+        list(pool.map(store.delete, journal_paths(store)))
 
 
-def _read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
+def journal_paths(store: Location) -> list[str]:
+    """Its entries, those too that cannot be read; other files in its folder are none."""
+    return own(store.files(FOLDER), "journal")
+
+
+def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
+    """Ledger and files of one entry; None if it is damaged or gone."""
     try:
         data = store.read(path)
         if not is_named_after(path, data):

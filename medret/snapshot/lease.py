@@ -4,8 +4,8 @@
      "since": "2026-01-31T09:45:00Z", "expires": "2026-01-31T09:55:00Z"}
 
 It is taken, renewed and given back by compare-and-swap, so two runs never both believe that they have it. A holder that
-died lapses: at once where this machine can see that the process is no more, else when the lease expires. Readers never
-look at it.
+died lapses: at once where this machine can see that the process is no more, else when the lease expires. One that
+would never expire, because its clock was wrong, is broken by hand: `medret unlock`. Readers never look at it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from typing import Annotated
 
 import msgspec
 
-from medret.errors import BusyError, MedretError
+from medret.errors import BusyError, MedretError, UsageError
 from medret.storage import Location
 
 LEASE = "LEASE"
 LEASE_S = 600.0
+CLOCKS_S = 3600.0  # by which the clocks of two machines may differ without a word
+LONGEST_S = 86_400.0  # no lease runs longer: one that seems to was dated by a wrong clock
 RENEWALS = 4  # within the time of one lease
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # one without a time zone cannot be compared with now
 
@@ -50,6 +52,20 @@ class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether another may take the lease: it was given back, it expired, or its process is seen to be dead."""
         return self.expires <= datetime.now(UTC) or _is_dead(self.process)
 
+    @property
+    def misdated(self) -> bool:
+        """Whether it ends later than any lease can: the clock of its holder or of this machine is wrong."""
+        return self.expires > datetime.now(UTC) + timedelta(seconds=LONGEST_S + CLOCKS_S)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it looks as if someone still held it, as far as can be told from here."""
+        return not self.lapsed and (_is_running(self.process) or not self.misdated)
+
+    def ended(self) -> Holder:
+        """The same, given back now."""
+        return msgspec.structs.replace(self, expires=datetime.now(UTC))
+
 
 class Lease:
     """A lease that this process holds. Call `check` before a step that must not happen twice."""
@@ -62,9 +78,14 @@ class Lease:
         self._guard = threading.Lock()
 
     def check(self) -> None:
-        """Raises BusyError unless the lease is still this run's."""
-        if self._lost or self._holder.expires <= datetime.now(UTC):
-            self.renew()
+        """Raises BusyError unless the store says that the lease is still this run's, and runs."""
+        with self._guard:
+            if self._lost or _read(self._store) != self._holder.to_bytes():
+                self._lost = True
+                raise self._gone()
+            if self._holder.expires > datetime.now(UTC):
+                return
+        self.renew()
 
     def renew(self) -> None:
         """Put off the expiry; raises BusyError when another run has taken the store."""
@@ -72,19 +93,21 @@ class Lease:
             later = msgspec.structs.replace(self._holder, expires=datetime.now(UTC) + self._length)
             if self._lost or not self._store.swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
                 self._lost = True
-                raise BusyError(
-                    f"{self._store.uri}: the lease of this run lapsed and another run took the store; nothing was "
-                    "published; run again when that run has ended"
-                )
+                raise self._gone()
             self._holder = later
 
     def give_back(self) -> None:
         """Let the next run take the store at once."""
         with self._guard:
             if not self._lost:
-                ended = msgspec.structs.replace(self._holder, expires=datetime.now(UTC))
                 self._lost = True
-                self._store.swap(LEASE, self._holder.to_bytes(), ended.to_bytes())
+                self._store.swap(LEASE, self._holder.to_bytes(), self._holder.ended().to_bytes())
+
+    def _gone(self) -> BusyError:
+        return BusyError(
+            f"{self._store.uri}: the lease of this run lapsed or was broken by `medret unlock`, and another run may "
+            "have taken the store; nothing was published; run again when that run has ended"
+        )
 
 
 @contextmanager
@@ -110,13 +133,35 @@ def leased(store: Location, deed: str, seconds: float = LEASE_S) -> Iterator[Lea
 
 def refuse_if_held(store: Location) -> None:
     """Raises BusyError if another run holds the store now; changes nothing."""
-    found = _parse(_read(store))
-    if found is not None and not found.lapsed:
-        raise _busy(store, found)
+    _refuse(store, _read(store))
+
+
+def unlock(store: Location, *, force: bool = False) -> tuple[Holder | None, bool]:
+    """Break the lease of a holder that will not come back; returns who held it (None: nobody) and whether it ran.
+
+    Raises BusyError, and changes nothing, if the holder looks alive and `force` is not set. A holder that is alive
+    after all finds out when it checks, and publishes nothing.
+    """
+    data = _read(store)
+    found = _parse(data)
+    if found is None or found.lapsed:
+        return found, False
+    if found.alive and not force:
+        raise BusyError(
+            f"{_held_by(store, found)}, and looks alive; if you know that it is not, `medret unlock --force "
+            f"{store.uri}` breaks its lease"
+        )
+    if not store.swap(LEASE, data, found.ended().to_bytes()):
+        raise BusyError(
+            f"{store.uri}: the lease was renewed or taken just now, so its holder is alive; nothing was done"
+        )
+    return found, True
 
 
 def take(store: Location, deed: str, seconds: float) -> Lease:
-    """Take the lease; raises BusyError naming who holds it."""
+    """Take the lease; raises BusyError naming who holds it, UsageError for one that is too long."""
+    if seconds > LONGEST_S:
+        raise UsageError(f"a lease of {seconds:g} s is too long: it may run for {LONGEST_S:g} s at most")
     now = datetime.now(UTC)
     length = timedelta(seconds=seconds)
     mine = Holder(
@@ -126,8 +171,8 @@ def take(store: Location, deed: str, seconds: float) -> Lease:
         since=now,
         expires=now + length,
     )
-    refuse_if_held(store)
     held = _read(store)
+    _refuse(store, held)
     if not store.swap(LEASE, held, mine.to_bytes()):
         winner = _parse(_read(store))
         raise _busy(store, winner) if winner else BusyError(f"{store.uri}: another run took the store just now")
@@ -158,11 +203,24 @@ def _parse(data: bytes | None) -> Holder | None:
         return None  # damaged: whoever comes next may take it
 
 
+def _refuse(store: Location, data: bytes | None) -> None:
+    """Raises BusyError if LEASE, which holds `data`, is somebody's."""
+    found = _parse(data)
+    if found is not None and not found.lapsed:
+        raise _busy(store, found)
+
+
 def _busy(store: Location, holder: Holder) -> BusyError:
-    return BusyError(
-        f"{store.uri} is held by {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC; wait for it to end. "
-        f"If it died, its lease lapses at {holder.expires:%Y-%m-%d %H:%M:%S} UTC"
-    )
+    until = f"{holder.expires:%Y-%m-%d %H:%M:%S} UTC"
+    if holder.misdated:
+        cure = f"Its lease runs until {until}, later than any lease can: a clock is or was wrong. If it died,"
+    else:
+        cure = f"Wait for it to end. If it died, its lease lapses at {until}, or"
+    return BusyError(f"{_held_by(store, holder)}. {cure} `medret unlock {store.uri}` breaks it")
+
+
+def _held_by(store: Location, holder: Holder) -> str:
+    return f"{store.uri} is held by {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _machine() -> str:
@@ -188,7 +246,14 @@ def _is_dead(process: str) -> bool:
     machine, _, rest = process.partition(":")
     if machine != _machine() or not rest:
         return False  # elsewhere: only time tells
-    return _process(int(rest.partition(":")[0])) != process
+    return not _is_running(process)
+
+
+def _is_running(process: str) -> bool:
+    """Whether this machine sees the process."""
+    machine, _, rest = process.partition(":")
+    pid = rest.partition(":")[0]
+    return machine == _machine() and pid.isdecimal() and _process(int(pid)) == process
 
 
 def _text(path: str) -> str:

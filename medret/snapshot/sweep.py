@@ -6,31 +6,33 @@ whatever it is: a run whose lease lapsed may still be writing, and a reader may 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.compute as pc
 
 from medret.errors import UsageError
-from medret.snapshot.journal import FOLDER, read_journal
-from medret.snapshot.lease import LEASE, Lease
-from medret.snapshot.manifest import CURRENT, SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
+from medret.snapshot.journal import read_journal
+from medret.snapshot.lease import Lease
+from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
+from medret.snapshot.names import SINGLE, is_temporary, kind_of, strangers
 from medret.storage import Location
 
-# medret's own folders: a stranger's file in a store is verify's business, and never deleted.
-OWN = re.compile(r"(snapshots|embeddings|indices|quarantine|runs|journal)/.+")
-TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{8}\.tmp")
+RENEWING = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What was removed, or would be. kept, dropped: snapshot ids. paths: files. size_bytes: their sum."""
+    """What was removed, or would be. kept, dropped: snapshot ids. paths: files. size_bytes: their sum.
+
+    strangers: files that are not medret's, which stay.
+    """
 
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
     paths: tuple[str, ...]
     size_bytes: int
+    strangers: tuple[str, ...]
 
 
 def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False) -> Swept:
@@ -50,13 +52,15 @@ def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dr
     needed = _needed(store, kept)
     runs = tuple(f"runs/{read_manifest(store, one).run}-" for one in kept)
     doomed = []
-    for path in store.files():
-        if path in needed or path.startswith(runs) or not (OWN.fullmatch(path) or TEMPORARY.fullmatch(path)):
+    every_file = store.files()
+    for path in every_file:
+        if path in needed or path.startswith(runs) or not _is_ours(path):
             continue
         if any(path.startswith(f"snapshots/{one}/") for one in kept):
             continue
         try:
-            if store.changed_at(path) <= before:
+            # Beside the folders: perhaps of the lease, which this very process renews.
+            if store.changed_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
                 doomed.append(path)
         except FileNotFoundError:
             continue
@@ -68,12 +72,18 @@ def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dr
             if number % 100 == 0:
                 lease.check()
             store.delete(path)
-    return Swept(tuple(kept), tuple(one for one in every if one not in kept), tuple(doomed), size)
+    dropped = tuple(one for one in every if one not in kept)
+    return Swept(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(every_file)))
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is medret's to delete: in its folders, and of its form."""
+    return is_temporary(path) or kind_of(path) not in (None, *SINGLE)
 
 
 def _needed(store: Location, kept: list[str]) -> set[str]:
     """Every file that a kept snapshot consists of, or that the journal of an unfinished run names."""
-    needed = {CURRENT, LEASE}
+    needed: set[str] = set()
     for snapshot_id in kept:
         files = read_files(store, snapshot_id, read_manifest(store, snapshot_id))
         needed |= set(files["path"].to_pylist())
@@ -81,7 +91,7 @@ def _needed(store: Location, kept: list[str]) -> set[str]:
     if journal.paths:
         named = journal.files.filter(pc.is_valid(journal.files["path"]))
         needed |= set(named["path"].to_pylist())
-        needed |= {path for path in journal.paths if path.startswith(f"{FOLDER}/")}
+        needed |= set(journal.paths)
     return needed
 
 

@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 
 from medret.embeddings.shards import read_parquet, read_vectors
 from medret.errors import MedretError, UsageError, VersionError
-from medret.snapshot.lease import LEASE
 from medret.snapshot.manifest import (
     CURRENT,
     MANIFEST,
-    SNAPSHOT_ID,
     IndexEntry,
     Manifest,
     current_id,
@@ -28,6 +26,7 @@ from medret.snapshot.manifest import (
     read_tombstones,
     snapshot_folder,
 )
+from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
 from medret.storage import NAME_DIGITS, Location
 
 NAMED = re.compile(rf"-([0-9a-f]{{{NAME_DIGITS}}})\.[a-z]+$")
@@ -66,30 +65,28 @@ def verify_store(store: Location) -> list[Finding]:
 def _check_names(store: Location) -> Iterator[Finding]:
     """Each file's name must carry its content's sha256; CURRENT and manifests have rules of their own."""
     for path in store.files():
-        folder, _, name = path.rpartition("/")
-        if name.startswith(".") and name.endswith(".tmp"):
-            continue  # left by a killed writer; no reader opens it
-        if path == LEASE:
-            continue  # who works on the store; it changes while they do
-        if path == CURRENT:
-            try:
-                live = current_id(store)
-            except MedretError as error:
-                yield Finding(path, str(error))
-                continue
-            if not store.exists(f"{snapshot_folder(live or '')}/{MANIFEST}"):
-                yield Finding(path, f"names snapshot {live}, which is not in the store")
-            continue
-        if name == MANIFEST and SNAPSHOT_ID.fullmatch(folder.rpartition("/")[2]):
-            expected = folder[-NAME_DIGITS:]
-        elif match := NAMED.search(name):
-            expected = match[1]
-        else:
-            yield Finding(path, "is not a file of medret: its name carries no checksum")
-            continue
-        found = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
-        if found != expected:
-            yield Finding(path, f"is damaged: sha256 begins with {found}, expected {expected}")
+        kind = kind_of(path)
+        if is_temporary(path) or is_litter(path):
+            continue  # left by a killed writer, or by a desktop; no reader opens it
+        if kind is None:
+            yield Finding(path, "is not a file of medret: no reader opens it, and nothing deletes it")
+        elif kind == "current":
+            yield from _check_current(store, path)
+        elif kind not in SINGLE:
+            expected = path.split("/")[1][-NAME_DIGITS:] if kind == "manifest" else NAMED.search(path)[1]  # type: ignore[index]  # of medret's form
+            found = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
+            if found != expected:
+                yield Finding(path, f"is damaged: sha256 begins with {found}, expected {expected}")
+
+
+def _check_current(store: Location, path: str) -> Iterator[Finding]:
+    try:
+        live = current_id(store)
+    except MedretError as error:
+        yield Finding(path, str(error))
+        return
+    if not store.exists(f"{snapshot_folder(live or '')}/{MANIFEST}"):
+        yield Finding(path, f"names snapshot {live}, which is not in the store")
 
 
 def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish
 from medret.storage import Location
 
 DIM = 8
+RUN = "20260131T094500Z"
 SETTINGS = IndexSettings(lsh_bits=64)
 RECIPE = Recipe(SliceRecipe(), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0.5,) * 3, DIM, "fp32"))
 
@@ -60,7 +61,7 @@ def make_rows(volumes: int, slices: int) -> tuple[list[EmbeddedVolume], list[dic
 def fields(volumes: int, slices: int) -> dict[str, Any]:
     recipe = RECIPE.digest
     return {
-        "medret_version": "0", "run": "test", "archive_uri": "/archive", "aggregations": ["mean"], "index_settings": {},
+        "medret_version": "0", "run": RUN, "archive_uri": "/archive", "aggregations": ["mean"], "index_settings": {},
         "recipes": [RecipeEntry(recipe=RECIPE.to_json(), weights_source="made for the test")],
         "indices": [IndexEntry(recipe=recipe, aggregation="mean", rows=volumes, dim=DIM, shards=1, recall={})],
         "counts": Counts(listed=volumes, embedded=volumes, new=volumes),
@@ -96,7 +97,9 @@ def write_indices(store: Location, embedded: list[EmbeddedVolume], files: list[d
             table = slice_table(embedded, DIM, RECIPE.digest)
             ids, plane, position = table["volume_id"], table["plane"], table["position"]
         rows = pa.table([ids, plane, position], schema=ROWS)
-        shard = build_shard(store, f"indices/{'mean' if aggregation else 'none'}", read_vectors(table), rows, SETTINGS)
+        shard = build_shard(
+            store, f"indices/{(aggregation or 'none').encode().hex():0>16}", read_vectors(table), rows, SETTINGS
+        )
         made += [
             {**vars(written), "kind": kind, "rows": shard.rows, "recipe": RECIPE.digest, "aggregation": aggregation,
              "shard": shard.shard, "recall": shard.recall.get(kind)}
@@ -133,7 +136,7 @@ def history(tmp_path: Path) -> SimpleNamespace:
         store, table([row for row in ledger if row["volume_id"] != "v2.nii.gz"], LEDGER),
         table(old + new + old_indices + new_indices, FILES), table(dead, TOMBSTONES), parent=first, **facts,
     )  # fmt: skip
-    store.write_named("runs", "test", ".json", json.dumps({"error": "v2.nii.gz was odd, v3.nii.gz not"}).encode())
+    store.write_named("runs", RUN, ".json", json.dumps({"error": "v2.nii.gz was odd, v3.nii.gz not"}).encode())
     vectors = {volume.volume_id: volume.vectors for volume in embedded}
     return SimpleNamespace(store=store, first=first, second=second, vectors=vectors)
 

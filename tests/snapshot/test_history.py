@@ -25,6 +25,20 @@ from medret.snapshot.sweep import sweep
 from medret.storage import Location
 
 GONE = "v2.nii.gz"
+EMBEDDINGS = "embeddings/0123456789abcdef"
+# A user's files, some in medret's folders and under names that are nearly medret's.
+STRANGERS = (
+    f"{EMBEDDINGS}/.slices-0123.parquet.0123abcd.tmp",
+    f"{EMBEDDINGS}/slices-0123456789abcdef.parquet.bak",
+    "embeddings/disk.img",
+    "indices/0123456789abcdef/ivf-0123456789abcdef.faiss",
+    "journal/2025.md",
+    "notes.txt",
+    "quarantine/list.parquet",
+    "runs/events.out.tfevents.1700000000.host",
+    "runs/train-0123456789abcdef.json",
+    "snapshots/2025/ledger-0123456789abcdef.parquet",
+)
 
 
 def test_a_store_with_tombstones_is_sound_and_never_shows_them(history: SimpleNamespace) -> None:
@@ -62,6 +76,7 @@ def grow_old(store: Location) -> None:
 
 
 def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
+    """B6, B11: only names of medret's own form go; temporaries go although a journal is there."""
     store: Location = history.store
     grow_old(store)
     leftover = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a killed run").path
@@ -69,9 +84,11 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     entry = pa.Table.from_pylist(
         [{"path": resumable, "kind": "slices", "sha256": "0" * 64, "size_bytes": 1, "rows": 1}], FILES
     )
-    write_entry(store, "shard", LEDGER.empty_table(), entry)
-    store.write("embeddings/.slices-0123.parquet.0123abcd.tmp", b"half")
-    store.write("notes.txt", b"a stranger's")
+    write_entry(store, "5" * 16, LEDGER.empty_table(), entry)
+    half = f"{EMBEDDINGS}/.slices-{'0' * 16}.parquet.0123abcd.tmp"
+    cut = f"journal/.{'5' * 16}-{'0' * 16}.parquet.0123abcd.tmp"
+    for path in (half, cut, *STRANGERS):
+        store.write(path, b"half, or a stranger's")
     lease = take(store, "gc", 60)
     before = store.files()
     # Young files stay, whatever they are.
@@ -79,9 +96,10 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     grow_old(store)
     planned = sweep(store, lease, keep=9, older_than=timedelta(hours=1), dry_run=True)
     assert store.files() == before
-    assert set(planned.paths) == {leftover, "embeddings/.slices-0123.parquet.0123abcd.tmp"}
+    assert set(planned.paths) == {leftover, half, cut}
+    assert planned.strangers == STRANGERS
     assert sweep(store, lease, keep=9, older_than=timedelta(hours=1)) == planned
-    assert {resumable, "notes.txt"} <= set(store.files())
+    assert {resumable, *STRANGERS} <= set(store.files())
     assert len(read_journal(store).paths) == 1
 
 
@@ -145,7 +163,7 @@ def test_forgetting_names_the_places_and_refuses_strangers(
     done = json.loads(capsys.readouterr().out)
     assert set(done["snapshots"]) == {history.first, history.second}
     kinds = {Path(path).name.split("-")[0] for path in done["files"]}
-    assert {"slices", "volumes", "hnsw", "lsh", "exact", "rows", "ledger", "manifest.json", "test"} <= kinds
+    assert {"slices", "volumes", "hnsw", "lsh", "exact", "rows", "ledger", "manifest.json", "20260131T094500Z"} <= kinds
 
 
 def test_forgetting_half_done_is_finished_by_running_it_again(

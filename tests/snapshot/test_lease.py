@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,8 +16,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from medret.errors import BusyError
-from medret.snapshot.lease import LEASE, Holder, leased, take
+from medret.cli import main
+from medret.errors import BusyError, UsageError
+from medret.snapshot.lease import LEASE, Holder, Lease, leased, take
 from medret.storage import Location
 
 
@@ -111,3 +113,73 @@ def test_a_damaged_lease_stops_nobody(store: Location, damage: Callable[[bytes],
     store.write(LEASE, damage(whole))
     take(store, "run", 60)
     assert "run" in holder_of(store)
+
+
+def test_a_lease_taken_between_judging_and_swapping_is_never_taken_over(
+    store: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B3: another takes the store right after the lapsed lease was read, before it is swapped."""
+    take(store, "before", 60).give_back()
+    read, swap = Location.read, Location.swap
+
+    def meanwhile(name: str, whole: Callable[..., object]) -> Callable[..., object]:
+        def then(self: Location, *arguments: object) -> object:
+            if name == "swap":  # the moment between the last reading and the writing
+                monkeypatch.undo()
+                winners.append(take(self, "faster", 60))
+                return whole(self, *arguments)
+            found = whole(self, *arguments)  # the moment after the first reading
+            monkeypatch.undo()
+            winners.append(take(self, "faster", 60))
+            return found
+
+        return then
+
+    for name, whole in (("read", read), ("swap", swap)):
+        winners: list[Lease] = []
+        monkeypatch.setattr(Location, name, meanwhile(name, whole))
+        with pytest.raises(BusyError, match="faster"):
+            take(store, "slower", 60)
+        winners[0].check()  # it holds the store still
+        winners[0].give_back()
+
+
+def test_a_check_asks_the_store(store: Location) -> None:
+    """A22: whoever lost the store finds out at the next check, whatever the own clock says."""
+    lease = take(store, "run", 600)
+    lease.check()
+    store.write(LEASE, b"{}")
+    with pytest.raises(BusyError, match="may have taken the store"):
+        lease.check()
+    assert store.read(LEASE) == b"{}"
+
+
+def test_a_lease_of_a_clock_that_was_ahead_is_said_and_can_be_broken(
+    store: Location, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A22."""
+    elsewhere = Holder("far away, process 1, run x", "0" * 16, "another:1:1", *[datetime(2099, 1, 1, tzinfo=UTC)] * 2)
+    store.write(LEASE, elsewhere.to_bytes())
+    with pytest.raises(BusyError, match=rf"far away.*2099.*a clock.*medret unlock {re.escape(store.uri)}"):
+        take(store, "run", 60)
+    assert main(["unlock", store.uri]) == 0
+    assert "broke the lease of far away, process 1, run x" in capsys.readouterr().out
+    take(store, "heir", 60).give_back()
+    assert main(["unlock", store.uri]) == 0
+    assert "nobody holds it; the last was" in capsys.readouterr().out
+
+
+def test_a_lease_that_looks_alive_is_broken_by_force_alone(store: Location, capsys: pytest.CaptureFixture[str]) -> None:
+    """A22: also one whose clock is ahead, if its process runs here."""
+    lease = take(store, "run", 600)
+    ours = msgspec.json.decode(store.read(LEASE), type=Holder)
+    for holder in (ours, replace(ours, expires=datetime(2099, 1, 1, tzinfo=UTC)), replace(ours, process="else:1:1")):
+        store.write(LEASE, holder.to_bytes())
+        assert main(["unlock", store.uri]) == 5
+        assert "unlock --force" in capsys.readouterr().err
+        assert store.read(LEASE) == holder.to_bytes()
+        assert main(["unlock", store.uri, "--force"]) == 0
+    with pytest.raises(BusyError):
+        lease.check()
+    with pytest.raises(UsageError, match="too long"):
+        take(store, "for ever", 1e9)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from medret.cli import main
 from medret.errors import UsageError
 from medret.snapshot import verify_store
 from medret.storage import Location
@@ -52,10 +54,26 @@ def test_a_swapped_file_is_found(published: tuple[Location, str]) -> None:
 
 
 def test_foreign_files_are_named_and_leftovers_of_a_killed_writer_are_not(published: tuple[Location, str]) -> None:
+    """B6: by full name pattern."""
     store, _ = published
-    store.write("notes.txt", b"mine")
-    store.write("embeddings/.slices-0123.parquet.ab12.tmp", b"half")
-    assert [finding.path for finding in verify_store(store)] == ["notes.txt"]
+    mine = ["journal/2025.md", "notes.txt", "runs/events-0123456789abcdef.json"]
+    for path in mine:
+        store.write(path, b"mine")
+    store.write(f"embeddings/{'0' * 16}/.slices-{'0' * 16}.parquet.0123ab12.tmp", b"half")
+    assert [finding.path for finding in verify_store(store)] == mine
+
+
+def test_litter_is_passed_over_and_counted(published: tuple[Location, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A17."""
+    store, snapshot_id = published
+    litter = [".DS_Store", "@eaDir/CURRENT@SynoEAStream", "._CURRENT", "Thumbs.db", "desktop.ini", ".nfs00000a0012"]
+    for number, name in enumerate(litter):
+        store.write(f"{('', 'runs/', f'snapshots/{snapshot_id}/')[number % 3]}{name}", b"litter")
+    assert verify_store(store) == []
+    assert main(["verify", store.uri, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["litter"] == len(litter)
+    assert main(["verify", store.uri]) == 0
+    assert f"passed over {len(litter)} files" in capsys.readouterr().out
 
 
 def test_no_store_is_a_usage_error(tmp_path: Path) -> None:
