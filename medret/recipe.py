@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
 
 # Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 # Raise when the same pixels and weights would give other vectors.
 VECTORS_VERSION = 2
 

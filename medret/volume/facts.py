@@ -31,11 +31,13 @@ class SliceRef:
 class VolumeFacts:
     """How a volume was stored and how it was read.
 
-    shape: as stored, without trailing ones; the fourth side is time, of which the first point is used.
+    shape: as stored, without trailing ones; the fourth side is time. time_point: the one that was used, counted from 0:
+    the first with an image in it.
     spacing_mm: along the RAS+ axes (x, y, z). orientation: what the stored axes run towards, such as "LPS".
-    affine_source: "assumed" when the file has neither sform nor qform. spacing_assumed: 1 mm, for want of a usable one.
-    modality_source: where `modality` comes from. intensity: "hu:<preset>" or "percentile"; a labelled CT with
-    "percentile" does not hold Hounsfield units. intensity_range: real values shown as black and white.
+    affine_source: "assumed" when the file has neither sform nor qform. affine_passed_over: why the form that comes
+    before it was not used. spacing_assumed: 1 mm along an axis, for want of a usable one.
+    modality_source: where `modality` comes from. intensity: "hu:<preset>" or "percentile". intensity_range: real values
+    shown as black and white. ct_without_hu: labelled CT, but its voxels are not Hounsfield units.
     non_finite_voxels: NaN or infinite, shown black. trailing_bytes: in the file after the last voxel.
     crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive. planes: what was sliced.
     """
@@ -46,12 +48,15 @@ class VolumeFacts:
     datatype: str
     nifti_version: int
     affine_source: AffineSource
+    affine_passed_over: str | None
     spacing_assumed: bool
     time_points: int
+    time_point: int
     modality: str
     modality_source: Literal["label", "guessed"]
     intensity: str
     intensity_range: tuple[float, float]
+    ct_without_hu: bool
     non_finite_voxels: int
     trailing_bytes: int
     crop_box: tuple[tuple[int, int, int], tuple[int, int, int]]

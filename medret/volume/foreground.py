@@ -17,6 +17,7 @@ from medret.volume.sample import Sample, quantile
 
 # Between air (-1000) and fat (-100): lungs fall out, but the chest around them does not.
 BODY_ABOVE_HU = -500.0
+_DARKEST = 0.02  # of the voxels, below which background is sure to be; and the brightest
 _RISE = 0.1  # of the way from background to bright tissue, as in FSL's robust brain threshold
 _LEAST_SAMPLES_TO_ERODE = 16
 _LEAST_CORE = 0.2  # of the mask, or the foreground is made of threads (vessels), which an erosion destroys
@@ -45,13 +46,21 @@ def whole(shape: tuple[int, ...]) -> Box:
 
 
 def threshold(sample: Sample, *, hounsfield: bool) -> float:
-    """The real value above which a voxel is taken to be body."""
+    """The real value above which a voxel is taken to be body; what is not finite never is.
+
+    Where more than a few voxels are not finite they stand for the background: for zeros around magnitudes, which are
+    hardly ever negative, and for all that is outside the body around signed values (statistics, differences).
+    """
     if hounsfield:
         return BODY_ABOVE_HU
     ordered = sample.ordered
     if not ordered.size:
         return -math.inf
-    dark, bright = quantile(ordered, 0.02), quantile(ordered, 0.98)
+    if sample.void_share > _DARKEST:
+        if quantile(ordered, _DARKEST) < -_RISE * abs(quantile(ordered, 1 - _DARKEST)):
+            return -math.inf
+        ordered = np.concatenate([np.zeros(round(ordered.size * sample.void_share / (1 - sample.void_share))), ordered])
+    dark, bright = quantile(ordered, _DARKEST), quantile(ordered, 1 - _DARKEST)
     level = dark + _RISE * (bright - dark)
     above = ordered[np.searchsorted(ordered, level, side="right") :]
     # A few very bright voxels (tumours in PET) must not make background of the rest of the body.

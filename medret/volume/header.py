@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume.limits import Limits
+from medret.volume.signatures import describe
 
 # Field -> (struct format, offset). sizeof_hdr is the first field of both and tells them apart.
 _NIFTI1 = {
@@ -24,6 +25,7 @@ _NIFTI1 = {
     "pixdim": ("8f", 76),
     "vox_offset": ("f", 108),
     "scl": ("2f", 112),
+    "xyzt_units": ("B", 123),
     "form_codes": ("2h", 252),
     "quatern": ("3f", 256),
     "qoffset": ("3f", 268),
@@ -40,6 +42,7 @@ _NIFTI2 = {
     "quatern": ("3d", 352),
     "qoffset": ("3d", 376),
     "srow": ("12d", 400),
+    "xyzt_units": ("i", 500),
     "magic": ("8s", 4),
 }
 HEADER_BYTES = {1: 348, 2: 540}
@@ -48,6 +51,7 @@ _LAYOUTS = {1: _NIFTI1, 2: _NIFTI2}
 _MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\032\n"}
 _PAIR_MAGIC = {1: b"ni1\0", 2: b"ni2\0\r\n\032\n"}
 
+_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micron; nothing else is a length
 _DTYPES = {
     2: "u1",
     4: "i2",
@@ -73,10 +77,11 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a header says, checked. Lengths are millimetres, as every viewer reads them.
+    """What a header says, checked. Lengths are in the header's own unit, which is `unit_mm` long.
 
     byte_order: "<" or ">". shape: sides in voxels as stored, without trailing ones: three, or four with time.
     dtype: of one voxel, with its byte order. slope, inter: real value = stored * slope + inter.
+    unit_mm: 1000 for metres, 0.001 for microns, 1 for millimetres and where the header names no unit.
     pixdim: pixdim[0] is the handedness of the qform; pixdim[1:4] the spacing. srow: row-major 3x4.
     """
 
@@ -87,6 +92,7 @@ class NiftiHeader:
     vox_offset: int
     slope: float
     inter: float
+    unit_mm: float
     pixdim: tuple[float, ...]
     qform_code: int
     sform_code: int
@@ -136,7 +142,7 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
     """
     found = nifti_version(head)
     if found is None:
-        raise VolumeError(QuarantineCode.NOT_NIFTI, f"the content begins with {head[:4]!r}, which is no NIfTI header")
+        raise VolumeError(QuarantineCode.NOT_NIFTI, f"the content is not a NIfTI file; {describe(head)}")
     version, order = found
     if len(head) < HEADER_BYTES[version]:
         raise VolumeError(
@@ -163,6 +169,7 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
         vox_offset=offset,
         slope=slope,
         inter=inter,
+        unit_mm=_MM_PER_UNIT.get(field("xyzt_units")[0] & 0x07, 1.0),
         pixdim=field("pixdim"),
         qform_code=qform_code,
         sform_code=sform_code,
@@ -220,13 +227,13 @@ def _dtype(code: int, order: str) -> np.dtype[Any]:
 
 
 def _shape(dim: tuple[int, ...]) -> tuple[int, ...]:
-    """Three or four sides, without trailing ones."""
+    """Three or four sides, without trailing ones. A side of 0 beyond the third is 1, as in the NIfTI C library."""
     rank = dim[0]
     if not 1 <= rank <= 7:
         raise VolumeError(
             QuarantineCode.HEADER_INVALID, f"dim[0], the number of dimensions, is {rank}, expected 3 or 4"
         )
-    shape = list(dim[1 : rank + 1])
+    shape = [*dim[1 : min(rank, 3) + 1], *(side or 1 for side in dim[4 : rank + 1])]
     if min(shape) < 1:
         raise VolumeError(QuarantineCode.HEADER_INVALID, f"dimensions {shape} are not all positive")
     while len(shape) > 3 and shape[-1] == 1:

@@ -14,19 +14,16 @@ DEFLATE_MAX_RATIO = 1032
 class Limits:
     """Bounds of one volume.
 
-    max_voxels_bytes: decoded size that a header may declare (all time points).
-    max_ratio: decoded bytes for each compressed byte; asked of volumes above `ratio_from_bytes` only, because a
-        small file that compresses well does no harm and is judged by its content.
+    max_voxels_bytes: decoded size that a header may declare (all time points). No more than the header declares is
+        inflated, so this bounds the memory too, however well a volume compresses.
     max_header_bytes: where the voxels must begin at the latest (header and extensions).
     max_slices: that the slice plan may take from one volume, all planes together.
     min_side_voxels: the two longest sides of a volume must have as many voxels.
-    max_non_finite_share: of all voxels, that may be NaN or infinite.
+    min_finite_share: of the voxels must be finite; NaN is what many programs write outside the brain.
     """
 
     max_voxels_bytes: int = 4096 * MIB
-    max_ratio: float = 200.0
-    ratio_from_bytes: int = 64 * MIB
     max_header_bytes: int = 16 * MIB
     max_slices: int = 8192
     min_side_voxels: int = 8
-    max_non_finite_share: float = 0.25
+    min_finite_share: float = 0.05

@@ -33,6 +33,11 @@ class Modality:
     source: Literal["label", "guessed"]
     hounsfield: bool
 
+    @property
+    def is_ct_without_hu(self) -> bool:
+        """Whether the label says CT and the voxels are not Hounsfield units: rescaled, or their scale was lost."""
+        return self.name == "CT" and not self.hounsfield
+
 
 def modality_of(label: str | None, ordered: NDArray[np.float64]) -> Modality:
     """The modality and the treatment it calls for.

@@ -17,22 +17,9 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, check_extensions, nifti_version, parse_header
 from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
+from medret.volume.signatures import describe
 
 _ALWAYS_TOLERATED_BYTES = 4096
-
-# What people store under a NIfTI name by mistake; for the reason only.
-_KNOWN_STARTS = {
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"PK\x03\x04": "a zip archive",
-    b"BZh": "a bzip2 file",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
-    b"\xfd7zXZ": "an xz file",
-    b"\x89HDF": "an HDF5 or MINC file",
-    b"NRRD": "an NRRD file",
-    b"ObjectType": "a MetaImage header",
-    b"\x1f\x8b": "gzip within gzip",
-}
 
 
 @dataclass(frozen=True)
@@ -47,14 +34,15 @@ class NiftiFile:
         """Bytes after the last voxel."""
         return len(self.content) - self.header.file_bytes
 
-    def voxels(self) -> NDArray[Any]:
-        """(x, y, z) stored values of the first time point: a view of the file's own memory, first axis fastest.
+    def voxels(self, time_point: int = 0) -> NDArray[Any]:
+        """(x, y, z) stored values of a time point: a view of the file's own memory, first axis fastest.
 
-        NIfTI stores time as the slowest axis, so the first time point is the first x * y * z voxels.
+        NIfTI stores time as the slowest axis, so a time point is x * y * z voxels in a row.
         """
         shape = self.header.shape[:3]
-        flat = np.frombuffer(self.content, self.header.dtype, math.prod(shape), self.header.vox_offset)
-        return flat.reshape(shape, order="F")
+        count = math.prod(shape)
+        start = self.header.vox_offset + time_point * count * self.header.dtype.itemsize
+        return np.frombuffer(self.content, self.header.dtype, count, start).reshape(shape, order="F")
 
 
 def open_nifti(data: Content, limits: Limits) -> NiftiFile:
@@ -66,7 +54,7 @@ def open_nifti(data: Content, limits: Limits) -> NiftiFile:
     tolerated = _tolerated_bytes(header)
     content: Content | bytearray = data
     if compressed:
-        _check_ratio(header, len(data), limits)
+        _check_length(header, len(data))
         content = inflate(data, header.file_bytes, tolerated)
     if len(content) < header.file_bytes:
         raise VolumeError(
@@ -96,15 +84,7 @@ def _start(data: Content, compressed: bool) -> bytes:
     if not head:
         raise VolumeError(QuarantineCode.EMPTY, "the gzip stream holds no bytes")
     where = "the gzip stream holds no NIfTI file" if compressed else "neither NIfTI nor gzip"
-    raise VolumeError(QuarantineCode.NOT_NIFTI, f"{where}; it begins with {head[:8]!r}{_likeness(head)}")
-
-
-def _likeness(head: bytes) -> str:
-    """A guess at what the bytes are, for a person to read; empty when there is none."""
-    kind = next((kind for start, kind in _KNOWN_STARTS.items() if head.startswith(start)), None)
-    if kind is None and head[128:132] == b"DICM":
-        kind = "a DICOM file"
-    return f", like {kind}" if kind else ""
+    raise VolumeError(QuarantineCode.NOT_NIFTI, f"{where}; {describe(head)}")
 
 
 def _tolerated_bytes(header: NiftiHeader) -> int:
@@ -113,18 +93,12 @@ def _tolerated_bytes(header: NiftiHeader) -> int:
     return min(max(_ALWAYS_TOLERATED_BYTES, slice_bytes - 1), MIB)
 
 
-def _check_ratio(header: NiftiHeader, compressed_bytes: int, limits: Limits) -> None:
-    """Compare what the header declares with what the stream can hold."""
+def _check_length(header: NiftiHeader, compressed_bytes: int) -> None:
+    """Refuse a header that declares more than the stream can hold, before memory is taken for it."""
     declared = header.file_bytes
     if declared > compressed_bytes * DEFLATE_MAX_RATIO:
         raise VolumeError(
             QuarantineCode.TRUNCATED,
             f"the header promises {declared} bytes; {compressed_bytes} compressed bytes can hold "
             f"{compressed_bytes * DEFLATE_MAX_RATIO} at most",
-        )
-    if declared > limits.ratio_from_bytes and declared > compressed_bytes * limits.max_ratio:
-        raise VolumeError(
-            QuarantineCode.TOO_LARGE,
-            f"the header declares {declared} bytes, {declared / compressed_bytes:.0f} times the {compressed_bytes} "
-            f"compressed ones; the limit is {limits.max_ratio:g} times",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 # Below this ratio of smallest to largest scale an affine flattens space, whatever its units.
 _FLAT = 1e-6
 _LEAST_MM, _MOST_MM = 1e-6, 1e6
+_SAME = 1e-3  # of a voxel spacing
 _HALF_TURN = 3 * 1.1920929e-07  # the parts are stored as float32; nibabel draws the line there too
 
 
@@ -33,7 +34,8 @@ class Geometry:
     axes: RAS+ axis -> stored axis. flips: RAS+ axis -> whether it runs against the stored one.
     affine_ras: (4, 4), RAS+ voxel index -> mm. spacing_mm: along the RAS+ axes.
     orientation: what stored axes run towards, such as "LPS". source: where the affine comes from.
-    spacing_assumed: no usable spacing was stored either, and 1 mm was taken.
+    spacing_assumed: along an axis no usable spacing was stored, and 1 mm was taken.
+    passed_over: why the form that comes before `source` was not used; None when it was, or when there is none.
     """
 
     axes: tuple[int, int, int]
@@ -43,6 +45,7 @@ class Geometry:
     orientation: str
     source: AffineSource
     spacing_assumed: bool
+    passed_over: str | None
 
     def to_ras(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """(x, y, z) view of stored voxels in RAS+ order; nothing is copied."""
@@ -51,13 +54,13 @@ class Geometry:
 
 
 def geometry_of(header: NiftiHeader) -> Geometry:
-    """The geometry of a volume; sform before qform, and RAS+ with the stored spacing when there is neither.
+    """The geometry of a volume: of the sform, or of the qform, or the one that is assumed when there is neither.
 
-    Raises VolumeError AFFINE_INVALID for a singular or non-finite affine.
+    Raises VolumeError AFFINE_INVALID when the forms that there are are singular or not finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
-        affine, source, spacing_assumed = _affine(header)
-        _check(affine, source)
+        placement = _placement(header)
+    affine = placement.affine
     axes, flips = closest_canonical(affine[:3, :3])
     shape = header.shape[:3]
     to_stored = np.zeros((4, 4))  # RAS+ index -> stored index
@@ -75,8 +78,9 @@ def geometry_of(header: NiftiHeader) -> Geometry:
         affine_ras=affine_ras,
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         orientation="".join(towards[stored] for stored in range(3)),
-        source=source,
-        spacing_assumed=spacing_assumed,
+        source=placement.source,
+        spacing_assumed=placement.spacing_assumed,
+        passed_over=placement.passed_over,
     )
 
 
@@ -105,20 +109,78 @@ def _rectangular(matrix: NDArray[np.float64]) -> bool:
     return bool((nonzero.sum(axis=0) == 1).all() and (nonzero.sum(axis=1) == 1).all())
 
 
-def _affine(header: NiftiHeader) -> tuple[NDArray[np.float64], AffineSource, bool]:
+@dataclass(frozen=True)
+class _Placement:
+    """affine: (4, 4), stored voxel index -> mm. The rest: as in Geometry."""
+
+    affine: NDArray[np.float64]
+    source: AffineSource
+    spacing_assumed: bool = False
+    passed_over: str | None = None
+
+
+def _placement(header: NiftiHeader) -> _Placement:
+    """The first form that is set and usable; the assumed one when none is set. Raises AFFINE_INVALID."""
+    forms = [form for form in (_sform(header), _qform(header)) if form]
+    if not forms:
+        return _assumed(header)
+    usable, refusals = [], []
+    for form in forms:
+        try:
+            _check(form.affine, form.source)
+        except VolumeError as error:
+            refusals.append(error)
+        else:
+            usable.append(form)
+    if not usable:
+        raise refusals[0]
+    if len(usable) > 1 and _is_placeholder(header):
+        return replace(usable[1], passed_over="the sform is a unit matrix, which the stored voxel spacing contradicts")
+    return usable[0] if usable[0] is forms[0] else replace(usable[0], passed_over=refusals[0].reason)
+
+
+def _sform(header: NiftiHeader) -> _Placement | None:
+    if header.sform_code <= 0:
+        return None
     affine = np.eye(4)
-    if header.sform_code > 0:
-        affine[:3] = np.reshape(header.srow, (3, 4))
-        return affine, "sform", False
-    spacing = np.abs(np.array(header.pixdim[1:4]))
-    if header.qform_code > 0:
-        handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 stands for 1 (nifti1.h)
-        affine[:3, :3] = _rotation(header.quatern) * spacing * (1.0, 1.0, handedness)
-        affine[:3, 3] = header.qoffset
-        return affine, "qform", False
-    usable = bool(np.all(np.isfinite(spacing))) and _plausible(spacing)
-    affine[:3, :3] = np.diag(spacing if usable else np.ones(3))
-    return affine, "assumed", not usable
+    affine[:3] = np.reshape(header.srow, (3, 4)) * header.unit_mm
+    return _Placement(affine, "sform")
+
+
+def _qform(header: NiftiHeader) -> _Placement | None:
+    if header.qform_code <= 0:
+        return None
+    spacing, spacing_assumed = _spacing(header)
+    handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 stands for 1 (nifti1.h)
+    affine = np.eye(4)
+    affine[:3, :3] = _rotation(header.quatern) * spacing * (1.0, 1.0, handedness)
+    affine[:3, 3] = np.array(header.qoffset) * header.unit_mm
+    return _Placement(affine, "qform", spacing_assumed)
+
+
+def _is_placeholder(header: NiftiHeader) -> bool:
+    """Whether the sform is what programs write that know no position: a unit matrix for voxels of another spacing."""
+    is_unit = np.array_equal(np.reshape(header.srow, (3, 4))[:, :3], np.eye(3))
+    return is_unit and not np.allclose(np.abs(header.pixdim[1:4]), 1, rtol=_SAME)
+
+
+def _assumed(header: NiftiHeader) -> _Placement:
+    """What nibabel assumes (docs/decisions/0008): centred, stored from right to left, back to front, bottom to top."""
+    spacing, spacing_assumed = _spacing(header)
+    spacing *= (-1.0, 1.0, 1.0)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (np.array(header.shape[:3]) - 1) / 2
+    return _Placement(affine, "assumed", spacing_assumed)
+
+
+def _spacing(header: NiftiHeader) -> tuple[NDArray[np.float64], bool]:
+    """(3,) mm along the stored axes, and whether 1 mm stands for one that cannot be, as it does in every reader."""
+    stored = np.abs(np.array(header.pixdim[1:4], dtype=np.float64)) * header.unit_mm
+    usable = (stored > _LEAST_MM) & (stored < _MOST_MM)
+    spacing = np.where(usable, stored, 1.0)
+    if not _plausible(spacing):
+        return np.ones(3), True
+    return spacing, not usable.all()
 
 
 def _rotation(quatern: tuple[float, float, float]) -> NDArray[np.float64]:

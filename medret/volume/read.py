@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,11 @@ from medret.volume.intensity import (
 )
 from medret.volume.limits import Limits
 from medret.volume.modality import modality_of
-from medret.volume.nifti import open_nifti
-from medret.volume.orientation import geometry_of
+from medret.volume.nifti import NiftiFile, open_nifti
+from medret.volume.orientation import Geometry, geometry_of
 from medret.volume.plan import SlicePlan, parse_slice_plan
 from medret.volume.region import Region
-from medret.volume.sample import check_not_constant, count_non_finite, take_sample
+from medret.volume.sample import Sample, check_not_constant, count_non_finite, take_sample
 from medret.volume.slicing import AXIS, draw_squares, extract, in_plane_axes, planes_of, slice_refs
 
 _LIMITS = Limits()
@@ -82,11 +83,9 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
     nifti = open_nifti(data, limits)
     header = nifti.header
     geometry = geometry_of(header)
-    voxels = nifti.voxels()
-    non_finite = count_non_finite(voxels, limits)
+    frame = _first_image(nifti, geometry, limits)
+    voxels, sample, non_finite = frame.voxels, frame.sample, frame.non_finite
     ras = geometry.to_ras(voxels)
-    sample = take_sample(ras, header)
-    check_not_constant(voxels, sample)
 
     modality = modality_of(request.label, sample.ordered)
     above = threshold(sample, hounsfield=modality.hounsfield)
@@ -109,16 +108,18 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
         )
     pixels = {side: np.zeros((count, side, side), dtype=np.uint8) for side in sides_px}
     slices: list[SliceRef] = []
+    shows_something = not non_finite
     for plane, positions in chosen.items():
-        grey = [
-            to_grey(image, header, window, all_finite=not non_finite)
-            for image in extract(voxels, geometry, box, plane, positions)
-        ]
+        images = extract(voxels, geometry, box, plane, positions)
+        shows_something = shows_something or any(np.isfinite(image).any() for image in images)
+        grey = [to_grey(image, header, window, all_finite=not non_finite) for image in images]
         across, down = in_plane_axes(plane)
         for squares in pixels.values():
             onto = squares[len(slices) : len(slices) + len(grey)]
             draw_squares(grey, (geometry.spacing_mm[across], geometry.spacing_mm[down]), onto)
         slices += slice_refs(geometry, ras.shape, plane, positions)
+    if not shows_something:
+        raise VolumeError(QuarantineCode.NON_FINITE, f"none of the {count} planned slices has a finite voxel")
 
     facts = VolumeFacts(
         shape=header.shape,
@@ -127,18 +128,51 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
         datatype=header.dtype.name,
         nifti_version=header.version,
         affine_source=geometry.source,
+        affine_passed_over=geometry.passed_over,
         spacing_assumed=geometry.spacing_assumed,
         time_points=header.time_points,
+        time_point=frame.time_point,
         modality=modality.name,
         modality_source=modality.source,
         intensity=window.name,
         intensity_range=(window.low, window.high),
+        ct_without_hu=modality.is_ct_without_hu,
         non_finite_voxels=non_finite,
         trailing_bytes=nifti.trailing_bytes,
         crop_box=(box.first, box.last),
         planes=planes,
     )
     return SlicedVolume(tuple(slices), pixels, facts)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A time point with an image in it. voxels: as stored. non_finite: how many of them are NaN or infinite."""
+
+    time_point: int
+    voxels: NDArray[Any]
+    sample: Sample
+    non_finite: int
+
+
+def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> _Frame:
+    """The first time point that is not empty: dynamic series begin before there is a tracer or an agent to see.
+
+    Raises what is wrong with the first one, NON_FINITE or CONSTANT, when all are empty.
+    """
+    refusal: VolumeError | None = None
+    for time_point in range(nifti.header.time_points):
+        voxels = nifti.voxels(time_point)
+        try:
+            non_finite = count_non_finite(voxels, limits)
+            sample = take_sample(geometry.to_ras(voxels), nifti.header)
+            check_not_constant(voxels, sample)
+        except VolumeError as error:
+            refusal = refusal or error
+            continue
+        return _Frame(time_point, voxels, sample, non_finite)
+    assert refusal is not None  # a series has a time point
+    raise refusal
 
 
 def _positions(request: _Request, plane: str, box: Box) -> NDArray[np.int64]:

@@ -33,6 +33,11 @@ class Sample:
     starts: tuple[int, int, int]
     steps: tuple[int, int, int]
 
+    @property
+    def void_share(self) -> float:
+        """Share of the grid that is not finite, 0..1."""
+        return 1 - float(np.count_nonzero(np.isfinite(self.values))) / self.values.size
+
 
 def take_sample(ras: NDArray[Any], header: NiftiHeader) -> Sample:
     """At most `MOST_PER_AXIS` voxels along each axis. ras: (x, y, z) stored values in RAS+ order."""
@@ -67,7 +72,7 @@ def quantile(ordered: NDArray[np.float64], share: float) -> float:
 
 
 def count_non_finite(voxels: NDArray[Any], limits: Limits) -> int:
-    """How many voxels are NaN or infinite; raises NON_FINITE beyond the allowed share.
+    """How many voxels are NaN or infinite; raises NON_FINITE when too few others are left.
 
     voxels: stored values, one time point, first axis fastest in memory.
     """
@@ -80,11 +85,11 @@ def count_non_finite(voxels: NDArray[Any], limits: Limits) -> int:
         if np.isfinite(flat.sum()):
             return 0
     count = int(flat.size - np.count_nonzero(np.isfinite(flat)))
-    if count > limits.max_non_finite_share * flat.size:
+    if flat.size - count < limits.min_finite_share * flat.size:
         raise VolumeError(
             QuarantineCode.NON_FINITE,
-            f"{count} of {flat.size} voxels ({count / flat.size:.0%}) are NaN or infinite; "
-            f"{limits.max_non_finite_share:.0%} are allowed",
+            f"{count} of {flat.size} voxels ({count / flat.size:.1%}) are NaN or infinite; "
+            f"at least {limits.min_finite_share:.0%} must be finite",
         )
     return count
 

@@ -94,9 +94,26 @@ def test_dimensions_of_nifti2_do_not_overflow(phantoms: Any) -> None:
     )
 
 
-def test_trailing_ones_are_no_dimensions(phantoms: Any) -> None:
+def test_trailing_ones_and_zeros_are_no_dimensions(phantoms: Any) -> None:
+    """C12: dim[4] = 0 with dim[0] = 4 is one time point, as in the NIfTI C library."""
     data = phantoms.nifti(np.zeros((9, 10, 1, 1, 1), np.uint8), compress=False)
     assert parse(data).shape == (9, 10, 1)
+    for dim in ([4, 9, 10, 11, 0], [5, 9, 10, 11, 0, 0], [7, 9, 10, 11, 1, 0, 1, 0]):
+        patch = {40: struct.pack(f"<{len(dim)}h", *dim)}
+        assert parse(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), compress=False, patch=patch)).shape == (9, 10, 11)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("code", "unit_mm"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (2 + 8, 1), (3 + 16, 0.001), (4, 1), (7, 1)]
+)
+def test_units_of_length(phantoms: Any, version: int, code: int, unit_mm: float) -> None:
+    """C11: metre and micron are applied, unknown codes and none are millimetres, units of time do not matter."""
+    patch = {123: bytes([code])} if version == 1 else {500: struct.pack("<i", code)}
+    data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), version=version, compress=False, patch=patch)
+    assert parse(data).unit_mm == unit_mm
+    theirs = (nib.Nifti1Image if version == 1 else nib.Nifti2Image).from_stream(io.BytesIO(data)).header
+    assert int(theirs["xyzt_units"]) == code
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,14 @@ def test_quantile_is_numpys(values: list[float], share: float) -> None:
     assert quantile(ordered, share) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_non_finite_voxels_are_counted_up_to_a_quarter() -> None:
-    voxels = np.ones((8, 8, 8), np.float32, order="F")
+def test_non_finite_voxels_are_counted_and_refused_when_hardly_any_other_is_left() -> None:
+    """C9."""
+    voxels = np.ones((10, 10, 10), np.float32, order="F")
     assert count_non_finite(voxels, Limits()) == 0
-    voxels[:2] = [[np.nan], [np.inf]] * 4
-    assert count_non_finite(voxels, Limits()) == 128
-    voxels[2, 0, 0] = -np.inf
-    with pytest.raises(VolumeError, match="129 of 512") as caught:
+    voxels.reshape(-1, order="F")[50:] = [np.nan, np.inf] * 475
+    assert count_non_finite(voxels, Limits()) == 950
+    voxels[0, 0, 0] = -np.inf
+    with pytest.raises(VolumeError, match="951 of 1000") as caught:
         count_non_finite(voxels, Limits())
     assert caught.value.code == QuarantineCode.NON_FINITE
 

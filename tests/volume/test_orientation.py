@@ -105,11 +105,104 @@ def test_sform_counts_before_qform(phantoms: Any) -> None:
     assert geometry(flipped).orientation == geometry(bytes(only_q)).orientation == "LAS"
 
 
-def test_no_affine_is_assumed_to_be_ras(phantoms: Any) -> None:
+UNITS_MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
+
+
+@given(
+    st.sampled_from([(0, 0), (0, 1), (1, 0), (2, 4), (0, 2), (3, 0)]),
+    st.sampled_from(sorted(UNITS_MM)),
+    st.sampled_from([1, 2]),
+    ANGLE,
+    st.tuples(*[st.floats(0.25, 6)] * 3),
+    st.tuples(*[st.floats(-200, 200)] * 3),
+    st.sampled_from([-1.0, 1.0]),
+)
+@settings(max_examples=80, deadline=None)
+def test_any_header_is_placed_where_nibabel_places_it(
+    phantoms: Any,
+    codes: tuple[int, int],
+    unit: int,
+    version: int,
+    angle: float,
+    spacing: tuple[float, float, float],
+    offset: tuple[float, float, float],
+    handedness: float,
+) -> None:
+    """C11, C13: nibabel's affine in the unit that the header names; sform and qform differ, so the choice shows."""
+    rotation = euler2mat(angle, 0.2, 0.1)
+    cosines = np.sort(np.abs(rotation), axis=0)
+    assume(np.all(cosines[2] - cosines[1] > 0.05))  # near 45 degrees either order is right
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * np.array(spacing) * (1, 1, handedness)
+    affine[:3, 3] = offset
+    patch = {123: bytes([unit])} if version == 1 else {500: struct.pack("<i", unit)}
+    place = {1: (280 + 12, "<f"), 2: (400 + 24, "<d")}[version]
+    patch[place[0]] = struct.pack(place[1], offset[0] + 25)  # the sform alone lies further to the right
+    data = phantoms.nifti(
+        np.zeros((9, 10, 11), np.uint8), affine, codes=codes, version=version, patch=patch, compress=False
+    )
+    image = (nib.Nifti1Image if version == 1 else nib.Nifti2Image).from_stream(io.BytesIO(data))
+    expected = np.diag([UNITS_MM[unit]] * 3 + [1.0]) @ nib.as_closest_canonical(image).affine
+    ours = geometry(data)
+    assert np.allclose(ours.affine_ras / UNITS_MM[unit], expected / UNITS_MM[unit], atol=1e-3)
+    assert ours.source == ("sform" if codes[1] else "qform" if codes[0] else "assumed")
+    assert (ours.spacing_assumed, ours.passed_over) == (False, None)
+
+
+def test_no_affine_is_assumed_to_be_las(phantoms: Any) -> None:
+    """C13."""
     data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), spacing=(0.5, 2, 3), codes=(0, 0), compress=False)
     found = geometry(data)
-    assert (found.source, found.orientation, found.spacing_assumed) == ("assumed", "RAS", False)
+    assert (found.source, found.orientation, found.spacing_assumed) == ("assumed", "LAS", False)
     assert np.allclose(found.spacing_mm, (0.5, 2, 3))
+    assert np.allclose(found.affine_ras[:3, 3], (-2, -9, -15))
+
+
+@pytest.mark.parametrize(
+    ("srow", "why"),
+    [
+        ([0.0] * 12, "0 x 0 x 0 mm"),
+        ([1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0], "singular"),
+        ([float("nan")] * 12, "not finite"),
+        ([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], "unit matrix"),
+    ],
+)
+def test_an_sform_that_is_none_gives_way_to_a_good_qform(phantoms: Any, srow: list[float], why: str) -> None:
+    """C12."""
+    affine = np.diag([2.0, 3, 4, 1])
+    affine[:3, 3] = (-7, 8, 9)
+    patch = {280: struct.pack("<12f", *srow)}
+    voxels = np.zeros((9, 10, 11), np.uint8)
+    found = geometry(phantoms.nifti(voxels, affine, codes=(1, 1), compress=False, patch=patch))
+    assert found.source == "qform"
+    assert np.allclose(found.affine_ras, affine)
+    assert why in (found.passed_over or "")
+
+
+def test_a_unit_matrix_is_an_sform_where_nothing_contradicts_it(phantoms: Any) -> None:
+    """C12: millimetre voxels, or no qform to take in its place."""
+    voxels = np.zeros((9, 10, 11), np.uint8)
+    unit = {280: struct.pack("<12f", 1, 0, 0, 5, 0, 1, 0, 0, 0, 0, 1, 0)}
+    found = geometry(phantoms.nifti(voxels, np.diag([1.0, 1, -1, 1]), codes=(1, 1), compress=False, patch=unit))
+    assert (found.source, found.orientation, found.passed_over) == ("sform", "RAS", None)
+    found = geometry(phantoms.nifti(voxels, np.diag([2.0, 2, 2, 1]), codes=(0, 1), compress=False, patch=unit))
+    assert (found.source, found.passed_over, list(found.spacing_mm)) == ("sform", None, [1, 1, 1])
+
+
+def test_a_bad_qform_beside_a_good_sform_does_not_matter(phantoms: Any) -> None:
+    patch = {256: struct.pack("<f", float("nan"))}
+    found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(1, 1), compress=False, patch=patch))
+    assert (found.source, found.passed_over) == ("sform", None)
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0)])
+@pytest.mark.parametrize("spacing", [(0.5, 2, 0), (0.5, 2, float("nan")), (0.5, 2, float("inf")), (0.5, 2, 1e20)])
+def test_a_spacing_that_cannot_be_is_1_mm(phantoms: Any, codes: tuple[int, int], spacing: tuple[float, ...]) -> None:
+    """C12: along that axis alone, as in nibabel and the NIfTI C library, and it is counted as assumed."""
+    patch = {80: struct.pack("<3f", *spacing)}
+    found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=codes, compress=False, patch=patch))
+    assert np.allclose(found.spacing_mm, (0.5, 2, 1))
+    assert found.spacing_assumed
 
 
 @pytest.mark.parametrize(
@@ -127,7 +220,7 @@ def test_negative_spacing_counts_as_its_size(phantoms: Any) -> None:
     for codes in ((0, 0), (1, 0)):
         found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=codes, compress=False, patch=patch))
         assert np.allclose(found.spacing_mm, (2, 1, 3))
-        assert found.orientation == "RAS"
+        assert found.orientation == ("RAS" if codes[0] else "LAS")
 
 
 NAN, INF = float("nan"), float("inf")
@@ -155,9 +248,7 @@ def test_affines_that_are_none(phantoms: Any, srow: list[float]) -> None:
     assert "sform" in caught.value.reason
 
 
-@pytest.mark.parametrize(
-    "patch", [{256: struct.pack("<f", NAN)}, {268: struct.pack("<f", INF)}, {80: struct.pack("<f", 0)}]
-)
+@pytest.mark.parametrize("patch", [{256: struct.pack("<f", NAN)}, {268: struct.pack("<f", INF)}])
 def test_qforms_that_are_none(phantoms: Any, patch: dict[int, bytes]) -> None:
     with pytest.raises(VolumeError) as caught:
         geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(1, 0), compress=False, patch=patch))

@@ -136,6 +136,7 @@ def test_ct_is_windowed_in_hounsfield_units(phantoms: Any, ct: NDArray[np.int16]
 def test_ct_that_is_not_in_hounsfield_units_says_so(phantoms: Any, mr: NDArray[np.uint16]) -> None:
     facts = read(phantoms.nifti(mr), modality="CT").facts
     assert (facts.modality, facts.modality_source, facts.intensity) == ("CT", "label", "percentile")
+    assert facts.ct_without_hu
 
 
 def test_labels_deny_but_voxels_decide(phantoms: Any, ct: NDArray[np.int16]) -> None:
@@ -168,13 +169,72 @@ def test_a_mapped_file_is_as_good_as_its_bytes(
     assert np.array_equal(found.pixels[32], expected.pixels[32])
 
 
-def test_first_time_point_is_the_one_that_is_read(phantoms: Any, mr: NDArray[np.uint16]) -> None:
-    later = np.full(mr.shape, np.nan, np.float32)
-    series = np.stack([mr.astype(np.float32), later, later], axis=3)
-    volume = read(phantoms.nifti(series))
-    assert (volume.facts.time_points, volume.facts.shape) == (3, (36, 44, 28, 3))
-    assert volume.facts.non_finite_voxels == 0
-    assert np.array_equal(volume.pixels[64], read(phantoms.nifti(mr.astype(np.float32))).pixels[64])
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("empty", [[], [0.0], [np.nan], [7.0, np.nan, np.inf]])
+def test_the_first_time_point_with_an_image_is_the_one_that_is_read(
+    phantoms: Any, mr: NDArray[np.uint16], empty: list[float], compress: bool
+) -> None:
+    """C14: zero, constant and NaN frames are passed over, and the number of the frame is recorded."""
+    image = mr.astype(np.float32)
+    frames = [np.full_like(image, value) for value in empty] + [image, image[::-1], np.full_like(image, np.nan)]
+    volume = read(phantoms.nifti(np.stack(frames, axis=3), compress=compress))
+    facts = volume.facts
+    assert (facts.time_points, facts.time_point, facts.shape[3]) == (len(frames), len(empty), len(frames))
+    assert facts.non_finite_voxels == 0
+    assert np.array_equal(volume.pixels[64], read(phantoms.nifti(image)).pixels[64])
+
+
+def test_a_series_without_any_image_says_what_its_first_time_point_is(phantoms: Any, mr: NDArray[np.uint16]) -> None:
+    """C14."""
+    frames = [np.zeros(mr.shape, np.float32), np.full(mr.shape, np.nan, np.float32)]
+    for order, code in ((frames, "constant"), (frames[::-1], "non_finite")):
+        with pytest.raises(VolumeError) as caught:
+            read(phantoms.nifti(np.stack(order, axis=3)))
+        assert caught.value.code == code
+
+
+def test_nan_outside_the_body_is_background(phantoms: Any, mr: NDArray[np.uint16]) -> None:
+    """C9: NaN in place of the zeros around the body gives the slices and the box of the body itself."""
+    padded = np.pad(mr.astype(np.float32), 12)
+    recipe = SliceRecipe(planes=PLANES, slices="uniform:5")
+    zeros = read(phantoms.nifti(padded), recipe)
+    for outside in (np.nan, np.inf, -np.inf):
+        volume = read(phantoms.nifti(np.where(padded > 0, padded, outside).astype(np.float32)), recipe)
+        assert volume.facts.non_finite_voxels == np.count_nonzero(padded == 0) > 0.6 * padded.size
+        assert np.abs(np.array(volume.facts.crop_box) - zeros.facts.crop_box).max() <= 2
+        low, high = volume.facts.intensity_range
+        assert mr[mr > 0].min() <= low < high <= mr.max()
+        body = images(zeros, "axial")[2] > 60
+        assert np.corrcoef(images(volume, "axial")[2][body], images(zeros, "axial")[2][body])[0, 1] > 0.9
+
+
+def test_nan_in_every_planned_slice_is_refused(phantoms: Any, mr: NDArray[np.uint16]) -> None:
+    """C9: content that the slice plan misses is no image."""
+    values = np.full((40, 40, 40), np.nan, np.float32)
+    values[:, :, :8] = np.random.default_rng(0).integers(1, 100, (40, 40, 8))
+    with pytest.raises(VolumeError, match="planned slices") as caught:
+        read(phantoms.nifti(values), SliceRecipe(slices="uniform:2", crop="none"))
+    assert caught.value.code == QuarantineCode.NON_FINITE
+    assert read(phantoms.nifti(values), SliceRecipe(slices="uniform:2")).slices
+
+
+def test_what_compresses_well_is_read(phantoms: Any) -> None:
+    """A9: mostly zeros, 1:300 and more."""
+    values = np.zeros((256, 256, 256), np.float32)
+    values[110:136, 110:136, 60:86] = np.random.default_rng(0).integers(1, 100, (26, 26, 26))
+    data = phantoms.nifti(values)
+    assert values.nbytes > 200 * len(data)
+    assert read(data, SliceRecipe(slices="uniform:3")).slices
+
+
+def test_a_volume_in_microns_lies_where_it_does_in_millimetres(phantoms: Any, mr: NDArray[np.uint16]) -> None:
+    """C11: an offset of more than 1 m in microns is ordinary in millimetres, and pixels do not depend on the unit."""
+    affine = np.array([[500, 0, 0, -1.3e6], [0, 500, 0, -1e6], [0, 0, 800, -9e5], [0, 0, 0, 1]])
+    microns = read(phantoms.nifti(mr, affine, patch={123: b"\3"}))
+    expected = read(phantoms.nifti(mr, np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine))
+    assert list(microns.facts.spacing_mm) == pytest.approx([0.5, 0.5, 0.8])
+    assert [ref.position_mm for ref in microns.slices] == pytest.approx([ref.position_mm for ref in expected.slices])
+    assert np.array_equal(microns.pixels[64], expected.pixels[64])
 
 
 def test_a_single_slice_is_a_volume(phantoms: Any, mr: NDArray[np.uint16]) -> None:
@@ -194,7 +254,7 @@ def test_facts_tell_how_the_volume_was_stored(phantoms: Any, mr: NDArray[np.uint
     assert (facts.affine_source, facts.spacing_assumed) == ("sform", False)
     assert (facts.modality, facts.modality_source) == ("MRI", "guessed")
     assumed = read(phantoms.nifti(mr, codes=(0, 0))).facts
-    assert (assumed.affine_source, assumed.orientation) == ("assumed", "RAS")
+    assert (assumed.affine_source, assumed.orientation) == ("assumed", "LAS")
     text = json.dumps(facts.to_json(), allow_nan=False)
     assert json.loads(text)["crop_box"] == [[0, 0, 0], [36, 44, 28]]
 
