@@ -109,6 +109,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medret.storage.os.fsync", full)
+    monkeypatch.setattr("medret.storage.location.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device; check"):
         Location(tmp_path).swap("CURRENT", None, b"x")

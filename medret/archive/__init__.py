@@ -1,7 +1,7 @@
 """What an archive holds: its volumes, and what is known of each from a table of labels."""
 
 from medret.archive.labels import LabelJoin, Labels, read_labels
-from medret.archive.listing import ArchiveObject, Listing, list_archive, object_etag, object_mtime
+from medret.archive.listing import ArchiveObject, Listing, list_archive
 
 __all__ = [
     "ArchiveObject",
@@ -9,7 +9,5 @@ __all__ = [
     "Labels",
     "Listing",
     "list_archive",
-    "object_etag",
-    "object_mtime",
     "read_labels",
 ]

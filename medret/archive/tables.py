@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medret.errors import UsageError
-from medret.storage import is_store_failure, normalise_uri, read_uri
+from medret.errors import NotFoundError, UsageError
+from medret.storage import normalise_uri, read_uri, redacted
 
 _PARQUET_MAGIC = b"PAR1"
 _DELIMITERS = ",;\t"
@@ -32,11 +32,7 @@ def read_table(uri: str) -> Table:
     try:
         data = read_uri(name)
     except FileNotFoundError as error:
-        raise UsageError(f"label table {name} does not exist") from error
-    except Exception as error:
-        if not is_store_failure(error) and not isinstance(error, ImportError):  # no library for the URI's scheme
-            raise
-        raise UsageError(f"label table {name} cannot be read: {error}") from error
+        raise NotFoundError(f"label table {redacted(name)} does not exist") from error
     if not data.strip():
         raise UsageError(f"label table {name} is empty; expected a line of column names")
     table = _parquet(name, data) if data.startswith(_PARQUET_MAGIC) else _csv(name, data)

@@ -67,6 +67,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--glob", metavar="PATTERN", help="only volumes whose path below ARCHIVE matches")
     group.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="no volumes whose path below ARCHIVE matches; repeatable",
+    )
+    group.add_argument(
+        "--include-masks", action="store_true", help="index masks too, which are told by their names and contents"
+    )
+    group.add_argument(
         "--max-volume-gib",
         type=positive_float,
         metavar="GIB",
@@ -191,6 +201,8 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
         store=arguments.store,
         labels=arguments.labels,
         pattern=arguments.glob,
+        exclude=tuple(arguments.exclude),
+        include_masks=arguments.include_masks,
         models=tuple(arguments.model or [DEFAULT_MODEL]),
         weights=parse_weights(arguments.weights),
         slices=SliceRecipe(

@@ -22,6 +22,7 @@ from medret.cli import (
     verify,
 )  # fmt: skip
 from medret.errors import MedretError
+from medret.storage import redacted
 
 EPILOG = """\
 exit codes:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except MedretError as error:
-        print(f"medret {arguments.command}: {error}", file=sys.stderr)
+        print(f"medret {arguments.command}: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"medret {arguments.command}: interrupted; nothing was published", file=sys.stderr)

@@ -15,6 +15,7 @@ from medret.pipeline.plan import Plan
 from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
 from medret.snapshot import Counts, RecipeEntry
+from medret.storage import redacted
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ def request_facts(request: IndexRequest) -> dict[str, Any]:
     return {
         "archive": request.archive,
         "store": request.store,
-        "labels": request.labels,
+        "labels": redacted(request.labels) if request.labels else None,
         "pattern": request.pattern,
+        "exclude": list(request.exclude),
+        "include_masks": request.include_masks,
         "slices": vars(request.slices),
         "aggregations": [aggregation.name for aggregation in request.aggregations],
         "index": request.index.to_json(),
@@ -80,6 +83,9 @@ def say_listing(reporter: Reporter, listing: Listing, labels: LabelJoin, given: 
     skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
     size = sum(o.size_bytes for o in listing.objects) / 2**20
     reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
+    for rule, paths in listing.surprises.items():
+        more = ", ..." if listing.skipped[rule] > len(paths) else ""
+        reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")
     if labels.labels or given:
         reporter.say(
             f"labels for {len(labels.labels)} volumes; {labels.unlabelled_volumes} volumes have none; "

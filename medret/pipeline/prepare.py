@@ -48,7 +48,9 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
     """List the archive, join labels, resolve weights; raises UsageError."""
     specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
     with log.phase("list"):
-        listing = list_archive(request.archive, request.pattern)
+        listing = list_archive(
+            request.archive, request.pattern, exclude=request.exclude, include_masks=request.include_masks
+        )
         labels = read_labels(request.labels, listing)
     with log.phase("weights"):
         weights = tuple(resolve_weights(spec, request.weights.get(spec.name)) for spec in specs)

@@ -6,24 +6,27 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.archive import object_etag, object_mtime
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.progress import Tally
 from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
-from medret.retry import retrying
-from medret.storage import is_store_failure, open_filesystem
-from medret.volume import Limits, SlicedVolume, read_volume
+from medret.storage import Identity, StoredObject, in_words
+from medret.volume import START_BYTES, Limits, SlicedVolume, judge_start, read_volume
+from medret.volume.limits import MIB
 
 READ_AT_ONCE = 4  # objects of an object store, side by side: as many are in memory
 READINGS = 3  # of an object that someone is writing to
+JUDGED_FIRST_BYTES = 64 * MIB  # from here on an object is judged by its first bytes before it is read whole
+
+Content = bytes | VolumeError
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ReadStage:
         fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.sides_px)]
         schema = pa.schema(fields)
         started = time.monotonic()
-        for row, content in _with_contents(table.to_pylist()):
+        for row, content in _with_contents(table.to_pylist(), self.limits):
             if tally.is_stopping():
                 stopped = {name: [None] for name in schema.names} | {name: [row[name]] for name in SOURCE.names}
                 yield pa.table(stopped | {"code": [STOPPED]}, schema=schema)
@@ -53,7 +56,7 @@ class ReadStage:
             started = time.monotonic()
         tally.report()
 
-    def _read(self, row: dict[str, Any], content: bytes | Exception) -> tuple[dict[str, Any], int]:
+    def _read(self, row: dict[str, Any], content: Content) -> tuple[dict[str, Any], int]:
         """The row's further columns and how many slices it has."""
         sha256, volume = None, None
         code: QuarantineCode | None = None
@@ -61,8 +64,6 @@ class ReadStage:
         try:
             if isinstance(content, VolumeError):
                 raise content
-            if isinstance(content, Exception):
-                raise VolumeError(QuarantineCode.UNREADABLE, f"{type(content).__name__}: {content}")
             sha256 = hashlib.sha256(content).hexdigest()
             volume = read_volume(
                 content, row["volume_id"], self.recipe, self.sides_px, modality=row["modality"], limits=self.limits
@@ -100,52 +101,45 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
     }
 
 
-def _with_contents(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | Exception]]:
+def _with_contents(rows: Sequence[dict[str, Any]], limits: Limits) -> Iterator[tuple[dict[str, Any], Content]]:
     """Each row with its object's bytes, or why they could not be had.
 
     Size, etag and mtime of a row become those of the object that was read, if it was replaced since it was listed.
     """
-    fs, _ = open_filesystem(rows[0]["uri"])
-    at_once = READ_AT_ONCE if fs.async_impl else 1  # a local disk: one at a time keeps one file in memory
-    for at in range(0, len(rows), at_once):
-        group = rows[at : at + at_once]
-        paths = [fs._strip_protocol(row["uri"]) for row in group]
-        together: dict[str, Any] = fs.cat(paths, on_error="return") if len(paths) > 1 else {}
-        for row, path in zip(group, paths, strict=True):
-            yield row, _steady(fs, path, row, together.pop(path, None))
+    if not rows or StoredObject(rows[0]["uri"]).is_local:  # one at a time: one file is in memory
+        yield from ((row, _steady(row, limits)) for row in rows)
+        return
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        for at in range(0, len(rows), READ_AT_ONCE):
+            group = rows[at : at + READ_AT_ONCE]
+            contents = list(pool.map(lambda row: _steady(row, limits), group))
+            while contents:
+                yield group[-len(contents)], contents.pop(0)
 
 
-def _steady(fs: Any, path: str, row: dict[str, Any], content: Any) -> bytes | Exception:
-    """Bytes of an object that was the same before and after they were read."""
+def _steady(row: dict[str, Any], limits: Limits) -> Content:
+    """Bytes of an object that was the same before and after they were read, or why it has none."""
     try:
+        source = StoredObject(row["uri"])
         for _ in range(READINGS):
-            data = content if isinstance(content, bytes) else retrying(lambda: fs.cat_file(path))
-            content = None
-            found = _facts(retrying(lambda: _info(fs, path)))
-            if _is_as_listed(found, row) and len(data) == found[0]:
-                return bytes(data)
-            row["size_bytes"], row["etag"], row["mtime"] = found
-    except Exception as error:
-        if is_store_failure(error):
-            return error
-        raise
+            before = Identity(row["size_bytes"], row["etag"], row["mtime"])
+            content: Content
+            try:
+                if before.size_bytes > JUDGED_FIRST_BYTES:
+                    judge_start(source.read(0, START_BYTES), before.size_bytes, limits)
+                content = source.read()
+            except VolumeError as refusal:
+                content = refusal
+            found = source.identity()
+            if found.is_same(before) and (isinstance(content, VolumeError) or len(content) == found.size_bytes):
+                return content
+            row |= asdict(found)
+    except MemoryError:
+        return VolumeError(
+            QuarantineCode.TOO_LARGE, f"reading its {row['size_bytes']} bytes exhausted the memory of a read task"
+        )
+    except Exception as error:  # noqa: BLE001  # whatever a filesystem's library raises: it is this object's alone
+        return VolumeError(QuarantineCode.UNREADABLE, f"{type(error).__name__}: {in_words(error)}")
     return VolumeError(
         QuarantineCode.CHANGED_WHILE_READING, f"it was written to during each of {READINGS} readings; last {found}"
     )
-
-
-def _is_as_listed(found: tuple[int, str | None, str | None], row: dict[str, Any]) -> bool:
-    """By the etag where there is one: some stores list times with fractions of a second that they do not give later."""
-    size, etag, mtime = found
-    return bool(size == row["size_bytes"] and (etag == row["etag"] if etag else mtime == row["mtime"]))
-
-
-def _info(fs: Any, path: str) -> dict[str, Any]:
-    if fs.async_impl:
-        fs.invalidate_cache(fs._parent(path))  # noqa: SLF001  # what the store says now, not when it was listed
-    found: dict[str, Any] = fs.info(path)
-    return found
-
-
-def _facts(detail: dict[str, Any]) -> tuple[int, str | None, str | None]:
-    return int(detail.get("size") or 0), object_etag(detail), object_mtime(detail)

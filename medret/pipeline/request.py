@@ -22,7 +22,8 @@ DEFAULT_MODEL = "efficientnet_lite0"
 class IndexRequest:
     """One run of `medret index`.
 
-    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive.
+    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive; exclude: globs of
+    what is left out. include_masks: volumes that are named as masks, or look like one, are volumes all the same.
     models: names, distinct. weights: model name -> path, URI or `random[:SEED]`.
     batch_size: slices a model call. gpus_per_actor: share of one GPU. actors: embedding actors a model.
     shard_volumes: volumes an embedding shard, and so what a killed run may have to do again. None means: decided from
@@ -34,6 +35,8 @@ class IndexRequest:
     store: str
     labels: str | None = None
     pattern: str | None = None
+    exclude: tuple[str, ...] = ()
+    include_masks: bool = False
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     weights: Mapping[str, str] = field(default_factory=dict)
     slices: SliceRecipe = field(default_factory=SliceRecipe)

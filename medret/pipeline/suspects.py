@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import ray
 
 from medret.archive import ArchiveObject
-from medret.errors import MedretError
-from medret.retry import retrying
-from medret.storage import is_store_failure, open_filesystem
+from medret.storage import StoredObject
 
 SAMPLE_BYTES = 64 * 1024  # in the middle of an object: enough to tell unlike volumes of one size apart
 SAMPLERS = 16
-CHUNK_BYTES = 8 * 2**20
 HASHED_TOGETHER = 16  # objects a task
 
 
@@ -51,33 +49,15 @@ def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
 def _sample(item: ArchiveObject) -> bytes | None:
     start = max(0, (item.size_bytes - SAMPLE_BYTES) // 2)
     try:
-        fs, path = open_filesystem(item.uri)
-        data: bytes = fs.cat_file(path, start=start, end=start + SAMPLE_BYTES)
-    except Exception as error:
-        if not is_store_failure(error):
-            raise
-        return None  # the read stage will say why
+        data = StoredObject(item.uri).read(start, start + SAMPLE_BYTES)
+    except Exception:  # noqa: BLE001  # the read stage will say why
+        return None
     return hashlib.sha256(data).digest()
 
 
 def _hash_all(items: Sequence[ArchiveObject]) -> dict[str, str]:
     found = {}
     for item in items:
-        try:
-            found[item.volume_id] = retrying(lambda uri=item.uri: _hash(uri))  # type: ignore[misc]
-        except MedretError:
-            raise
-        except Exception as error:
-            if not is_store_failure(error):
-                raise
+        with suppress(Exception):  # as above
+            found[item.volume_id] = StoredObject(item.uri).sha256()
     return found
-
-
-def _hash(uri: str) -> str:
-    """In pieces: an object of any size needs little memory."""
-    fs, path = open_filesystem(uri)
-    digest = hashlib.sha256()
-    with fs.open(path, "rb", block_size=CHUNK_BYTES, cache_type="readahead") as file:
-        while piece := file.read(CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -17,9 +17,9 @@ import os
 import secrets
 from pathlib import Path
 
-from medret.errors import CorruptError, MedretError
+from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
-from medret.storage import NAME_DIGITS, Location, is_store_failure
+from medret.storage import NAME_DIGITS, Location
 
 CACHE_VARIABLE = "MEDRET_CACHE"
 
@@ -58,15 +58,16 @@ class LocalFiles:
         temporary = copy.with_name(f".{sha256[:NAME_DIGITS]}.{secrets.token_hex(4)}.tmp")
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            self._store.fs.get_file(self._store.path(relative), str(temporary))
+            self._store.download(relative, temporary)
             _compare(_sha256(temporary), sha256, name)
             temporary.replace(copy)
         except FileNotFoundError as error:
             raise _missing(name) from error
-        except Exception as error:
-            if not is_store_failure(error):
-                raise
-            raise MedretError(
+        except StorageError as error:
+            cure = f"if {copy.parent} is full, set {CACHE_VARIABLE} to a folder with room"
+            raise type(error)(f"{error}; {cure}") from error
+        except OSError as error:
+            raise StorageError(
                 f"{name} cannot be copied to {copy.parent}: {error}; set {CACHE_VARIABLE} to a folder with room for it"
             ) from error
         finally:
@@ -83,7 +84,7 @@ class LocalFiles:
         except FileNotFoundError as error:
             raise _missing(name) from error
         except OSError as error:
-            raise MedretError(f"{name} cannot be read: {error}") from error
+            raise StorageError(f"{name} cannot be read: {error}") from error
         self._stamp(stamp)
 
     def _stamp_path(self, path: Path, sha256: str) -> Path:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.embeddings import unit_slices
-from medret.errors import UsageError, VolumeError, WeightsError
+from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
 from medret.recipe import Plane, Recipe
 from medret.search.matching import SliceVectors
 from medret.snapshot import RecipeEntry
-from medret.storage import read_uri
+from medret.storage import read_uri, redacted
 
 if TYPE_CHECKING:
     from medret.models import Encoder
@@ -32,13 +32,11 @@ class EncodedVolume:
 
 
 def read_query(uri: str) -> bytes:
-    """The bytes of a query; raises UsageError naming it."""
+    """The bytes of a query; raises UsageError or StorageError naming it."""
     try:
         return read_uri(uri)
     except FileNotFoundError as error:
-        raise UsageError(f"query {uri}: no such file") from error
-    except Exception as error:  # every fsspec backend has exceptions of its own
-        raise UsageError(f"query {uri}: cannot be read: {type(error).__name__}: {error}") from error
+        raise NotFoundError(f"query {redacted(uri)}: no such file") from error
 
 
 def sha256_of(data: bytes) -> str:

@@ -19,6 +19,7 @@ from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
 from medret.volume.signatures import describe
 
+START_BYTES = 256 << 10  # of an object: enough for any header, also behind gzip's own with a long name
 _ALWAYS_TOLERATED_BYTES = 4096
 
 
@@ -69,6 +70,27 @@ def open_nifti(data: Content, limits: Limits) -> NiftiFile:
     view = memoryview(content)
     check_extensions(view, header)
     return NiftiFile(header, view)
+
+
+def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
+    """Refuse an object by its first bytes and its size, before it is read whole; raises VolumeError.
+
+    start: its first `START_BYTES`. What passes is at most as large as the limits allow, and is judged again when all of
+    it is there. A gzip stream whose own header is longer than `start` passes.
+    """
+    compressed = is_gzip(start)
+    if compressed and len(inflate_up_to(start, LONGEST_HEADER_BYTES)[0]) < LONGEST_HEADER_BYTES:
+        return
+    header = parse_header(_start(start, compressed), limits)
+    most = header.file_bytes + _tolerated_bytes(header)
+    if compressed:
+        most += most // 1000 + MIB  # what deflate adds to voxels that it cannot shorten, and padding
+    if size_bytes > most:
+        raise VolumeError(
+            QuarantineCode.HEADER_INVALID,
+            f"the {'compressed ' if compressed else ''}file has {size_bytes} bytes, its header declares "
+            f"{header.file_bytes}: its dimensions are wrong",
+        )
 
 
 def _start(data: Content, compressed: bool) -> bytes:

@@ -12,8 +12,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medret.archive import Listing, list_archive
-from medret.archive.listing import object_etag, object_mtime
-from medret.errors import UsageError
+from medret.errors import NotFoundError, StorageError, UnreachableError, UsageError
+from medret.storage import Identity, identity_of
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -142,12 +142,13 @@ class RefusedByBotocoreError(Exception):
 
 
 @pytest.mark.parametrize("error", [RefusedByBotocoreError("no credentials"), PermissionError("no credentials")])
-def test_a_store_that_refuses_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_store_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """B9."""
     def refuse(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(MemoryFileSystem, "find", refuse)
-    with pytest.raises(UsageError, match=r"memory://x cannot be listed: no credentials"):
+    with pytest.raises(UnreachableError, match=r"memory://x cannot be listed: no credentials"):
         list_archive("memory://x")
 
 
@@ -160,16 +161,17 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         list_archive("memory://x")
 
 
-def test_what_stores_callobject_etag_and_time() -> None:
-    assert object_etag({"ETag": '"abc-2"'}) == "abc-2"
-    assert object_etag({"etag": "abc"}) == "abc"
-    assert object_etag({"size": 3}) is None
-    assert (
-        object_mtime({"LastModified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}) == "2026-01-02T03:04:05.000000+00:00"
-    )
-    assert object_mtime({"created": datetime(2026, 1, 2)}) == "2026-01-02T00:00:00.000000+00:00"  # noqa: DTZ001
-    assert object_mtime({"updated": "2026-01-02T00:00:00Z"}) == "2026-01-02T00:00:00Z"
-    assert object_mtime({}) is None
+def test_what_stores_call_etag_and_time() -> None:
+    assert identity_of({"ETag": '"abc-2"'}).etag == "abc-2"
+    assert identity_of({"etag": "abc"}).etag == "abc"
+    assert identity_of({"size": 3}) == Identity(3, None, None)
+    for detail, expected in (
+        ({"LastModified": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}, "2026-01-02T03:04:05.000000+00:00"),
+        ({"created": datetime(2026, 1, 2)}, "2026-01-02T00:00:00.000000+00:00"),  # noqa: DTZ001
+        ({"updated": "2026-01-02T00:00:00Z"}, "2026-01-02T00:00:00Z"),
+        ({"mtime": 1e13}, "@10000000000000.0"),  # after the year 9999
+    ):
+        assert identity_of(detail).mtime == expected
 
 
 def test_linked_files_and_folders_are_followed_and_circles_end(tmp_path: Path) -> None:

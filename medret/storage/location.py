@@ -1,4 +1,4 @@
-"""Bytes in and out of any fsspec store: whole objects, atomic writes, content-addressed names.
+"""A folder in an object store or on disk, which everything that medret writes lies in.
 
 Every file that medret writes (CURRENT excepted) carries the first 16 hex digits of its sha256 in its name. A
 retried task that writes the same content writes the same file, and a reader can check what it opens.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,13 +17,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from medret.errors import CorruptError, StorageError, UsageError
-from medret.retry import options_of, retrying
+from medret.errors import CorruptError
+from medret.retry import retrying
+from medret.storage.local import read_file
+from medret.storage.reaching import open_filesystem, reaching
+from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
-CHAINED = re.compile("://|::")  # in what is not a plain path
 LOCK = ".lock"  # of a store on disk; always empty
 _CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
@@ -38,40 +38,18 @@ class WrittenFile:
     size_bytes: int
 
 
-# Missing credentials and unreachable endpoints come as these libraries' own exceptions, which are no OSErrors.
-_STORE_LIBRARIES = frozenset({"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"})
-
-
-def is_store_failure(error: Exception) -> bool:
-    """True for what a user can put right (path, access, network), False for a fault of the program."""
-    return isinstance(error, OSError | ValueError) or type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
-
-
-@contextmanager
-def _reaching(uri: str, deed: str) -> Iterator[None]:
-    """Turn a store's failures, whatever its library calls them, into StorageError; FileNotFoundError stays."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        if not is_store_failure(error):
-            raise
-        raise StorageError(
-            f"{uri} cannot be {deed}: {error}; check the address, the credentials, the network and the free space"
-        ) from error
-
-
 class Location:
     """A folder in an object store or on disk: a filesystem and a root path.
 
-    On disk it is read without fsspec, whose import takes longer than a search.
+    On disk it is read without fsspec, whose import takes longer than a search. Raises UsageError for a URI that is not
+    understood, or that carries a credential; UnreachableError where opening the filesystem asks a server.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = normalise_uri(uri)
-        self.is_local = not CHAINED.search(self.uri)
-        self.root = self.uri.rstrip("/") if self.is_local else self._opened[1].rstrip("/")
+        refuse_secrets(self.uri, "location")
+        self.is_local = not scheme_of(self.uri)
+        self.root = (self.uri if self.is_local else self._opened[1]).rstrip("/")
 
     @property
     def fs(self) -> Any:
@@ -80,43 +58,64 @@ class Location:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        try:
-            return open_filesystem(self.uri)
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"{self.uri}: cannot be opened as a location: {error}") from error
+        return open_filesystem(self.uri)
 
     def __reduce__(self) -> tuple[type[Location], tuple[str]]:
         return Location, (self.uri,)
 
     def path(self, relative: str) -> str:
-        """The filesystem's own path of `relative`."""
-        return f"{self.root}/{relative}" if relative else self.root
+        """The filesystem's own path of `relative`; raises CorruptError for one that does not stay below the root."""
+        return f"{self.root}/{check_relative(relative)}" if relative else self.root
 
     def uri_of(self, relative: str) -> str:
         """The URI of `relative`, as a user would write it."""
         return f"{self.uri}/{relative}" if relative else self.uri
 
     def local_path(self, relative: str) -> Path | None:
-        """A path on this machine's disk, or None when the location is remote."""
-        return Path(self.path(relative)) if self.is_local else None
+        """A path on this machine's disk, or None when the location is remote.
+
+        Raises CorruptError for one that leads out of the root through a link: whoever made it chose what is read.
+        """
+        if not self.is_local:
+            return None
+        path = self.path(relative)
+        self._check_inside(path)
+        return Path(path)
+
+    def _check_inside(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if real != self._real_root and not real.startswith(f"{self._real_root}/"):
+            raise CorruptError(
+                f"{path} is a link, or lies below one, that leads out of {self.uri} to {real}; medret follows none: "
+                "put the file itself there"
+            )
+
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root or "/").rstrip("/")
 
     def exists(self, relative: str) -> bool:
         """Whether an object of that name is there now (never answered from a listing cache)."""
-        with _reaching(self.uri_of(relative), "read"):
+        with reaching(self.uri_of(relative), "read"):
             self.fs.invalidate_cache()
             return bool(retrying(lambda: self.fs.exists(self.path(relative))))
 
     def read(self, relative: str) -> bytes:
         """The whole object; raises FileNotFoundError, StorageError."""
-        with _reaching(self.uri_of(relative), "read"):
+        with reaching(self.uri_of(relative), "read"):
             if (local := self.local_path(relative)) is not None:
-                return local.read_bytes()
+                return read_file(str(local))
             data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
             return data
 
+    def download(self, relative: str, to: Path) -> None:
+        """Copy one object to a file of this machine; raises FileNotFoundError, StorageError."""
+        with reaching(self.uri_of(relative), "copied"):
+            retrying(lambda: self.fs.get_file(self.path(relative), str(to)))
+
     def write(self, relative: str, data: bytes) -> None:
         """Write one object so that a reader sees the old bytes or the new ones, never a part; raises StorageError."""
-        with _reaching(self.uri_of(relative), "written"):
+        with reaching(self.uri_of(relative), "written"):
             self._write(relative, data)
 
     def _write(self, relative: str, data: bytes) -> None:
@@ -124,6 +123,7 @@ class Location:
             retrying(lambda: self.fs.pipe_file(self.path(relative), data))
             return
         target = Path(self.path(relative))
+        self._check_inside(str(target.parent))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -144,27 +144,37 @@ class Location:
 
     def files(self, folder: str = "") -> list[str]:
         """Paths (below this location) of all files below `folder`, sorted; an absent folder has none."""
+        return sorted(path for path in self.details(folder) if path != LOCK)
+
+    def details(self, folder: str = "") -> dict[str, dict[str, Any]]:
+        """What fsspec says of all files below `folder`, by their path below this location ("": it is itself a file)."""
         try:
-            with _reaching(self.uri_of(folder), "listed"):
+            with reaching(self.uri_of(folder), "listed"):
                 self.fs.invalidate_cache()
-                found = retrying(lambda: self.fs.find(self.path(folder)))
+                found = retrying(lambda: self.fs.find(self.path(folder), detail=True))
         except FileNotFoundError:
-            return []
-        paths = (path[len(self.root) + 1 :] for path in map(str, found))
-        return sorted(path for path in paths if path != LOCK)
+            return {}
+        below = f"{self.root}/"
+        return {
+            path[len(below) :]: detail for path, detail in found.items() if path == self.root or path.startswith(below)
+        }
 
     def changed_at(self, relative: str) -> datetime:
         """When the object was written; raises FileNotFoundError, StorageError."""
-        with _reaching(self.uri_of(relative), "read"):
+        with reaching(self.uri_of(relative), "read"):
             moment: datetime = retrying(lambda: self.fs.modified(self.path(relative)))
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def delete(self, relative: str) -> None:
-        """Remove one object; one that is not there is as good as removed."""
-        with _reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
-            retrying(lambda: self.fs.rm_file(self.path(relative)))
-            if (local := self.local_path(relative)) is not None:
-                self._drop_empty(local.parent)
+        """Remove one object; one that is not there is as good as removed. Of a link, the link goes."""
+        with reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
+            path = self.path(relative)
+            if not self.is_local:
+                retrying(lambda: self.fs.rm_file(path))
+                return
+            self._check_inside(str(Path(path).parent))
+            Path(path).unlink()
+            self._drop_empty(Path(path).parent)
 
     def _drop_empty(self, folder: Path) -> None:
         """Remove a folder that holds nothing any more, and those above it: an object store has no empty folders."""
@@ -179,7 +189,7 @@ class Location:
         One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere it is a comparison followed
         by a write, which two writers of the same second could both pass.
         """
-        with _reaching(self.uri_of(relative), "written"):
+        with reaching(self.uri_of(relative), "written"):
             if self.is_local:
                 with self._locked():
                     return self._swap_compared(relative, expected, new)
@@ -196,10 +206,9 @@ class Location:
     def _held(self, relative: str) -> bytes | None:
         self.fs.invalidate_cache()
         try:
-            data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
+            return self.read(relative)
         except FileNotFoundError:
             return None
-        return data
 
     def _swap_s3(self, relative: str, expected: bytes | None, new: bytes) -> bool:
         condition: dict[str, str] = {"IfNoneMatch": "*"}
@@ -228,9 +237,12 @@ class Location:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         Path(self.root).mkdir(parents=True, exist_ok=True)
-        with Path(self.path(LOCK)).open("ab") as file:
+        file = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)  # let go of by closing, also by a process that is killed
             yield
+        finally:
+            os.close(file)
 
 
 def read_checked(location: Location, relative: str, sha256: str) -> bytes:
@@ -248,36 +260,6 @@ def read_checked(location: Location, relative: str, sha256: str) -> bytes:
             f"{sha256[:NAME_DIGITS]}..; restore it, or index again into a new store"
         )
     return data
-
-
-def normalise_uri(uri: str | os.PathLike[str]) -> str:
-    """An absolute path for a local location, the URI without a trailing slash for any other."""
-    text = os.fspath(uri)
-    if not text:
-        raise UsageError("an empty path was given where a folder or URI is expected")
-    scheme = urlsplit(text).scheme
-    if scheme in ("", "file") or len(scheme) == 1:  # one letter: a Windows drive
-        text = text.removeprefix("file://")
-        return os.path.abspath(os.path.expanduser(text))
-    return text.rstrip("/")
-
-
-def read_uri(uri: str) -> bytes:
-    """The whole object behind a URI or local path; raises FileNotFoundError or OSError."""
-    if not CHAINED.search(uri):
-        return Path(uri).read_bytes()  # without fsspec, as in `Location`
-    fs, path = open_filesystem(uri)
-    data: bytes = retrying(lambda: fs.cat_file(path))
-    return data
-
-
-def open_filesystem(uri: str, **options: Any) -> tuple[Any, str]:
-    """The filesystem of a URI, set to repeat requests that fail for a moment, and its own path."""
-    import fsspec
-
-    protocol = urlsplit(uri).scheme
-    fs, path = fsspec.core.url_to_fs(uri, **{**options_of(protocol), **options})
-    return fs, str(path)
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
