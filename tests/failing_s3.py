@@ -19,11 +19,13 @@ _HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "keep-alive", "serve
 class FailingProxy:
     """Listens on loopback, passes requests on to `port`. rate: the share of requests that fail, 0 at first.
 
-    passed: requests that came; failed: how many went wrong, by the way they did.
+    passed: requests that came; failed: how many went wrong, by the way they did. ignored: headers that are lost on the
+    way, as in a server that does not know them.
     """
 
     def __init__(self, port: int) -> None:
         self.rate, self.passed = 0.0, 0
+        self.ignored: frozenset[str] = frozenset()
         self.failed: Counter[str] = Counter()
         self._behind = port
         self._kinds = itertools.cycle(FAULTS)
@@ -75,7 +77,8 @@ class FailingProxy:
     def _pass_on(self, request: http.server.BaseHTTPRequestHandler, body: bytes, fault: str | None) -> None:
         behind = http.client.HTTPConnection("127.0.0.1", self._behind, timeout=60)
         try:
-            behind.request(request.command, request.path, body, dict(request.headers))
+            kept = {name: value for name, value in request.headers.items() if name.lower() not in self.ignored}
+            behind.request(request.command, request.path, body, kept)
             answer = behind.getresponse()
             content = answer.read()
         finally:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from medret.errors import CorruptError, StorageError, UsageError
+from medret.errors import CorruptError, NotFoundError, StorageError, UsageError
 from medret.storage import Location, normalise_uri, read_checked
+from tests.failing_s3 import FailingProxy
 
 
 def test_written_file_names_its_content(tmp_path: Path) -> None:
@@ -110,3 +112,30 @@ def test_deleting_the_last_file_of_a_folder_removes_the_folder(tmp_path: Path) -
     store.delete("a/b/one")
     assert not (tmp_path / "store" / "a" / "b").exists()
     assert store.files() == ["a/two"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("ignored", ["if-match", "if-none-match"])
+def test_a_server_that_ignores_conditions_is_refused(
+    s3: Callable[[str], str], s3_proxy: FailingProxy, monkeypatch: pytest.MonkeyPatch, ignored: str
+) -> None:
+    """B13."""
+    store = Location(f"{s3('unconditional')}/store")
+    with monkeypatch.context() as patch:
+        patch.setattr(s3_proxy, "ignored", frozenset({ignored}))
+        for _ in range(2):
+            with pytest.raises(StorageError, match=f"(?i)the server ignores {ignored} of a write"):
+                store.swap("LEASE", None, b"mine")
+        assert store.details() == {}
+    assert store.swap("LEASE", None, b"mine")
+    assert json.loads(store.read("CONDITIONAL"))["root"] == store.root
+    asked = s3_proxy.passed
+    assert store.swap("LEASE", b"mine", b"later")
+    assert s3_proxy.passed - asked <= 6  # not probed again: the answer, tag and bytes of the lease, and one write
+
+
+@pytest.mark.s3
+def test_a_bucket_that_does_not_exist_is_named(s3_server: str) -> None:
+    """B9."""
+    with pytest.raises(NotFoundError, match="s3://no-such-bucket/store cannot be written to"):
+        Location("s3://no-such-bucket/store").swap("LEASE", None, b"mine")

@@ -18,15 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medret.errors import CorruptError
+from medret.errors import CorruptError, NotFoundError
 from medret.retry import retrying
+from medret.storage.conditional import CONDITIONAL, S3Store
 from medret.storage.local import read_file
-from medret.storage.reaching import open_filesystem, reaching
+from medret.storage.reaching import in_words, open_filesystem, reaching
+from medret.storage.tree import tree
 from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
 LOCK = ".lock"  # of a store on disk; always empty
-_CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,16 @@ class Location:
 
     def write(self, relative: str, data: bytes) -> None:
         """Write one object so that a reader sees the old bytes or the new ones, never a part; raises StorageError."""
-        with reaching(self.uri_of(relative), "written"):
+        with self._writing(relative):
             self._write(relative, data)
+
+    @contextmanager
+    def _writing(self, relative: str) -> Iterator[None]:
+        try:
+            with reaching(self.uri_of(relative), "written"):
+                yield
+        except FileNotFoundError as error:  # an object store makes folders by itself, but no bucket
+            raise NotFoundError(f"{self.uri} cannot be written to: {in_words(error)}; make it first") from error
 
     def _write(self, relative: str, data: bytes) -> None:
         if not self.is_local:  # one PUT is atomic in S3, GCS and Azure
@@ -143,15 +152,17 @@ class Location:
         return WrittenFile(relative, sha256, len(data))
 
     def files(self, folder: str = "") -> list[str]:
-        """Paths (below this location) of all files below `folder`, sorted; an absent folder has none."""
-        return sorted(path for path in self.details(folder) if path != LOCK)
+        """Paths (below this location) of all files below `folder`, sorted; an absent folder has none.
+
+        Without those by which writers are kept apart: they are no part of what is stored.
+        """
+        return sorted(path for path in self.details(folder) if path not in (LOCK, CONDITIONAL))
 
     def details(self, folder: str = "") -> dict[str, dict[str, Any]]:
         """What fsspec says of all files below `folder`, by their path below this location ("": it is itself a file)."""
         try:
             with reaching(self.uri_of(folder), "listed"):
-                self.fs.invalidate_cache()
-                found = retrying(lambda: self.fs.find(self.path(folder), detail=True))
+                found = tree(self.fs, self.path(folder))
         except FileNotFoundError:
             return {}
         below = f"{self.root}/"
@@ -189,12 +200,12 @@ class Location:
         One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere it is a comparison followed
         by a write, which two writers of the same second could both pass.
         """
-        with reaching(self.uri_of(relative), "written"):
+        with self._writing(relative):
             if self.is_local:
                 with self._locked():
                     return self._swap_compared(relative, expected, new)
             if "s3" in _protocols(self.fs):
-                return self._swap_s3(relative, expected, new)
+                return S3Store(self.fs, self.root, self.uri).swap(relative, expected, new)
             return self._swap_compared(relative, expected, new)
 
     def _swap_compared(self, relative: str, expected: bytes | None, new: bytes) -> bool:
@@ -209,30 +220,6 @@ class Location:
             return self.read(relative)
         except FileNotFoundError:
             return None
-
-    def _swap_s3(self, relative: str, expected: bytes | None, new: bytes) -> bool:
-        condition: dict[str, str] = {"IfNoneMatch": "*"}
-        if expected is not None:
-            try:
-                # The tag is asked for before the bytes: if they change in between, the condition fails.
-                self.fs.invalidate_cache()
-                tag = retrying(lambda: self.fs.info(self.path(relative), refresh=True))["ETag"]
-            except FileNotFoundError:
-                return False
-            condition = {"IfMatch": tag}
-        if self._held(relative) != expected:
-            return False
-        bucket, key, _ = self.fs.split_path(self.path(relative))
-        try:
-            retrying(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=new, **condition))
-        except OSError as error:
-            response = getattr(error.__cause__, "response", None) or {}
-            if str(response.get("Error", {}).get("Code")) not in _CONDITION_FAILED:
-                raise
-            # A repeated request may have met its own first attempt, which did write.
-            return self._held(relative) == new
-        self.fs.invalidate_cache()
-        return True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

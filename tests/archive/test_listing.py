@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from medret.archive import Listing, list_archive
-from medret.errors import NotFoundError, StorageError, UnreachableError, UsageError
+from medret.errors import UnreachableError, UsageError
 from medret.storage import Identity, identity_of
 
 
@@ -144,6 +144,7 @@ class RefusedByBotocoreError(Exception):
 @pytest.mark.parametrize("error", [RefusedByBotocoreError("no credentials"), PermissionError("no credentials")])
 def test_a_store_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """B9."""
+
     def refuse(*_: object, **__: object) -> None:
         raise error
 

@@ -1,0 +1,91 @@
+"""Writes to S3 that happen only if the object is as expected: one writer wins, whichever machine it is on.
+
+Some servers that speak S3 take a conditional write and ignore its condition: every run would get the lease. So the
+server of a store is asked once: a write whose condition is not met must be refused. The answer stands in `CONDITIONAL`
+in the store, for the endpoint that gave it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from medret.errors import StorageError
+from medret.retry import retrying
+
+CONDITIONAL = "CONDITIONAL"
+_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_NO_TAG = '"00000000000000000000000000000000"'
+
+
+@dataclass(frozen=True)
+class S3Store:
+    """Objects below a root in S3. fs: s3fs's filesystem. root: bucket and prefix. uri: for messages."""
+
+    fs: Any
+    root: str
+    uri: str
+
+    def swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+        """Write an object only if it still holds `expected` (None: is not there); whether it was written."""
+        self.check()
+        condition: dict[str, str] = {"IfNoneMatch": "*"}
+        if expected is not None:
+            try:
+                # The tag is asked for before the bytes: if they change in between, the condition fails.
+                self.fs.invalidate_cache()
+                tag = retrying(lambda: self.fs.info(f"{self.root}/{relative}", refresh=True))["ETag"]
+            except FileNotFoundError:
+                return False
+            condition = {"IfMatch": tag}
+        if self._held(relative) != expected:
+            return False
+        if not self._put(relative, new, condition):
+            # A repeated request may have met its own first attempt, which did write.
+            return self._held(relative) == new
+        self.fs.invalidate_cache()
+        return True
+
+    def check(self) -> None:
+        """Raise StorageError if the endpoint is one that writes although a condition is not met."""
+        answer = self._answer()
+        if self._held(CONDITIONAL) == answer:
+            return
+        retrying(lambda: self.fs.pipe_file(f"{self.root}/{CONDITIONAL}", answer))
+        ignored = [
+            name
+            for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": _NO_TAG}))
+            if self._put(CONDITIONAL, answer, condition)
+        ]
+        if not ignored:
+            return
+        retrying(lambda: self.fs.rm_file(f"{self.root}/{CONDITIONAL}"))
+        raise StorageError(
+            f"{self.uri}: the server ignores {' and '.join(ignored)} of a write, so that two runs could publish at "
+            "once and undo each other's work; use one that honours conditional writes, or a folder on disk"
+        )
+
+    def _answer(self) -> bytes:
+        """What the probe of this endpoint leaves: a store that was copied to another one is asked again there."""
+        endpoint = self.fs.s3.meta.endpoint_url
+        return json.dumps({"endpoint": endpoint, "root": self.root, "honours": ["If-None-Match", "If-Match"]}).encode()
+
+    def _put(self, relative: str, data: bytes, condition: dict[str, str]) -> bool:
+        """Whether it was written; False where the condition was not met."""
+        bucket, key, _ = self.fs.split_path(f"{self.root}/{relative}")
+        try:
+            retrying(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition))
+        except OSError as error:
+            response = getattr(error.__cause__, "response", None) or {}
+            if str(response.get("Error", {}).get("Code")) not in _FAILED:
+                raise
+            return False
+        return True
+
+    def _held(self, relative: str) -> bytes | None:
+        try:
+            data: bytes = retrying(lambda: self.fs.cat_file(f"{self.root}/{relative}"))
+        except FileNotFoundError:
+            return None
+        return data

@@ -1,0 +1,49 @@
+"""Filesystems behind URIs, and their failures in medret's words."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from medret.cli import main
+from medret.errors import MissingPackageError, UnreachableError, UsageError
+from medret.storage import Location, is_store_failure, read_uri
+
+
+@pytest.mark.parametrize("deed", [Location, read_uri])
+def test_a_server_that_does_not_answer(deed: object) -> None:
+    """A16: while opening (ftp connects at once)."""
+    with pytest.raises(UnreachableError, match=r"ftp://127\.0\.0\.1:1/x cannot be opened: .*refused"):
+        deed("ftp://127.0.0.1:1/x")  # type: ignore[operator]  # a class and a function
+
+
+def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A16, B9: exit code 1 where the network is the cause, 2 where the request is."""
+    for archive, code in (
+        ("ftp://127.0.0.1:1/x", 1),
+        ("http://127.0.0.1:1/x/", 1),
+        ("nosuchstore://x", 2),
+        (str(tmp_path / "absent"), 2),
+    ):
+        assert main(["plan", archive, str(tmp_path / "store")]) == code
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_library_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A16, A10."""
+    monkeypatch.setattr(importlib.import_module("fsspec.registry"), "_registry", {})
+    for module, uri, words in (("s3fs", "s3://b", r"medret\[s3\]"), ("gcsfs", "gs://b", "gcsfs")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingPackageError, match=words):
+            Location(uri)
+
+
+def test_a_fault_of_the_program_is_no_failure_of_a_store() -> None:
+    class OfALibraryError(Exception):
+        """As libraries define their own."""
+
+    assert all(map(is_store_failure, (OSError("x"), ValueError("x"), EOFError(), OfALibraryError())))
+    assert not any(map(is_store_failure, (TypeError("x"), KeyError("x"), AttributeError("x"), UsageError("x"))))
