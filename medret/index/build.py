@@ -20,7 +20,7 @@ from medret.index.exact import BATCH_ROWS, ExactIndex, build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
 from medret.index.recall import recall_of, recall_probe
-from medret.index.rows import serialise_rows, volume_order
+from medret.index.rows import row_order, serialise_rows
 from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
 from medret.storage import NAME_DIGITS, Location, WrittenFile
 
@@ -62,8 +62,8 @@ def build_shard(
     Raises MedretError when the vectors are not finite unit vectors or the row table does not match them.
     """
     _check(vectors, rows)
-    order = volume_order(rows)
-    if order is not None:
+    order = row_order(rows)
+    if (np.diff(order) != 1).any():
         vectors, rows = vectors[order], rows.take(order)
     files: list[tuple[str, WrittenFile]] = []
     recall: dict[str, float] = {}

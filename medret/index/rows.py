@@ -1,8 +1,9 @@
 """The row table of an index shard: what each of its vectors is, memory-mapped, with rows found by volume_id.
 
-On disk: an uncompressed Arrow IPC file of one record batch, ordered by volume_id (as UTF-8 bytes). A volume's rows are
-then neighbours, found by binary search whatever the shard's size. Columns: those of `schemas.ROWS`, and `same_as`, the
-first row that holds the same vector (its own where it is the first).
+On disk: an uncompressed Arrow IPC file of one record batch, ordered by volume_id (as UTF-8 bytes), then by the name of
+the plane and by position. A volume's rows are then neighbours, found by binary search whatever the shard's size.
+Columns: those of `schemas.ROWS`, and `same_as`, the first row that holds the same vector (its own where it is the
+first).
 """
 
 from __future__ import annotations
@@ -28,15 +29,12 @@ NO_ROWS = slice(0, 0)
 MARKED = 32  # every so many-th id is kept at hand
 
 
-def volume_order(rows: pa.Table) -> NDArray[np.int64] | None:
-    """The rows in volume_id order, equal ids as they stood; None when they are so ordered already."""
+def row_order(rows: pa.Table) -> NDArray[np.int64]:
+    """(n,) the rows by volume_id, plane and position, whatever the order in which they were made."""
     import pyarrow.compute as pc
 
-    ids = rows.column("volume_id")
-    if len(ids) < 2 or pc.all(pc.less_equal(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py():
-        return None
-    order: NDArray[np.int64] = pc.sort_indices(ids).to_numpy().astype(np.int64)  # a stable sort
-    return order
+    order: NDArray[np.int64] = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ROWS.names]).to_numpy()
+    return order.astype(np.int64)
 
 
 def serialise_rows(rows: pa.Table, same_as: NDArray[np.int32]) -> bytes:

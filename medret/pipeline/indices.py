@@ -139,12 +139,10 @@ def _build_all(
 
 
 def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu: bool) -> IndexShard:
-    """Rows are ordered by volume, plane and position, so a shard does not depend on which task finished first."""
+    """`build_shard` puts rows in order, so a shard does not depend on which task finished first."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
     # Metadata differs from file to file only in what the caller already knows.
     table = pa.concat_tables([read_live(store, file, columns).replace_schema_metadata(None) for file in job.files])
-    keys = [(name, "ascending") for name in columns if name != "vector"]
-    table = table.take(pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys))
     if job.aggregation:
         empty = pa.nulls(table.num_rows)
         rows = pa.table([table["volume_id"], empty.cast(pa.string()), empty.cast(pa.int32())], schema=ROWS)

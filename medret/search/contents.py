@@ -21,6 +21,7 @@ from medret.search.cache import LocalFiles
 from medret.search.kept import MANY, Kept, Scope, scopes
 from medret.search.labels import mask_of, read_label_table
 from medret.search.ledger import Ledger, LedgerRow
+from medret.search.matching import SliceVectors
 from medret.search.modes import LATE, VOLUME, Indices
 from medret.search.narrow import Places
 from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
@@ -127,19 +128,30 @@ class Contents:
         """The name of a model, the first for None; raises UsageError naming those there are."""
         return str(self.recipe(name).recipe["model"]["name"])
 
-    def slice_places(self, entry: RecipeEntry, row: LedgerRow) -> Places:
-        """Where a volume's slices lie, from the Parquet shard that holds its vectors."""
+    def slice_places(self, entry: RecipeEntry, row: LedgerRow, slices: SliceVectors) -> Places:
+        """Where the stored slices of a volume lie, from the Parquet shard that holds its vectors.
+
+        Found by plane and position: the shard has a volume's slices in the order of the recipe's planes, the index has
+        them in that of the planes' names.
+        """
+        assert slices.positions is not None
         digest = str(entry.recipe["digest"])
         for path in self._tables("files"):
             wanted = [("kind", "=", "slices"), ("recipe", "=", digest), ("shard", "=", row.shards.get(digest, ""))]
             for file in pq.read_table(path, filters=wanted).to_pylist():
                 local = self._local.path(file["path"], file["sha256"])
-                columns = ["relative", "position_mm"]
+                columns = ["plane", "position", "relative", "position_mm"]
                 found = pq.read_table(local, columns=columns, filters=[("volume_id", "=", row.volume_id)])
                 if found.num_rows:
-                    relative, mm = (np.array(found[name].to_pylist(), np.float32) for name in columns)
-                    return Places(relative, mm)
-        raise MedretError(f"snapshot {self.id}: no slices file has rows of {row.volume_id}; run `medret verify`")
+                    plane, position, relative, mm = (found[name].to_pylist() for name in columns)
+                    at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
+                    wanted_keys = zip(slices.planes, slices.positions.tolist(), strict=True)
+                    order = [at.get(key, -1) for key in wanted_keys]
+                    if -1 not in order:
+                        return Places(*(np.array(column, np.float32)[order] for column in (relative, mm)))
+        raise MedretError(
+            f"snapshot {self.id}: no slices file has the indexed slices of {row.volume_id}; run `medret verify`"
+        )
 
     def index(self, entry: RecipeEntry, aggregation: str | None) -> ShardedIndex:
         """The index over the volume vectors of an aggregation or, for None, over the slice vectors."""

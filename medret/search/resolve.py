@@ -89,7 +89,7 @@ class Resolver:
         wanted = _range(options, _planes(entry))
         places = None
         if wanted or options.get("query_slices") or options.get("query_weights"):
-            places = self._contents.slice_places(entry, row)
+            places = self._contents.slice_places(entry, row, slices)
         if wanted and places:
             kept = within(slices, places, wanted, volume_id)
             found = replace(found, slices=slices.only(kept), asked=_asked(wanted))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medret.errors import CorruptError, MedretError
-from medret.index.rows import RowTable, SortedIds, serialise_rows, volume_order
+from medret.index.rows import RowTable, SortedIds, row_order, serialise_rows
 from medret.schemas import ROWS
 
 
@@ -51,12 +51,12 @@ def test_search_finds_what_is_there(ids: list[str], wanted: str) -> None:
     assert ordered[found] == [one for one in ordered if one == wanted]
 
 
-def test_volume_order_is_stable_and_none_when_sorted() -> None:
-    assert volume_order(_table(["a", "a", "b"])) is None
-    assert volume_order(_table([])) is None
-    order = volume_order(_table(["b", "a", "b", "a"]))
-    assert order is not None
-    assert order.tolist() == [1, 3, 0, 2]
+def test_rows_are_ordered_by_volume_plane_and_position() -> None:
+    """C2: index rows follow the order that the product builds, in the tests' own stores too."""
+    assert row_order(_table([])).tolist() == []
+    values = [("b", "axial", 1), ("a", "sagittal", 0), ("a", "axial", 5), ("b", "axial", 0), ("a", "axial", 4)]
+    table = pa.table([list(column) for column in zip(*values, strict=True)], schema=ROWS)
+    assert [values[row] for row in row_order(table)] == sorted(values)
 
 
 def test_other_columns_are_refused() -> None:

@@ -64,6 +64,23 @@ def test_a_range_of_stored_slices(made_store: Any, snapshot: Snapshot) -> None:
     assert in_mm.slices.positions.tolist() == [30]
 
 
+def test_places_are_those_of_the_slice_itself(made_store: Any, snapshot: Snapshot) -> None:
+    """C2: the shard of embeddings mixes the planes, the index has one after the other; neither order must matter."""
+    for volume in made_store.volumes[:5]:
+        own = list(zip(volume.planes, volume.positions.tolist(), volume.relative, volume.positions_mm, strict=True))
+        weight = {(plane, place): np.exp(-0.5 * ((at - 0.3) / 0.2) ** 2) for plane, place, at, _ in own}
+        found = snapshot.resolve(volume.volume_id, query_weights="gaussian:0.3,0.2")
+        assert found.slices.positions is not None
+        keys = list(zip(found.slices.planes, found.slices.positions.tolist(), strict=True))
+        assert sorted(keys) == sorted(weight)
+        expected = np.array([weight[key] for key in keys])
+        assert found.slice_weights() == pytest.approx(expected / expected.sum(), abs=1e-6)
+        for plane in ("axial", "sagittal"):
+            in_mm = snapshot.resolve(volume.volume_id, slices="0.3mm:0.9mm", plane=plane).slices
+            assert in_mm.positions is not None
+            assert in_mm.positions.tolist() == [at for name, at, _, mm in own if name == plane and 0.3 <= mm <= 0.9]
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "lsh", "exact"])
 def test_a_part_finds_its_volume_and_its_place(made_store: Any, snapshot: Snapshot, kind: str) -> None:
     for volume_id in made_store.ids[:10]:
