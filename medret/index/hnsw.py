@@ -51,6 +51,8 @@ class HnswIndex(ApproximateIndex):
     ) -> NDArray[np.int64] | None:
         total, dropped = self._total, 0 if hidden is None else len(hidden)
         numbers: NDArray[np.int64]
+        if dropped <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + dropped) >= kept:
+            return None  # a small index: a scan is as fast, and misses nothing
         if not dropped:
             _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
             return numbers
@@ -61,8 +63,6 @@ class HnswIndex(ApproximateIndex):
             asked = min(max(asked, self._ef_search), total)
             _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
             return self._without(numbers, hidden, min(k + TIE_MARGIN, kept))
-        if self.cost_asked * (self._ef_search + dropped) >= kept:
-            return None
         # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
         # would hold nothing else.
         parameters = hnsw_parameters(self._ef_search + dropped, hidden, total)

@@ -2,6 +2,7 @@
 
     volume   the cosine of the volume vectors
     vote     each slice of the query finds its `per_slice` nearest slices; score: the volume's share of them
+             (`pooling.py` says what becomes of equally near ones)
     max      the same, score: the best cosine among them
     sum      the same, score: the sum of their cosines over the number of slices looked for
     late     candidates from both indices, then the late-interaction score over all their slices (`late.py`)
@@ -22,10 +23,11 @@ from medret.index import EXACT
 from medret.search.kept import Scope
 from medret.search.late import SliceSets, late_scores, plane_codes
 from medret.search.merge import Found, merge_shards
+from medret.search.pooling import COPIES_MAX, MAX, SUM, VOTE, places, pooled, undecided
 from medret.search.query import QueryVectors
 from medret.search.shards import Shard, ShardedIndex
 
-VOLUME, VOTE, MAX, SUM, LATE, SLICE = "volume", "vote", "max", "sum", "late", "slice"
+VOLUME, LATE, SLICE = "volume", "late", "slice"
 MODES = (VOLUME, VOTE, MAX, SUM, LATE, SLICE)
 
 PER_SLICE = 20
@@ -75,10 +77,9 @@ def rank_volumes(
         return _by_volume(asked, k, indices, scope)
     if mode == LATE:
         return _by_late(asked, k, indices, scope, options)
-    per_slice = _by_slices(asked, options.per_slice, indices, scope)
     return [
-        _pooled(found, query.slice_weights(), k, mode, options.per_slice)
-        for query, found in zip(asked, per_slice, strict=True)
+        pooled(given, query.slice_weights(), k, mode, options.per_slice)
+        for query, given in zip(asked, _voters(asked, options.per_slice, indices, scope), strict=True)
     ]
 
 
@@ -101,29 +102,28 @@ def _by_slices(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: S
     return [[next(found) for _ in range(len(query.slices))] for query in asked]
 
 
-def _pooled(
-    found: Sequence[Sequence[Found]],
-    weights: NDArray[np.float64],
-    k: int,
-    mode: str,
-    per_slice: int,
-) -> list[Found]:
-    """Volumes by what the slices found. weights: of the slices, summing to 1. Ties: by summed cosines, then by id."""
-    hits: dict[str, list[tuple[float, Found]]] = {}
-    for weight, own in zip(weights.tolist(), found, strict=True):
-        for one in own:
-            hits.setdefault(one.volume_id, []).append((weight, one))
-    ranked = []
-    for volume_id, own_hits in hits.items():
-        own_weights = np.array([weight for weight, _ in own_hits])
-        cosines = np.array([one.score for _, one in own_hits])
-        best = max((one for _, one in own_hits), key=lambda one: one.score)
-        summed = float(own_weights @ cosines) / per_slice
-        score = {VOTE: float(own_weights.sum()) / per_slice, MAX: best.score, SUM: summed}[mode]
-        # Rounded, so that equal votes are equal in whichever order they were added up.
-        ranked.append((-round(score, 9), -round(summed, 9), volume_id, best))
-    ranked.sort(key=lambda entry: entry[:3])
-    return [Found(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]
+def _voters(
+    asked: Sequence[QueryVectors], per_slice: int, indices: Indices, scope: Scope
+) -> list[list[list[tuple[float, Found]]]]:
+    """For each query and each of its slices, which stored slices get its places, and which share of one."""
+    found = _by_slices(asked, per_slice + 1, indices, scope)
+    assert indices.slices is not None
+    most = per_slice + COPIES_MAX
+    again = [
+        (query, own) for query, ours in enumerate(found) for own, one in enumerate(ours) if undecided(one, per_slice)
+    ]
+    if again:  # once more, with room for those that are equally near
+        vectors = np.array([asked[query].slices.vectors[own] for query, own in again])
+        excluded = [scope.excluded[query] for query, _ in again]
+        wider = indices.slices.search(vectors, most, indices.kind, excluded, scope.kept)
+        for (query, own), one in zip(again, wider, strict=True):
+            found[query][own] = one
+    given = [[places(one, per_slice, most) for one in own] for own in found]
+    # A query that has nothing but such slices: those that were found stand for the others.
+    return [
+        ours if any(ours) else [[(per_slice / len(own), one) for one in own] for own in found[query]]
+        for query, ours in enumerate(given)
+    ]
 
 
 # --- late ------------------------------------------------------------------------------------------------------
@@ -141,11 +141,11 @@ def _by_late(
         return score_late(asked, k, slices, places, options, excluded)
     wanted = max(options.candidates, k)
     by_volume = _by_volume(asked, wanted, indices, scope)
-    by_slice = _by_slices(asked, options.per_slice, indices, scope)
+    by_slice = _voters(asked, options.per_slice, indices, scope)
     named = []
     for query, first, second in zip(asked, by_volume, by_slice, strict=True):
-        pooled = _pooled(second, query.slice_weights(), wanted, SUM, options.per_slice)
-        named.append(_interleaved([one.volume_id for one in first], [one.volume_id for one in pooled], wanted))
+        summed = pooled(second, query.slice_weights(), wanted, SUM, options.per_slice)
+        named.append(_interleaved([one.volume_id for one in first], [one.volume_id for one in summed], wanted))
     every = frozenset[str]().union(*named)
     if len(every) * len(asked) <= SHARED_WASTE * sum(map(len, named)):  # one pass over what they have in common
         places = [shard.places_named(every) for shard in slices.shards]
