@@ -1,0 +1,84 @@
+"""Are voxels Hounsfield units? What a histogram shows: where air, fat, soft tissue and bone lie, and what does not.
+
+Water is 0 HU, air -1000, fat about -100, muscle and organs 20 to 80, bone 200 to 2000; metal may be far above.
+Many images that are not CT have values around zero too: field maps, phase, real parts, differences, standardised
+intensities. Theirs fall off on both sides of zero, or begin at a floor; CT has gas far below the rest, and next to
+nothing between gas and fat.
+
+The two mistakes are not alike. CT shown between percentiles is a good picture; MRI in a window of HU is none. So an
+image that nobody called CT has to show more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BELOW_AIR = -1100.0
+_AIR = (_BELOW_AIR, -850.0)
+_GAS = (_BELOW_AIR, -500.0)  # air and lung
+_VALLEY = (-500.0, -200.0)  # between gas and fat: only voxels with an edge in them
+_FAT = (-150.0, -30.0)
+_SOFT_TISSUE = (-150.0, 200.0)
+_WATER = (-20.0, 20.0)
+_METAL_ABOVE = 3100.0
+
+
+def looks_hounsfield(ordered: NDArray[np.float64], *, labelled: bool = False) -> bool:
+    """Whether a sample of voxels, finite and in ascending order, is in Hounsfield units.
+
+    labelled: someone says that it is CT; then nothing may speak against it, and gas or fat for it.
+    """
+    inside = _without_padding(ordered)
+    if inside.size < max(1, ordered.size // 20):
+        return False
+    if _share(inside, *_SOFT_TISSUE) < 0.05 or _share(inside, _METAL_ABOVE, np.inf) > 0.05:
+        return False
+    if _share(inside, -np.inf, _BELOW_AIR) > 0.05:
+        return False
+    return _shows_gas(inside, labelled=labelled) or _shows_inside_of_body(inside, labelled=labelled)
+
+
+def _without_padding(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values without those that stand for what was not scanned.
+
+    Scanners write one value below air (-1150, -2000, -3024) outside the circle that they reconstruct. Values that are
+    spread there are no padding.
+    """
+    below = ordered[: np.searchsorted(ordered, _BELOW_AIR)]
+    is_one_value = below.size > 0 and below[below.size // 4] == below[below.size * 3 // 4]
+    return ordered[below.size :] if is_one_value else ordered
+
+
+def _shows_gas(inside: NDArray[np.float64], *, labelled: bool) -> bool:
+    """Air around the body or in it, and fat; not the lower half of something that lies around zero."""
+    air = _share(inside, *_AIR)
+    if labelled:
+        return air >= 0.005
+    is_apart = _share(inside, *_GAS) > _share(inside, *_VALLEY)
+    is_mirrored = _share(inside, -_AIR[1], np.inf) > 0.5 * air
+    # Without fat, "air" is the padding of some other image.
+    return air >= 0.01 and is_apart and not is_mirrored and _share(inside, *_FAT) >= 0.01 * (1 - _share(inside, *_GAS))
+
+
+def _shows_inside_of_body(inside: NDArray[np.float64], *, labelled: bool) -> bool:
+    """A region cut out of the body, without gas: fat, less than there is of soft tissue, and bone."""
+    fat, bone = _share(inside, *_FAT), _share(inside, 300.0, np.inf)
+    if labelled:
+        return fat >= 0.01 and _share(inside, 150.0, np.inf) >= 0.003
+    floor = inside[inside.size // 1000] + 15.0  # intensities that were shifted begin all at once, with the background
+    return (
+        fat >= 0.05
+        and bone >= 0.01
+        and _share(inside, 500.0, np.inf) >= 0.003
+        and _share(inside, -np.inf, -300.0) <= 0.25 * bone
+        and _share(inside, -200.0, _WATER[0]) <= 0.75 * _share(inside, _WATER[1], 200.0)
+        and _share(inside, *_WATER) <= 0.25
+        and _share(inside, -np.inf, floor) <= 0.05
+    )
+
+
+def _share(ordered: NDArray[np.float64], low: float, high: float) -> float:
+    """Of ascending values, the share from `low` to `high`, both included."""
+    first, last = np.searchsorted(ordered, low, side="left"), np.searchsorted(ordered, high, side="right")
+    return float(last - first) / ordered.size
