@@ -97,6 +97,7 @@ class QuarantineCode(StrEnum):
     TOO_SMALL = "too_small"  # too few voxels in a slice to be an image
     CONSTANT = "constant"  # every voxel has the same value
     NON_FINITE = "non_finite"  # more than the allowed share is NaN or infinite
+    LABEL_MASK = "label_mask"  # a few whole numbers in pieces of one value, as in a segmentation
     AFFINE_INVALID = "affine_invalid"  # singular or non-finite
     EMBEDDING_FAILED = "embedding_failed"  # the model gave NaN, infinity or zero vectors
 

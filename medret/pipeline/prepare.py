@@ -90,7 +90,7 @@ def judged_by(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
     return digest_of(
         {
             "medret": medret.__version__,
-            "limits": asdict(request.limits),
+            "limits": asdict(request.volume_limits),
             "recipes": sorted(recipe.digest for recipe in recipes),
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from medret.embeddings import Aggregation, parse_aggregation
@@ -70,6 +70,11 @@ class IndexRequest:
         for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
             if value is not None and value <= 0:
                 raise UsageError(f"--{option} is {value}, expected more than 0")
+
+    @property
+    def volume_limits(self) -> Limits:
+        """`limits`, and whether what looks like a mask is refused."""
+        return replace(self.limits, refuse_masks=not self.include_masks)
 
 
 def parse_aggregations(texts: list[str]) -> tuple[Aggregation, ...]:

@@ -246,7 +246,7 @@ def _streamed(
         if needs_models(plan):
             counter = StageCounter.remote(log.started.timestamp())  # type: ignore[attr-defined]  # added by ray.remote
             stages = Stages(
-                run.store, request.slices, request.limits, request.aggregations,
+                run.store, request.slices, request.volume_limits, request.aggregations,
                 judged_by(request, [job.recipe for job in jobs]), counter, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"

@@ -19,6 +19,7 @@ class Limits:
     max_header_bytes: where the voxels must begin at the latest (header and extensions).
     max_slices: that the slice plan may take from one volume, all planes together.
     min_side_voxels: the two longest sides of a volume must have as many voxels.
+    refuse_masks: whether a volume that looks like a segmentation is refused.
     min_finite_share: of the voxels must be finite; NaN is what many programs write outside the brain.
     """
 
@@ -27,3 +28,4 @@ class Limits:
     max_slices: int = 8192
     min_side_voxels: int = 8
     min_finite_share: float = 0.05
+    refuse_masks: bool = False

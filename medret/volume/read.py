@@ -23,6 +23,7 @@ from medret.volume.intensity import (
     to_grey,
 )
 from medret.volume.limits import Limits
+from medret.volume.masks import check_not_mask
 from medret.volume.modality import modality_of
 from medret.volume.nifti import NiftiFile, open_nifti
 from medret.volume.orientation import Geometry, geometry_of
@@ -86,6 +87,8 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
     frame = _first_image(nifti, geometry, limits)
     voxels, sample, non_finite = frame.voxels, frame.sample, frame.non_finite
     ras = geometry.to_ras(voxels)
+    if limits.refuse_masks:
+        check_not_mask(voxels, sample)
 
     modality = modality_of(request.label, sample.ordered)
     above = threshold(sample, hounsfield=modality.hounsfield)

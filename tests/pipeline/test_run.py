@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -142,6 +143,11 @@ def test_bad_files_are_quarantined_and_change_nothing_for_the_others(
     sound = (phantom_archive / "leg_mri/leg_mri_0.nii.gz").read_bytes()
     (mixed / "aa_empty.nii.gz").write_bytes(b"")
     (mixed / "leg_mri" / "cut.nii.gz").write_bytes(sound[: len(sound) // 2])
+    outline = np.zeros((24, 24, 24), np.uint8)
+    outline[6:18, 4:20, 8:16] = 1
+    nib.save(
+        nib.Nifti1Image(outline, np.eye(4)), mixed / "leg_mri" / "outline.nii.gz"
+    )  # a mask under another name: C10
     (mixed / "text.nii").write_bytes(b"not an image at all, but some text" * 20)
     (mixed / "._hidden.nii.gz").write_bytes(sound)
     (mixed / "labelsTr").mkdir()
@@ -150,9 +156,12 @@ def test_bad_files_are_quarantined_and_change_nothing_for_the_others(
     code, found = run(capsys, "index", mixed, tmp_path / "s", "--labels", labels, "--slices", "uniform:8", "--json")
     assert code == 4
     counts = found["counts"]
-    assert (counts["listed"], counts["embedded"], counts["quarantined"], counts["skipped"]) == (17, 12, 3, 2)
+    assert (counts["listed"], counts["embedded"], counts["quarantined"], counts["skipped"]) == (18, 12, 4, 2)
     codes = {row["volume_id"]: row["code"] for row in found["quarantine"]}
-    assert codes == {"aa_empty.nii.gz": "empty", "leg_mri/cut.nii.gz": "truncated", "text.nii": "not_nifti"}
+    assert codes == {
+        "aa_empty.nii.gz": "empty", "leg_mri/cut.nii.gz": "truncated", "leg_mri/outline.nii.gz": "label_mask",
+        "text.nii": "not_nifti",
+    }  # fmt: skip
     assert all(row["reason"] for row in found["quarantine"])
     alone, together = opened(store).vectors(MODEL), opened(tmp_path / "s").vectors(MODEL)
     assert alone.keys() == together.keys()

@@ -14,6 +14,10 @@ from medret.volume import read_volume
 RIGHT: dict[str, dict[str, Any]] = {
     "volumes/sparse_f4_300.nii.gz": {"time_points": 1},  # A9
     "volumes/nan_background_60.nii.gz": {"intensity": "percentile"},  # C9
+    "volumes/mr_phase_mrad.nii.gz": {"modality": "MRI", "intensity": "percentile"},  # C6
+    "volumes/mr_real_part.nii.gz": {"modality": "MRI", "intensity": "percentile"},  # C6
+    "real/ge_fieldmaphz.nii": {"modality": "MRI", "intensity": "percentile"},  # C6
+    "real/philips_fieldmaphz.nii": {"modality": "MRI", "intensity": "percentile"},  # C6
     "volumes/units_micron.nii.gz": {"spacing_mm": (0.5, 0.5, 0.8), "spacing_assumed": False},  # C11
     "volumes/units_micron_far.nii.gz": {"spacing_mm": (0.5, 0.5, 0.8)},  # C11
     "volumes/dim4_zero.nii.gz": {"shape": (48, 56, 40)},  # C12

@@ -15,7 +15,6 @@ from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.volume.header import NiftiHeader, parse_header
 from medret.volume.intensity import CT_WINDOWS, Window, ct_window, extremes_window, percentile_window, to_grey
 from medret.volume.limits import Limits
-from medret.volume.modality import looks_hounsfield, modality_of
 from medret.volume.sample import (
     MOST_ORDERED,
     MOST_PER_AXIS,
@@ -112,60 +111,6 @@ def test_constant_but_for_nan_is_constant(phantoms: Any) -> None:
     with pytest.raises(VolumeError, match=r"3\.5") as caught:
         check_not_constant(voxels, sample_of(phantoms, voxels))
     assert caught.value.code == QuarantineCode.CONSTANT
-
-
-# --- modality --------------------------------------------------------------------------------------------------
-
-
-def test_ct_is_known_by_its_numbers(ct: NDArray[np.int16], mr: NDArray[np.uint16]) -> None:
-    assert looks_hounsfield(np.sort(ct, axis=None).astype(float))
-    assert not looks_hounsfield(np.sort(mr, axis=None).astype(float))
-
-
-@pytest.mark.parametrize("padding", [-1024, -2000, -2048, -3024])
-def test_padding_outside_the_circle_is_left_out(ct: NDArray[np.int16], padding: int) -> None:
-    padded = ct.copy()
-    padded[:12] = padding
-    assert looks_hounsfield(np.sort(padded, axis=None).astype(float))
-
-
-def test_ct_of_the_inside_of_the_body_is_known_by_fat() -> None:
-    rng = np.random.default_rng(0)
-    inside = np.concatenate([rng.normal(-100, 15, 2000), rng.normal(45, 15, 8000), rng.normal(400, 200, 500)])
-    assert looks_hounsfield(np.sort(inside))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.linspace(-4096, 4095, 10_000),  # phase
-        np.random.default_rng(0).normal(0, 1, 10_000),  # standardised
-        np.random.default_rng(0).gamma(2, 300, 10_000),  # magnitude
-        np.concatenate([np.zeros(8000), np.random.default_rng(0).normal(35, 8, 2000)]),  # HU, skull stripped
-        np.concatenate([np.random.default_rng(0).normal(24, 5, 5000), np.random.default_rng(0).normal(1064, 40, 5000)]),
-        np.arange(256.0),
-        np.full(100, -2000.0),
-    ],
-    ids=["phase", "standardised", "magnitude", "stripped", "shifted by 1024", "8 bit", "padding"],
-)
-def test_what_is_not_in_hounsfield_units(values: NDArray[np.float64]) -> None:
-    assert not looks_hounsfield(np.sort(values))
-
-
-def test_label_and_voxels_decide_together(ct: NDArray[np.int16], mr: NDArray[np.uint16]) -> None:
-    hu, other = np.sort(ct, axis=None).astype(float), np.sort(mr, axis=None).astype(float)
-
-    def outcome(label: str | None, values: NDArray[np.float64]) -> tuple[str, str, bool]:
-        found = modality_of(label, values)
-        return found.name, found.source, found.hounsfield
-
-    assert outcome(None, hu) == ("CT", "guessed", True)
-    assert outcome("  ", other) == ("MRI", "guessed", False)
-    assert outcome("ct", hu) == ("CT", "label", True)
-    assert outcome("CT", other) == ("CT", "label", False)  # labelled CT, but not in HU
-    assert outcome("mr", hu) == ("MRI", "label", False)
-    assert outcome("PT", other) == ("PET", "label", False)
-    assert outcome("Ultrasound", other) == ("US", "label", False)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------

@@ -218,15 +218,6 @@ def test_nan_in_every_planned_slice_is_refused(phantoms: Any, mr: NDArray[np.uin
     assert read(phantoms.nifti(values), SliceRecipe(slices="uniform:2")).slices
 
 
-def test_what_compresses_well_is_read(phantoms: Any) -> None:
-    """A9: mostly zeros, 1:300 and more."""
-    values = np.zeros((256, 256, 256), np.float32)
-    values[110:136, 110:136, 60:86] = np.random.default_rng(0).integers(1, 100, (26, 26, 26))
-    data = phantoms.nifti(values)
-    assert values.nbytes > 200 * len(data)
-    assert read(data, SliceRecipe(slices="uniform:3")).slices
-
-
 def test_a_volume_in_microns_lies_where_it_does_in_millimetres(phantoms: Any, mr: NDArray[np.uint16]) -> None:
     """C11: an offset of more than 1 m in microns is ordinary in millimetres, and pixels do not depend on the unit."""
     affine = np.array([[500, 0, 0, -1.3e6], [0, 500, 0, -1e6], [0, 0, 800, -9e5], [0, 0, 0, 1]])
