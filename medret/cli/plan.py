@@ -72,4 +72,5 @@ def to_json(plan: Plan, inputs: Inputs, state: State, cost: Estimate, *, idle: b
         "bytes": cost.size_bytes,
         "slices": cost.slices,
         "seconds": None if cost.seconds is None else round(cost.seconds, 1),
+        "ignored_reports": list(cost.ignored),
     }

@@ -100,6 +100,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for rule, count in sorted(plan["skipped"].items()):
         table.add_row("skipped", str(count), rule)
     console.print(table)
+    if ignored := plan["ignored_reports"]:
+        console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {_plain(ignored[0])}")
     if plan["up_to_date"]:
         console.print("up to date: a run would do nothing")
         return

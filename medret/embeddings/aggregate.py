@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import UsageError
+from medret.errors import QuarantineCode, UsageError, VolumeError
 
 FORMS = "mean, max, gaussian:CENTRE,SIGMA, uniform:N, random:N or random:N,SEED"
 
@@ -71,16 +71,23 @@ class Aggregation:
     def aggregate(
         self, vectors: NDArray[np.float32], relative: NDArray[np.float32], volume_id: str
     ) -> NDArray[np.float32]:
-        """Unit slice vectors (n, d) to one unit vector (d,). Raises ValueError for n = 0 or a result without length."""
+        """Unit slice vectors (n, d) to one unit vector (d,).
+
+        Raises VolumeError (embedding_failed) where the result has no length: slice vectors may cancel.
+        """
         if len(vectors) == 0:
-            raise ValueError(f"{volume_id}: no slice vectors to aggregate")
+            raise VolumeError(QuarantineCode.EMBEDDING_FAILED, "there are no slice vectors to aggregate")
         if self.kind == "max":
             pooled = vectors.max(axis=0).astype(np.float64)
         else:
             pooled = self.weights(relative, volume_id) @ vectors.astype(np.float64)
         length = float(np.linalg.norm(pooled))
         if not math.isfinite(length) or length < 1e-12:
-            raise ValueError(f"{volume_id}: {self.name} of its {len(vectors)} slice vectors has length {length}")
+            raise VolumeError(
+                QuarantineCode.EMBEDDING_FAILED,
+                f"the {self.name} of its {len(vectors)} slice vectors has length {length:g}: they cancel, so it has no "
+                "direction",
+            )
         unit: NDArray[np.float32] = (pooled / length).astype(np.float32)
         return unit
 

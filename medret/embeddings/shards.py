@@ -72,7 +72,7 @@ def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.
 
 
 def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
-    """One vector a volume, in their order."""
+    """One vector a volume, in their order; raises VolumeError for one that has none (see `reducible`)."""
     schema = volumes_schema(dim)
     vectors = np.empty((len(volumes), dim), np.float16)
     for row, volume in enumerate(volumes):
@@ -84,6 +84,22 @@ def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, di
     ]
     metadata = {RECIPE_KEY: recipe.encode(), AGGREGATION_KEY: aggregation.name.encode()}
     return pa.table(columns, schema=schema.with_metadata(metadata))
+
+
+def reducible(
+    volumes: Sequence[EmbeddedVolume], aggregations: Sequence[Aggregation]
+) -> tuple[list[EmbeddedVolume], dict[str, VolumeError]]:
+    """The volumes that have a vector of each of these aggregations, and why the others (by id) have not."""
+    sound, refused = [], {}
+    for volume in volumes:
+        try:
+            for aggregation in aggregations:
+                aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative, volume.volume_id)
+        except VolumeError as error:
+            refused[volume.volume_id] = error
+        else:
+            sound.append(volume)
+    return sound, refused
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -12,6 +12,7 @@ KINDS = (HNSW, LSH, EXACT)
 
 # Raise when the same vectors and settings would give other index files.
 INDEX_VERSION = 1
+VERSION_KEY = "index_version"
 
 # LSH: two bits a dimension keep enough of the angles for re-scoring to find the true neighbours. The cap bounds the
 # rotation matrix, which every file carries (dim x bits float32) and whose QR decomposition costs bits^3.
@@ -72,7 +73,8 @@ class IndexSettings:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> IndexSettings:
-        """Settings from `to_json`; raises UsageError naming unknown keys or values that cannot be."""
+        """Settings from `to_json` or `digest_inputs`; raises UsageError naming unknown keys and impossible values."""
+        content = {name: value for name, value in content.items() if name != VERSION_KEY}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(content) - known)
         if unknown:
@@ -83,8 +85,11 @@ class IndexSettings:
         return cls(**values)
 
     def digest_inputs(self) -> dict[str, Any]:
-        """All that decides the index files and their measured recall, as JSON: goes into an index folder's digest."""
-        return {"index_version": INDEX_VERSION, **self.to_json()}
+        """All that decides the index files and their measured recall, as JSON.
+
+        It goes into an index folder's digest, and into the manifest, where the next run compares it.
+        """
+        return {VERSION_KEY: INDEX_VERSION, **self.to_json()}
 
 
 def _within(name: str, value: object, low: int, high: int) -> None:

@@ -13,8 +13,10 @@ import ray
 from medret.embeddings import read_vectors
 from medret.embeddings.shards import read_parquet
 from medret.pipeline.gates import VectorFacts, lowest_cosine
+from medret.pipeline.indices import Indices
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.shards import read_volumes
+from medret.snapshot.verify import searchable_rows
 from medret.storage import Location, read_checked
 
 CANARIES = 3
@@ -58,6 +60,19 @@ def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
     task = ray.remote(num_cpus=0.5)(_facts_of)
     parts = [task.remote(store, paths[at : at + FILES_TOGETHER]) for at in range(0, len(paths), FILES_TOGETHER)]
     return [facts for part in ray.get(parts) for facts in part]
+
+
+def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[tuple[int, int]]:
+    """Of each index, how many rows a search can find, and how many the ledger (schemas.LEDGER) holds."""
+    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
+    slices = int(pc.sum(embedded["slices"]).as_py() or 0)
+    return [
+        (
+            searchable_rows(store, indices.files, indices.tombstones, entry) or 0,
+            embedded.num_rows if entry.aggregation else slices,
+        )
+        for entry in indices.entries
+    ]
 
 
 def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:

@@ -71,6 +71,12 @@ def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
     return Gate("quarantined", share <= limits.max_quarantined, found, limit)
 
 
+def findable_gate(rows: Sequence[tuple[int, int]]) -> Gate:
+    """Searches can find what the ledger holds. rows: of each index, those that can be found and those of the ledger."""
+    wrong = [f"{found} rows of an index, of {held} in the ledger" for found, held in rows if found != held]
+    return Gate("findable", not wrong, ", ".join(wrong) or "every row", "every row of the ledger, once")
+
+
 def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
     """The vectors that this run made are finite and of length 1."""
     bad = sum(one.bad for one in facts)

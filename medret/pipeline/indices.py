@@ -15,7 +15,7 @@ from medret.embeddings import read_vectors
 from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard, centred
 from medret.pipeline.centres import centre_rows, read_centre
 from medret.pipeline.known import Previous
-from medret.pipeline.layout import EmbeddingFile, LiveShards, index_files, plan_index, tombstones
+from medret.pipeline.layout import EmbeddingFile, LiveShards, findable, index_files, plan_index, tombstones
 from medret.pipeline.rows import file_row
 from medret.pipeline.shards import read_live
 from medret.recipe import Recipe, digest_of
@@ -65,7 +65,7 @@ def index_folder(
 ) -> str:
     """Folder below indices/ of an index: a digest of all that decides its files besides the vectors."""
     over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre[1]}
-    return digest_of({**over, "settings": settings.to_json()})
+    return digest_of({**over, "settings": settings.digest_inputs()})
 
 
 def make_indices(
@@ -73,7 +73,7 @@ def make_indices(
     previous: Previous, settings: IndexSettings, *, use_gpu: bool,
 ) -> Indices:  # fmt: skip
     """Bring every index up to date. files: the snapshot's embedding files. live: what its ledger points to."""
-    held = _shards_of(previous.files)
+    held, files = _shards_of(previous.files), findable(files, previous, live)
     jobs: list[IndexJob] = []
     kept: list[str] = []
     indexed_in: dict[str, str] = {}
@@ -101,8 +101,8 @@ def make_indices(
         for kind, written in shard.files:
             recall = shard.recall.get(kind)
             rows.append(file_row(written, kind, shard.rows, job.recipe.digest, job.aggregation, shard.shard, recall))
-    dead = tombstones(kept, previous.tombstones, previous.ledger, previous.files, live)
     table, placed = pa.Table.from_pylist(rows, schema=FILES), with_index(files, indexed_in)
+    dead = tombstones(kept, previous, placed, live)
     entries = [
         _entry(recipe, aggregation, table, index_files(placed, live, recipe.digest, aggregation))
         for recipe in recipes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from medret.archive import ArchiveObject
 from medret.errors import VersionError
 from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.snapshot import (
@@ -98,6 +100,28 @@ def read_known(store: Location) -> tuple[Previous, Journal, Known]:
     """Everything that is known about a store."""
     previous, journal = previous_snapshot(store), read_journal(store)
     return previous, journal, known_volumes(previous, journal)
+
+
+def unfinished_elsewhere(
+    journal: Journal, objects: Iterable[ArchiveObject], recipes: Collection[str], judged_by: str
+) -> frozenset[str]:
+    """Paths of the journal entries that a run which is asked for other vectors than these (digests) can still use.
+
+    judged_by: see plan.Wanted. Entries that speak of objects as they are no more are of no use to anyone.
+    """
+    if not journal.entries:
+        return frozenset()
+    listed = {item.volume_id: (item.size_bytes, item.etag, item.mtime) for item in objects}
+
+    def is_of_use(row: Mapping[str, Any]) -> bool:
+        if listed.get(row["volume_id"]) != (row["size_bytes"], row["etag"], row["mtime"]):
+            return False
+        if row["status"] == "embedded":
+            return any(recipe not in recipes for recipe, _ in row["shards"])
+        return bool(row["judged_by"] != judged_by)
+
+    names = ["volume_id", "size_bytes", "etag", "mtime", "status", "shards", "judged_by"]
+    return frozenset(path for path, rows in journal.entries if any(map(is_of_use, rows.select(names).to_pylist())))
 
 
 def _volumes(table: pa.Table, snapshot_rows: int) -> Iterator[KnownVolume]:

@@ -8,6 +8,7 @@ listed as tombstones, which every search leaves out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.index import IndexSettings, plan_shards
+from medret.pipeline.known import Previous
 from medret.schemas import FILES, TOMBSTONES
 
 DEAD_SHARE = 0.2  # of a shard's rows; beyond it, the shard is made anew of its live rows
@@ -158,29 +160,52 @@ def plan_index(files: Sequence[EmbeddingFile], shards: Mapping[str, int], settin
     return IndexPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
-def tombstones(
-    kept: Iterable[str], before: pa.Table, ledger_before: pa.Table, files_before: pa.Table, live: LiveShards
-) -> pa.Table:
-    """The dead rows of kept index shards (schemas.TOMBSTONES): those that were dead, and those that died now.
+def findable(files: pa.Table, before: Previous, live: LiveShards) -> pa.Table:
+    """The files (schemas.FILES), those named as not indexed of which a live volume has no row in their index shard.
 
-    before, ledger_before, files_before: of the previous snapshot. live: of the new one.
+    That happens where vectors live again that were dead when the shard was built, or that lie under a tombstone.
+    """
+    shown = live_shards(before.ledger)
+    hidden: dict[str, set[str]] = {}
+    for row in before.tombstones.to_pylist():
+        hidden.setdefault(row["shard"], set()).add(row["volume_id"])
+    held = []
+    for row in files.select(["recipe", "shard", "indexed_in"]).to_pylist():
+        key, index = (row["recipe"], row["shard"]), row["indexed_in"]
+        if index and key in live:
+            found = set(shown[key].volumes if key in shown else ()) - hidden.get(index, set())
+            index = index if found.issuperset(live[key].volumes) else None
+        held.append(index)
+    return files.set_column(FILES.get_field_index("indexed_in"), FILES.field("indexed_in"), pa.array(held, pa.string()))
+
+
+def tombstones(kept: Iterable[str], before: Previous, files: pa.Table, live: LiveShards) -> pa.Table:
+    """The dead rows of kept index shards (schemas.TOMBSTONES): all their rows but those of what lives in them.
+
+    files: embedding files of the new snapshot, as far as they are still indexed where they were. live: what lives.
     """
     keys = set(kept)
-    found = {(row["shard"], row["volume_id"]) for row in before.to_pylist() if row["shard"] in keys}
-    holders: dict[tuple[str, str], set[str]] = {}
-    for row in files_before.filter(
-        pc.is_in(files_before["indexed_in"], pa.array(sorted(keys), pa.string()))
-    ).to_pylist():
-        holders.setdefault((row["recipe"], row["shard"]), set()).add(row["indexed_in"])
-    if holders:
-        alive = {key: frozenset(live[key].volumes) for key in holders if key in live}
-        columns = (ledger_before[name].to_pylist() for name in ("volume_id", "shards"))
+    held, holding = _indexed(before.files, keys), _indexed(files, keys)
+    alive = {key: frozenset(live[key].volumes) for key in holding}
+    dead = {(row["shard"], row["volume_id"]) for row in before.tombstones.to_pylist() if row["shard"] in keys}
+    if held:
+        columns = (before.ledger[name].to_pylist() for name in ("volume_id", "shards"))
         for volume_id, shards in zip(*columns, strict=True):
             for key in shards or ():
-                if key in holders and volume_id not in alive.get(key, ()):
-                    found |= {(shard, volume_id) for shard in holders[key]}
-    rows = [{"shard": shard, "volume_id": volume_id} for shard, volume_id in sorted(found)]
+                still = holding.get(key, frozenset()) if volume_id in alive.get(key, ()) else frozenset()
+                dead |= {(index, volume_id) for index in held.get(key, frozenset()) - still}
+    for key, indices in holding.items():
+        dead -= {(index, volume_id) for index in indices for volume_id in alive[key]}
+    rows = [{"shard": index, "volume_id": volume_id} for index, volume_id in sorted(dead)]
     return pa.Table.from_pylist(rows, schema=TOMBSTONES)
+
+
+def _indexed(files: pa.Table, keys: AbstractSet[str]) -> dict[tuple[str, str], frozenset[str]]:
+    """(recipe digest, embedding shard) -> those of these index shards that hold its vectors."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in files.filter(pc.is_in(files["indexed_in"], pa.array(sorted(keys), pa.string()))).to_pylist():
+        found.setdefault((row["recipe"], row["shard"]), set()).add(row["indexed_in"])
+    return {key: frozenset(indices) for key, indices in found.items()}
 
 
 def _dead_share(rows: int, live: int) -> float:

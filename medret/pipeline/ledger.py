@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.archive import Labels, Listing
-from medret.errors import QuarantineCode
+from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.known import Known
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.rows import SOURCE, file_row
@@ -51,7 +51,8 @@ def assemble(plan: Plan, known: Known, made: pa.Table, copied: Mapping[tuple[str
             wanted.append(step.row)
             new = {}
         if step.deed == "copy":
-            new = {recipe: copied[recipe, volume_id] for recipe in (new or step.shards)}
+            held = ((recipe, copied.get((recipe, volume_id))) for recipe in (new or step.shards))
+            new = {recipe: shard for recipe, shard in held if shard}  # none: it turned out to have no vector
         else:
             new = {**step.shards, **new}
         shards.append(list(new.items()))
@@ -72,16 +73,20 @@ def _without_mixtures(ledger: pa.Table, plan: Plan, known: Known) -> pa.Table:
     if not mixed:
         return ledger
     reason = "it was replaced after it was listed; its stored vectors are of the content before"
-    refusal = {
-        "status": "quarantined",
-        "code": str(QuarantineCode.CHANGED_WHILE_READING),
-        "reason": reason,
-        "slices": 0,
-    }
-    columns = {
-        name: [value if place in mixed else old for place, old in enumerate(ledger[name].to_pylist())]
-        for name, value in refusal.items()
-    }
+    why = VolumeError(QuarantineCode.CHANGED_WHILE_READING, reason)
+    return refuse(ledger, {plan.steps[place].item.volume_id: why for place in mixed})
+
+
+def refuse(ledger: pa.Table, refused: Mapping[str, VolumeError], judged_by: str | None = None) -> pa.Table:
+    """The ledger with these volumes in quarantine. judged_by: see plan.Wanted; None leaves what stands there."""
+    if not refused:
+        return ledger
+    columns = {name: ledger[name].to_pylist() for name in ("status", "code", "reason", "slices", "shards", "judged_by")}
+    for place, volume_id in enumerate(ledger["volume_id"].to_pylist()):
+        if error := refused.get(volume_id):
+            row = {"status": "quarantined", "code": str(error.code), "reason": error.reason, "slices": 0, "shards": []}
+            for name, value in (row | ({"judged_by": judged_by} if judged_by else {})).items():
+                columns[name][place] = value
     return _with_columns(ledger, columns)
 
 

@@ -18,7 +18,7 @@ from medret.pipeline.layout import LiveShards, compactions, embedding_files, liv
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.rows import CANARIES
-from medret.pipeline.shards import Derive, Rewrite, Source, derive_all, rewrite_all
+from medret.pipeline.shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
@@ -75,8 +75,8 @@ def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:
 def copy_vectors(
     store: Location, plan: Plan, known: Known, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int,
-) -> tuple[dict[tuple[str, str], str], pa.Table]:  # fmt: skip
-    """Vectors of renamed and copied volumes, under their new names; returns their shards and schemas.FILES rows."""
+) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:  # fmt: skip
+    """Vectors of renamed and copied volumes, under their new names: see `rewrite_all`."""
     rows, shards = ledgers.made_rows(made), made["shards"].to_pylist()
     names = known.table["volume_id"]
     wanted: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
@@ -103,11 +103,11 @@ def copy_vectors(
 
 def lay_out(
     store: Location, ledger: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
-    aggregations: Sequence[Aggregation], shard_volumes: int,
+    aggregations: Sequence[Aggregation], shard_volumes: int, judged_by: str,
 ) -> Layout:  # fmt: skip
     """Compact what should be, derive the volume vectors that are lacking, and name the files.
 
-    pool: all embedding files at hand (schemas.FILES).
+    pool: all embedding files at hand (schemas.FILES). Volumes without a vector of some aggregation go into quarantine.
     """
     names = [aggregation.name for aggregation in aggregations]
     live = live_shards(ledger)
@@ -118,19 +118,24 @@ def lay_out(
         for group in compactions(files, live, recipe.digest, shard_volumes)
     ]
     if jobs:
-        moved, added = rewrite_all(store, jobs, aggregations)
-        ledger = ledgers.with_shards(ledger, moved)
+        moved, added, refused = rewrite_all(store, jobs, aggregations)
+        ledger = ledgers.refuse(ledgers.with_shards(ledger, moved), refused, judged_by)
         live, pool = live_shards(ledger), pa.concat_tables([pool, added])
     files, lacking = embedding_files(pool, live, names)
     if lacking:
         by_digest, by_name = {recipe.digest: recipe for recipe in recipes}, dict(zip(names, aggregations, strict=True))
-        derived = derive_all(
+        derived, refusals = derive_all(
             store,
             [
                 Derive(by_digest[recipe], shard, row["path"], row["sha256"], tuple(by_name[name] for name in missing))
                 for recipe, shard, row, missing in lacking
             ],
         )
+        pairs = zip(lacking, refusals, strict=True)
+        own = [(set(live[recipe, shard].volumes), found) for (recipe, shard, _, _), found in pairs]
+        refused = {volume_id: why for alive, found in own for volume_id, why in found.items() if volume_id in alive}
+        ledger = ledgers.refuse(ledger, refused, judged_by)
+        live = live_shards(ledger)
         files, _ = embedding_files(pa.concat_tables([pool, derived]), live, names)
     return Layout(ledger, files, live)
 

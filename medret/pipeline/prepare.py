@@ -86,12 +86,13 @@ def plan_run(request: IndexRequest, inputs: Inputs, state: State, recipes: Seque
 
 
 def judged_by(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
-    """Digest of all that decides whether a volume is refused: this medret, the limits and the recipes."""
+    """Digest of all that decides whether a volume is refused: this medret, limits, recipes and aggregations."""
     return digest_of(
         {
             "medret": medret.__version__,
             "limits": asdict(request.volume_limits),
             "recipes": sorted(recipe.digest for recipe in recipes),
+            "aggregations": sorted(aggregation.name for aggregation in request.aggregations),
         }
     )
 
@@ -104,7 +105,7 @@ def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: 
     asked = [
         [recipe.digest for recipe in recipes],
         [aggregation.name for aggregation in request.aggregations],
-        request.index.to_json(),
+        request.index.digest_inputs(),
         inputs.listing.archive_uri,
     ]
     there = [

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +17,9 @@ from medret.errors import GateError, MedretError, StorageError
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
-from medret.pipeline.evidence import canary_cosines, content_by_id, vector_facts
-from medret.pipeline.indices import make_indices
+from medret.pipeline.evidence import canary_cosines, content_by_id, findable_rows, vector_facts
+from medret.pipeline.indices import Indices, make_indices
+from medret.pipeline.known import unfinished_elsewhere
 from medret.pipeline.make import copy_vectors, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.outcome import (
@@ -87,9 +87,9 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
         run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
         recipes = recipes_at_hand(request, inputs, state)
         if recipes is not None:
-            plan, _ = plan_run(request, inputs, state, recipes)
+            plan, wanted = plan_run(request, inputs, state, recipes)
             if is_up_to_date(request, inputs, state, recipes, plan):
-                clear_journal(store)
+                clear_journal(store, _others_work(run, wanted))
                 return _nothing_to_do(run, plan)
         with connected():
             try:
@@ -140,10 +140,16 @@ def _run(run: _Run) -> IndexOutcome:
 
     with log.phase("arrange"):
         pool = pa.concat_tables([state.previous.files, state.journal.files, made.files])
-        copied, added = copy_vectors(
+        copied, added, refused = copy_vectors(
             store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
         ledger = ledgers.with_labels(ledgers.assemble(plan, state.known, made.ledger, copied), inputs.labels.labels)
+        ledger = ledgers.refuse(ledger, refused, wanted.judged_by)
+        layout = lay_out(
+            store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
+            wanted.judged_by,
+        )  # fmt: skip
+        ledger = layout.ledger
         counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
         log.facts["counts"] = asdict(counts)
         if counts.embedded + counts.unchanged == 0:
@@ -151,9 +157,6 @@ def _run(run: _Run) -> IndexOutcome:
                 f"refused to publish: none of the {len(inputs.listing.objects)} volumes of {request.archive} could be "
                 f"embedded: {ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
             )
-        layout = lay_out(
-            store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes
-        )
     run.reporter.say(f"building indices over {_rows(layout.files)} vectors")
     with log.phase("index"):
         names = [aggregation.name for aggregation in request.aggregations]
@@ -162,27 +165,27 @@ def _run(run: _Run) -> IndexOutcome:
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        judged = _gates(run, plan, counts, made, pool, layout.ledger, indices.entries)
+        judged = _gates(run, plan, counts, made, pool, ledger, indices)
         if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
-            clear_journal(store)  # the next run makes these vectors anew
+            clear_journal(store, _others_work(run, wanted))  # the next run makes these vectors anew
         passed = gates.enforce(judged, _hint(ledger))
     files = indices.files
-    quarantine = ledgers.quarantine(layout.ledger)
+    quarantine = ledgers.quarantine(ledger)
     if quarantine.num_rows:
         files = pa.concat_tables([files, ledgers.quarantine_file(store, log.run, quarantine)])
     with log.phase("publish"):
         run.stop.check()
         run.lease.check()
         snapshot_id, manifest = publish(
-            store, layout.ledger, files, indices.tombstones,
+            store, ledger, files, indices.tombstones,
             parent=state.previous.id, medret_version=medret.__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
-            index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
-            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(layout.ledger["slices"]).as_py() or 0),
+            index_settings=request.index.digest_inputs(), indices=indices.entries, counts=counts,
+            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger["slices"]).as_py() or 0),
             gates=passed,
         )  # fmt: skip
         with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
-            clear_journal(store)
+            clear_journal(store, _others_work(run, wanted))
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
     return IndexOutcome(
@@ -259,7 +262,7 @@ def _streamed(
 
 
 def _gates(
-    run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, entries: Sequence[Any]
+    run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, indices: Indices
 ) -> list[gates.Gate]:
     limits = run.request.gates
     facts = vector_facts(run.store, pa.concat_tables([made.files, run.state.journal.files]))
@@ -268,8 +271,15 @@ def _gates(
         gates.vector_gate(facts),
         gates.duplicate_gate(facts, content_by_id(ledger), limits),
         gates.canary_gate(canary_cosines(run.store, made.canaries, plan, pool), limits),
-        gates.recall_gate(entries, limits),
+        gates.findable_gate(findable_rows(run.store, indices, ledger)),
+        gates.recall_gate(indices.entries, limits),
     ]
+
+
+def _others_work(run: _Run, wanted: Wanted) -> frozenset[str]:
+    """Journal entries that this run has no use for, and another may."""
+    objects = run.inputs.listing.objects
+    return unfinished_elsewhere(run.state.journal, objects, wanted.recipes, wanted.judged_by)
 
 
 def _hint(ledger: pa.Table) -> str:

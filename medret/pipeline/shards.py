@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, slice_table, volume_table
+from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, reducible, slice_table, volume_table
 from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.errors import VolumeError
 from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.rows import file_row
 from medret.recipe import Recipe
 from medret.schemas import FILES
 from medret.storage import NAME_DIGITS, Location, read_checked
+
+Refused = Mapping[str, VolumeError]  # volume_id -> why it has no vector of some aggregation
 
 
 @dataclass(frozen=True)
@@ -100,33 +103,39 @@ def read_live(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Ta
 
 def rewrite_all(
     store: Location, jobs: Sequence[Rewrite], aggregations: Sequence[Aggregation]
-) -> tuple[dict[tuple[str, str], str], pa.Table]:
-    """Make these shards in Ray tasks; returns (recipe digest, volume_id) -> its new shard, and schemas.FILES rows."""
+) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:
+    """Make these shards in Ray tasks.
+
+    Returns (recipe digest, volume_id) -> its new shard, schemas.FILES rows, and the volumes without a vector.
+    """
     task = ray.remote(num_cpus=1)(_rewrite)
-    made: list[tuple[str, pa.Table]] = ray.get([task.remote(store, job, aggregations) for job in jobs])
+    made: list[tuple[str, pa.Table, Refused]] = ray.get([task.remote(store, job, aggregations) for job in jobs])
     shards = {
         (job.recipe.digest, new): shard
-        for job, (shard, _) in zip(jobs, made, strict=True)
+        for job, (shard, _, refused) in zip(jobs, made, strict=True)
         for source in job.sources
         for _, new in source.names
+        if new not in refused
     }
-    return shards, pa.concat_tables([FILES.empty_table(), *(files for _, files in made)])
+    files = pa.concat_tables([FILES.empty_table(), *(files for _, files, _ in made)])
+    return shards, files, {volume_id: why for _, _, refused in made for volume_id, why in refused.items()}
 
 
-def derive_all(store: Location, jobs: Sequence[Derive]) -> pa.Table:
-    """Write the missing volume vectors in Ray tasks; returns schemas.FILES rows."""
+def derive_all(store: Location, jobs: Sequence[Derive]) -> tuple[pa.Table, list[Refused]]:
+    """Write the missing volume vectors in Ray tasks; returns schemas.FILES rows, and who has none, by job."""
     task = ray.remote(num_cpus=1)(_derive)
-    made: list[pa.Table] = ray.get([task.remote(store, job) for job in jobs])
-    return pa.concat_tables([FILES.empty_table(), *made])
+    made: list[tuple[pa.Table, Refused]] = ray.get([task.remote(store, job) for job in jobs])
+    return pa.concat_tables([FILES.empty_table(), *(files for files, _ in made)]), [refused for _, refused in made]
 
 
-def _rewrite(store: Location, job: Rewrite, aggregations: Sequence[Aggregation]) -> tuple[str, pa.Table]:
+def _rewrite(store: Location, job: Rewrite, aggregations: Sequence[Aggregation]) -> tuple[str, pa.Table, Refused]:
     volumes = []
     for source in job.sources:
         held = {volume.volume_id: volume for volume in read_volumes(store, source.path, source.sha256)}
         volumes += [_renamed(held[old], new) for old, new in source.names]
     volumes.sort(key=lambda volume: volume.volume_id.encode())
-    return write_shard(store, {job.recipe: volumes}, aggregations)
+    sound, refused = reducible(volumes, aggregations)
+    return *write_shard(store, {job.recipe: sound}, aggregations), refused
 
 
 def _renamed(volume: EmbeddedVolume, volume_id: str) -> EmbeddedVolume:
@@ -135,11 +144,11 @@ def _renamed(volume: EmbeddedVolume, volume_id: str) -> EmbeddedVolume:
     )
 
 
-def _derive(store: Location, job: Derive) -> pa.Table:
-    volumes = read_volumes(store, job.path, job.sha256)
+def _derive(store: Location, job: Derive) -> tuple[pa.Table, Refused]:
+    volumes, refused = reducible(read_volumes(store, job.path, job.sha256), job.aggregations)
     digest, rows = job.recipe.digest, []
     for aggregation in job.aggregations:
         table = volume_table(volumes, aggregation, job.recipe.model.dim, digest)
         written = store.write_named(f"embeddings/{digest}", "volumes", ".parquet", parquet_bytes(table))
         rows.append(file_row(written, "volumes", table.num_rows, digest, aggregation.name, job.shard))
-    return pa.Table.from_pylist(rows, schema=FILES)
+    return pa.Table.from_pylist(rows, schema=FILES), refused

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
+from medret.embeddings import Aggregation, EmbeddedVolume, reducible, unit_slices
 from medret.errors import VolumeError
 from medret.pipeline.progress import Tally
 from medret.pipeline.rows import CANARIES, STOPPED, ipc_bytes, vectors_column
@@ -73,7 +73,7 @@ class WriteStage:
             for recipe in self.recipes:
                 raw = np.frombuffer(row[vectors_column(recipe)], np.float32).reshape(-1, recipe.model.dim)
                 vectors, norms = unit_slices(raw)
-                volumes[recipe] = EmbeddedVolume(
+                volume = EmbeddedVolume(
                     row["volume_id"],
                     row["planes"],
                     np.array(row["positions"], np.int32),
@@ -82,6 +82,10 @@ class WriteStage:
                     vectors,
                     norms,
                 )
+                _, refused = reducible([volume], self.aggregations)
+                if refused:
+                    raise refused[volume.volume_id]
+                volumes[recipe] = volume
         except VolumeError as error:
             row["code"], row["reason"] = error.code, f"{recipe.model.name}: {error.reason}"
             return None

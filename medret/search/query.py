@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
 from medret.embeddings.shards import RECIPE_KEY
-from medret.errors import UsageError
+from medret.errors import UsageError, VolumeError
 from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.storage import normalise_uri
@@ -123,6 +123,6 @@ def aggregated(
     """The volume vector of slice vectors, rounded to float16 as stored ones are. Raises UsageError if it has none."""
     try:
         vector = aggregation.aggregate(slices.vectors, relative, volume_id)
-    except ValueError as error:
-        raise UsageError(f"query {error}") from error
+    except VolumeError as error:
+        raise UsageError(f"query {volume_id}: {error.reason}") from error
     return vector.astype(np.float16).astype(np.float32)

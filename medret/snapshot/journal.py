@@ -2,13 +2,15 @@
 
 After a group of volumes is embedded and its Parquet files lie in the store, one small file says so:
 `journal/<shard key>-<sha256[:16]>.parquet` holds their ledger rows and, in its schema's metadata, the rows of FILES. A
-later run takes what still fits the archive and makes only the rest. Publishing ends the journal.
+later run takes what still fits the archive and makes only the rest. Publishing ends it, but for the work of runs that
+were asked for other vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,11 +28,15 @@ FILES_KEY = b"medret.files"
 
 @dataclass(frozen=True)
 class Journal:
-    """What the journal of a store says. ledger: schemas.LEDGER. files: schemas.FILES. paths: of readable entries."""
+    """What the journal of a store says.
+
+    ledger: schemas.LEDGER. files: schemas.FILES. paths: of readable entries. entries: path and ledger rows of each.
+    """
 
     ledger: pa.Table
     files: pa.Table
     paths: tuple[str, ...]
+    entries: tuple[tuple[str, pa.Table], ...] = ()
 
 
 def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) -> None:
@@ -42,21 +48,20 @@ def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) 
 
 def read_journal(store: Location) -> Journal:
     """Everything that unfinished runs left. A damaged entry counts as not written: its volumes are made again."""
-    ledgers, files, paths = [LEDGER.empty_table()], [FILES.empty_table()], []
-    entries = journal_paths(store)
+    paths, entries, files = journal_paths(store), [], [FILES.empty_table()]
     with ThreadPoolExecutor(REQUESTS) as pool:
-        for path, entry in zip(entries, pool.map(lambda path: read_entry(store, path), entries), strict=True):
+        for path, entry in zip(paths, pool.map(lambda path: read_entry(store, path), paths), strict=True):
             if entry is not None:
-                ledgers.append(entry[0])
+                entries.append((path, entry[0]))
                 files.append(entry[1])
-                paths.append(path)
-    return Journal(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(paths))
+    ledger = pa.concat_tables([LEDGER.empty_table(), *(rows for _, rows in entries)])
+    return Journal(ledger, pa.concat_tables(files), tuple(path for path, _ in entries), tuple(entries))
 
 
-def clear_journal(store: Location) -> None:
-    """Remove all entries: what they say stands in a published snapshot, or is of no use any more."""
+def clear_journal(store: Location, keep: Collection[str] = ()) -> None:
+    """Remove the entries that say nothing more than a published snapshot, or are of no use any more: all but `keep`."""
     with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(store.delete, journal_paths(store)))
+        list(pool.map(store.delete, (path for path in journal_paths(store) if path not in keep)))
 
 
 def journal_paths(store: Location) -> list[str]:

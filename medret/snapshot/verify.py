@@ -120,7 +120,7 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
         expected = len(embedded) if index.aggregation else sum(embedded["slices"].to_pylist())
         if index.rows != expected:
             yield Finding(manifest_path, f"an index has {index.rows} rows, the ledger {expected} ({index})")
-        found = _searchable_rows(store, files, dead, index)
+        found = searchable_rows(store, files, dead, index)
         if found is not None and found != expected:
             yield Finding(
                 manifest_path, f"{found} rows of an index can be found, of {expected} in the ledger ({index})"
@@ -157,7 +157,7 @@ def _check_embeddings(
             yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(volumes)} volumes lacks files")
 
 
-def _searchable_rows(store: Location, files: pa.Table, dead: pa.Table, index: IndexEntry) -> int | None:
+def searchable_rows(store: Location, files: pa.Table, dead: pa.Table, index: IndexEntry) -> int | None:
     """Rows of an index that are not under a tombstone; None where the snapshot has no index files."""
     hidden: dict[str, set[str]] = {}
     for row in dead.to_pylist():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
-from medret.errors import UsageError
+from medret.errors import UsageError, VolumeError
 
 NAMES = ["mean", "max", "gaussian:0.5,0.2", "uniform:5", "random:5", "random:5,3"]
 
@@ -85,5 +85,5 @@ def test_wrong_names_are_told_the_forms(wrong: str) -> None:
 
 
 def test_opposite_vectors_have_no_mean() -> None:
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(VolumeError, match="length"):
         parse_aggregation("mean").aggregate(np.array([[1, 0], [-1, 0]], np.float32), positions(2), "v")

@@ -7,14 +7,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medret.archive import ArchiveObject
 from medret.index import IndexSettings
+from medret.pipeline.indices import with_index
 from medret.pipeline.known import Known, Previous, known_volumes
 from medret.pipeline.layout import (
     EmbeddingFile,
     Live,
     compactions,
+    findable,
+    index_files,
     live_shards,
     plan_index,
     tombstones,
@@ -193,8 +198,49 @@ def test_tombstones_are_the_rows_that_died() -> None:
           "indexed_in": key} for path, shard, key in held], FILES,
     )  # fmt: skip
     old = pa.Table.from_pylist([{"shard": "x", "volume_id": "z"}, {"shard": "w", "volume_id": "z"}], TOMBSTONES)
-    found = tombstones(["x", "y"], old, before, table, live_shards(now)).to_pylist()
+    found = tombstones(["x", "y"], Previous("id", None, before, table, old), table, live_shards(now)).to_pylist()
     assert {(one["shard"], one["volume_id"]) for one in found} == {("x", "z"), ("x", "b"), ("x", "d")}
+
+
+MEMBERS = {"one": "abcd", "two": "efgh", "three": "ae", "four": "bfg", "five": "ch", "six": "d"}
+HOLDERS = {volume: [None, *(key for key, held in MEMBERS.items() if volume in held)] for volume in "abcdefgh"}
+STATES = st.fixed_dictionaries({volume: st.sampled_from(holders) for volume, holders in HOLDERS.items()})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STATES, min_size=2, max_size=8), st.integers(1, 9))
+def test_what_lives_is_found_once_whatever_became_of_it_before(
+    history: list[dict[str, str | None]], shard_rows: int
+) -> None:
+    """B4: embedding shards go and come back, volumes move between them and return; no live row stays hidden."""
+    wanted = IndexSettings(shard_rows=shard_rows)
+    previous = Previous(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+    indices: dict[str, list[str]] = {}
+    for generation, state in enumerate(history):
+        ledger = pa.Table.from_pylist([row(v, shards=[(A, key)]) for v, key in state.items() if key], LEDGER)
+        live = live_shards(ledger)
+        before = {(each["recipe"], each["shard"]): each["indexed_in"] for each in previous.files.to_pylist()}
+        pool = pa.Table.from_pylist(
+            [{"path": f"p-{key}", "kind": "volumes", "sha256": "", "size_bytes": 1, "rows": len(held), "recipe": A,
+              "aggregation": "mean", "shard": key, "indexed_in": before.get((A, key))}
+             for key, held in MEMBERS.items() if (A, key) in live], FILES,
+        )  # fmt: skip
+        files = findable(pool, previous, live)
+        members = index_files(files, live, A, "mean")
+        plan = plan_index(members, {key: len(held) for key, held in indices.items()}, wanted)
+        placed = {file.path: file.indexed_in for file in members if file.indexed_in in plan.kept}
+        indices = {key: indices[key] for key in plan.kept}
+        for number, group in enumerate(plan.built):
+            key = f"{generation}-{number}"
+            indices[key] = [v for file in group for v in live[A, file.shard].volumes]
+            placed |= dict.fromkeys((file.path for file in group), key)
+        files = with_index(files, placed)
+        dead = tombstones(plan.kept, previous, files, live)
+        hidden = {(each["shard"], each["volume_id"]) for each in dead.to_pylist()}
+        found = [v for key, held in indices.items() for v in held if (key, v) not in hidden]
+        assert sorted(found) == sorted(ledger["volume_id"].to_pylist())
+        assert all(v in indices[key] for key, v in hidden)
+        previous = Previous("id", None, ledger, files, dead)
 
 
 def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
