@@ -96,7 +96,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("models")
     group.add_argument(
-        "--model", action="append", metavar="NAME", help="repeatable; see `medret models` (default efficientnet_lite0)"
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="repeatable; see `medret models` (default: those of the store; efficientnet_lite0 for a new one)",
+    )
+    group.add_argument(
+        "--replace-models", action="store_true", help="let go of the store's models that no --model names"
     )
     group.add_argument(
         "--weights",
@@ -151,6 +157,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--min-recall", type=share, default=0.9, metavar="R", help="recall@10 of each index (default %(default)g)"
     )
     group.add_argument(
+        "--max-gone",
+        type=share,
+        default=0.2,
+        metavar="SHARE",
+        help="of the live volumes, that may be lost: gone, or newly in quarantine; fewer than five always may "
+        "(default %(default)g)",
+    )
+    group.add_argument(
         "--max-quarantined", type=share, default=0.5, metavar="SHARE", help="of the volumes (default %(default)g)"
     )
     group.add_argument(
@@ -182,7 +196,7 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
     """Options to a request; raises UsageError."""
     from medret.index import IndexSettings
     from medret.pipeline.gates import GateLimits
-    from medret.pipeline.request import DEFAULT_MODEL, IndexRequest, parse_aggregations
+    from medret.pipeline.request import IndexRequest, parse_aggregations
     from medret.recipe import SliceRecipe
     from medret.volume import Limits
 
@@ -203,7 +217,7 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
         pattern=arguments.glob,
         exclude=tuple(arguments.exclude),
         include_masks=arguments.include_masks,
-        models=tuple(arguments.model or [DEFAULT_MODEL]),
+        models=tuple(arguments.model or ()),
         weights=parse_weights(arguments.weights),
         slices=SliceRecipe(
             planes=tuple(arguments.plane or ["axial"]),
@@ -221,10 +235,12 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
         gpus_per_actor=arguments.gpus_per_actor,
         actors=arguments.actors,
         shard_volumes=arguments.shard_volumes,
+        replace_models=arguments.replace_models,
         retry_quarantined=arguments.retry_quarantined,
         lease_s=arguments.lease_seconds,
         gates=GateLimits(
             min_recall=arguments.min_recall,
+            max_gone=arguments.max_gone,
             max_quarantined=arguments.max_quarantined,
             min_canary=arguments.min_canary,
         ),
@@ -239,6 +255,8 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
         "counts": asdict(outcome.counts),
         "touched": outcome.touched,
         "resumed": outcome.resumed,
+        "returned": outcome.returned,
+        "stale": [{key: row[key] for key in ("volume_id", "code", "reason")} for row in outcome.stale.to_pylist()],
         "slices": outcome.slices,
         "seconds": round(outcome.seconds, 3),
         "slices_per_second": round(outcome.slices_per_second, 2),

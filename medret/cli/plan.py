@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from medret.cli.index import add_options, request_of
 from medret.cli.shared import add_command
+from medret.errors import GateError
 
 if TYPE_CHECKING:
     from medret.pipeline.estimate import Estimate
     from medret.pipeline.plan import Plan
     from medret.pipeline.prepare import Inputs, State
+    from medret.pipeline.request import IndexRequest
 
 DESCRIPTION = """\
 Say what `medret index` with the same options would do: how many volumes are new, changed, gone or to be tried
@@ -20,6 +22,8 @@ again, the bytes to read, the slices to embed, and about how long that takes. To
 
 A volume whose size is as before but whose time or etag is not is `touched`; one that has the size of known
 content may be a copy. The run compares their contents first, and embeds only those that differ.
+
+Where `medret index` would refuse because too much of the live snapshot would be lost, it says so and why.
 """
 
 
@@ -33,6 +37,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.pipeline.estimate import estimate
+    from medret.pipeline.insist import embedded_anew, with_models
+    from medret.pipeline.known import live_manifest
     from medret.pipeline.model_jobs import recipe_of
     from medret.pipeline.prepare import is_up_to_date, plan_run, read_inputs, read_state
     from medret.pipeline.report import begin
@@ -40,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     request = request_of(arguments)
     store = Location(request.store)
+    request = with_models(request, live_manifest(store))
     inputs = read_inputs(request, begin())
     state = read_state(request, store, inputs)
     # Without any vectors at hand, the precision that the device would choose does not matter to the plan.
@@ -47,26 +54,52 @@ def run(arguments: argparse.Namespace) -> int:
         recipe_of(request, spec, weights, precision or "fp32")
         for spec, weights, precision in zip(inputs.specs, inputs.weights, state.precisions, strict=True)
     ]
-    plan, _ = plan_run(request, inputs, state, recipes)
+    plan, _, state = plan_run(request, store, inputs, state, recipes)
     cost = estimate(plan, request.models, request.slices, state.previous, store)
     idle = is_up_to_date(request, inputs, state, recipes, plan)
+    document = to_json(plan, inputs, state, cost, idle=idle) | {
+        "embeds_anew": embedded_anew(recipes, state.previous.manifest),
+        "refusals": _refusals(request, inputs, state, plan),
+    }
     if arguments.json:
-        print(json.dumps(to_json(plan, inputs, state, cost, idle=idle)))
+        print(json.dumps(document))
     else:
         from medret.cli.tables import print_plan
 
-        print_plan(to_json(plan, inputs, state, cost, idle=idle))
+        print_plan(document)
     return 0
+
+
+def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -> list[str]:
+    """Why `medret index` with the same options would refuse, as far as that can be said before anything is read."""
+    from medret.pipeline import gates
+    from medret.pipeline.insist import losses, other_source, refuse_replacing
+
+    manifest, found = state.previous.manifest, []
+    try:
+        refuse_replacing(request, manifest)
+    except GateError as error:
+        found.append(str(error).removeprefix("refused: "))
+    try:
+        source = other_source(request, inputs.listing.archive_uri, manifest)
+        gates.enforce([gates.lost_gate(losses(plan, state.known), request.gates)], source)
+    except GateError as error:
+        found.append(str(error).removeprefix("refused to publish: "))
+    return found
 
 
 def to_json(plan: Plan, inputs: Inputs, state: State, cost: Estimate, *, idle: bool) -> dict[str, Any]:
     """The document that `--json` prints."""
+    from medret.pipeline.insist import losses
+
+    lost = losses(plan, state.known)
     return {
         "snapshot": state.previous.id,
         "up_to_date": idle,
         "listed": inputs.listing.listed,
         "skipped": dict(inputs.listing.skipped),
         "plan": {**plan.causes(), "gone": len(plan.gone)},
+        "lost": {"live": lost.live, "gone": lost.gone},
         "to_compare": len(plan.of("check")),
         "to_embed": len(plan.of("embed")),
         "bytes": cost.size_bytes,

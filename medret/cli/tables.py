@@ -39,6 +39,12 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     console.print(table)
     if outcome.quarantine.num_rows:
         _print_quarantine(console, outcome)
+    if outcome.stale.num_rows:
+        console.print(
+            f"{outcome.stale.num_rows} volumes cannot be read for the moment and keep their vectors, such as "
+            f"{_plain(outcome.stale['volume_id'][0].as_py())}",
+            soft_wrap=True,
+        )
     console.print(f"search it: medret search {store} QUERY.nii.gz", markup=False, soft_wrap=True)
 
 
@@ -79,6 +85,7 @@ def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
 CAUSES = {
     "unchanged": "as they are",
     "resumed": "embedded by an unfinished run",
+    "returned": "with vectors of an older snapshot",
     "new": "to embed",
     "changed": "to embed",
     "recipe": "to embed with further models",
@@ -102,6 +109,10 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     console.print(table)
     if ignored := plan["ignored_reports"]:
         console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {_plain(ignored[0])}")
+    for difference in plan["embeds_anew"]:
+        console.print(f"everything is embedded anew: {_plain(difference)}", soft_wrap=True)
+    for refusal in plan["refusals"]:
+        console.print(f"medret index would refuse: {_plain(refusal)}", soft_wrap=True)
     if plan["up_to_date"]:
         console.print("up to date: a run would do nothing")
         return

@@ -37,13 +37,18 @@ def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
 
 
 def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
-    """The lowest cosine of each canary (rows.CANARIES) to its stored slice vectors (files: schemas.FILES)."""
+    """The lowest cosine of each canary (rows.CANARIES) to its stored slice vectors (files: schemas.FILES).
+
+    One that was replaced since it was listed proves nothing, and is left out.
+    """
     slices = files.filter(pc.equal(files["kind"], "slices")).to_pylist()
     places = {(row["recipe"], row["shard"]): (row["path"], row["sha256"]) for row in slices}
     steps = {step.item.volume_id: step for step in plan.steps}
     found: dict[str, float] = {}
     for row in canaries.to_pylist():
         volume_id, recipe = row["volume_id"], row["recipe"]
+        if row["content_sha256"] != steps[volume_id].content_sha256:
+            continue
         stored = read_volumes(store, *places[recipe, steps[volume_id].shards[recipe]])
         held = next(volume.vectors for volume in stored if volume.volume_id == volume_id)
         again = np.frombuffer(row["vectors"], np.float16).reshape(-1, held.shape[1])

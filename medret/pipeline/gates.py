@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from medret.errors import GateError
 from medret.snapshot import Counts, GateEntry, IndexEntry
 
 DUPLICATES_FROM = 10  # new contents
-VECTORS, DUPLICATES, CANARIES = "vectors", "duplicates", "canaries"
+LOST_FROM = 5  # volumes: fewer are nobody's mistake
+LOST, VECTORS, DUPLICATES, CANARIES = "lost", "vectors", "duplicates", "canaries"
 # If one of these fails, the vectors themselves are in doubt, and must not be taken up by the next run.
 OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 
@@ -21,10 +23,12 @@ OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 class GateLimits:
     """Where the gates stand.
 
-    min_recall: recall@10 of each index. max_quarantined, max_duplicates: shares of volumes. min_canary: cosine.
+    min_recall: recall@10 of each index. max_gone: share of the live snapshot's volumes that may be lost.
+    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine.
     """
 
     min_recall: float = 0.9
+    max_gone: float = 0.2
     max_quarantined: float = 0.5
     max_duplicates: float = 0.5
     min_canary: float = 0.999
@@ -32,16 +36,38 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class Gate:
-    """The outcome of one check. found, limit: in words."""
+    """The outcome of one check.
+
+    found, limit: in words that name no volume, because manifests keep them. worst: id of the volume that is to be
+    looked at, for the terminal and the run report alone.
+    """
 
     name: str
     passed: bool
     found: str
     limit: str
+    worst: str | None = None
 
     def entry(self) -> GateEntry:
         """As the manifest records it."""
         return GateEntry(name=self.name, found=self.found, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What of the live snapshot's embedded volumes would be found no more.
+
+    live: embedded volumes. gone: of them, listed no more under any name. quarantined: still listed, refused now.
+    """
+
+    live: int
+    gone: int
+    quarantined: int = 0
+
+    @property
+    def lost(self) -> int:
+        """All that are lost."""
+        return self.gone + self.quarantined
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,18 @@ def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
     found = f"{counts.quarantined} of {volumes} volumes ({share:.1%})"
     limit = f"at most {limits.max_quarantined:.0%} (--max-quarantined)"
     return Gate("quarantined", share <= limits.max_quarantined, found, limit)
+
+
+def lost_gate(losses: Losses, limits: GateLimits) -> Gate:
+    """The archive still has most of what is live: a mount that is away is no archive that shrank."""
+    share = losses.lost / losses.live if losses.live else 0.0
+    found = (
+        f"{losses.lost} of the {losses.live} live volumes ({share:.1%}: {losses.gone} gone, "
+        f"{losses.quarantined} newly in quarantine)"
+    )
+    limit = f"at most {limits.max_gone:.0%} (--max-gone {math.ceil(share * 100) / 100:g} lets them go)"
+    passed = share <= limits.max_gone or losses.lost < LOST_FROM
+    return Gate(LOST, passed, found, limit if not passed else f"at most {limits.max_gone:.0%} (--max-gone)")
 
 
 def findable_gate(rows: Sequence[tuple[int, int]]) -> Gate:
@@ -105,8 +143,8 @@ def canary_gate(cosines: Mapping[str, float], limits: GateLimits) -> Gate:
     if not cosines:
         return Gate(CANARIES, True, "none to compare", f"cosine above {limits.min_canary:g}")
     volume_id, lowest = min(cosines.items(), key=lambda item: item[1])
-    found = f"lowest cosine {lowest:.5f} ({volume_id}) of {len(cosines)}"
-    return Gate(CANARIES, lowest > limits.min_canary, found, f"above {limits.min_canary:g} (--min-canary)")
+    found, limit = f"lowest cosine {lowest:.5f} of {len(cosines)}", f"above {limits.min_canary:g} (--min-canary)"
+    return Gate(CANARIES, lowest > limits.min_canary, found, limit, volume_id)
 
 
 def lowest_cosine(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
@@ -122,6 +160,9 @@ def enforce(gates: Sequence[Gate], hints: str = "") -> list[GateEntry]:
     """What the manifest says of the gates; raises GateError naming those that failed, and their numbers."""
     failed = [gate for gate in gates if not gate.passed]
     if failed:
-        what = "; ".join(f"{gate.name}: found {gate.found}, expected {gate.limit}" for gate in failed)
+        what = "; ".join(
+            f"{gate.name}: found {gate.found}{f' ({gate.worst})' if gate.worst else ''}, expected {gate.limit}"
+            for gate in failed
+        )
         raise GateError(f"refused to publish: {what}{hints}; the previous snapshot, if any, stays live")
     return [gate.entry() for gate in gates]

@@ -1,10 +1,10 @@
-"""What is known before a run: the live snapshot, and what unfinished runs have left in the journal."""
+"""What is known before a run: the live snapshot, what unfinished runs have left in the journal, older snapshots."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -23,6 +23,8 @@ from medret.snapshot import (
 )
 from medret.storage import Location
 
+Origin = Literal["live", "journal", "older"]
+
 
 @dataclass(frozen=True)
 class Previous:
@@ -37,7 +39,10 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class KnownVolume:
-    """A ledger row, as far as planning needs it. row: in `Known.table`. shards: recipe digest -> embedding shard."""
+    """A ledger row, as far as planning needs it.
+
+    row: in `Known.table`. shards: recipe digest -> embedding shard. origin: who made it.
+    """
 
     row: int
     volume_id: str
@@ -50,21 +55,32 @@ class KnownVolume:
     judged_by: str | None
     modality: str | None
     shards: Mapping[str, str]
-    journalled: bool
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class Known:
-    """Every ledger row at hand. table: schemas.LEDGER, the previous snapshot's rows, then the journal's."""
+    """Every ledger row at hand.
+
+    table: schemas.LEDGER, the live snapshot's rows, then the journal's, then those of older snapshots, from row
+    `older_from` on. previous: of the live snapshot. further: of journal and older snapshots.
+    """
 
     table: pa.Table
     previous: Mapping[str, KnownVolume]
-    journal: Mapping[str, tuple[KnownVolume, ...]]
+    further: Mapping[str, tuple[KnownVolume, ...]]
+    older_from: int
 
     def embedded(self) -> Iterator[KnownVolume]:
         """All rows that have vectors, those of the snapshot first."""
         yield from (volume for volume in self.previous.values() if volume.embedded)
-        yield from (volume for volumes in self.journal.values() for volume in volumes if volume.embedded)
+        yield from (volume for volumes in self.further.values() for volume in volumes if volume.embedded)
+
+
+def live_manifest(store: Location) -> Manifest | None:
+    """The manifest of what is live in a store; None for a new store."""
+    live = current_id(store)
+    return None if live is None else read_manifest(store, live)
 
 
 def previous_snapshot(store: Location) -> Previous:
@@ -83,17 +99,20 @@ def previous_snapshot(store: Location) -> Previous:
     return Previous(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
 
 
-def known_volumes(previous: Previous, journal: Journal) -> Known:
-    """The rows of both, by volume."""
-    table = pa.concat_tables([previous.ledger, journal.ledger])
+def known_volumes(previous: Previous, journal: Journal, older: pa.Table | None = None) -> Known:
+    """The rows of all of them, by volume. older: schemas.LEDGER, of older snapshots."""
+    tables = [previous.ledger, journal.ledger, LEDGER.empty_table() if older is None else older]
     by_id: dict[str, KnownVolume] = {}
-    journalled: dict[str, tuple[KnownVolume, ...]] = {}
-    for volume in _volumes(table, previous.ledger.num_rows):
-        if volume.journalled:
-            journalled[volume.volume_id] = (*journalled.get(volume.volume_id, ()), volume)
-        else:
-            by_id[volume.volume_id] = volume
-    return Known(table, by_id, journalled)
+    further: dict[str, tuple[KnownVolume, ...]] = {}
+    at = 0
+    for table, origin in zip(tables, get_args(Origin), strict=True):
+        for volume in _volumes(table, at, origin):
+            if origin == "live":
+                by_id[volume.volume_id] = volume
+            else:
+                further[volume.volume_id] = (*further.get(volume.volume_id, ()), volume)
+        at += table.num_rows
+    return Known(pa.concat_tables(tables), by_id, further, at - tables[-1].num_rows)
 
 
 def read_known(store: Location) -> tuple[Previous, Journal, Known]:
@@ -124,13 +143,13 @@ def unfinished_elsewhere(
     return frozenset(path for path, rows in journal.entries if any(map(is_of_use, rows.select(names).to_pylist())))
 
 
-def _volumes(table: pa.Table, snapshot_rows: int) -> Iterator[KnownVolume]:
+def _volumes(table: pa.Table, first_row: int, origin: Origin) -> Iterator[KnownVolume]:
     names = ("volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "judged_by", "modality")
     columns = [table[name].to_pylist() for name in names]
     shards = table["shards"].to_pylist()
-    rows = zip(*columns, shards, strict=True)
-    for row, (volume_id, size, etag, mtime, sha256, status, code, judged_by, modality, held) in enumerate(rows):
+    rows = enumerate(zip(*columns, shards, strict=True), first_row)
+    for row, (volume_id, size, etag, mtime, sha256, status, code, judged_by, modality, held) in rows:
         yield KnownVolume(
             row, volume_id, size, etag, mtime, sha256, status == "embedded", code, judged_by, modality,
-            dict(held or ()), row >= snapshot_rows,
+            dict(held or ()), origin,
         )  # fmt: skip

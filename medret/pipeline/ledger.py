@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from medret.archive import Labels, Listing
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.known import Known
-from medret.pipeline.plan import Plan, Step
+from medret.pipeline.plan import PASSING_CODES, Plan, Step, Wanted, fallback
 from medret.pipeline.rows import SOURCE, file_row
 from medret.schemas import FILES, LEDGER, QUARANTINE
 from medret.snapshot import Counts
@@ -30,25 +30,36 @@ def source(steps: Sequence[Step], canaries: Sequence[Step] = ()) -> pa.Table:
     return pa.table([*columns, [step.modality for step, _ in every], [canary for _, canary in every]], schema=SOURCE)
 
 
-def assemble(plan: Plan, known: Known, made: pa.Table, copied: Mapping[tuple[str, str], str]) -> pa.Table:
+def assemble(
+    plan: Plan, known: Known, wanted: Wanted, made: pa.Table, copied: Mapping[tuple[str, str], str]
+) -> pa.Table:
     """The snapshot's ledger (schemas.LEDGER without labels), a row a step.
 
     made: ledger rows of what the stream embedded or refused. copied: (recipe, volume_id) -> shard of copied vectors.
+    A published volume that cannot be read for the moment keeps its vectors and is known by the object that they are of:
+    the next run compares it again. Such a stale volume is embedded, with the code and reason of what it is now.
     """
     rows = made_rows(made)
     table = pa.concat_tables([known.table, made])
     offset = known.table.num_rows
-    wanted, shards = [], []
-    made_shards = made["shards"].to_pylist()
-    for step in plan.steps:
+    chosen, shards = [], []
+    stale: dict[int, tuple[str, str]] = {}
+    made_shards, made_codes, made_reasons = (made[name].to_pylist() for name in ("shards", "code", "reason"))
+    for place, step in enumerate(plan.steps):
         volume_id = step.item.volume_id
         if step.deed in ("embed", "copy") and (step.deed == "embed" or step.leader is not None):
             at = rows[step.leader or volume_id]
-            wanted.append(offset + at)
+            before = fallback(step, known, wanted) if made_codes[at] in PASSING_CODES else None
+            if before is not None:
+                stale[place] = made_codes[at], made_reasons[at]
+                chosen.append(before.row)
+                shards.append([(recipe, before.shards[recipe]) for recipe in wanted.recipes])
+                continue
+            chosen.append(offset + at)
             new = dict(made_shards[at])
         else:
             assert step.row is not None  # a step that makes nothing stands on a row
-            wanted.append(step.row)
+            chosen.append(step.row)
             new = {}
         if step.deed == "copy":
             held = ((recipe, copied.get((recipe, volume_id))) for recipe in (new or step.shards))
@@ -56,25 +67,29 @@ def assemble(plan: Plan, known: Known, made: pa.Table, copied: Mapping[tuple[str
         else:
             new = {**step.shards, **new}
         shards.append(list(new.items()))
-    ledger = _without_mixtures(table.take(pa.array(wanted, pa.int64())), plan, known)
-    refused = pc.not_equal(ledger["status"], "embedded").to_pylist()
-    shards = [[] if no else held for no, held in zip(refused, shards, strict=True)]
-    return _with_columns(ledger, {**_identities(plan, ledger), "shards": shards})
-
-
-def _without_mixtures(ledger: pa.Table, plan: Plan, known: Known) -> pa.Table:
-    """Refuse volumes that were to get further vectors beside those they have, and turned out to be other content."""
-    content, before = ledger["content_sha256"].to_pylist(), known.table["content_sha256"]
-    mixed = {
-        place
-        for place, step in enumerate(plan.steps)
-        if step.cause == "recipe" and step.row is not None and content[place] != before[step.row].as_py()
+    ledger = _without_mixtures(table.take(pa.array(chosen, pa.int64())), plan)
+    embedded = pc.equal(ledger["status"], "embedded").to_pylist()
+    columns = _identities(plan, ledger, stale) | {
+        "shards": [held if ok else [] for ok, held in zip(embedded, shards, strict=True)]
     }
-    if not mixed:
-        return ledger
+    for number, name in enumerate(("code", "reason")):
+        now = [stale[place][number] if place in stale else None for place in range(ledger.num_rows)]
+        pairs = zip(embedded, now, ledger[name].to_pylist(), strict=True)
+        columns[name] = [mark if ok else why for ok, mark, why in pairs]
+    return _with_columns(ledger, columns)
+
+
+def _without_mixtures(ledger: pa.Table, plan: Plan) -> pa.Table:
+    """Refuse volumes that were to get further vectors beside those they have, and turned out to be other content."""
+    rows = zip(plan.steps, ledger["status"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True)
+    mixed = [
+        step.item.volume_id
+        for step, status, content in rows
+        if step.cause == "recipe" and status == "embedded" and content != step.content_sha256
+    ]
     reason = "it was replaced after it was listed; its stored vectors are of the content before"
     why = VolumeError(QuarantineCode.CHANGED_WHILE_READING, reason)
-    return refuse(ledger, {plan.steps[place].item.volume_id: why for place in mixed})
+    return refuse(ledger, dict.fromkeys(mixed, why))
 
 
 def refuse(ledger: pa.Table, refused: Mapping[str, VolumeError], judged_by: str | None = None) -> pa.Table:
@@ -95,14 +110,22 @@ def made_rows(made: pa.Table) -> dict[str, int]:
     return {volume_id: row for row, volume_id in enumerate(made["volume_id"].to_pylist())}
 
 
-def _identities(plan: Plan, ledger: pa.Table) -> dict[str, list[Any]]:
-    """Each object as it was listed; one that was read, as it was then."""
+def contents(made: pa.Table) -> dict[str, tuple[str | None, str | None]]:
+    """volume_id -> code and content_sha256 of what the stream gave."""
+    columns = (made[name].to_pylist() for name in ("volume_id", "code", "content_sha256"))
+    return {volume_id: (code, content) for volume_id, code, content in zip(*columns, strict=True)}
+
+
+def _identities(plan: Plan, ledger: pa.Table, stale: Container[int]) -> dict[str, list[Any]]:
+    """Each object as it was listed; one that was read, as it was then; a stale one as its vectors have it."""
     names = ("volume_id", "uri", "size_bytes", "etag", "mtime")
     columns = {name: ledger[name].to_pylist() for name in names}
     for place, step in enumerate(plan.steps):
         if step.deed != "embed":
             for name in names:
                 columns[name][place] = getattr(step.item, name)
+        elif place in stale:
+            columns["uri"][place] = step.item.uri
     return columns
 
 
@@ -130,21 +153,28 @@ def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Tabl
 def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Counts:
     """What became of every listed object. ledger: of the new snapshot, a row a step.
 
-    Equal files whose content no snapshot had all count as embedded, although the model saw one of them.
+    Equal files whose content no snapshot had all count as embedded, although the model saw one of them. Stale volumes
+    are part of the unchanged.
     """
-    made = {"embedded": 0, "new": 0, "changed": 0, "unchanged": 0, "renamed": 0}
+    made = {"embedded": 0, "new": 0, "changed": 0, "unchanged": 0, "renamed": 0, "stale": 0}
     sources = set()
     published = {row.content_sha256 for row in known.previous.values() if row.embedded}
-    status, content = ledger["status"].to_pylist(), ledger["content_sha256"].to_pylist()
-    for step, state, sha256 in zip(plan.steps, status, content, strict=True):
+    columns = (ledger[name].to_pylist() for name in ("status", "content_sha256", "code"))
+    for step, state, sha256, code in zip(plan.steps, *columns, strict=True):
         if state != "embedded":
+            continue
+        if code is not None:
+            made["stale"] += 1
+            made["unchanged"] += 1
             continue
         before = known.previous.get(step.item.volume_id)
         if step.deed == "copy" and sha256 in published:
             made["renamed"] += 1
             made["unchanged"] += 1
             sources.add(sha256)
-        elif step.cause in ("unchanged", "touched"):
+        elif step.cause in ("unchanged", "touched", "returned") or (
+            step.deed == "copy" and step.row is not None and step.row >= known.older_from
+        ):
             made["unchanged"] += 1
         else:
             made["embedded"] += 1
@@ -168,6 +198,12 @@ def quarantine(ledger: pa.Table) -> pa.Table:
     return refused.select(QUARANTINE.names).cast(QUARANTINE).sort_by("volume_id")
 
 
+def stale(ledger: pa.Table) -> pa.Table:
+    """The volumes that could not be read and keep their published vectors (schemas.QUARANTINE)."""
+    kept = ledger.filter(pc.and_(pc.equal(ledger["status"], "embedded"), pc.is_valid(ledger["code"])))
+    return kept.select(QUARANTINE.names).cast(QUARANTINE).sort_by("volume_id")
+
+
 def quarantine_file(store: Location, run: str, refused: pa.Table) -> pa.Table:
     """Write the quarantine table; its row of schemas.FILES."""
     written = write_quarantine(store, run, refused)
@@ -176,7 +212,8 @@ def quarantine_file(store: Location, run: str, refused: pa.Table) -> pa.Table:
 
 def codes(ledger: pa.Table) -> str:
     """How often each quarantine code stands in the ledger, in words."""
-    counted = ledger["code"].value_counts().to_pylist()
+    refused = ledger.filter(pc.equal(ledger["status"], "quarantined"))
+    counted = refused["code"].value_counts().to_pylist()
     return ", ".join(f"{item['counts']} {item['values']}" for item in counted if item["values"])
 
 

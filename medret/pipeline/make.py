@@ -53,6 +53,11 @@ def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: Ind
         calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # no more actors than these
         pools = replace(pools, sizes=tuple(min(size, calls) for size in pools.sizes))
         made.append(stream(source, own, pools, stages))
+    return joined(made)
+
+
+def joined(made: Sequence[Streamed]) -> Streamed:
+    """What several streams gave."""
     return Streamed(
         pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),
         pa.concat_tables([FILES.empty_table(), *(one.files for one in made)]),

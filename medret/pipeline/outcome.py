@@ -23,9 +23,10 @@ class IndexOutcome:
     """What a run did.
 
     snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
-    were. resumed: volumes that an unfinished run had embedded. slices: embedded by this run, by every model.
-    quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report: path below
-    the store, None where nothing was to be done.
+    were. resumed: volumes that an unfinished run had embedded. returned: volumes whose vectors an older snapshot had.
+    stale: schemas.QUARANTINE of volumes that cannot be read and keep their vectors. slices: embedded by this run, by
+    every model. quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report:
+    path below the store, None where nothing was to be done.
     """
 
     snapshot: str
@@ -33,6 +34,8 @@ class IndexOutcome:
     counts: Counts
     touched: int
     resumed: int
+    returned: int
+    stale: pa.Table
     skipped: Mapping[str, int]
     slices: int
     seconds: float

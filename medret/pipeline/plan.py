@@ -1,7 +1,9 @@
 """The plan of a run: what becomes of every listed object, given what is known. Pure functions.
 
 object                                                what is done              cause
-as the ledger knows it, vectors of all recipes        kept                      unchanged, or resumed (journal)
+as the ledger knows it, vectors of all recipes        kept                      unchanged; resumed (from the
+                                                                                journal), returned (from an
+                                                                                older snapshot)
 as the ledger knows it, refused by the same code      stays in quarantine       refused
 as the ledger knows it, refused by other code         read and embedded         retried
 as the ledger knows it, vectors of some recipes       embedded for the others   recipe
@@ -9,12 +11,16 @@ same size, other etag or time                         hashed: kept if equal     
 an unknown name, with the size of known content       hashed: copied if equal   renamed, else new
 several unknown ones that seem to be equal            hashed: embedded once     new, all of them
 anything else                                         read and embedded         new, changed, retried
+
+What was judged travels with each step: the object as it was listed, and the sha256 of the content that the vectors
+at hand are of. docs/architecture.md says where both are compared again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -23,7 +29,9 @@ from medret.errors import QuarantineCode
 from medret.pipeline.known import Known, KnownVolume
 
 Deed = Literal["keep", "refuse", "copy", "check", "embed"]
-Cause = Literal["unchanged", "resumed", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"]
+Cause = Literal[
+    "unchanged", "resumed", "returned", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"
+]
 
 # What the archive may do better next time, whatever the code.
 PASSING_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
@@ -48,15 +56,17 @@ class Wanted:
 class Step:
     """What becomes of one listed object.
 
-    row: in Known.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the
-    vectors at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the
-    recipes to embed with.
+    item: as it was listed. content_sha256: of what is kept, copied or added to; None where only reading tells. row: in
+    Known.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the vectors
+    at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the recipes to
+    embed with.
     """
 
     item: ArchiveObject
     modality: str | None
     deed: Deed
     cause: Cause
+    content_sha256: str | None = None
     row: int | None = None
     shards: Mapping[str, str] = field(default_factory=dict)
     leader: str | None = None
@@ -102,13 +112,17 @@ def _step(
     item: ArchiveObject, modality: str | None, known: Known, wanted: Wanted, sizes: Mapping[int, list[KnownVolume]]
 ) -> Step:
     before = known.previous.get(item.volume_id)
-    rows = (*([before] if before else []), *known.journal.get(item.volume_id, ()))
+    rows = (*([before] if before else []), *known.further.get(item.volume_id, ()))
     fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
+    refused = next((row for row in fitting if not row.embedded and row.judged_by == wanted.judged_by), None)
+    stands = refused is not None and not wanted.retry and refused.code not in PASSING_CODES
+    if stands:  # an older medret may have thought otherwise
+        fitting = [row for row in fitting if row.origin != "older"]
     base = next((row for row in fitting if row.embedded), None)
     if base is not None:
-        # The snapshot's rows come before the journal's: what both have does not count as resumed.
+        # The live snapshot's rows come first, then the journal's: what several have is the first one's.
         held = {
-            digest: (shard, row.journalled)
+            digest: (shard, row.origin)
             for row in reversed(fitting)
             if row.embedded and row.content_sha256 == base.content_sha256
             for digest, shard in row.shards.items()
@@ -117,17 +131,21 @@ def _step(
         shards = {digest: shard for digest, (shard, _) in held.items()}
         missing = tuple(digest for digest in wanted.recipes if digest not in held)
         if not missing:
-            resumed = any(journalled for _, journalled in held.values())
-            return Step(item, modality, "keep", "resumed" if resumed else "unchanged", base.row, shards)
-    refused = next((row for row in fitting if not row.embedded and row.judged_by == wanted.judged_by), None)
-    if refused is not None and not wanted.retry and refused.code not in PASSING_CODES:
-        return Step(item, modality, "refuse", "refused", refused.row)
+            origins = {origin for _, origin in held.values()}
+            kept: Cause = "resumed" if "journal" in origins else "returned" if "older" in origins else "unchanged"
+            return Step(item, modality, "keep", kept, base.content_sha256, base.row, shards)
+    if stands and refused is not None:
+        return Step(item, modality, "refuse", "refused", row=refused.row)
     if base is not None:
-        return Step(item, modality, "embed", "recipe", base.row, shards, missing=missing)
+        return Step(item, modality, "embed", "recipe", base.content_sha256, base.row, shards, missing=missing)
     cause: Cause = "new" if before is None else "changed" if before.embedded else "retried"
     if before and before.embedded and before.size_bytes == item.size_bytes and before.modality == modality:
         if _has_all(before, wanted):
-            return Step(item, modality, "check", "touched", before.row, _shards(before, wanted), missing=wanted.recipes)
+            held_shards = _shards(before, wanted)
+            return Step(
+                item, modality, "check", "touched", before.content_sha256, before.row, held_shards,
+                missing=wanted.recipes,
+            )  # fmt: skip
         cause = "changed"
     if any(_may_be_equal(item, volume) for volume in sizes.get(item.size_bytes, ())):
         return Step(item, modality, "check", cause, missing=wanted.recipes)
@@ -161,7 +179,6 @@ def resolve(plan: Plan, hashes: Mapping[str, str], known: Known, wanted: Wanted)
             if volume.content_sha256 and _has_all(volume, wanted):
                 content.setdefault((volume.content_sha256, volume.modality), volume)
     leaders: dict[tuple[str, str | None], str] = {}
-    rows = {volume.row: volume for volume in known.previous.values()}
     steps = []
     for step in plan.steps:
         if step.deed != "check":
@@ -169,21 +186,54 @@ def resolve(plan: Plan, hashes: Mapping[str, str], known: Known, wanted: Wanted)
             continue
         sha256 = hashes.get(step.item.volume_id)
         key = (sha256 or "", step.modality)
-        before = rows.get(step.row) if step.row is not None else None
-        if before is not None and sha256 == before.content_sha256:
+        if sha256 and sha256 == step.content_sha256:
             steps.append(replace(step, deed="keep", missing=()))
-        elif sha256 and key in content:
+            continue
+        step = replace(step, content_sha256=sha256, row=None, shards={})
+        if sha256 and key in content:
             source = content[key]
             copied = _shards(source, wanted)
             steps.append(replace(step, deed="copy", cause="renamed", row=source.row, shards=copied, missing=()))
         elif sha256 and key in leaders and wanted.copies:
-            steps.append(replace(step, deed="copy", cause="renamed", row=None, leader=leaders[key], missing=()))
+            steps.append(replace(step, deed="copy", cause="renamed", leader=leaders[key], missing=()))
         else:
             if sha256:
                 leaders[key] = step.item.volume_id
             cause: Cause = "changed" if step.cause == "touched" else step.cause
-            steps.append(replace(step, deed="embed", cause=cause, row=None, shards={}))
+            steps.append(replace(step, deed="embed", cause=cause, content_sha256=None))
     return Plan(tuple(steps), plan.gone)
+
+
+def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> frozenset[str]:
+    """Volumes whose leader did not turn out to be what they are copies of. made: volume_id -> code, content_sha256.
+
+    A leader that cannot be read says nothing about its copies; one that was replaced is no leader of theirs.
+    """
+    found = []
+    for step in plan.of("copy"):
+        if step.leader is not None:
+            code, content = made[step.leader]
+            if content != step.content_sha256 or code in PASSING_CODES:
+                found.append(step.item.volume_id)
+    return frozenset(found)
+
+
+def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Wanted) -> Plan:
+    """The plan with these volumes read and embedded for themselves."""
+    steps = (
+        replace(step, deed="embed", cause="new", content_sha256=None, leader=None, missing=wanted.recipes)
+        if step.item.volume_id in volume_ids
+        else step
+        for step in plan.steps
+    )
+    return Plan(tuple(steps), plan.gone)
+
+
+def fallback(step: Step, known: Known, wanted: Wanted) -> KnownVolume | None:
+    """The published row that stands while the object cannot be read: with vectors of all recipes and this label."""
+    before = known.previous.get(step.item.volume_id)
+    fits = before is not None and before.embedded and before.modality == step.modality and _has_all(before, wanted)
+    return before if fits else None
 
 
 def _is_same_object(row: KnownVolume, item: ArchiveObject) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
 
 import medret
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.models import ModelSpec, Weights, model_spec, resolve_weights
-from medret.pipeline.known import Known, Previous, read_known
+from medret.pipeline.known import Known, Previous, known_volumes, read_known
 from medret.pipeline.ledger import labels_differ
 from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
+from medret.pipeline.older import NOTHING, Older, read_older
 from medret.pipeline.plan import Plan, Wanted, make_plan
 from medret.pipeline.report import Log
 from medret.pipeline.request import IndexRequest
@@ -36,12 +39,21 @@ class Inputs:
 
 @dataclass(frozen=True)
 class State:
-    """The store as it is now. precisions: of each model, None where the device decides."""
+    """The store as it is now.
+
+    precisions: of each model, None where the device decides. older: see medret.pipeline.older; None until it is read.
+    """
 
     previous: Previous
     journal: Journal
     known: Known
     precisions: tuple[Precision | None, ...]
+    older: Older | None = None
+
+    @property
+    def files(self) -> pa.Table:
+        """All embedding files at hand, those of the live snapshot first (schemas.FILES)."""
+        return pa.concat_tables([self.previous.files, self.journal.files, (self.older or NOTHING).files])
 
 
 def read_inputs(request: IndexRequest, log: Log) -> Inputs:
@@ -74,15 +86,24 @@ def recipes_at_hand(request: IndexRequest, inputs: Inputs, state: State) -> list
     return recipes
 
 
-def plan_run(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe]) -> tuple[Plan, Wanted]:
-    """What becomes of every object, as far as the listing tells."""
+def plan_run(
+    request: IndexRequest, store: Location, inputs: Inputs, state: State, recipes: Sequence[Recipe]
+) -> tuple[Plan, Wanted, State]:
+    """What becomes of every object, as far as the listing tells; the state with what older snapshots hold of it."""
     wanted = Wanted(
         recipes=tuple(recipe.digest for recipe in recipes),
         judged_by=judged_by(request, recipes),
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
     )
-    return make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted), wanted
+    plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted)
+    if state.older is None:
+        older = read_older(store, state.previous.id, plan, state.known, wanted.recipes)
+        state = replace(state, older=older)
+        if older.ledger.num_rows:
+            state = replace(state, known=known_volumes(state.previous, state.journal, older.ledger))
+            plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted)
+    return plan, wanted, state
 
 
 def judged_by(request: IndexRequest, recipes: Sequence[Recipe]) -> str:

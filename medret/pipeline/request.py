@@ -24,11 +24,12 @@ class IndexRequest:
 
     archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive; exclude: globs of
     what is left out. include_masks: volumes that are named as masks, or look like one, are volumes all the same.
-    models: names, distinct. weights: model name -> path, URI or `random[:SEED]`.
-    batch_size: slices a model call. gpus_per_actor: share of one GPU. actors: embedding actors a model.
-    shard_volumes: volumes an embedding shard, and so what a killed run may have to do again. None means: decided from
-    the cluster. retry_quarantined: try every refused volume again. lease_s: after which a silent run loses the store.
-    gates: where the checks before publication stand.
+    models: names, distinct; none: those of the live snapshot, else DEFAULT_MODEL. weights: model name -> path, URI or
+    `random[:SEED]`. batch_size: slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per
+    model. None of these: decided from device and cluster. shard_volumes: volumes per embedding shard, and so what a
+    killed run may have to do again. replace_models: models of the live snapshot that are not named may go.
+    retry_quarantined: try every refused volume again. lease_s: after which a silent run loses the store. gates: where
+    the checks before publication stand.
     """
 
     archive: str
@@ -37,7 +38,7 @@ class IndexRequest:
     pattern: str | None = None
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
-    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    models: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     slices: SliceRecipe = field(default_factory=SliceRecipe)
     aggregations: tuple[Aggregation, ...] = (Aggregation("mean"),)
@@ -49,6 +50,7 @@ class IndexRequest:
     gpus_per_actor: float | None = None
     actors: int | None = None
     shard_volumes: int = 64
+    replace_models: bool = False
     retry_quarantined: bool = False
     lease_s: float = LEASE_S
     gates: GateLimits = field(default_factory=GateLimits)
@@ -57,12 +59,13 @@ class IndexRequest:
         parse_slice_plan(self.slices.slices)
         if self.slices.ct_window not in CT_WINDOWS:
             raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")
-        for what, values in (("model", self.models), ("aggregation", tuple(a.name for a in self.aggregations))):
-            if not values or len(set(values)) != len(values):
+        aggregations = tuple(a.name for a in self.aggregations)
+        for what, values, fewest in (("model", self.models, 0), ("aggregation", aggregations, 1)):
+            if len(values) < fewest or len(set(values)) != len(values):
                 raise UsageError(
                     f"expected one or more distinct values for --{what}, found {', '.join(values) or 'none'}"
                 )
-        if stray := set(self.weights) - set(self.models):
+        if self.models and (stray := set(self.weights) - set(self.models)):
             raise UsageError(
                 f"--weights names {', '.join(sorted(stray))}, but the models of this run are {', '.join(self.models)}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict as asdict_of
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -13,15 +14,17 @@ import ray
 from msgspec.structs import asdict
 
 import medret
-from medret.errors import GateError, MedretError, StorageError
+from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
 from medret.pipeline.evidence import canary_cosines, content_by_id, findable_rows, vector_facts
 from medret.pipeline.indices import Indices, make_indices
-from medret.pipeline.known import unfinished_elsewhere
-from medret.pipeline.make import copy_vectors, embed, lay_out, needs_models
+from medret.pipeline.insist import embedded_anew, losses, other_source, refuse_replacing, with_models
+from medret.pipeline.known import live_manifest, unfinished_elsewhere
+from medret.pipeline.make import copy_vectors, embed, joined, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
+from medret.pipeline.older import NOTHING
 from medret.pipeline.outcome import (
     IndexOutcome,
     failure_of,
@@ -30,7 +33,7 @@ from medret.pipeline.outcome import (
     say_plan,
     worst_recall,
 )
-from medret.pipeline.plan import Plan, Wanted, resolve, twins, with_checks
+from medret.pipeline.plan import Plan, Wanted, embedded_instead, orphans, resolve, twins, with_checks
 from medret.pipeline.prepare import (
     Inputs,
     State,
@@ -48,6 +51,7 @@ from medret.pipeline.rows import CANARIES
 from medret.pipeline.stop import Stop
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
+from medret.recipe import Recipe
 from medret.retry import retries
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Counts, Lease, clear_journal, leased, publish
@@ -79,15 +83,19 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     log, clock = begin(), time.monotonic()
     store = Location(request.store)
     refuse_if_held(store)
+    asked, request = request, with_models(request, live_manifest(store))
     inputs = read_inputs(request, log)
     say_listing(reporter, inputs.listing, inputs.labels, request.labels)
     stop = Stop()
     with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
         state = read_state(request, store, inputs)
+        if with_models(asked, state.previous.manifest) != request:
+            raise BusyError(f"{store.uri}: another run has published other models meanwhile; run again")
+        refuse_replacing(request, state.previous.manifest)
         run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
         recipes = recipes_at_hand(request, inputs, state)
         if recipes is not None:
-            plan, wanted = plan_run(request, inputs, state, recipes)
+            plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
             if is_up_to_date(request, inputs, state, recipes, plan):
                 clear_journal(store, _others_work(run, wanted))
                 return _nothing_to_do(run, plan)
@@ -114,6 +122,8 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         counts=ledgers.counts(run.inputs.listing, plan, run.state.known, previous.ledger.sort_by("volume_id")),
         touched=0,
         resumed=0,
+        returned=0,
+        stale=ledgers.stale(previous.ledger),
         skipped=run.inputs.listing.skipped,
         slices=0,
         seconds=time.monotonic() - run.clock,
@@ -129,22 +139,26 @@ def _run(run: _Run) -> IndexOutcome:
     request, inputs, state, store, log = run.request, run.inputs, run.state, run.store, run.log
     jobs, capacity, device = _jobs(run)
     recipes = [job.recipe for job in jobs]
-    plan, wanted = plan_run(request, inputs, state, recipes)
+    plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
+    state = run.state
+    _say_what_differs(run, recipes)
     with log.phase("check"):
+        gates.enforce([_lost(run, plan)], _source(run))
         plan = _checked(run, plan, wanted)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
+    gates.enforce([_lost(run, plan)], _source(run))
 
-    made, counted = _streamed(run, plan, jobs, capacity)
+    plan, made, counted = _streamed(run, plan, wanted, jobs, capacity)
     run.stop.check()
 
     with log.phase("arrange"):
-        pool = pa.concat_tables([state.previous.files, state.journal.files, made.files])
+        pool = pa.concat_tables([state.files, made.files])
         copied, added, refused = copy_vectors(
             store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
-        ledger = ledgers.with_labels(ledgers.assemble(plan, state.known, made.ledger, copied), inputs.labels.labels)
-        ledger = ledgers.refuse(ledger, refused, wanted.judged_by)
+        ledger = ledgers.assemble(plan, state.known, wanted, made.ledger, copied)
+        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, wanted.judged_by)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
             wanted.judged_by,
@@ -168,7 +182,7 @@ def _run(run: _Run) -> IndexOutcome:
         judged = _gates(run, plan, counts, made, pool, ledger, indices)
         if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
             clear_journal(store, _others_work(run, wanted))  # the next run makes these vectors anew
-        passed = gates.enforce(judged, _hint(ledger))
+        passed = gates.enforce(judged, f"{_hint(ledger)}{_source(run)}")
     files = indices.files
     quarantine = ledgers.quarantine(ledger)
     if quarantine.num_rows:
@@ -179,7 +193,8 @@ def _run(run: _Run) -> IndexOutcome:
         snapshot_id, manifest = publish(
             store, ledger, files, indices.tombstones,
             parent=state.previous.id, medret_version=medret.__version__, run=log.run,
-            archive_uri=inputs.listing.archive_uri, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
+            archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
+            include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.digest_inputs(), indices=indices.entries, counts=counts,
             skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger["slices"]).as_py() or 0),
             gates=passed,
@@ -194,6 +209,8 @@ def _run(run: _Run) -> IndexOutcome:
         counts=counts,
         touched=causes.get("touched", 0),
         resumed=causes.get("resumed", 0),
+        returned=causes.get("returned", 0),
+        stale=ledgers.stale(ledger),
         skipped=inputs.listing.skipped,
         slices=sum(count.slices for name, count in counted.items() if name.startswith("embed ")),
         seconds=time.monotonic() - run.clock,
@@ -240,9 +257,12 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
 
 
 def _streamed(
-    run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity
-) -> tuple[Streamed, dict[str, StageCount]]:
-    """What the stages made, and what they counted. Where no model is needed, none of them starts."""
+    run: _Run, plan: Plan, wanted: Wanted, jobs: Sequence[ModelJob], capacity: Capacity
+) -> tuple[Plan, Streamed, dict[str, StageCount]]:
+    """What the stages made, and what they counted. Where no model is needed, none of them starts.
+
+    Copies of what turned out to be something else are embedded for themselves, and so the plan is another one.
+    """
     request, log, steps = run.request, run.log, plan.of("embed")
     made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
     with log.phase("stream"):
@@ -255,10 +275,34 @@ def _streamed(
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
                 made = embed(plan, jobs, capacity, request, stages)
+                if alone := orphans(plan, ledgers.contents(made.ledger)):
+                    plan = embedded_instead(plan, alone, wanted)
+                    steps = tuple(step for step in plan.steps if step.item.volume_id in alone)
+                    made = joined([made, embed(Plan(steps, ()), jobs, capacity, request, stages)])
             counted, log.facts["timeline"] = ray.get([counter.stages.remote(), counter.timeline.remote()])
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
-    return made, counted
+    return plan, made, counted
+
+
+def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
+    """What is embedded anew for other options, and older snapshots that no vectors could be taken from."""
+    for difference in embedded_anew(recipes, run.state.previous.manifest):
+        run.reporter.say(f"everything is embedded anew: {difference}")
+    for problem in (run.state.older or NOTHING).unread:
+        run.reporter.say(f"an older snapshot cannot be read, and is left alone: {problem}")
+
+
+def _lost(run: _Run, plan: Plan, ledger: pa.Table | None = None) -> gates.Gate:
+    """What of the live snapshot would go; with the ledger of the new one, what it refuses too."""
+    refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
+    found = losses(plan, run.state.known, refused)
+    run.log.facts["lost"] = asdict_of(found)
+    return gates.lost_gate(found, run.request.gates)
+
+
+def _source(run: _Run) -> str:
+    return other_source(run.request, run.inputs.listing.archive_uri, run.state.previous.manifest)
 
 
 def _gates(
@@ -267,6 +311,7 @@ def _gates(
     limits = run.request.gates
     facts = vector_facts(run.store, pa.concat_tables([made.files, run.state.journal.files]))
     return [
+        _lost(run, plan, ledger),
         gates.quarantine_gate(counts, limits),
         gates.vector_gate(facts),
         gates.duplicate_gate(facts, content_by_id(ledger), limits),

@@ -10,7 +10,7 @@ from contextlib import suppress
 import ray
 
 from medret.archive import ArchiveObject
-from medret.storage import StoredObject
+from medret.storage import Identity, StoredObject
 
 SAMPLE_BYTES = 64 * 1024  # in the middle of an object: enough to tell unlike volumes of one size apart
 SAMPLERS = 16
@@ -37,7 +37,7 @@ def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
 
 
 def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
-    """sha256 by volume_id, computed in Ray tasks; an object that cannot be read has none."""
+    """sha256 by volume_id, computed in Ray tasks; an object that cannot be read, or is not as listed, has none."""
     task = ray.remote(num_cpus=1)(_hash_all)
     refs = [task.remote(items[at : at + HASHED_TOGETHER]) for at in range(0, len(items), HASHED_TOGETHER)]
     found: dict[str, str] = {}
@@ -59,5 +59,8 @@ def _hash_all(items: Sequence[ArchiveObject]) -> dict[str, str]:
     found = {}
     for item in items:
         with suppress(Exception):  # as above
-            found[item.volume_id] = StoredObject(item.uri).sha256()
+            source = StoredObject(item.uri)
+            sha256 = source.sha256()
+            if source.identity().is_same(Identity(item.size_bytes, item.etag, item.mtime)):
+                found[item.volume_id] = sha256
     return found

@@ -187,5 +187,6 @@ def _counts(counts: Counts, gone: pa.Table) -> Counts:
         new=min(counts.new, left),
         changed=min(counts.changed, left),
         renamed=min(counts.renamed, unchanged),
+        stale=min(counts.stale, unchanged),
         quarantined=counts.quarantined - (gone.num_rows - embedded),
     )

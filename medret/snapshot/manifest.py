@@ -83,7 +83,8 @@ class Counts(_Strict, frozen=True, kw_only=True):
     """What became of every listed object: listed = embedded + unchanged + quarantined + skipped.
 
     embedded: vectors were made; new and changed are part of it. unchanged: vectors were at hand; renamed (and copied)
-    volumes are part of it. gone: volumes of the snapshot before that are no longer there under any name.
+    volumes are part of it, and stale ones: those that could not be read and keep their vectors. gone: volumes of the
+    snapshot before that are no longer there under any name.
     """
 
     listed: int
@@ -95,6 +96,7 @@ class Counts(_Strict, frozen=True, kw_only=True):
     gone: int = 0
     quarantined: int = 0
     skipped: int = 0
+    stale: int = 0
 
     @property
     def reconciled(self) -> bool:
@@ -113,8 +115,8 @@ class GateEntry(_Strict, frozen=True):
 class Manifest(_Strict, frozen=True, kw_only=True):
     """What a snapshot consists of.
 
-    parent: the snapshot that was live before. skipped: objects skipped by rule, counted by rule. slices: slice vectors
-    a model. gates: the checks that it passed.
+    parent: the snapshot that was live before. pattern, exclude, include_masks: which part of the archive. skipped:
+    objects skipped by rule, counted by rule. slices: slice vectors per model. gates: the checks that it passed.
     """
 
     format: Literal[1] = 1
@@ -123,6 +125,9 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     run: str
     parent: str | None = None
     archive_uri: str
+    pattern: str | None = None
+    exclude: list[str] = []
+    include_masks: bool = False
     recipes: list[RecipeEntry]
     aggregations: list[str]
     index_settings: dict[str, Any]

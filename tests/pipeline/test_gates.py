@@ -53,7 +53,10 @@ def test_drifting_canaries_are_refused_and_named() -> None:
     assert gates.canary_gate({"a": 0.9995}, LIMITS).passed
     failed = gates.canary_gate({"a": 0.9995, "b": 0.9}, LIMITS)
     assert not failed.passed
-    assert "0.90000 (b) of 2" in failed.found
+    assert "0.90000 of 2" in failed.found
+    assert "b" not in (failed.entry().found + failed.entry().limit).split()
+    with pytest.raises(GateError, match=r"0\.90000 of 2 \(b\), expected"):  # B10: said, but in no manifest
+        gates.enforce([failed])
 
 
 def test_lowest_cosine_is_of_the_worst_slice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,15 +17,18 @@ import pytest
 from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
 from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
+from medret.models import Encoder, model_spec, resolve_weights
+from medret.pipeline import run as pipeline_run
 from medret.pipeline.make import lay_out
 from medret.pipeline.rows import vectors_column
 from medret.pipeline.shards import write_shard
 from medret.pipeline.write import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import read_journal, verify_store
+from medret.snapshot import current_id, read_journal, verify_store
 from medret.snapshot.journal import write_entry
 from medret.storage import Location
+from medret.volume import read_volume
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 Opened = Callable[[str | Path], SimpleNamespace]
@@ -164,3 +168,157 @@ def test_an_idle_run_leaves_the_unfinished_work_of_another_recipe(
         assert (code, found["published"]) == (0, published)
         assert [path.partition("-")[0] for path in read_journal(store).paths] == ["journal/" + "2" * 16]
     assert verify_store(store) == []
+
+
+# --- volumes that are away, refused, replaced --------------------------------------------------------------------
+
+
+def test_most_of_an_archive_that_is_away_is_not_published_and_returns_with_its_vectors(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], opened: Opened
+) -> None:
+    """A5: gone volumes count; insisting publishes; what returns takes its vectors from any snapshot that is there."""
+    store, away = Location(place / "store"), place / "away"
+    live, before = current_id(store), opened(place / "store").vectors(MODEL)
+    away.mkdir()
+    for path in sorted((place / "archive").iterdir())[:18]:
+        path.rename(away / path.name)
+    code, planned = run("plan")
+    assert code == 0
+    assert planned["lost"] == {"live": 20, "gone": 18}
+    [refusal] = planned["refusals"]
+    code, found = run("index")
+    assert (code, current_id(store)) == (3, live)
+    for told in (refusal, found["error"]):
+        assert "18 of the 20 live volumes (90.0%: 18 gone, 0 newly in quarantine)" in told
+        assert "--max-gone 0.9 lets them go" in told
+        assert str(place) in told  # the likely cause: the store was made of another archive
+    report = json.loads((place / "store" / max(store.files("runs"))).read_text())
+    assert report["lost"] == {"live": 20, "gone": 18, "quarantined": 0}
+    assert "stages" not in report  # judged before anything was embedded
+    code, found = run("index", "--max-gone", "0.9")
+    assert (code, found["counts"]["gone"], found["counts"]["listed"]) == (0, 18, 2)
+    for path in sorted(away.iterdir())[:17]:
+        path.rename(place / "archive" / path.name)
+    last = next(away.iterdir())
+    shutil.copyfile(last, place / "archive" / "renamed.nii.gz")  # another name, another time
+    code, found = run("index")
+    counts = {name: found["counts"][name] for name in ("listed", "embedded", "unchanged", "gone")}
+    assert (code, counts) == (0, {"listed": 20, "embedded": 0, "unchanged": 20, "gone": 0})
+    assert (found["slices"], found["returned"]) == (0, 17)
+    after = opened(place / "store").vectors(MODEL)
+    before["renamed.nii.gz"] = before.pop(last.name)
+    assert before.keys() == after.keys()
+    for volume_id, vectors in before.items():
+        np.testing.assert_array_equal(vectors, after[volume_id])
+    assert verify_store(store) == []
+
+
+def test_few_may_go_and_the_newly_refused_count(place: Path, run: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    """A5: never for fewer than five volumes; a volume that is refused now is lost as well as one that is gone."""
+    volumes = sorted((place / "archive").iterdir())
+    for path in volumes[:3]:
+        path.unlink()
+    for path in volumes[3:5]:
+        path.write_bytes(b"")
+    code, found = run("index", "--max-gone", "0.1")
+    assert code == 3
+    assert "5 of the 20 live volumes (25.0%: 3 gone, 2 newly in quarantine)" in found["error"]
+    shutil.copyfile(volumes[9], volumes[4])
+    code, found = run("index", "--max-gone", "0")
+    assert (code, found["counts"]["gone"], found["counts"]["quarantined"]) == (4, 3, 1)
+
+
+def index_with(monkeypatch: pytest.MonkeyPatch, name: str, before: Callable[[], None]) -> None:
+    """Let something happen at the moment when a run, its contents compared, begins to embed."""
+    real = getattr(pipeline_run, name)
+
+    def barrier(*arguments: Any, **named: Any) -> Any:
+        before()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(pipeline_run, name, barrier)
+
+
+def test_a_file_replaced_between_hashing_and_reading_gives_its_copies_no_vectors(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B1, A8: the leader of three equal files is replaced, that of two is gone, once all are hashed; B2 beside them."""
+    archive, spare = place / "archive", place / "spare.nii.gz"
+    for name, number in (("a", 50), ("b", 51)):
+        write_phantom(archive / f"{name}1.nii.gz", "head_mri", number, shape=(20, 18, 12))
+    for copy in ("a2", "a3", "b2"):
+        shutil.copyfile(archive / f"{copy[0]}1.nii.gz", archive / f"{copy}.nii.gz")
+    write_phantom(spare, "leg_mri", 52, shape=(20, 18, 12))
+
+    def replace() -> None:
+        shutil.copyfile(spare, archive / "a1.nii.gz")
+        (archive / "b1.nii.gz").unlink()
+        for canary in sorted(archive.glob("v*")):  # B2: whichever are chosen, they are other images now
+            shutil.copyfile(spare, canary)
+
+    with monkeypatch.context() as patch:
+        index_with(patch, "_streamed", replace)
+        code, found = run("index")
+    assert (code, [row["volume_id"] for row in found["quarantine"]]) == (4, ["b1.nii.gz"])
+    after = opened(place / "store")
+    content = {name: hashlib.sha256((archive / name).read_bytes()).hexdigest() for name in ("a1.nii.gz", "b2.nii.gz")}
+    assert {name: after.ledger[name]["content_sha256"] for name in content} == content
+    gates = {gate.name: gate.found for gate in after.manifest.gates}
+    assert gates["canaries"] == "none to compare"
+    vectors, recipe, spec = after.vectors(MODEL), after.manifest.recipes[0].load(), model_spec(MODEL, "random")
+    encoder = Encoder(spec, resolve_weights(spec, "random"), precision=recipe.model.precision, batch_size=8)
+    for name in ("a1.nii.gz", "a2.nii.gz", "a3.nii.gz", "b2.nii.gz"):
+        sliced = read_volume((archive / name).read_bytes(), name, recipe.slices, [spec.side_px])
+        expected, _ = unit_slices(encoder.embed(sliced.pixels[spec.side_px]))
+        assert (vectors[name].astype(np.float32) * expected.astype(np.float32)).sum(axis=1).min() > 0.999
+    assert not np.allclose(vectors["a1.nii.gz"].astype(float), vectors["a2.nii.gz"].astype(float), atol=2e-2)
+    assert verify_store(Location(place / "store")) == []
+
+
+def test_a_published_volume_that_cannot_be_read_keeps_its_vectors(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A14: marked stale until the file can be read again."""
+    path, away = place / "archive" / "v03.nii.gz", place / "v03"
+    before = opened(place / "store").vectors(MODEL)
+    path.touch()
+
+    def vanish() -> None:
+        path.rename(away)
+
+    with monkeypatch.context() as patch:
+        index_with(patch, "_checked", vanish)
+        code, found = run("index")
+    assert (code, found["counts"]["stale"], found["counts"]["unchanged"], found["quarantine"]) == (0, 1, 20, [])
+    assert [(row["volume_id"], row["code"]) for row in found["stale"]] == [("v03.nii.gz", "unreadable")]
+    after = opened(place / "store")
+    np.testing.assert_array_equal(after.vectors(MODEL)["v03.nii.gz"], before["v03.nii.gz"])
+    assert verify_store(Location(place / "store")) == []
+    away.rename(path)
+    code, found = run("index")
+    assert (code, found["touched"], found["counts"]["stale"], found["stale"]) == (0, 1, 0, [])
+    assert opened(place / "store").ledger["v03.nii.gz"]["code"] is None
+
+
+# --- models and options ------------------------------------------------------------------------------------------
+
+
+def test_models_of_the_store_are_not_dropped_without_a_word(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    """B8: no --model means the store's; another one alone is refused; vectors in the store are taken again."""
+    other = "timm:test_resnet"
+    only = ("--model", other, "--weights", f"{other}=random")
+    code, planned = run("plan", model=())
+    assert (code, planned["plan"]["unchanged"], planned["refusals"]) == (0, 20, [])
+    assert f"{MODEL} would be searched no more" in run("plan", model=only)[1]["refusals"][0]
+    code, found = run("index", model=only)
+    assert (code, "--replace-models" in found["error"]) == (3, True)
+    code, found = run("index", "--replace-models", model=only)
+    assert (code, [model["name"] for model in found["models"]]) == (0, [other])
+    code, found = run("index", model=(*WITH_MODEL, *only))
+    assert (code, found["slices"], found["returned"]) == (0, 0, 20)  # the first model's vectors lay in the store
+    code, found = run("index", model=())
+    assert (code, found["published"], [model["name"] for model in found["models"]]) == (0, False, [MODEL, other])
+    code, planned = run("plan", "--slices", "uniform:3", model=())
+    assert f"{MODEL}: slices is uniform:3, was uniform:2" in planned["embeds_anew"]

@@ -1,0 +1,117 @@
+"""What a run would lose, replace or do all over, said before it is done: pure functions of plan, request and store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+
+from medret.errors import GateError, UsageError
+from medret.pipeline.gates import Losses
+from medret.pipeline.known import Known
+from medret.pipeline.plan import Plan
+from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
+from medret.recipe import Recipe
+from medret.snapshot import Manifest
+
+
+def losses(plan: Plan, known: Known, quarantined: Collection[str] = ()) -> Losses:
+    """Before contents are compared: at least. quarantined: ids of the volumes that are refused now.
+
+    A volume that is gone is not lost if its content, or while that is not known an object of its size that is to be
+    compared, is there under another name.
+    """
+    moved = {step.content_sha256 for step in plan.of("copy")}
+    possible = Counter(step.item.size_bytes for step in plan.of("check") if step.row is None)
+    gone = 0
+    for volume_id in plan.gone:
+        volume = known.previous[volume_id]
+        if not volume.embedded or volume.content_sha256 in moved:
+            continue
+        if possible[volume.size_bytes]:
+            possible[volume.size_bytes] -= 1
+            continue
+        gone += 1
+    refused = sum(known.previous[one].embedded for one in quarantined if one in known.previous)
+    return Losses(sum(volume.embedded for volume in known.previous.values()), gone, refused)
+
+
+def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:
+    """The likely cause of a loss, in words: the live snapshot is of another archive, or another part of it."""
+    if manifest is None:
+        return ""
+    before = _source(manifest.archive_uri, manifest.pattern, manifest.exclude, include_masks=manifest.include_masks)
+    now = _source(archive_uri, request.pattern, request.exclude, include_masks=request.include_masks)
+    return "" if before == now else f" (the live snapshot is of {before}; this run reads {now})"
+
+
+def _source(uri: str, pattern: str | None, exclude: Sequence[str], *, include_masks: bool) -> str:
+    words = [uri, *([f"--glob {pattern}"] if pattern else []), *(f"--exclude {one}" for one in exclude)]
+    return " ".join([*words, *(["--include-masks"] if include_masks else [])])
+
+
+def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexRequest:
+    """The request with its models: those that it names, else those of the live snapshot, else the default.
+
+    Models of the store come with the weights that their names stand for, or with random ones as before. Raises
+    UsageError for weights that were given by path or URI: a store does not say what is loaded from where.
+    """
+    if request.models:
+        return request
+    if manifest is None or not manifest.recipes:
+        return replace(request, models=(DEFAULT_MODEL,))
+    weights = dict(request.weights)
+    for entry in manifest.recipes:
+        name = str(entry.recipe["model"]["name"])
+        if name not in weights and entry.weights_uri is not None:
+            if not entry.random_weights:
+                raise UsageError(
+                    f"model {name} of the live snapshot was loaded from {entry.weights_uri}; give its weights again: "
+                    f"--weights {name}={entry.weights_uri}"
+                )
+            weights[name] = entry.weights_uri
+    return replace(request, models=model_names(manifest), weights=weights)
+
+
+def model_names(manifest: Manifest) -> tuple[str, ...]:
+    """The models of a snapshot."""
+    return tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
+
+
+def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
+    """Raise GateError if models of the live snapshot would go without a word."""
+    live = model_names(manifest) if manifest else ()
+    dropped = [name for name in live if name not in request.models]
+    if dropped and not request.replace_models:
+        every = " ".join(f"--model {name}" for name in dict.fromkeys([*live, *request.models]))
+        raise GateError(
+            f"refused: the live snapshot has {', '.join(live)}, this run {', '.join(request.models)}: "
+            f"{', '.join(dropped)} would be searched no more. To have all: {every}; to let go: --replace-models"
+        )
+
+
+def embedded_anew(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
+    """Why models of the live snapshot embed everything anew: what of their recipes differs, in words."""
+    before = {str(entry.recipe["model"]["name"]): entry for entry in manifest.recipes} if manifest else {}
+    found = []
+    for recipe in recipes:
+        entry = before.get(recipe.model.name)
+        if entry is None or entry.recipe["digest"] == recipe.digest:
+            continue
+        for part, now in (("slices", asdict(recipe.slices)), ("model", asdict(recipe.model))):
+            was = entry.recipe[part]
+            found += [
+                f"{recipe.model.name}: {name} is {_short(value)}, was {_short(was.get(name))}"
+                for name, value in now.items()
+                if _plain(value) != _plain(was.get(name))
+            ]
+    return list(dict.fromkeys(found))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
