@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from medret.cli.shared import add_command
@@ -11,6 +12,9 @@ from medret.cli.shared import add_command
 DESCRIPTION = """\
 Remove volumes (a patient withdrew) from every snapshot of STORE, from its Parquet files, indices, quarantine
 tables, run reports and unfinished work. Snapshots that knew them get new ids. Says where they were.
+
+What it is to forget is written down first (as digests of the ids); stopped half-way, it is finished by the next
+`medret forget`, `index` or `gc`. At the end the whole store is searched for the ids.
 
 Remove them from the archive too, or the next index run embeds them again. Copies of a remote store's files lie in
 the cache ($MEDRET_CACHE) of machines that searched it: delete those.
@@ -34,14 +38,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     store = Location(arguments.store)
     with leased(store, "forget") as lease:
-        done = forget(store, set(arguments.volumes), lease, copies=arguments.copies)
+        done = forget(
+            store, set(arguments.volumes), lease, copies=arguments.copies, say=lambda line: print(line, file=sys.stderr)
+        )
     if arguments.json:
         facts = {"volumes": done.volumes, "live": done.live, "snapshots": dict(done.snapshots), "files": done.places}
-        print(json.dumps({"store": store.uri, **facts}))
+        print(json.dumps({"store": store.uri, **facts, "unreadable": done.unreadable}))
         return 0
     print(f"{store.uri}: forgot {len(done.volumes)} volumes; they were in {len(done.places)} files, now gone:")
     for path in done.places:
         print(f"  {path}")
+    for path in done.unreadable:
+        print(f"erased whole, because it cannot be read: {path}")
     for old, new in done.snapshots.items():
         print(f"snapshot {old} is now {new}{' (live)' if new == done.live else ''}")
+    print("searched the whole store for their ids: none is left")
     return 0

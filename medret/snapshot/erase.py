@@ -1,8 +1,10 @@
-"""Files without some volumes: every file of a store that holds something of them, written anew under its new name."""
+"""Files without some volumes: every file of a store that holds something of them, written anew under its new name.
+
+Nothing is deleted here. What cannot be read, of a killed writer or damaged, may hold anything: it is given up whole.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -16,125 +18,174 @@ from medret.embeddings.shards import parquet_bytes, read_parquet
 from medret.index import EXACT, KINDS, ROWS_KIND, IndexSettings, build_shard
 from medret.index.open import exact_vectors
 from medret.schemas import FILES, LEDGER, ROWS
-from medret.snapshot.journal import FILES_KEY, FOLDER, write_entry
+from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import Manifest, read_files
+from medret.snapshot.mentions import UNREADABLE, Mentions
+from medret.snapshot.names import own
 from medret.storage import Location, read_checked
 
-FORGOTTEN = "(forgotten)"
+ShardKey = tuple[str, str]  # of an index shard: its folder and its key
 
 
 @dataclass
 class Erasure:
-    """What is to be erased, and what was done. moved: old path -> what differs in its row of FILES, None: nothing left.
+    """What is to be erased, and what was done.
 
-    The old files are still there: `moved` names those to delete once nothing points to them.
+    moved: old path -> what differs in its row of FILES; None: nothing is left of it. shards: the same of index shards,
+    by kind of file: shards that hold equal vectors share files. unreadable: paths that were given up whole.
+    stay: ids of other volumes that were seen.
     """
 
     store: Location
-    ids: frozenset[str]
     lease: Lease
+    mentions: Mentions
     moved: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    shards: dict[ShardKey, dict[str, dict[str, Any]] | None] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+    stay: set[str] = field(default_factory=set)
+
+    @property
+    def ids(self) -> AbstractSet[str]:
+        """The volumes that are to be forgotten."""
+        return self.mentions.ids
+
+    def touches(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of FILES is of a file that was written anew or given up."""
+        return row["path"] in self.moved or shard_of(row) in self.shards
 
     def row(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """A row of FILES over the new files; None if nothing is left of its file."""
-        if row["path"] not in self.moved:
+        if (key := shard_of(row)) in self.shards:
+            new = (self.shards[key] or {}).get(row["kind"])
+        elif row["path"] in self.moved:
+            new = self.moved[row["path"]]
+        else:
             return dict(row)
-        new = self.moved[row["path"]]
         return None if new is None else {**row, **new}
 
+    def kept_of(self, table: pa.Table) -> pa.Table | None:
+        """A table with a column `volume_id` without the volumes; None if it has nothing of them."""
+        rest = table.filter(pc.invert(pc.is_in(table["volume_id"], pa.array(sorted(self.ids), pa.string()))))
+        self.stay.update(rest["volume_id"].unique().to_pylist())
+        kept = self.mentions.scrub_table(rest)
+        return None if kept is rest and rest.num_rows == table.num_rows else kept
 
-def without(table: pa.Table, ids: AbstractSet[str]) -> pa.Table:
-    """The rows of other volumes."""
-    return table.filter(pc.invert(pc.is_in(table["volume_id"], pa.array(sorted(ids), pa.string()))))
+    def give_up(self, path: str) -> None:
+        """Let go of a file that cannot be read."""
+        self.moved[path] = None
+        self.unreadable.add(path)
 
 
-def erase_embeddings(work: Erasure) -> None:
-    """Parquet files of vectors, whether a snapshot names them or not."""
-    for path in work.store.files("embeddings"):
-        _erase_table(work, path)
+def shard_of(row: Mapping[str, Any]) -> ShardKey | None:
+    """The index shard that a row of FILES belongs to; None if it is of no index."""
+    return (row["path"].rpartition("/")[0], row["shard"]) if row["kind"] in (*KINDS, ROWS_KIND) else None
 
 
-def erase_quarantine(work: Erasure) -> None:
-    """Quarantine tables."""
-    for path in work.store.files("quarantine"):
-        _erase_table(work, path)
+def erase_tables(work: Erasure, folder: str, kind: str) -> None:
+    """The Parquet files of a folder: vectors or quarantine, whether a snapshot names them or not."""
+    for path in own(work.store.files(folder), kind):
+        data = work.store.read(path)
+        table = _parsed(data) if is_named_after(path, data) else None
+        if table is None:
+            work.give_up(path)
+            continue
+        kept = work.kept_of(table)
+        if kept is None:
+            continue
+        work.lease.check()
+        work.moved[path] = None
+        if kept.num_rows:
+            written = work.store.write_named(folder_of(path), stem_of(path), ".parquet", parquet_bytes(kept))
+            work.moved[path] = {**vars(written), "rows": kept.num_rows}
 
 
 def erase_indices(work: Erasure, snapshots: Mapping[str, Manifest]) -> None:
-    """Index shards; those that no snapshot names are dropped."""
-    shards: dict[tuple[str, str], tuple[dict[str, dict[str, Any]], IndexSettings]] = {}
-    named: set[str] = set()
+    """The index shards of these snapshots."""
+    shards: dict[ShardKey, tuple[dict[str, dict[str, Any]], IndexSettings]] = {}
     for one, manifest in snapshots.items():
-        files = read_files(work.store, one, manifest)
         settings = IndexSettings.from_json(manifest.index_settings)
-        named |= set(files["path"].to_pylist())
-        for row in files.filter(pc.is_in(files["kind"], pa.array([*KINDS, ROWS_KIND]))).to_pylist():
-            key = (row["path"].rpartition("/")[0], row["shard"])
-            shards.setdefault(key, ({}, settings))[0][row["kind"]] = row
-    for (folder, _), (members, settings) in shards.items():
-        _erase_index(work, folder, members, settings)
-    named |= {row["path"] for row in work.moved.values() if row}
-    for path in work.store.files("indices"):
-        if path not in named:
-            work.moved[path] = None
+        for row in read_files(work.store, one, manifest).to_pylist():
+            if (key := shard_of(row)) is not None:
+                shards.setdefault(key, ({}, settings))[0][row["kind"]] = row
+    for key, (members, settings) in shards.items():
+        try:
+            _erase_index(work, key, members, settings)
+        except UNREADABLE:
+            work.shards[key] = None
+            work.unreadable |= {row["path"] for row in members.values()}
 
 
 def erase_journal(work: Erasure) -> None:
-    """Entries of unfinished runs."""
-    for path in work.store.files(FOLDER):
-        table = read_parquet(work.store.read(path))
-        listed = json.loads((table.schema.metadata or {}).get(FILES_KEY, b"[]"))
-        kept = without(table.replace_schema_metadata(None), work.ids)
-        if kept.num_rows == table.num_rows and not any(row["path"] in work.moved for row in listed):
+    """Entries of unfinished runs. One whose files cannot all be read goes: its volumes are embedded again."""
+    for path in journal_paths(work.store):
+        entry = read_entry(work.store, path)
+        if entry is None:
+            work.give_up(path)
             continue
-        files = [row for row in map(work.row, listed) if row is not None]
-        if kept.num_rows:
-            name = path.rpartition("/")[2].rpartition("-")[0]
-            write_entry(work.store, name, kept.cast(LEDGER), pa.Table.from_pylist(files, schema=FILES))
+        ledger, files = entry
+        rows = files.to_pylist()
+        kept = work.kept_of(ledger)
+        if kept is None and not any(map(work.touches, rows)):
+            continue
+        kept = ledger if kept is None else kept
+        work.lease.check()
         work.moved[path] = None
+        if kept.num_rows and work.unreadable.isdisjoint(row["path"] for row in rows):
+            new = [row for row in map(work.row, rows) if row is not None]
+            write_entry(work.store, stem_of(path), kept.cast(LEDGER), pa.Table.from_pylist(new, schema=FILES))
 
 
 def erase_reports(work: Erasure) -> None:
     """Names in run reports."""
-    for path in work.store.files("runs"):
-        before = text = work.store.read(path).decode("utf-8", errors="replace")
-        for volume_id in sorted(work.ids, key=len, reverse=True):
-            text = text.replace(json.dumps(volume_id)[1:-1], FORGOTTEN).replace(volume_id, FORGOTTEN)
+    for path in own(work.store.files("runs"), "report"):
+        before = work.store.read(path).decode("utf-8", errors="replace")
+        text = work.mentions.scrub(before)
         if text != before:
-            folder, _, name = path.rpartition("/")
-            work.store.write_named(folder, name.rpartition("-")[0], ".json", text.encode())
+            work.lease.check()
+            work.store.write_named(folder_of(path), stem_of(path), ".json", text.encode())
             work.moved[path] = None
 
 
-def _erase_table(work: Erasure, path: str) -> None:
-    table = read_parquet(work.store.read(path))
-    kept = without(table, work.ids)
-    if kept.num_rows == table.num_rows:
-        return
-    work.lease.check()
-    work.moved[path] = None
-    if kept.num_rows:
-        folder, _, name = path.rpartition("/")
-        written = work.store.write_named(folder, name.rpartition("-")[0], ".parquet", parquet_bytes(kept))
-        work.moved[path] = {**vars(written), "rows": kept.num_rows}
+def folder_of(path: str) -> str:
+    """A file's folder."""
+    return path.rpartition("/")[0]
 
 
-def _erase_index(work: Erasure, folder: str, members: Mapping[str, Mapping[str, Any]], settings: IndexSettings) -> None:
+def stem_of(path: str) -> str:
+    """A file's name without checksum and suffix."""
+    return path.rpartition("/")[2].rpartition("-")[0]
+
+
+def _parsed(data: bytes) -> pa.Table | None:
+    try:
+        table = read_parquet(data)
+        ids = table["volume_id"]
+    except UNREADABLE:
+        return None
+    return table if pa.types.is_string(ids.type) and not ids.null_count else None
+
+
+def _erase_index(
+    work: Erasure, key: ShardKey, members: Mapping[str, Mapping[str, Any]], settings: IndexSettings
+) -> None:
     """Build an index shard anew, out of the vectors that it holds itself: FAISS's graphs cannot let go of one."""
     rows_file, exact_file = members[ROWS_KIND], members[EXACT]
     data = read_checked(work.store, rows_file["path"], rows_file["sha256"])
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-    alive = np.array([volume_id not in work.ids for volume_id in table["volume_id"].to_pylist()], bool)
+    ids = table["volume_id"].to_pylist()
+    work.stay.update(set(ids) - work.ids)
+    alive = np.array([volume_id not in work.ids for volume_id in ids], bool)
     if alive.all():
         return
     work.lease.check()
-    work.moved |= {row["path"]: None for row in members.values()}
+    work.shards[key] = None
     if not alive.any():
         return
     vectors = exact_vectors(read_checked(work.store, exact_file["path"], exact_file["sha256"]))[alive]
     rows = table.select(ROWS.names).take(pa.array(np.flatnonzero(alive))).cast(ROWS)
-    built = build_shard(work.store, folder, vectors, rows, settings)
-    for kind, written in built.files:
-        facts = {"rows": built.rows, "shard": built.shard, "recall": built.recall.get(kind)}
-        work.moved[members[kind]["path"]] = {**vars(written), **facts}
+    built = build_shard(work.store, key[0], vectors, rows, settings)
+    work.shards[key] = {
+        kind: {**vars(written), "rows": built.rows, "shard": built.shard, "recall": built.recall.get(kind)}
+        for kind, written in built.files
+    }

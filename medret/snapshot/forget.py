@@ -1,43 +1,25 @@
 """Forgetting volumes: a patient withdrew. No vector and no mention of them stays in the store.
 
 Files are never changed, so every file that holds something of the volumes is written anew without it, and every
-snapshot over the new files; CURRENT moves to the new live one, and the old files go. Killed half-way, it is run again
-and finishes: the same input gives the same files and the same snapshots.
+snapshot over the new files; CURRENT moves to the new live one, and the old files go. What is to be forgotten is written
+down before (`forgetting.py`), so whoever comes after a kill finishes it: the next `forget`, `index` or `gc`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-from msgspec.structs import replace
 
 from medret.embeddings.shards import read_parquet
-from medret.errors import UsageError
-from medret.index import ROWS_KIND
-from medret.schemas import FILES, TOMBSTONES
-from medret.snapshot.erase import (
-    Erasure,
-    erase_embeddings,
-    erase_indices,
-    erase_journal,
-    erase_quarantine,
-    erase_reports,
-    without,
-)
-from medret.snapshot.journal import read_journal
+from medret.errors import CorruptError, MedretError, NotFoundError, StorageError, UsageError
+from medret.snapshot.erase import Erasure, erase_indices, erase_journal, erase_reports, erase_tables, folder_of
+from medret.snapshot.forgetting import FORGETTING, Note, digest, read_note, write_note
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     MANIFEST,
-    Counts,
     Manifest,
     current_id,
-    mean_recall,
     read_files,
     read_ledger,
     read_manifest,
@@ -45,78 +27,224 @@ from medret.snapshot.manifest import (
     snapshot_folder,
     snapshot_ids,
 )
-from medret.snapshot.publish import make_live, write_snapshot
+from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
+from medret.snapshot.names import SINGLE, is_temporary, kind_of, own
+from medret.snapshot.publish import make_live
+from medret.snapshot.rewrite import parents_first, rewrite_snapshot
 from medret.storage import Location
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was done. volumes: their ids. snapshots: old id -> new id. places: files that held something of them."""
+    """What was done.
+
+    volumes: their ids. snapshots: old id -> new id. places: files that held something of them. unreadable: those among
+    them, and snapshots, that were erased whole, because nobody can tell what they held. live: the live snapshot.
+    """
 
     volumes: tuple[str, ...]
     snapshots: Mapping[str, str]
     places: tuple[str, ...]
+    unreadable: tuple[str, ...]
     live: str | None
 
 
-def forget(store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copies: bool = False) -> Forgotten:
-    """Remove volumes from everything in a store.
+def forget(
+    store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copies: bool = False, say: Say = lambda _: None
+) -> Forgotten:
+    """Remove volumes from everything in a store, then search all of it for their ids.
 
-    copies: also other volumes of the same content, whose vectors are the same bytes. Raises UsageError if nothing in
-    the store knows a volume, or if there are copies and `copies` is not set.
+    copies: also other volumes of the same content, whose vectors are the same bytes. Raises NotFoundError if nothing in
+    the store knows a volume, UsageError if there are copies and `copies` is not set, CorruptError if a file of the live
+    snapshot cannot be read; these change nothing. Raises MedretError, after all is done, if a file that is not medret's
+    names a volume.
     """
-    snapshots = {one: read_manifest(store, one) for one in snapshot_ids(store)}
-    work = Erasure(store, _with_copies(store, snapshots, frozenset(volume_ids), copies=copies), lease)
-    erase_embeddings(work)
-    erase_quarantine(work)
+    earlier = finish(store, lease, say)
+    done = frozenset(one for one in volume_ids if earlier and digest(one) in earlier.volumes)
+    ids, note = _with_copies(store, _known(store, volume_ids - done), copies=copies), earlier
+    if ids or note is None:
+        lease.check()
+        write_note(store, Note(tuple(sorted(map(digest, ids)))))
+        try:
+            note = _replace(store, ids, lease)
+        except CorruptError:  # refused, not stopped: nobody is to go on with it
+            store.delete(FORGETTING)
+            raise
+        _remove(store, note, lease)
+    if note.left:
+        raise MedretError(
+            f"{store.uri}: forgot {len(volume_ids)} volumes, but {len(note.left)} files that are not medret's still "
+            f"name them, or cannot be read: {', '.join(note.left[:5])}; see to them yourself"
+        )
+    return Forgotten(
+        tuple(sorted(ids | done)), note.snapshots, tuple(sorted(note.doomed or ())), note.unreadable, current_id(store)
+    )
+
+
+def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | None:
+    """Finish what a killed `forget` began; returns what that was, None where there was nothing to do.
+
+    An id that stood in no table, only in the words of a report or manifest, cannot be told from its digest: that one
+    is left to whoever runs `forget` for it again.
+    """
+    note = read_note(store)
+    if note is None:
+        return None
+    if note.doomed is None:
+        ids = _ids_of(store, frozenset(note.volumes))
+        note = _replace(store, ids, lease) if ids else Note(volumes=(), doomed=())
+    _remove(store, note, lease)
+    say(f"finished a `medret forget` of {len(note.volumes)} volumes that had been stopped")
+    if note.left:
+        say(f"{len(note.left)} files that are not medret's still name them: {', '.join(note.left[:5])}")
+    return note
+
+
+def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
+    """Write everything anew that holds something of the volumes, and note what the old files are. Deletes nothing."""
+    snapshots, unreadable = _readable(store)
+    stay = {volume_id for volume_id, _ in _rows_known(store)}
+    work = Erasure(store, lease, Mentions(ids, stay))
+    erase_tables(work, "embeddings", "embeddings")
+    erase_tables(work, "quarantine", "quarantine")
     erase_indices(work, snapshots)
+    for one, manifest in list(snapshots.items()):
+        named = read_files(store, one, manifest)
+        # The quarantine table says nothing that the ledger does not.
+        vital = {row["path"] for row in named.to_pylist() if row["kind"] != "quarantine"}
+        if lost := vital & work.unreadable:
+            _refuse_if_live(store, one, min(lost))
+            unreadable.append(snapshot_folder(one))
+            del snapshots[one]
     renamed: dict[str, str] = {}
-    for old in _parents_first(snapshots):
-        renamed[old] = _rewrite_snapshot(work, old, snapshots[old], renamed)
-    changed = {old: new for old, new in renamed.items() if old != new}
-    live = current_id(store)
-    lease.check()
-    if live in changed:
-        make_live(store, changed[live], live)
-        live = changed[live]
+    for old in parents_first(snapshots):
+        renamed[old] = rewrite_snapshot(work, old, snapshots[old], renamed)
     erase_journal(work)
     erase_reports(work)
+    doomed = _doomed(store, work, set(renamed.values()))
+    left = _left(store, Mentions(ids, stay | work.stay), set(doomed))
+    note = Note(
+        volumes=tuple(sorted(map(digest, ids))),
+        doomed=tuple(doomed),
+        snapshots={old: new for old, new in renamed.items() if old != new},
+        unreadable=tuple(sorted({*unreadable, *work.unreadable})),
+        left=tuple(left),
+    )
     lease.check()
-    # Manifests first: a snapshot that is being removed is none any more before its files go. Folders that a killed run
-    # left without a manifest go with them. Embeddings last: as long as they are there, the volumes are known.
-    whole = {snapshot_folder(one) for one in snapshot_ids(store)} - {snapshot_folder(old) for old in changed}
-    doomed = [path for path in store.files("snapshots") if path.rpartition("/")[0] not in whole]
-    for path in [*sorted(doomed, key=lambda path: not path.endswith(MANIFEST)), *reversed(work.moved)]:
-        store.delete(path)
-    return Forgotten(tuple(sorted(work.ids)), changed, tuple(sorted({*doomed, *work.moved})), live)
+    write_note(store, note)
+    return note
 
 
-def _parents_first(snapshots: Mapping[str, Manifest]) -> list[str]:
-    """The snapshots, each after the one that it was made from: its id goes into the child's manifest."""
-    order: dict[str, None] = {}
-    for one in snapshots:
-        line = [one]
-        while (parent := snapshots[line[-1]].parent or "") in snapshots and parent not in order:
-            line.append(parent)
-        order |= dict.fromkeys(reversed(line))
-    return list(order)
+def _remove(store: Location, note: Note, lease: Lease) -> None:
+    """Make the new snapshot live and delete the old files."""
+    lease.check()
+    live = current_id(store)
+    if live in note.snapshots:
+        make_live(store, note.snapshots[live], live)
+    for number, path in enumerate(note.doomed or ()):
+        if number % 100 == 0:
+            lease.check()
+        if is_temporary(path) or kind_of(path) not in (None, *SINGLE):  # the note may have been forged
+            store.delete(path)
+    lease.check()
+    store.delete(FORGETTING)
 
 
-def _with_copies(
-    store: Location, snapshots: Mapping[str, Manifest], ids: frozenset[str], *, copies: bool
-) -> frozenset[str]:
-    """The volumes, and those of the same content."""
-    names = ["volume_id", "content_sha256"]
-    ledgers = [read_ledger(store, one, manifest, names) for one, manifest in snapshots.items()]
-    ledgers.append(read_journal(store).ledger.select(names))
-    rows = {(row["volume_id"], row["content_sha256"]) for ledger in ledgers for row in ledger.to_pylist()}
-    known = {volume_id for volume_id, _ in rows}
-    for path in store.files("embeddings") if ids - known else ():  # rows that no ledger points to any more
-        known |= set(read_parquet(store.read(path), ["volume_id"])["volume_id"].to_pylist())
-    if unknown := ids - known:
-        raise UsageError(
-            f"{store.uri} knows no volume '{min(unknown)}'; the id of a volume is its path below the archive"
+def _readable(store: Location) -> tuple[dict[str, Manifest], list[str]]:
+    """The snapshots, and the folders of those that cannot be read; raises CorruptError if that is the live one."""
+    found, unreadable = {}, []
+    for one in snapshot_ids(store):
+        try:
+            manifest = read_manifest(store, one)
+            for read in (read_files, read_tombstones, read_ledger):
+                read(store, one, manifest)
+            found[one] = manifest
+        except CorruptError as error:
+            _refuse_if_live(store, one, str(error))
+            unreadable.append(snapshot_folder(one))
+    return found, unreadable
+
+
+def _refuse_if_live(store: Location, snapshot_id: str, problem: str) -> None:
+    if snapshot_id == current_id(store):
+        raise CorruptError(
+            f"the live snapshot {snapshot_id} cannot be read whole: {problem}; restore the file, or make another "
+            "snapshot live with `medret rollback`, and forget then"
         )
+
+
+def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
+    """What goes, manifests first: a snapshot that is being removed is none any more before its files go.
+
+    It is what was replaced or given up, what killed writers left, and indices and tables that no snapshot names.
+    """
+    named: set[str] = set()
+    for one in snapshots:
+        named |= set(read_files(store, one, read_manifest(store, one))["path"].to_pylist())
+    folders = {snapshot_folder(one) for one in snapshots}
+    doomed = []
+    for path in store.files():
+        kind = kind_of(path)
+        if (
+            path in work.moved
+            or (kind in ("manifest", "table") and folder_of(path) not in folders)
+            or (kind in ("index", "centre") and path not in named)
+            or ("/" in path and is_temporary(path))  # beside the folders: of the lease, and of nobody
+        ):
+            doomed.append(path)
+    return sorted(doomed, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
+
+
+def _left(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str]:
+    """Search everything that stays."""
+    for path in store.files():
+        if path not in doomed:
+            try:
+                if mentions.in_file(store, path):
+                    yield path
+            except StorageError:
+                yield path
+
+
+def _known(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
+    """The ids; raises NotFoundError if neither a table nor a report nor a manifest has one of them."""
+    for volume_id in sorted(volume_ids - _ids_of(store, frozenset(map(digest, volume_ids)))):
+        mentions = Mentions({volume_id}, ())
+        texts = own(store.files(), "report", "manifest")
+        if not any(mentions.in_file(store, path) for path in texts):
+            raise NotFoundError(
+                f"{store.uri} knows no volume '{volume_id}'; the id of a volume is its path below the archive"
+            )
+    return frozenset(volume_ids)
+
+
+def _ids_of(store: Location, digests: AbstractSet[str]) -> frozenset[str]:
+    """The ids with these digests, as far as a table of the store has them."""
+    found: set[str] = set()
+    for kinds in (("table", "journal", "quarantine"), ("embeddings", "index")):
+        if len(found) < len(digests):
+            ids = {one for path in own(store.files(), *kinds) for one in _column(store, path)}
+            found |= {one for one in ids if digest(one) in digests}
+    return frozenset(found)
+
+
+def _column(store: Location, path: str) -> Iterable[str]:
+    """The ids in a table of medret; none in what cannot be read."""
+    if path.endswith(".faiss"):
+        return ()
+    try:
+        table = read_table(path, store.read(path))
+    except UNREADABLE:
+        return ()
+    ids = table["volume_id"].unique().to_pylist() if table and "volume_id" in table.schema.names else []
+    return (one for one in ids if isinstance(one, str))
+
+
+def _with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> frozenset[str]:
+    """The volumes, and those of the same content; raises UsageError if there are any and `copies` is not set."""
+    rows = set(_rows_known(store)) if ids else set()
     content = {sha256 for volume_id, sha256 in rows if volume_id in ids and sha256}
     same = {volume_id for volume_id, sha256 in rows if sha256 in content} - ids
     if same and not copies:
@@ -127,66 +255,12 @@ def _with_copies(
     return ids | same
 
 
-def _rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mapping[str, str]) -> str:
-    """The snapshot over the new files; the same id if it has nothing of the volumes."""
-    ledger, files = read_ledger(work.store, old, manifest), read_files(work.store, old, manifest)
-    dead = read_tombstones(work.store, old, manifest)
-    parent = renamed.get(manifest.parent or "", manifest.parent)
-    kept = without(ledger, work.ids)
-    touched = any(path in work.moved for path in files["path"].to_pylist())
-    if kept.num_rows == ledger.num_rows and not touched and parent == manifest.parent:
-        return old
-    # Index shards have new keys, which the rows of their embedding files and their tombstones follow.
-    keys: dict[str | None, str | None] = {
-        row["shard"]: (work.moved[row["path"]] or {}).get("shard")
-        for row in files.to_pylist()
-        if row["kind"] == ROWS_KIND and row["path"] in work.moved
-    }
-    rows = [row for row in map(work.row, files.to_pylist()) if row is not None]
-    rows = [{**row, "indexed_in": keys.get(row["indexed_in"], row["indexed_in"])} for row in rows]
-    tombs = [{**row, "shard": keys.get(row["shard"], row["shard"])} for row in without(dead, work.ids).to_pylist()]
-    gone = ledger.filter(pc.is_in(ledger["volume_id"], pa.array(sorted(work.ids))))
-    fields: dict[str, Any] = {name: getattr(manifest, name) for name in Manifest.__struct_fields__}
-    for name in ("format", "created", "tables"):
-        del fields[name]
-    new_files = pa.Table.from_pylist(rows, schema=FILES)
-    fields |= {
-        "parent": parent,
-        "counts": _counts(manifest.counts, gone),
-        "slices": int(pc.sum(kept["slices"]).as_py() or 0),
-        "indices": [
-            replace(
-                entry,
-                rows=entry.rows - _index_rows(gone, entry.aggregation),
-                recall=mean_recall(new_files, entry.recipe, entry.aggregation),
-            )
-            for entry in manifest.indices
-        ],
-    }
-    tombstones = pa.Table.from_pylist([tomb for tomb in tombs if tomb["shard"] is not None], schema=TOMBSTONES)
-    created = datetime.fromisoformat(manifest.created)
-    new, _ = write_snapshot(work.store, kept, new_files, tombstones, created, **fields)
-    return new
-
-
-def _index_rows(gone: pa.Table, aggregation: str | None) -> int:
-    embedded = gone.filter(pc.equal(gone["status"], "embedded"))
-    return embedded.num_rows if aggregation else int(pc.sum(embedded["slices"]).as_py() or 0)
-
-
-def _counts(counts: Counts, gone: pa.Table) -> Counts:
-    """Counts that reconcile again. Which volumes a run embedded is not recorded: unchanged ones are taken off first."""
-    embedded = _index_rows(gone, "volumes")
-    unchanged = max(0, counts.unchanged - embedded)
-    left = counts.embedded - (embedded - (counts.unchanged - unchanged))
-    return replace(
-        counts,
-        listed=counts.listed - gone.num_rows,
-        embedded=left,
-        unchanged=unchanged,
-        new=min(counts.new, left),
-        changed=min(counts.changed, left),
-        renamed=min(counts.renamed, unchanged),
-        stale=min(counts.stale, unchanged),
-        quarantined=counts.quarantined - (gone.num_rows - embedded),
-    )
+def _rows_known(store: Location) -> Iterator[tuple[str, str | None]]:
+    """volume_id and content_sha256 of every ledger row and journal entry that can be read."""
+    for path in own(store.files(), "table", "journal"):
+        if path.startswith("journal/") or "/ledger-" in path:
+            try:
+                table = read_parquet(store.read(path), ["volume_id", "content_sha256"])
+            except UNREADABLE:
+                continue
+            yield from zip(table["volume_id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow.compute as pc
 
 from medret.errors import UsageError
+from medret.snapshot.forget import finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
@@ -36,12 +37,14 @@ class Swept:
 
 
 def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False) -> Swept:
-    """Remove what is not needed.
+    """Remove what is not needed, and finish a `forget` that was stopped.
 
     keep: so many of the newest snapshots stay, beside the live one. older_than: what is younger stays. Run reports stay
     as long as they are younger, or their snapshot stays. Raises CorruptError, and removes nothing, if a kept snapshot
     cannot be read: what it needs would not be known.
     """
+    if not dry_run:
+        finish(store, lease)
     live = current_id(store)
     if live is None:
         raise UsageError(f"{store.uri}: nothing was ever published there")

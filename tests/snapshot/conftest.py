@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,10 @@ from medret.embeddings import (
 from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
-from medret.schemas import FILES, LEDGER, ROWS, TOMBSTONES
-from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish
+from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES
+from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish, read_files, read_manifest
+from medret.snapshot.journal import write_entry
+from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
 
 DIM = 8
@@ -32,21 +35,22 @@ SETTINGS = IndexSettings(lsh_bits=64)
 RECIPE = Recipe(SliceRecipe(), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0.5,) * 3, DIM, "fp32"))
 
 
-def make_rows(volumes: int, slices: int) -> tuple[list[EmbeddedVolume], list[dict[str, Any]]]:
+def make_rows(
+    volumes: int, slices: int, names: Sequence[str] = (), seed: int = 0
+) -> tuple[list[EmbeddedVolume], list[dict[str, Any]]]:
     embedded, ledger = [], []
-    for number in range(volumes):
+    for number in range(seed, seed + volumes):
+        name = names[number - seed] if names else f"v{number}.nii.gz"
         raw = np.random.default_rng(number).standard_normal((slices, DIM)).astype(np.float32)
         at = np.arange(slices, dtype=np.int32)
         place = at.astype(np.float32)
         embedded.append(
-            EmbeddedVolume(
-                f"v{number}.nii.gz", ["axial"] * slices, at, place / np.float32(slices), place, *unit_slices(raw)
-            )
+            EmbeddedVolume(name, ["axial"] * slices, at, place / np.float32(slices), place, *unit_slices(raw))
         )
         ledger.append(
             {
-                "volume_id": f"v{number}.nii.gz",
-                "uri": f"/archive/v{number}.nii.gz",
+                "volume_id": name,
+                "uri": f"/archive/{name}",
                 "size_bytes": 10,
                 "status": "embedded",
                 "content_sha256": f"{number}",
@@ -111,34 +115,76 @@ def write_indices(store: Location, embedded: list[EmbeddedVolume], files: list[d
     return made
 
 
+def publish_more(
+    store: Location,
+    embedded: list[EmbeddedVolume],
+    ledger: list[dict[str, Any]],
+    *,
+    parent: str | None = None,
+    dead: Sequence[str] = (),
+    gates: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Publish these volumes in shards of their own, beside what `parent` had; dead: what is gone since then."""
+    before = read_files(store, parent, read_manifest(store, parent)).to_pylist() if parent else []
+    key = f"{len(before):0>16}"
+    for row in ledger:
+        if row["volume_id"] in {volume.volume_id for volume in embedded}:
+            row["shards"] = [(RECIPE.digest, key)]
+    files = write_shard(store, embedded, key)
+    files += write_indices(store, embedded, files)
+    refused = [row for row in ledger if row["status"] == "quarantined"]
+    if refused:
+        written = write_quarantine(store, RUN, pa.Table.from_pylist(refused, LEDGER).select(QUARANTINE.names))
+        files.append({**vars(written), "kind": "quarantine", "rows": len(refused)})
+    tombstones = [
+        {"shard": shard, "volume_id": one}
+        for shard in sorted({row["shard"] for row in before if row["kind"] == "rows"})
+        for one in dead
+    ]
+    slices, good = sum(row["slices"] for row in ledger), len(ledger) - len(refused)
+    entries = [
+        IndexEntry(recipe=RECIPE.digest, aggregation=a, rows=n, dim=DIM, shards=1, recall={})
+        for a, n in ((None, slices), ("mean", good))
+    ]
+    new, gone = len(embedded), len(dead)
+    counts = Counts(
+        listed=len(ledger), embedded=new, new=new, unchanged=good - new, gone=gone, quarantined=len(refused)
+    )
+    facts = fields(good, 1) | {"index_settings": SETTINGS.to_json(), "indices": entries, "counts": counts}
+    facts |= {"slices": slices, "gates": [GateEntry(name=name, found=found, limit="any") for name, found in gates]}
+    kept = [row for row in before if row["kind"] != "quarantine"]
+    snapshot_id, _ = publish(
+        store, pa.Table.from_pylist(ledger, LEDGER), pa.Table.from_pylist(kept + files, FILES),
+        pa.Table.from_pylist(tombstones, TOMBSTONES), parent=parent, **facts,
+    )  # fmt: skip
+    return snapshot_id
+
+
+def write_journal(store: Location, embedded: list[EmbeddedVolume], ledger: list[dict[str, Any]]) -> None:
+    """What a killed run made of these volumes."""
+    key = "f" * 16
+    rows = [{**row, "shards": [(RECIPE.digest, key)]} for row in ledger]
+    files = pa.Table.from_pylist(write_shard(store, embedded, key), FILES)
+    write_entry(store, key, pa.Table.from_pylist(rows, LEDGER), files)
+
+
 @pytest.fixture
 def history(tmp_path: Path) -> SimpleNamespace:
     """A store of two snapshots: v0..v7, then without v2 (a tombstone) and with v8 in shards of its own."""
     store = Location(tmp_path / "history")
     embedded, ledger = make_rows(9, 3)
-    old = write_shard(store, embedded[:8], "old")
-    old_indices = write_indices(store, embedded[:8], old)
-    for row in ledger:
-        row["shards"] = [(RECIPE.digest, "new" if row["volume_id"] == "v8.nii.gz" else "old")]
-    facts = fields(8, 3) | {"index_settings": SETTINGS.to_json()}
-    entries = [IndexEntry(recipe=RECIPE.digest, aggregation=a, rows=n, dim=DIM, shards=1, recall={})
-               for a, n in ((None, 24), ("mean", 8))]  # fmt: skip
-    table = pa.Table.from_pylist
-    first, _ = publish(
-        store, table(ledger[:8], LEDGER), table(old + old_indices, FILES), **facts | {"indices": entries}
-    )
-    new = write_shard(store, embedded[8:], "new")
-    new_indices = write_indices(store, embedded[8:], new)
-    keys = {row["shard"] for row in old_indices}
-    dead = [{"shard": key, "volume_id": "v2.nii.gz"} for key in keys]
-    facts |= {"counts": Counts(listed=8, embedded=1, new=1, unchanged=7, gone=1), "indices": entries}
-    second, _ = publish(
-        store, table([row for row in ledger if row["volume_id"] != "v2.nii.gz"], LEDGER),
-        table(old + new + old_indices + new_indices, FILES), table(dead, TOMBSTONES), parent=first, **facts,
-    )  # fmt: skip
+    first = publish_more(store, embedded[:8], ledger[:8])
+    kept = [row for row in ledger if row["volume_id"] != "v2.nii.gz"]
+    second = publish_more(store, embedded[8:], kept, parent=first, dead=["v2.nii.gz"])
     store.write_named("runs", RUN, ".json", json.dumps({"error": "v2.nii.gz was odd, v3.nii.gz not"}).encode())
     vectors = {volume.volume_id: volume.vectors for volume in embedded}
     return SimpleNamespace(store=store, first=first, second=second, vectors=vectors)
+
+
+@pytest.fixture(scope="session")
+def makers() -> SimpleNamespace:
+    """The makers of stores with a history."""
+    return SimpleNamespace(rows=make_rows, publish=publish_more, journal=write_journal)
 
 
 @pytest.fixture

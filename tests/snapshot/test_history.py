@@ -164,28 +164,3 @@ def test_forgetting_names_the_places_and_refuses_strangers(
     assert set(done["snapshots"]) == {history.first, history.second}
     kinds = {Path(path).name.split("-")[0] for path in done["files"]}
     assert {"slices", "volumes", "hnsw", "lsh", "exact", "rows", "ledger", "manifest.json", "20260131T094500Z"} <= kinds
-
-
-def test_forgetting_half_done_is_finished_by_running_it_again(
-    history: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store: Location = history.store
-    delete = Location.delete
-    calls = 0
-
-    def dies(self: Location, relative: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        delete(self, relative)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Location, "delete", dies)
-        with pytest.raises(KeyboardInterrupt):
-            forget(store, {"v3.nii.gz"}, take(store, "forget", 0.001))
-    time.sleep(0.01)
-    forget(store, {"v3.nii.gz"}, take(store, "forget", 60))
-    assert verify_store(store) == []
-    assert not [path for path, data in everything(store) if b"v3.nii.gz" in data]
-    assert len(snapshot_ids(store)) == 2

@@ -1,0 +1,166 @@
+"""Where volumes are named: in text, in bytes and in the columns of tables.
+
+A name counts in every spelling that medret's files give it (UTF-8, the escapes of JSON and of URIs), wherever it
+stands, but for one place: as a part of the longer name of a volume that stays (`b/a.nii.gz` holds `a.nii.gz`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from medret.embeddings.shards import read_parquet
+from medret.errors import CorruptError, StorageError
+from medret.snapshot.names import kind_of
+from medret.storage import Location
+
+FORGOTTEN = "(forgotten)"
+IDENTITY = ("volume_id", "uri")  # columns that say which volume a row is of
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, CorruptError)  # what reading a damaged table raises
+CHUNK_BYTES = 16 * 2**20
+
+
+class Mentions:
+    """Finds the names of some volumes, and takes them out. stay: the ids of other volumes."""
+
+    def __init__(self, ids: AbstractSet[str], stay: Iterable[str]) -> None:
+        longer = {one for one in stay if one not in ids and any(volume_id in one for volume_id in ids)}
+        self.ids = ids
+        self._gone = frozenset(text for one in ids for text in _spellings(one))
+        words = self._gone | {text for one in longer for text in _spellings(one)}
+        pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        self._text = re.compile(pattern)
+        self._bytes = re.compile(pattern.encode("utf-8", "surrogateescape"))
+        self._raw = frozenset(_encoded(word) for word in self._gone)
+        self._longest = max(len(_encoded(word)) for word in words)
+
+    def scrub(self, text: str) -> str:
+        """The text without the names."""
+        return self._text.sub(lambda match: FORGOTTEN if match[0] in self._gone else match[0], text)
+
+    def in_text(self, text: str) -> bool:
+        """Whether a name stands there."""
+        return any(match[0] in self._gone for match in self._text.finditer(text))
+
+    def in_bytes(self, data: bytes, begin: int = 0, end: int | None = None) -> bool:
+        """Whether a name begins there, from `begin` to before `end`."""
+        if not any(raw in data for raw in self._raw):
+            return False
+        place = slice(begin, len(data) if end is None else end)
+        found = (match for match in self._bytes.finditer(data) if match[0] in self._raw)
+        return any(place.start <= match.start() < place.stop for match in found)
+
+    def in_table(self, table: pa.Table) -> bool:
+        """Whether a name stands in a column of text, or in the schema's metadata."""
+        metadata = table.schema.metadata or {}
+        if any(self.in_bytes(item) for pair in metadata.items() for item in pair):
+            return True
+        return any(self._in_array(array) for column in table.columns for array in _texts(column))
+
+    def scrub_table(self, table: pa.Table) -> pa.Table:
+        """The table without the names in what it says of other volumes: reasons, labels, facts."""
+        for place, field in enumerate(table.schema):
+            column = table.column(place)
+            if field.name not in IDENTITY and any(self._in_array(array) for array in _texts(column)):
+                values = [self._scrub_value(value) for value in column.to_pylist()]
+                table = table.set_column(place, field, pa.array(values, field.type))
+        return table
+
+    def in_file(self, store: Location, path: str) -> bool:
+        """Whether a name stands in a file, or in its path; raises StorageError if it cannot be read."""
+        if self.in_text(path):
+            return True
+        try:
+            kind = kind_of(path)
+            if kind is None:
+                return self._in_strangers(store, path)
+            data = store.read(path)
+            table = read_table(path, data)
+        except FileNotFoundError:
+            return False
+        except UNREADABLE:
+            table = None
+        return self.in_bytes(data) or (table is not None and self.in_table(table))
+
+    def _in_strangers(self, store: Location, path: str) -> bool:
+        """In a file that may be anything, of any size."""
+        local = store.local_path(path)
+        if local is None:
+            return self.in_bytes(store.read(path))
+        if not local.is_file():  # a pipe would be waited for, a device would have no end
+            return False
+        try:
+            return any(self.in_bytes(*part) for part in _parts(local, self._longest))
+        except OSError as error:
+            raise StorageError(f"{local} cannot be read: {error}") from error
+
+    def _in_array(self, array: pa.Array) -> bool:
+        """Whether a name stands in an array of strings."""
+        for word in self._gone:
+            found = array.filter(pc.match_substring(array, word))
+            if any(self.in_text(text) for text in found.unique().to_pylist()):
+                return True
+        return False
+
+    def _scrub_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.scrub(value)
+        if isinstance(value, list):  # a map
+            return [(self._scrub_value(key), self._scrub_value(item)) for key, item in value]
+        return value
+
+
+def read_table(path: str, data: bytes) -> pa.Table | None:
+    """A table of medret without its vectors; None for a file that is no table. Raises UNREADABLE if it is damaged."""
+    if path.endswith(".arrow"):
+        return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    if not path.endswith(".parquet"):
+        return None
+    names = pq.read_schema(pa.BufferReader(data)).names
+    return read_parquet(data, [name for name in names if name != "vector"])
+
+
+def _spellings(volume_id: str) -> frozenset[str]:
+    escaped = {json.dumps(volume_id)[1:-1], json.dumps(volume_id, ensure_ascii=False)[1:-1]}
+    return frozenset({volume_id, quote(_encoded(volume_id)), *escaped})
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _texts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """The strings of a column, if it has any."""
+    for chunk in column.chunks:
+        if pa.types.is_map(chunk.type):
+            yield from (part for part in (chunk.keys, chunk.items) if _is_text(part.type))
+        elif _is_text(chunk.type):
+            yield chunk
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _parts(path: Path, longest: int) -> Iterator[tuple[bytes, int, int]]:
+    """A file in overlapping parts, and in each the places where a name may begin; each place of the file once.
+
+    longest: bytes of the longest name. So many are seen before and after each of these places.
+    """
+    with path.open("rb") as file:
+        data, begin = file.read(CHUNK_BYTES), 0
+        while more := file.read(CHUNK_BYTES):
+            end = max(begin, len(data) - longest)
+            yield data, begin, end
+            seen = max(0, end - longest)
+            data, begin = data[seen:] + more, end - seen
+        yield data, begin, len(data)
