@@ -28,14 +28,15 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.snapshot import current_id, verify_store
+    from medret.snapshot.forgetting import FORGETTING
     from medret.snapshot.names import is_litter
     from medret.storage import Location
 
     store = Location(arguments.store)
     findings = verify_store(store)
-    litter = sum(map(is_litter, store.files()))
+    litter, stopped = sum(map(is_litter, store.files())), store.exists(FORGETTING)
     if arguments.json:
-        facts = {"findings": [asdict(finding) for finding in findings], "litter": litter}
+        facts = {"findings": [asdict(finding) for finding in findings], "litter": litter, "forgetting": stopped}
         print(json.dumps({"store": store.uri, **facts}))
     elif findings:
         for finding in findings:
@@ -44,4 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{store.uri}: sound; snapshot {current_id(store)} is live")
     if litter and not arguments.json:
         print(f"{store.uri}: passed over {litter} files of desktops and file servers, such as .DS_Store")
+    if stopped and not arguments.json:
+        print(f"{store.uri}: a `medret forget` was stopped; the next forget, index or gc finishes it")
     return 1 if findings else 0

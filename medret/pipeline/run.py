@@ -55,7 +55,9 @@ from medret.recipe import Recipe
 from medret.retry import retries
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Counts, Lease, clear_journal, leased, publish
+from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
+from medret.snapshot.names import say_strangers
 from medret.storage import Location
 
 
@@ -88,10 +90,13 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     say_listing(reporter, inputs.listing, inputs.labels, request.labels)
     stop = Stop()
     with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
+        finish(store, lease, reporter.say)
         state = read_state(request, store, inputs)
         if with_models(asked, state.previous.manifest) != request:
             raise BusyError(f"{store.uri}: another run has published other models meanwhile; run again")
         refuse_replacing(request, state.previous.manifest)
+        if state.previous.id is None:
+            say_strangers(store, reporter.say)
         run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
         recipes = recipes_at_hand(request, inputs, state)
         if recipes is not None:

@@ -85,8 +85,7 @@ def shard_of(row: Mapping[str, Any]) -> ShardKey | None:
 def erase_tables(work: Erasure, folder: str, kind: str) -> None:
     """The Parquet files of a folder: vectors or quarantine, whether a snapshot names them or not."""
     for path in own(work.store.files(folder), kind):
-        data = work.store.read(path)
-        table = _parsed(data) if is_named_after(path, data) else None
+        table = _read(work.store, path)
         if table is None:
             work.give_up(path)
             continue
@@ -157,13 +156,15 @@ def stem_of(path: str) -> str:
     return path.rpartition("/")[2].rpartition("-")[0]
 
 
-def _parsed(data: bytes) -> pa.Table | None:
+def _read(store: Location, path: str) -> pa.Table | None:
+    """A table with a column `volume_id`; None if it is damaged."""
     try:
+        data = store.read(path)
         table = read_parquet(data)
         ids = table["volume_id"]
     except UNREADABLE:
         return None
-    return table if pa.types.is_string(ids.type) and not ids.null_count else None
+    return table if is_named_after(path, data) and pa.types.is_string(ids.type) and not ids.null_count else None
 
 
 def _erase_index(

@@ -58,8 +58,8 @@ def forget(
 
     copies: also other volumes of the same content, whose vectors are the same bytes. Raises NotFoundError if nothing in
     the store knows a volume, UsageError if there are copies and `copies` is not set, CorruptError if a file of the live
-    snapshot cannot be read; these change nothing. Raises MedretError, after all is done, if a file that is not medret's
-    names a volume.
+    snapshot cannot be read; these change nothing. Raises MedretError, after all is done, if a file still names a
+    volume, such as one that is not medret's.
     """
     earlier = finish(store, lease, say)
     done = frozenset(one for one in volume_ids if earlier and digest(one) in earlier.volumes)
@@ -75,8 +75,8 @@ def forget(
         _remove(store, note, lease)
     if note.left:
         raise MedretError(
-            f"{store.uri}: forgot {len(volume_ids)} volumes, but {len(note.left)} files that are not medret's still "
-            f"name them, or cannot be read: {', '.join(note.left[:5])}; see to them yourself"
+            f"{store.uri}: forgot {len(volume_ids)} volumes, but {len(note.left)} files still name them, or cannot be "
+            f"read: {', '.join(note.left[:5])}; see to them yourself"
         )
     return Forgotten(
         tuple(sorted(ids | done)), note.snapshots, tuple(sorted(note.doomed or ())), note.unreadable, current_id(store)
@@ -98,7 +98,7 @@ def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | N
     _remove(store, note, lease)
     say(f"finished a `medret forget` of {len(note.volumes)} volumes that had been stopped")
     if note.left:
-        say(f"{len(note.left)} files that are not medret's still name them: {', '.join(note.left[:5])}")
+        say(f"{len(note.left)} files still name them, or cannot be read: {', '.join(note.left[:5])}")
     return note
 
 
@@ -206,6 +206,8 @@ def _left(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str
                     yield path
             except StorageError:
                 yield path
+            except CorruptError:  # a link that leads out: what it leads to is not in the store
+                continue
 
 
 def _known(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:

@@ -24,7 +24,7 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     volumes: sha256 of each id. doomed: files to delete, in that order; None while new files are being written.
     snapshots: old id -> new id. unreadable: files and snapshots erased whole, because nobody can tell what they hold.
-    left: files that are not medret's to change and name a volume.
+    left: files that name a volume and are not medret's to change.
     """
 
     volumes: tuple[str, ...]

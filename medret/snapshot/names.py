@@ -6,9 +6,9 @@ Every kind of file that medret writes has its line in `OWN`. docs/formats.md des
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from medret.storage import NAME_DIGITS
+from medret.storage import NAME_DIGITS, Location
 
 DIGEST = rf"[0-9a-f]{{{NAME_DIGITS}}}"
 RUN = r"\d{8}T\d{6}Z"  # the moment of its start
@@ -63,3 +63,13 @@ def strangers(paths: Iterable[str]) -> list[str]:
 def own(paths: Iterable[str], *kinds: str) -> list[str]:
     """The files of these kinds."""
     return [path for path in paths if kind_of(path) in kinds]
+
+
+def say_strangers(store: Location, say: Callable[[str], None]) -> None:
+    """Of a folder that becomes a store: say which files there are not medret's."""
+    found = strangers(store.files())
+    if found:
+        say(
+            f"{store.uri} holds {len(found)} files that are not medret's, such as {found[0]}; they stay as they are, "
+            "and `medret verify` will name them: a folder of its own is better for a store"
+        )

@@ -45,7 +45,9 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
     parent = renamed.get(manifest.parent or "", manifest.parent)
     gates = [_scrubbed(work, gate) for gate in manifest.gates]
     kept, dead = work.kept_of(ledger), work.kept_of(tombstones)
-    same = kept is None and dead is None and (parent, gates) == (manifest.parent, manifest.gates)
+    exclude = [work.mentions.scrub(pattern) for pattern in manifest.exclude]
+    words = (parent, gates, exclude)
+    same = kept is None and dead is None and words == (manifest.parent, manifest.gates, manifest.exclude)
     if same and not any(map(work.touches, files)):
         return old
     kept, dead = ledger if kept is None else kept, tombstones if dead is None else dead
@@ -57,6 +59,7 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
     fields |= {
         "parent": parent,
         "gates": gates,
+        "exclude": exclude,
         "counts": _counts(manifest.counts, gone),
         "slices": int(pc.sum(kept["slices"]).as_py() or 0),
         "indices": [

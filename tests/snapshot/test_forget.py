@@ -233,7 +233,7 @@ def test_a_users_file_that_names_a_volume_is_said_and_left(
     store.write("notes.txt", f"{REFUSED} called".encode())
     store.write("runs/list.csv", f"{LONGER}\n".encode())
     assert main(["forget", store.uri, REFUSED, EMBEDDED, COPY]) == 1
-    assert "1 files that are not medret's still name them, or cannot be read: notes.txt" in capsys.readouterr().err
+    assert "1 files still name them, or cannot be read: notes.txt" in capsys.readouterr().err
     assert not [path for path, text in texts(store) if REFUSED in text and path != "notes.txt"]
     assert not store.exists(FORGETTING)
     store.delete("notes.txt")
@@ -257,7 +257,7 @@ def test_an_id_that_stands_in_words_alone_is_forgotten_too(
 
 
 def test_a_forged_note_deletes_nothing_that_is_not_medrets(
-    worn: SimpleNamespace, copy_of: Callable[[Location], Location]
+    worn: SimpleNamespace, copy_of: Callable[[Location], Location], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """E1, B6."""
     store = copy_of(worn.store)
@@ -271,6 +271,9 @@ def test_a_forged_note_deletes_nothing_that_is_not_medrets(
     assert outside.exists()
     assert contents(store) == {path: data for path, data in before.items() if path != FORGETTING}
     store.write(FORGETTING, b"{")
+    capsys.readouterr()
+    assert main(["verify", store.uri]) == 1  # of the user's files
+    assert "a `medret forget` was stopped" in capsys.readouterr().out
     with pytest.raises(CorruptError, match="run it again"):
         finish(store, NoLease())  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ import pytest
 from medret.cli import main
 from medret.errors import UsageError
 from medret.snapshot import verify_store
+from medret.snapshot.names import say_strangers
 from medret.storage import Location
 
 
@@ -59,6 +60,9 @@ def test_foreign_files_are_named_and_leftovers_of_a_killed_writer_are_not(publis
     mine = ["journal/2025.md", "notes.txt", "runs/events-0123456789abcdef.json"]
     for path in mine:
         store.write(path, b"mine")
+    said: list[str] = []
+    say_strangers(store, said.append)
+    assert "holds 3 files that are not medret's, such as journal/2025.md" in said[0]
     store.write(f"embeddings/{'0' * 16}/.slices-{'0' * 16}.parquet.0123ab12.tmp", b"half")
     assert [finding.path for finding in verify_store(store)] == mine
 
