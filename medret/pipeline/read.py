@@ -19,12 +19,10 @@ from medret.pipeline.progress import Tally
 from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
 from medret.storage import Identity, StoredObject, in_words
-from medret.volume import START_BYTES, Limits, SlicedVolume, judge_start, read_volume
-from medret.volume.limits import MIB
+from medret.volume import Limits, SlicedVolume, read_judged, read_volume
 
 READ_AT_ONCE = 4  # objects of an object store, side by side: as many are in memory
 READINGS = 3  # of an object that someone is writing to
-JUDGED_FIRST_BYTES = 64 * MIB  # from here on an object is judged by its first bytes before it is read whole
 
 Content = bytes | VolumeError
 
@@ -125,9 +123,7 @@ def _steady(row: dict[str, Any], limits: Limits) -> Content:
             before = Identity(row["size_bytes"], row["etag"], row["mtime"])
             content: Content
             try:
-                if before.size_bytes > JUDGED_FIRST_BYTES:
-                    judge_start(source.read(0, START_BYTES), before.size_bytes, limits)
-                content = source.read()
+                content = read_judged(source, before.size_bytes, limits)
             except VolumeError as refusal:
                 content = refusal
             found = source.identity()

@@ -12,6 +12,7 @@ from medret.index import IndexSettings
 from medret.pipeline.gates import GateLimits
 from medret.recipe import SliceRecipe
 from medret.snapshot import LEASE_S
+from medret.storage import refuse_secrets
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
@@ -56,6 +57,8 @@ class IndexRequest:
     gates: GateLimits = field(default_factory=GateLimits)
 
     def __post_init__(self) -> None:
+        for what, uri in (("archive", self.archive), ("store", self.store), *self.weights.items()):
+            refuse_secrets(uri, what)
         parse_slice_plan(self.slices.slices)
         if self.slices.ct_window not in CT_WINDOWS:
             raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")

@@ -15,8 +15,8 @@ from PIL import Image
 
 from medret.errors import VolumeError
 from medret.recipe import SliceRecipe
-from medret.storage import read_uri
-from medret.volume import SliceRef, read_volume
+from medret.storage import StoredObject, in_words
+from medret.volume import Limits, SliceRef, read_judged, read_volume
 
 SIDE_PX = 160
 READERS = 4
@@ -60,7 +60,8 @@ def read_tiles(wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify
 
     def load(one: Wanted) -> Shown | str:
         try:
-            data = read_uri(one.uri)
+            source = StoredObject(one.uri)
+            data = read_judged(source, source.identity().size_bytes, Limits())
             volume_id, modality = one.identity or identify(one.uri, data)
             volume = read_volume(data, volume_id, recipe, [SIDE_PX], modality=modality)
         except FileNotFoundError:
@@ -68,7 +69,7 @@ def read_tiles(wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify
         except VolumeError as error:
             return f"{error.code}: {error.reason}"
         except Exception as error:  # noqa: BLE001  # whatever a file system raises, the page is made without the image
-            return f"cannot be read: {type(error).__name__}: {error}"
+            return f"cannot be read: {type(error).__name__}: {in_words(error)}"
         places = [(ref.plane, ref.position) for ref in volume.slices]
         pixels = volume.pixels[SIDE_PX]
         tiles = {

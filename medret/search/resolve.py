@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.search.contents import Contents
-from medret.search.encoding import encode_query, load_encoder, read_query, sha256_of, slice_query
+from medret.search.encoding import encode_query, load_encoder, read_query, read_volume_query, sha256_of, slice_query
 from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.search.narrow import chosen_slices, slice_weights, within
@@ -104,7 +104,7 @@ class Resolver:
         recipe = entry.load()
         wanted = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.get("box")) else None
-        data = read_query(uri)
+        data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)

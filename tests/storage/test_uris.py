@@ -57,6 +57,7 @@ def test_the_commands_refuse_and_redact(tmp_path: Path, capsys: pytest.CaptureFi
     for command in (
         ["plan", secret, str(tmp_path / "s")],
         ["plan", str(tmp_path), secret],
+        ["plan", str(tmp_path), str(tmp_path / "s"), "--weights", f"efficientnet_lite0={secret}"],
         ["verify", secret],
         ["plan", chain, str(tmp_path / "s")],
         ["index", f"tar://{tmp_path}/a.tar", str(tmp_path / "s")],
