@@ -13,12 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from medret.errors import UsageError, WeightsError
 from medret.models.spec import WeightPart
-from medret.storage import normalise_uri
+from medret.storage import normalise_uri, open_filesystem, reaching, redacted, scheme_of, tree
 
 # A path on this machine, or a function that gives the bytes.
 Entry = Path | Callable[[], bytes]
@@ -43,24 +40,26 @@ class FileSet:
 def open_files(given: str, *, archive: bool = False) -> FileSet:
     """The files behind a path or URI. archive: a single file is a zip, and its members are meant.
 
-    Raises WeightsError when there is nothing there or it cannot be read.
+    Raises WeightsError when there is nothing there or it is not understood, StorageError when it cannot be read.
     """
     try:
         uri = normalise_uri(given)
-        fs, root = fsspec.core.url_to_fs(uri)
-        if isinstance(fs, LocalFileSystem):
-            return _local_files(Path(root), given, archive)
-        if fs.isfile(root):
-            files = FileSet(given, {root.rsplit("/", 1)[-1]: partial(fs.cat_file, root)})
-            return _members(given, io.BytesIO(fs.cat_file(root))) if archive else files
-        below = len(root.rstrip("/")) + 1
-        entries: dict[str, Entry] = {path[below:]: partial(fs.cat_file, path) for path in fs.find(root)}
+        if not scheme_of(uri):
+            return _local_files(Path(uri), given, archive)
+        with reaching(uri, "read"):
+            fs, root = open_filesystem(uri)
+            if fs.isfile(root):
+                files = FileSet(given, {root.rsplit("/", 1)[-1]: partial(fs.cat_file, root)})
+                return _members(given, io.BytesIO(fs.cat_file(root))) if archive else files
+            paths = tree(fs, root)
     except UsageError as error:
         raise WeightsError(str(error)) from error
-    except Exception as error:  # every fsspec backend has exceptions of its own
-        raise WeightsError(f"weights {given} cannot be read: {type(error).__name__}: {error}") from error
-    if not entries:
-        raise WeightsError(f"weights {given}: no such file or folder")
+    except FileNotFoundError:
+        paths = {}
+    if not paths:
+        raise WeightsError(f"weights {redacted(given)}: no such file or folder")
+    below = len(root.rstrip("/")) + 1
+    entries: dict[str, Entry] = {path[below:]: partial(fs.cat_file, path) for path in paths}
     return FileSet(given, entries)
 
 

@@ -69,7 +69,7 @@ def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dr
             continue
     # Manifests first: a snapshot that is being removed is none any more before its files go.
     doomed.sort(key=lambda path: (not path.startswith("snapshots/"), not path.endswith("manifest.json"), path))
-    size = sum(int(store.fs.size(store.path(path)) or 0) for path in doomed)
+    size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
         for number, path in enumerate(doomed):
             if number % 100 == 0:

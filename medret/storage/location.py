@@ -176,6 +176,11 @@ class Location:
             moment: datetime = retrying(lambda: self.fs.modified(self.path(relative)))
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
+    def size_bytes(self, relative: str) -> int:
+        """How large the object is; raises FileNotFoundError, StorageError."""
+        with reaching(self.uri_of(relative), "read"):
+            return int(retrying(lambda: self.fs.size(self.path(relative))) or 0)
+
     def delete(self, relative: str) -> None:
         """Remove one object; one that is not there is as good as removed. Of a link, the link goes."""
         with reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
