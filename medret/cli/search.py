@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, parse_weights
 from medret.errors import UsageError
+from medret.storage import redacted
 
 if TYPE_CHECKING:
     from medret.search import Hit
@@ -157,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _document(query: str, hits: Sequence[Hit]) -> dict[str, Any]:
-    return {"query": query, "hits": [hit.to_json() for hit in hits]}
+    return {"query": redacted(query), "hits": [hit.to_json() for hit in hits]}
 
 
 def _options(arguments: argparse.Namespace) -> SearchOptions:

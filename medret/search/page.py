@@ -15,6 +15,7 @@ from medret.search.ledger import LABELS
 from medret.search.page_images import SIDE_PX, Shown, Tile, Wanted, read_tiles
 from medret.search.page_style import STYLE, document
 from medret.search.snapshot import Snapshot
+from medret.storage import redacted
 
 Result = tuple[str, str | None, list[Hit]]
 Images = Mapping[Wanted, Shown | str]
@@ -81,14 +82,14 @@ def _section(number: int, result: Result, images: Images) -> str:
     where = ""
     if uri is not None:
         own = images[_query_wanted(uri, hits)]
-        where = f'<p class="soft">{escape(uri)}</p>'
+        where = f'<p class="soft">{escape(redacted(uri))}</p>'
     heading = label.rsplit("/", 1)[-1] if label == uri else label  # the whole path stands below it
     rows = "\n".join(_row(hit, images[_hit_wanted(hit)], own) for hit in hits)
     body = f"<ol>\n{rows}\n</ol>" if hits else '<p class="empty">No hits.</p>'
     return f"""<section aria-labelledby="query-{number}">
 <div class="query">
 <div class="row">
-<div class="facts"><p class="eyebrow">Query</p><h2 id="query-{number}">{_breakable(heading)}</h2>{where}</div>
+<div class="facts"><p class="eyebrow">Query</p><h2 id="query-{number}">{_breakable(redacted(heading))}</h2>{where}</div>
 <div class="images">{_strip(own, "query")}{_matched(hits, own)}</div>
 </div>
 </div>

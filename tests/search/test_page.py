@@ -135,6 +135,15 @@ def test_an_unreachable_volume_leaves_a_note(snapshot: Snapshot, phantom_archive
     assert len(page.images) == 4 + 1
 
 
+def test_a_password_in_a_query_is_not_shown(snapshot: Snapshot) -> None:
+    """E8."""
+    query = "http://me:hunter2@127.0.0.1:1/case.nii.gz?token=hunter2"
+    text = results_page(snapshot, [(query, query, [])])
+    assert "hunter2" not in text
+    assert "http://***@127.0.0.1:1/case.nii.gz" in text
+    assert "cannot be read" in text
+
+
 def test_a_query_without_hits(snapshot: Snapshot) -> None:
     page = _Page(results_page(snapshot, [("nothing like it", None, [])]))
     assert "No hits." in page.text
