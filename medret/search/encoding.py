@@ -15,7 +15,7 @@ from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
 from medret.recipe import Plane, Recipe
 from medret.search.matching import SliceVectors
 from medret.snapshot import RecipeEntry
-from medret.storage import StoredObject, reaching, read_uri, redacted
+from medret.storage import read_uri, redacted
 
 if TYPE_CHECKING:
     from medret.models import Encoder
@@ -41,12 +41,10 @@ def read_query(uri: str) -> bytes:
 
 def read_volume_query(uri: str) -> bytes:
     """The bytes of a query that is a volume, as `read_query`; one that cannot be a volume is not read whole."""
-    from medret.volume import Limits, read_judged
+    from medret.volume import Limits, fetch_volume
 
-    source = StoredObject(uri)
     try:
-        with reaching(uri, "read"):
-            return read_judged(source, source.identity().size_bytes, Limits())
+        return fetch_volume(uri, Limits())
     except FileNotFoundError as error:
         raise NotFoundError(f"query {redacted(uri)}: no such file") from error
     except VolumeError as error:

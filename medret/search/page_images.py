@@ -15,8 +15,8 @@ from PIL import Image
 
 from medret.errors import VolumeError
 from medret.recipe import SliceRecipe
-from medret.storage import StoredObject, in_words
-from medret.volume import Limits, SliceRef, read_judged, read_volume
+from medret.storage import in_words
+from medret.volume import Limits, SliceRef, fetch_volume, read_volume
 
 SIDE_PX = 160
 READERS = 4
@@ -60,8 +60,7 @@ def read_tiles(wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify
 
     def load(one: Wanted) -> Shown | str:
         try:
-            source = StoredObject(one.uri)
-            data = read_judged(source, source.identity().size_bytes, Limits())
+            data = fetch_volume(one.uri, Limits())
             volume_id, modality = one.identity or identify(one.uri, data)
             volume = read_volume(data, volume_id, recipe, [SIDE_PX], modality=modality)
         except FileNotFoundError:

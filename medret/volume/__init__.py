@@ -1,7 +1,7 @@
 """Bytes of a NIfTI object to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
 
 from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
-from medret.volume.fetch import read_judged
+from medret.volume.fetch import fetch_volume, read_judged
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.limits import Limits
 from medret.volume.plan import SlicePlan, parse_slice_plan
@@ -14,6 +14,7 @@ __all__ = [
     "SliceRef",
     "SlicedVolume",
     "VolumeFacts",
+    "fetch_volume",
     "parse_slice_plan",
     "read_judged",
     "read_volume",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medret.storage import StoredObject
+from medret.storage import StoredObject, reaching
 from medret.volume.limits import MIB, Limits
 from medret.volume.nifti import START_BYTES, judge_start
 
@@ -17,3 +17,10 @@ def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
     if size_bytes > JUDGED_FIRST_BYTES:
         judge_start(source.read(0, START_BYTES), size_bytes, limits)
     return source.read()
+
+
+def fetch_volume(uri: str, limits: Limits) -> bytes:
+    """All bytes of the object behind a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
+    source = StoredObject(uri)
+    with reaching(uri, "read"):
+        return read_judged(source, source.identity().size_bytes, limits)

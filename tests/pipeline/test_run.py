@@ -220,14 +220,12 @@ def test_s3_gives_the_same_vectors_and_neighbours_though_one_request_in_ten_fail
     for key in ODD_KEYS:
         assert snapshot.search(f"{archive}/nifti/{key}", k=1)[0].volume_id == key
     assert all(row["etag"] for row in opened(remote).ledger.values())
-    for volume_id in ("heart_mri/heart_mri_0.nii.gz", "abdomen_ct/abdomen_ct_1.nii.gz"):
-        for index in ("hnsw", "lsh", "exact"):
-            _, there = run(
-                capsys, "search", remote, f"{archive}/nifti/{keys[volume_id]}", "-k", "5", "--index", index, "--json"
-            )
-            _, here = run(capsys, "search", store, phantom_archive / volume_id, "-k", "5", "--index", index, "--json")
-            assert [h["volume_id"] for h in there["hits"]] == [keys[h["volume_id"]] for h in here["hits"]]
-            assert [h["score"] for h in there["hits"]] == pytest.approx([h["score"] for h in here["hits"]], abs=2e-3)
+    asked = "heart_mri/heart_mri_0.nii.gz"
+    for index in ("hnsw", "lsh", "exact"):
+        _, there = run(capsys, "search", remote, f"{archive}/nifti/{asked}", "-k", "5", "--index", index, "--json")
+        _, here = run(capsys, "search", store, phantom_archive / asked, "-k", "5", "--index", index, "--json")
+        assert [h["volume_id"] for h in there["hits"]] == [keys[h["volume_id"]] for h in here["hits"]]
+        assert [h["score"] for h in there["hits"]] == pytest.approx([h["score"] for h in here["hits"]], abs=2e-3)
     assert main(["verify", remote]) == 0
     victim = next(path for path in Location(remote).files() if "/hnsw-" in path)
     damaged = bytearray(Location(remote).read(victim))

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from medret.archive import list_archive
 from medret.cli import main
 from medret.errors import MissingPackageError, UnreachableError, UsageError
+from medret.search.encoding import read_volume_query
 from medret.storage import Location, is_store_failure, read_uri
 
 
 @pytest.mark.parametrize("deed", [Location, read_uri])
-def test_a_server_that_does_not_answer(deed: object) -> None:
+def test_a_server_that_does_not_answer(deed: Callable[[str], object]) -> None:
     """A16: while opening (ftp connects at once)."""
     with pytest.raises(UnreachableError, match=r"ftp://127\.0\.0\.1:1/x cannot be opened: .*refused"):
-        deed("ftp://127.0.0.1:1/x")  # type: ignore[operator]  # a class and a function
+        deed("ftp://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("deed", [read_uri, read_volume_query, list_archive])
+def test_a_web_server_that_does_not_answer_is_no_missing_file(deed: Callable[[str], object]) -> None:
+    """B9: fsspec calls it a missing file."""
+    with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1/x\.nii cannot be (read|listed): "):
+        deed("http://127.0.0.1:1/x.nii")
 
 
 def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
