@@ -207,7 +207,9 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
         "lsh_bits": arguments.lsh_bits,
         "shard_rows": arguments.shard_rows,
     }
-    limits = {"max_voxels_bytes": int(arguments.max_volume_gib * 2**30)} if arguments.max_volume_gib else {}
+    limits: dict[str, Any] = (
+        {"max_voxels_bytes": int(arguments.max_volume_gib * 2**30)} if arguments.max_volume_gib else {}
+    )
     if arguments.archive == arguments.store:
         raise UsageError(f"ARCHIVE and STORE are both {arguments.store}; give the store a place of its own")
     return IndexRequest(
