@@ -9,7 +9,8 @@ from medret.evaluate.arms import Arm
 from medret.evaluate.averages import MACRO
 from medret.evaluate.result import Evaluation
 from medret.index import EXACT
-from medret.search.modes import LATE, VOLUME, VOTE
+from medret.search.modes import LATE, VOLUME
+from medret.search.pooling import VOTE
 
 METRIC = "recall@1"
 

@@ -9,7 +9,9 @@ Where both spacings are known, the line is about as long in millimetres as the q
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, floor
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class Located:
 
 def half_step(positions: NDArray[np.int64]) -> float:
     """Half the usual distance between slices, less the slice itself: what a slice stands for on either side of it."""
-    return (float(np.median(np.diff(positions))) - 1) / 2 if len(positions) > 1 else 0.0
+    return (median(np.diff(positions).tolist()) - 1) / 2 if len(positions) > 1 else 0.0
 
 
 def locate(
@@ -70,6 +72,29 @@ def lengths_allowed(wanted: float, most: int) -> tuple[int, int]:
     return round(shortest), round(longest)
 
 
+def lines(places: int, shortest: int, longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and end of the lines between places that are so long, shorter ones first, then by start."""
+    starts, ends = _all_lines(places)
+    of_length = slice(*(length * places - length * (length - 1) // 2 for length in (shortest, longest + 1)))
+    return starts[of_length], ends[of_length]
+
+
+@lru_cache(maxsize=2)
+def _all_lines(places: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    starts = np.concatenate([np.arange(places - length) for length in range(places)])
+    return starts, starts + np.repeat(np.arange(places), np.arange(places, 0, -1))
+
+
+def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(q, g) values of (q, h) rows, given at the ascending (h,) places, between them."""
+    if len(at) == 1:
+        return np.repeat(rows.astype(np.float64), len(grid), axis=1)
+    left = np.minimum(np.searchsorted(at, grid, side="right") - 1, len(at) - 2)
+    part = (grid - at[left]) / (at[left + 1] - at[left])
+    values: NDArray[np.float64] = rows[:, left] * (1 - part) + rows[:, left + 1] * part
+    return values
+
+
 def best_line(
     cosines: NDArray[np.float32], query: NDArray[np.int64], hit: NDArray[np.int64], pace: float | None = None
 ) -> tuple[float, float, float]:
@@ -77,13 +102,12 @@ def best_line(
     chosen = np.linspace(0, len(query) - 1, min(len(query), SLICES)).round().astype(np.int64)  # steps of 1 or more
     own = query[chosen]
     grid = np.linspace(hit[0], hit[-1], ENDS if len(hit) > 1 else 1)
-    along = np.stack([np.interp(grid, hit, row) for row in cosines[chosen].astype(np.float64)])
+    along = interpolated(cosines[chosen], hit, grid)
     share = (own - own[0]) / max(1, own[-1] - own[0])
-    starts, ends = np.triu_indices(len(grid)) if len(own) > 1 else (np.arange(len(grid)),) * 2
+    shortest, longest = 0, len(grid) - 1 if len(own) > 1 else 0
     if pace is not None and len(own) > 1 and len(grid) > 1:
         shortest, longest = lengths_allowed(pace * (own[-1] - own[0]) / (grid[1] - grid[0]), len(grid) - 1)
-        fitting = (ends - starts >= shortest) & (ends - starts <= longest)
-        starts, ends = starts[fitting], ends[fitting]
+    starts, ends = lines(len(grid), shortest, longest)
     total = np.zeros(len(starts))
     for row, at in zip(along, share.tolist(), strict=True):
         total += row[np.rint(starts + at * (ends - starts)).astype(np.int64)]

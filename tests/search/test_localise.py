@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medret.search.localise import STRETCH, half_step, lengths_allowed, locate
+from medret.search.localise import STRETCH, half_step, lengths_allowed, lines, locate
 
 
 def _walk(count: int, seed: int, pace: float = 0.35) -> NDArray[np.float64]:
@@ -96,3 +96,11 @@ def test_a_longer_query_takes_the_whole_hit() -> None:
     rng = np.random.default_rng(0)
     found = locate(rng.uniform(0, 1, (40, 22)).astype(np.float32), np.arange(40), np.arange(22), (0, 39), 3.0)
     assert found.range == (0, 21)
+
+
+def test_lines_are_all_those_of_a_length() -> None:
+    for places, shortest, longest in ((1, 0, 0), (2, 0, 1), (7, 2, 4), (7, 6, 6), (97, 0, 96)):
+        every = {(a, b) for a in range(places) for b in range(a, places) if shortest <= b - a <= longest}
+        found = list(zip(*(side.tolist() for side in lines(places, shortest, longest)), strict=True))
+        assert len(found) == len(every)
+        assert set(found) == every

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from medret.index import KINDS
 from medret.search import Hit, Snapshot, open_snapshot
-from medret.search.modes import LATE, VOLUME, VOTE
+from medret.search.modes import LATE, VOLUME
+from medret.search.pooling import VOTE
 
 THREADS = 6
 ROUNDS = 3  # each with a snapshot that was just opened: it is first uses that meet

@@ -1,0 +1,105 @@
+"""Every volume of a store asks for all others: in every mode, with few hits and with all, under every exclusion.
+
+What a hit's slices match depends on the query and the hit alone, so each pair is matched once and kept. All pairs are
+matched; modes, counts and exclusions are walked in full, with all hits as far as their ranks. Filters narrow
+what may be found by the masks that exclusions use, so they are walked in each mode with few hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+import medret.search.answer
+from medret.search import Hit, Snapshot
+from medret.search.merge import Found
+from medret.search.modes import MODES, SLICE, VOLUME
+
+FEW = 10
+# In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.
+SELF_FIRST = ("volume", "max", "late", "slice")
+EXHAUSTIVE = ("volume", "late")
+
+Labels = Mapping[str, Mapping[str, Any]]
+Ranked = Sequence[Hit | Found]
+
+
+def walk(snapshot: Snapshot, excludes: Sequence[str], filters: Mapping[str, tuple[str, set[str]]]) -> None:
+    """Fails where a search does, or what it returns cannot be. filters: text -> the column, and the values it keeps."""
+    labels: Labels = {row["volume_id"]: row for row in snapshot.labels().to_pylist()}
+    asking = list(labels)
+    with pytest.MonkeyPatch.context() as patch:
+        matched = _matched_once(patch)
+        for mode, k, exclude, found in _searches(snapshot, asking, labels, ("none", "self", *excludes)):
+            for asked, hits in zip(asking, found, strict=True):
+                _check(hits, k, mode, labels.keys() - _left_out(labels, asked, exclude))
+                assert exclude != "none" or mode not in SELF_FIRST or asked in _best(hits), (mode, k, asked)
+        for mode in MODES:
+            for text, (column, values) in filters.items():
+                kept = {one for one, own in labels.items() if own[column] in values}
+                assert kept, text
+                for asked, hits in zip(asking, snapshot.search_many(asking, FEW, mode=mode, where=text), strict=True):
+                    _check(hits, FEW, mode, kept)
+                    assert asked not in kept or mode not in SELF_FIRST or asked in _best(hits), (mode, text, asked)
+        for mode in ("vote", "sum"):  # where each slice has one place, it is the volume's own
+            for asked, hits in zip(asking, snapshot.search_many(asking, FEW, mode=mode, per_slice=1), strict=True):
+                assert asked in _best(hits), (mode, asked)
+        assert len(matched) == len(labels) ** 2  # each was matched with each
+
+
+def _searches(
+    snapshot: Snapshot, asking: list[str], labels: Labels, excludes: Sequence[str]
+) -> Iterator[tuple[str, int, str, Sequence[Ranked]]]:
+    """Mode, how many hits, exclusion, and what each volume found."""
+    queries = [snapshot.resolve(one) for one in asking]
+    for exclude in excludes:
+        gone = [_left_out(labels, one, exclude) for one in asking]
+        for mode in MODES:
+            yield mode, FEW, exclude, snapshot.search_many(asking, FEW, mode=mode, exclude=exclude)
+            every = len(asking)
+            if mode == SLICE or (mode, exclude) == (VOLUME, "none"):
+                yield mode, every, exclude, snapshot.search_many(asking, every, mode=mode, exclude=exclude)
+            else:
+                yield mode, every, exclude, snapshot.rank(queries, every, mode=mode, index="hnsw", excluded=gone)
+
+
+def _matched_once(patch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
+    match = medret.search.answer._match
+    known: dict[tuple[str, str], Any] = {}
+
+    def matched(contents: Any, query: Any, volume_id: str, stored: Any) -> Any:
+        key = (query.label, volume_id)
+        if key not in known:
+            known[key] = match(contents, query, volume_id, stored)
+        return known[key]
+
+    patch.setattr(medret.search.answer, "_match", matched)
+    return known
+
+
+def _left_out(labels: Labels, asked: str, exclude: str) -> frozenset[str]:
+    if exclude in ("none", "self"):
+        return frozenset([asked] if exclude == "self" else [])
+    value = labels[asked][exclude]
+    return frozenset([asked, *(one for one, own in labels.items() if value is not None and own[exclude] == value)])
+
+
+def _best(hits: Ranked) -> set[str]:
+    """The volumes with the best score: copies of one volume are equally near."""
+    return {hit.volume_id for hit in hits if hit.score >= hits[0].score - 1e-6}
+
+
+def _check(hits: Ranked, k: int, mode: str, kept: set[str]) -> None:
+    assert {hit.volume_id for hit in hits} <= kept
+    assert all(one.score >= other.score for one, other in pairwise(hits))
+    assert len(hits) == min(k, len(kept)) if mode in EXHAUSTIVE else len(hits) <= k
+    assert mode == SLICE or len({hit.volume_id for hit in hits}) == len(hits)
+    for rank, hit in enumerate(hits, start=1):
+        if isinstance(hit, Hit):
+            assert hit.rank == rank
+            assert hit.slices is not None
+            assert 0 <= hit.slices.hit[0] <= hit.slices.hit[1]
+            assert hit.score <= 1
