@@ -25,6 +25,8 @@ from medret.pipeline.layout import (
     tombstones,
 )
 from medret.pipeline.plan import Plan, Wanted, make_plan, resolve, twins, with_checks
+from medret.pipeline.prepare import judged_by
+from medret.pipeline.request import IndexRequest
 from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.snapshot import Journal
 
@@ -256,3 +258,11 @@ def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
     names = [(shard, 2) for _, shard in small]
     assert compactions(table(*names[:7]), small, A, 64) == []
     assert [len(group) for group in compactions(table(*names), small, A, 64)] == [8]
+
+
+def test_what_looks_like_a_mask_is_judged_again_when_masks_are_wanted() -> None:
+    """C10: `include_masks` lifts the check of content and changes what refused volumes were judged by."""
+    without, masks = IndexRequest("archive", "store"), IndexRequest("archive", "store", include_masks=True)
+    assert without.volume_limits.refuse_masks
+    assert not masks.volume_limits.refuse_masks
+    assert judged_by(without, []) != judged_by(masks, [])

@@ -153,9 +153,7 @@ def test_bad_files_are_quarantined_and_change_nothing_for_the_others(
     (mixed / "leg_mri" / "cut.nii.gz").write_bytes(sound[: len(sound) // 2])
     outline = np.zeros((24, 24, 24), np.uint8)
     outline[6:18, 4:20, 8:16] = 1
-    nib.save(
-        nib.Nifti1Image(outline, np.eye(4)), mixed / "leg_mri" / "outline.nii.gz"
-    )  # a mask under another name: C10
+    nib.save(nib.Nifti1Image(outline, np.eye(4)), mixed / "leg_mri" / "outline.nii.gz")  # C10: a mask by content
     (mixed / "text.nii").write_bytes(b"not an image at all, but some text" * 20)
     (mixed / "._hidden.nii.gz").write_bytes(sound)
     (mixed / "labelsTr").mkdir()
