@@ -26,5 +26,11 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.demo.demo import run_demo
+    from medret.errors import UsageError
 
-    return run_demo(Path(arguments.folder), volumes_per_kind=arguments.volumes_per_kind)
+    try:
+        return run_demo(Path(arguments.folder), volumes_per_kind=arguments.volumes_per_kind)
+    except OSError as error:
+        raise UsageError(
+            f"{arguments.folder}: the demo cannot be written there: {error}; name another folder"
+        ) from error

@@ -23,6 +23,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a file, with the folders above it; raises UsageError where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error

@@ -139,11 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = snapshot.search_many(arguments.query, arguments.k, **options)
     results = list(zip(arguments.query, found, strict=True))
     if arguments.html:
+        from medret.cli.progress import write_text
         from medret.search.page import results_page
 
         page = results_page(snapshot, [(query, snapshot.uri_of_query(query), hits) for query, hits in results])
-        arguments.html.parent.mkdir(parents=True, exist_ok=True)
-        arguments.html.write_text(page, encoding="utf-8")
+        write_text(arguments.html, page)
     if arguments.json:
         documents = [_document(query, hits) for query, hits in results]
         print(json.dumps(documents[0] if len(documents) == 1 else {"results": documents}))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
+from medret.middles import middles
 
 FORMS = "mean, max, gaussian:CENTRE,SIGMA, uniform:N, random:N or random:N,SEED"
 
@@ -62,8 +63,8 @@ class Aggregation:
     def _kept(self, n: int, volume_id: str) -> NDArray[np.int64]:
         if self.kind == "mean" or self.count >= n:
             return np.arange(n)
-        if self.kind == "uniform":  # centres of `count` equal parts: mirrored volumes keep mirrored slices
-            return ((np.arange(self.count) * 2 + 1) * n // (2 * self.count)).astype(np.int64)
+        if self.kind == "uniform":  # mirrored volumes keep mirrored slices
+            return middles(n, self.count)
         digest = hashlib.sha256(f"{volume_id}\0{self.seed}".encode()).digest()
         generator = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         return np.sort(generator.choice(n, self.count, replace=False))

@@ -41,6 +41,7 @@ METRICS = (
     Metric("ndcg@10", "ndcg", 10),
 )
 NAMES = tuple(metric.name for metric in METRICS)
+RANKS_MIN = max(metric.cut for metric in METRICS)  # of a list, for every figure to be what its name says
 
 
 @dataclass(frozen=True)

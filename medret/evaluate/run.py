@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.arms import Arm, arms_of, leading_arm
 from medret.evaluate.averages import MACRO, MICRO, Averages, average
-from medret.evaluate.metrics import METRICS
+from medret.evaluate.metrics import METRICS, RANKS_MIN
 from medret.evaluate.panel import Panel
 from medret.evaluate.plan import Options, exclude_names, find_confounds, left_out_of, level_names
 from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank, spliced
@@ -37,6 +37,11 @@ Report = Callable[[str], None]
 def evaluate(snapshot: Snapshot, panel: Panel, options: Options, report: Report = lambda _: None) -> Evaluation:
     """Score a snapshot. Raises UsageError for a column or arm that is not there, and when nothing can be scored."""
     started = time.perf_counter()
+    if options.depth is not None and options.depth < RANKS_MIN:
+        raise UsageError(
+            f"depth is {options.depth}, expected at least {RANKS_MIN}: figures such as recall@{RANKS_MIN} are over so "
+            "many ranks"
+        )
     arms = arms_of(snapshot, options.selection)
     levels = [level_of(name, panel.queries, panel.candidates) for name in level_names(snapshot, panel, options)]
     warnings: list[str] = []

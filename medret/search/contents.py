@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
-from medret.errors import MedretError, UsageError
+from medret.errors import MedretError, NotFoundError, UsageError
 from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings
 from medret.index.columns import int32_view
 from medret.search.cache import LocalFiles
@@ -119,6 +119,11 @@ class Contents:
 
     def _built(self, entry: RecipeEntry, aggregation: str | None, kind: str) -> ShardedIndex:
         index = self.index(entry, aggregation)
+        if not index.rows:
+            raise NotFoundError(
+                f"snapshot {self.id} of {self.uri} is empty: its volumes were forgotten or gone from the archive; "
+                f"`medret index ARCHIVE {self.uri}` fills it"
+            )
         if kind not in index.kinds:
             there = ", ".join(index.kinds) or f"none over {'slice' if aggregation is None else 'volume'} vectors"
             raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {there}")

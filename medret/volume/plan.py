@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
+from medret.middles import middles
 
 Kind = Literal["all", "every", "uniform", "random"]
 
@@ -46,7 +47,7 @@ class SlicePlan:
         if self.count >= n_slices:
             return everything
         if self.kind == "uniform":
-            return _middles(n_slices, self.count)
+            return middles(n_slices, self.count)
         return _draw(n_slices, self.count, key, seed)
 
 
@@ -58,20 +59,6 @@ def parse_slice_plan(text: str) -> SlicePlan:
     if match is None:
         raise UsageError(f"slice plan {text!r} is not one of all, every:N, uniform:N, random:N with N from 1 to 999999")
     return SlicePlan(cast("Kind", match[1]), int(match[2]))
-
-
-def _middles(n_slices: int, count: int) -> NDArray[np.int64]:
-    """Slices nearest to the middles of `count` equal parts.
-
-    Part i has its middle at (2i + 1) n / 2 count. Where that falls between two slices, the lower half of the
-    parts rounds up and the upper half down, so that the choice is its own mirror image.
-    """
-    part = np.arange(count, dtype=np.int64)
-    doubled = (2 * part + 1) * n_slices  # the middle, in units of 1 / (2 count) slices
-    below = doubled // (2 * count)
-    on_edge = (doubled % (2 * count) == 0) & (part >= count // 2)
-    result: NDArray[np.int64] = below - on_edge
-    return result
 
 
 def _draw(n_slices: int, count: int, key: str, seed: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError, VolumeError
+from medret.volume.plan import parse_slice_plan
 
 NAMES = ["mean", "max", "gaussian:0.5,0.2", "uniform:5", "random:5", "random:5,3"]
 
@@ -87,3 +88,13 @@ def test_wrong_names_are_told_the_forms(wrong: str) -> None:
 def test_opposite_vectors_have_no_mean() -> None:
     with pytest.raises(VolumeError, match="length"):
         parse_aggregation("mean").aggregate(np.array([[1, 0], [-1, 0]], np.float32), positions(2), "v")
+
+
+@given(n=st.integers(1, 300), count=st.integers(1, 300))
+def test_uniform_is_the_rule_of_the_slice_plan(n: int, count: int) -> None:
+    """C19: of 16 slices `uniform:8` kept 1, 3, ..., 15, which is not its own mirror image."""
+    weights = parse_aggregation(f"uniform:{count}").weights(np.linspace(0, 1, n, dtype=np.float32), "any")
+    kept = np.flatnonzero(weights)
+    assert kept.tolist() == parse_slice_plan(f"uniform:{count}").indices(n).tolist()
+    if n % 2 == 1 or count % 2 == 0:  # else one of two slices in the middle is taken
+        assert kept.tolist() == (n - 1 - kept[::-1]).tolist()

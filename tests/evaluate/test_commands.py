@@ -65,7 +65,7 @@ def test_evaluate_prints_tables_and_writes_a_report(
         (["--without", "/nowhere/at/all"], "--without /nowhere/at/all: cannot be read"),
         (["--seed", "-1"], "--seed is -1"),
         (["--min-relevant", "500"], "no query has 500 relevant volumes left"),
-        (["--csv", "/dev/null/x.csv"], "/dev/null/x.csv cannot be written"),
+        (["--depth", "9"], "depth is 9, expected at least 10"),  # C8: recall@10 was then over 9 ranks
     ],
 )
 def test_bad_requests_are_one_line(
@@ -76,6 +76,35 @@ def test_bad_requests_are_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("search", ["lung", "--html"]),
+        ("evaluate", ["--index", "exact", "--mode", "volume", "--csv"]),
+        ("evaluate", ["--index", "exact", "--mode", "volume", "--html"]),
+        ("study", ["aggregation", "--draws", "1", "--csv"]),
+        ("study", ["aggregation", "--draws", "1", "--html"]),
+        ("duplicates", ["--at-least", "0.5", "--list"]),
+        ("demo", []),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(
+    labelled_store: Any, command: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A11: every command that writes files, where it may not."""
+    path = "/dev/null/x"
+    arguments = [labelled_store.uri, *options]
+    if command == "study":
+        arguments = [options[0], labelled_store.uri, *options[1:]]
+    if command == "search":
+        arguments[1] = labelled_store.ids[0]
+    assert main([command, *(arguments if command != "demo" else []), path]) == 2
+    captured = capsys.readouterr()
+    assert path in captured.err
+    assert "written" in captured.err
     assert captured.err.count("\n") == 1
 
 

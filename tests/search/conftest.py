@@ -114,7 +114,7 @@ def make_store(
                 rows = pa.table([table["volume_id"], empty.cast(pa.string()), empty.cast(pa.int32())], schema=ROWS)
                 parts = [stored[aggregation]] if aggregation in stored else []
                 stored[aggregation] = np.concatenate([*parts, read_vectors(table)])
-            shard = build_shard(store, "indices/synthetic", read_vectors(table), rows, settings)
+            shard = build_shard(store, f"indices/{recipe.digest}", read_vectors(table), rows, settings)
             recalls.append(dict(shard.recall))
             for kind, file in shard.files:
                 values = (

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medret.errors import CorruptError, UsageError
+from medret.cli import main
+from medret.errors import CorruptError, NotFoundError, UsageError
 from medret.index import IndexSettings, RowTable
 from medret.search import Hit, Snapshot, open_snapshot
 from medret.search.matching import match_slices
@@ -363,3 +364,17 @@ def test_uri_of_a_query(made_store: Any, snapshot: Snapshot, tmp_path: Path) -> 
     assert snapshot.uri_of_query("s3://bucket/case.nii") == "s3://bucket/case.nii"
     assert snapshot.uri_of_query(np.ones(3)) is None
     assert snapshot.uri_of_query("unknown") is None
+
+
+def test_an_empty_snapshot_says_that_it_is_empty(
+    tmp_path: Path, store_maker: Callable[..., Any], volume_maker: Callable[..., Any]
+) -> None:
+    """C17: when every volume was forgotten, a search said that the index is missing."""
+    made = store_maker(tmp_path, volume_maker(2))
+    assert main(["forget", made.uri, *made.ids]) == 0
+    opened = open_snapshot(made.uri)
+    for mode in ("volume", "vote", "late", "slice"):
+        for query in ("gone.nii.gz", np.ones(32)):
+            with pytest.raises(NotFoundError, match="is empty: its volumes were forgotten"):
+                opened.search(query, mode=mode)
+    assert opened.labels().num_rows == 0
