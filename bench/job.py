@@ -278,7 +278,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
         floor, job = slices / (model_s + inflate_s), steady(report, MODEL)
-        idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"]["sizes"][0])
+        idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"][0]["sizes"][0])
         plain, recipe = plain_loop(paths), ray_recipe(paths)
         bound = f"the floor itself is {floor / plain:.1f} times the loop and {floor / recipe:.1f} times the recipe here"
         figures = [

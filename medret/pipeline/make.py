@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from medret.embeddings import Aggregation
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.cluster import Capacity, plan_pools
+from medret.pipeline.cluster import Capacity, PoolPlan, plan_pools
 from medret.pipeline.evidence import choose_canaries
 from medret.pipeline.known import Known
 from medret.pipeline.layout import LiveShards, compactions, embedding_files, live_shards
@@ -36,24 +36,38 @@ class Layout:
     live: LiveShards
 
 
-def embed(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest, stages: Stages) -> Streamed:
-    """Stream what is to be embedded: one stream for each set of models that volumes lack, mostly one in all."""
+@dataclass(frozen=True)
+class Work:
+    """One stream: objects (rows.SOURCE), the models that embed them, and their actors."""
+
+    source: pa.Table
+    jobs: tuple[ModelJob, ...]
+    pools: PoolPlan
+
+
+def share_out(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
+    """What is to be embedded, by the sets of models that volumes lack: mostly one stream in all. Raises UsageError."""
     groups: dict[tuple[str, ...], list[Step]] = {}
     for step in plan.of("embed"):
         groups.setdefault(step.missing, []).append(step)
     if not groups and needs_models(plan):  # all was made by a run that was killed before anyone looked at its canaries
         groups[tuple(job.recipe.digest for job in jobs)] = []
-    made = []
+    works = []
     for missing, steps in groups.items():
-        own = [job for job in jobs if job.recipe.digest in missing]
+        own = tuple(job for job in jobs if job.recipe.digest in missing)
         device = own[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
         costs = [job.spec.gmacs for job in own]
         pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
         calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # no more actors than these
         pools = replace(pools, sizes=tuple(min(size, calls) for size in pools.sizes))
-        made.append(stream(source, own, pools, stages))
-    return joined(made)
+        works.append(Work(source, own, pools))
+    return works
+
+
+def embed(works: Sequence[Work], stages: Stages) -> Streamed:
+    """Stream them, one after the other."""
+    return joined([stream(work.source, work.jobs, work.pools, stages) for work in works])
 
 
 def joined(made: Sequence[Streamed]) -> Streamed:

@@ -8,13 +8,14 @@ from typing import Any, get_args
 import ray
 
 from medret.models import ModelSpec, Weights, default_batch_size, resolve_precision
-from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.known import Previous
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
 from medret.snapshot import Journal, RecipeEntry
 from medret.storage import Location
+
+PROBE_GPUS = 0.01  # of a GPU: to ask what it computes in
 
 
 def precisions_at_hand(
@@ -40,7 +41,6 @@ def precisions_at_hand(
 def model_jobs(
     request: IndexRequest,
     device: str,
-    pools: PoolPlan,
     specs: Sequence[ModelSpec],
     weights: Sequence[Weights],
     precisions: Sequence[Precision | None],
@@ -49,7 +49,7 @@ def model_jobs(
     best: Precision | None = None
     if None in precisions:
         if device == "cuda":  # the driver's machine may have no GPU: ask a machine that has one
-            probe = ray.remote(num_cpus=0, num_gpus=pools.num_gpus)(resolve_precision)
+            probe = ray.remote(num_cpus=0, num_gpus=PROBE_GPUS)(resolve_precision)
             asked: Any = probe.remote(request.precision, device)
             best = ray.get(asked)
         else:

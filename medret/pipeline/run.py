@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict as asdict_of
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -15,14 +14,14 @@ from msgspec.structs import asdict
 
 import medret
 from medret.errors import BusyError, GateError, MedretError, StorageError
-from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for, plan_pools
-from medret.pipeline.evidence import canary_cosines, content_by_id, findable_rows, vector_facts
-from medret.pipeline.indices import Indices, make_indices
-from medret.pipeline.insist import embedded_anew, losses, other_source, refuse_replacing, with_models
+from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for
+from medret.pipeline.gates import OF_VECTORS, enforce
+from medret.pipeline.indices import make_indices
+from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
+from medret.pipeline.judge import all_gates, hints, lost, source_hint
 from medret.pipeline.known import live_manifest, unfinished_elsewhere
-from medret.pipeline.make import copy_vectors, embed, joined, lay_out, needs_models
+from medret.pipeline.make import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.older import NOTHING
 from medret.pipeline.outcome import (
@@ -54,7 +53,7 @@ from medret.pipeline.suspects import content_hashes, equal_samples
 from medret.recipe import Recipe
 from medret.retry import retries
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import Counts, Lease, clear_journal, leased, publish
+from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
@@ -148,11 +147,11 @@ def _run(run: _Run) -> IndexOutcome:
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
-        gates.enforce([_lost(run, plan)], _source(run))
+        enforce([lost(request, state, log, plan)], source_hint(request, inputs, state))
         plan = _checked(run, plan, wanted)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
-    gates.enforce([_lost(run, plan)], _source(run))
+    enforce([lost(request, state, log, plan)], source_hint(request, inputs, state))
 
     plan, made, counted = _streamed(run, plan, wanted, jobs, capacity)
     run.stop.check()
@@ -184,10 +183,10 @@ def _run(run: _Run) -> IndexOutcome:
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        judged = _gates(run, plan, counts, made, pool, ledger, indices)
-        if any(gate.name in gates.OF_VECTORS and not gate.passed for gate in judged):
+        judged = all_gates(store, request, state, log, plan, counts, made, pool, ledger, indices)
+        if any(gate.name in OF_VECTORS and not gate.passed for gate in judged):
             clear_journal(store, _others_work(run, wanted))  # the next run makes these vectors anew
-        passed = gates.enforce(judged, f"{_hint(ledger)}{_source(run)}")
+        passed = enforce(judged, hints(request, inputs, state, ledger))
     files = indices.files
     quarantine = ledgers.quarantine(ledger)
     if quarantine.num_rows:
@@ -232,16 +231,14 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
     device = device_for(request.device, capacity)
-    costs = [spec.gmacs for spec in inputs.specs]
-    pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-    jobs = model_jobs(request, device, pools, inputs.specs, inputs.weights, run.state.precisions)
-    for job, size in zip(jobs, pools.sizes, strict=True):
+    jobs = model_jobs(request, device, inputs.specs, inputs.weights, run.state.precisions)
+    for job in jobs:
         recipe = job.recipe
         run.reporter.say(
             f"model {recipe.model.name}: {job.weights.source}; {device} {recipe.model.precision}, batches of "
-            f"{job.batch_size}; {size} actor(s); recipe {recipe.digest}"
+            f"{job.batch_size}; recipe {recipe.digest}"
         )
-    facts = {"request": request_facts(request), "cluster": vars(capacity), "pools": vars(pools), "device": device}
+    facts = {"request": request_facts(request), "cluster": vars(capacity), "device": device}
     models = {job.recipe.model.name: job for job in jobs}
     run.log.facts |= facts | {
         "models": {name: job.weights.source for name, job in models.items()},
@@ -279,15 +276,25 @@ def _streamed(
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
-                made = embed(plan, jobs, capacity, request, stages)
+                made = embed(_shared_out(run, plan, jobs, capacity), stages)
                 if alone := orphans(plan, ledgers.contents(made.ledger)):
                     plan = embedded_instead(plan, alone, wanted)
                     steps = tuple(step for step in plan.steps if step.item.volume_id in alone)
-                    made = joined([made, embed(Plan(steps, ()), jobs, capacity, request, stages)])
+                    made = joined([made, embed(_shared_out(run, Plan(steps, ()), jobs, capacity), stages)])
             counted, log.facts["timeline"] = ray.get([counter.stages.remote(), counter.timeline.remote()])
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
     return plan, made, counted
+
+
+def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity) -> list[Work]:
+    """What is to be embedded, said and written down as it is done."""
+    works = share_out(plan, jobs, capacity, run.request)
+    for work in works:
+        actors = [f"{job.recipe.model.name} {size}" for job, size in zip(work.jobs, work.pools.sizes, strict=True)]
+        run.reporter.say(f"{work.source.num_rows} volumes to read and embed; actors: {', '.join(actors)}")
+    run.log.facts.setdefault("pools", []).extend(vars(work.pools) for work in works)
+    return works
 
 
 def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
@@ -298,43 +305,10 @@ def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
         run.reporter.say(f"an older snapshot cannot be read, and is left alone: {problem}")
 
 
-def _lost(run: _Run, plan: Plan, ledger: pa.Table | None = None) -> gates.Gate:
-    """What of the live snapshot would go; with the ledger of the new one, what it refuses too."""
-    refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
-    found = losses(plan, run.state.known, refused)
-    run.log.facts["lost"] = asdict_of(found)
-    return gates.lost_gate(found, run.request.gates)
-
-
-def _source(run: _Run) -> str:
-    return other_source(run.request, run.inputs.listing.archive_uri, run.state.previous.manifest)
-
-
-def _gates(
-    run: _Run, plan: Plan, counts: Counts, made: Streamed, pool: pa.Table, ledger: pa.Table, indices: Indices
-) -> list[gates.Gate]:
-    limits = run.request.gates
-    facts = vector_facts(run.store, pa.concat_tables([made.files, run.state.journal.files]))
-    return [
-        _lost(run, plan, ledger),
-        gates.quarantine_gate(counts, limits),
-        gates.vector_gate(facts),
-        gates.duplicate_gate(facts, content_by_id(ledger), limits),
-        gates.canary_gate(canary_cosines(run.store, made.canaries, plan, pool), limits),
-        gates.findable_gate(findable_rows(run.store, indices, ledger)),
-        gates.recall_gate(indices.entries, limits),
-    ]
-
-
 def _others_work(run: _Run, wanted: Wanted) -> frozenset[str]:
     """Journal entries that this run has no use for, and another may."""
     objects = run.inputs.listing.objects
     return unfinished_elsewhere(run.state.journal, objects, wanted.recipes, wanted.judged_by)
-
-
-def _hint(ledger: pa.Table) -> str:
-    found = ledgers.codes(ledger)
-    return f" (quarantine: {found})" if found else ""
 
 
 def _rows(files: pa.Table) -> int:

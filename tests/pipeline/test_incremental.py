@@ -249,7 +249,7 @@ def test_gates_and_quarantine_from_run_to_run(
     # The model drifts: what is stored is not what it gives any more.
     shutil.copy(originals / "spare" / "s0.nii.gz", archive / "bad.nii.gz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medret.pipeline.run.canary_cosines", lambda *_: {"v00.nii.gz": 0.99})
+        patch.setattr("medret.pipeline.judge.canary_cosines", lambda *_: {"v00.nii.gz": 0.99})
         code, refused = index(capsys, archive)
     assert code == 3
     assert "canaries: found lowest cosine 0.99000" in refused["error"]
