@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyarrow as pa
 
 # --- embeddings ------------------------------------------------------------------------------------------------
@@ -105,3 +108,42 @@ QUARANTINE = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+
+# --- tables of any size ----------------------------------------------------------------------------------------
+
+# Arrow counts the bytes of a text array in 32 bits, and makes one array of all chunks when it takes rows: more than
+# 2 GiB of text, some millions of ledger rows, are taken by 64 bits and handed on in parts.
+PART_ROWS = 100_000
+
+
+def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
+    """Rows of a table by number, in parts: whatever the size of its text columns."""
+    roomy = pa.schema([field.with_type(_roomy(field.type)) for field in table.schema])
+    whole = table.cast(roomy).combine_chunks()
+    parts = (whole.take(rows.slice(at, PART_ROWS)).cast(table.schema) for at in range(0, len(rows), PART_ROWS))
+    return pa.concat_tables([table.schema.empty_table(), *parts])
+
+
+def in_pieces(table: pa.Table) -> list[pa.Table]:
+    """The table cut into parts, at least one."""
+    return [table.slice(at, PART_ROWS) for at in range(0, max(1, table.num_rows), PART_ROWS)]
+
+
+def in_order(table: pa.Table, column: str) -> pa.Table:
+    """The table, sorted by a text column of few bytes, in parts."""
+    import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
+
+    order = pc.sort_indices(table[column].cast(_roomy(table[column].type)))
+    return taken(table, order)
+
+
+def in_parts(values: Sequence[Any], type_: pa.DataType) -> pa.ChunkedArray:
+    """A column of these values, in parts."""
+    parts = [pa.array(values[at : at + PART_ROWS], type_) for at in range(0, len(values), PART_ROWS)]
+    return pa.chunked_array(parts, type_)
+
+
+def _roomy(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_map(type_):
+        return pa.map_(_roomy(type_.key_type), _roomy(type_.item_type))
+    return pa.large_string() if pa.types.is_string(type_) else type_

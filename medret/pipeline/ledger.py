@@ -13,7 +13,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.known import Known
 from medret.pipeline.plan import PASSING_CODES, Plan, Step, Wanted, fallback
 from medret.pipeline.rows import SOURCE, file_row
-from medret.schemas import FILES, LEDGER, QUARANTINE
+from medret.schemas import FILES, LEDGER, QUARANTINE, in_order, in_parts, taken
 from medret.snapshot import Counts
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
@@ -67,7 +67,7 @@ def assemble(
         else:
             new = {**step.shards, **new}
         shards.append(list(new.items()))
-    ledger = _without_mixtures(table.take(pa.array(chosen, pa.int64())), plan)
+    ledger = _without_mixtures(taken(table, pa.array(chosen, pa.int64())), plan)
     embedded = pc.equal(ledger["status"], "embedded").to_pylist()
     columns = _identities(plan, ledger, stale) | {
         "shards": [held if ok else [] for ok, held in zip(embedded, shards, strict=True)]
@@ -146,7 +146,7 @@ def labels_differ(ledger: pa.Table, labels: Mapping[str, Labels]) -> bool:
 def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Table:
     for name, values in columns.items():
         field = LEDGER.field(name)
-        ledger = ledger.set_column(LEDGER.get_field_index(name), field, pa.array(values, field.type))
+        ledger = ledger.set_column(LEDGER.get_field_index(name), field, in_parts(values, field.type))
     return ledger
 
 
@@ -195,13 +195,13 @@ def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Coun
 def quarantine(ledger: pa.Table) -> pa.Table:
     """The refused volumes (schemas.QUARANTINE)."""
     refused = ledger.filter(pc.equal(ledger["status"], "quarantined"))
-    return refused.select(QUARANTINE.names).cast(QUARANTINE).sort_by("volume_id")
+    return in_order(refused.select(QUARANTINE.names).cast(QUARANTINE), "volume_id")
 
 
 def stale(ledger: pa.Table) -> pa.Table:
     """The volumes that could not be read and keep their published vectors (schemas.QUARANTINE)."""
     kept = ledger.filter(pc.and_(pc.equal(ledger["status"], "embedded"), pc.is_valid(ledger["code"])))
-    return kept.select(QUARANTINE.names).cast(QUARANTINE).sort_by("volume_id")
+    return in_order(kept.select(QUARANTINE.names).cast(QUARANTINE), "volume_id")
 
 
 def quarantine_file(store: Location, run: str, refused: pa.Table) -> pa.Table:

@@ -52,7 +52,7 @@ from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.pipeline.suspects import content_hashes, equal_samples
 from medret.recipe import Recipe
 from medret.retry import retries
-from medret.schemas import FILES, LEDGER
+from medret.schemas import FILES, LEDGER, in_order
 from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
@@ -123,7 +123,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
     return IndexOutcome(
         snapshot=previous.id,
         published=False,
-        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, previous.ledger.sort_by("volume_id")),
+        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, in_order(previous.ledger, "volume_id")),
         touched=0,
         resumed=0,
         returned=0,

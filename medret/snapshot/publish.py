@@ -10,11 +10,9 @@ import pyarrow as pa
 
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import BusyError, GateError
-from medret.schemas import FILES, LEDGER, QUARANTINE, TOMBSTONES
+from medret.schemas import FILES, LEDGER, QUARANTINE, TOMBSTONES, in_order, in_pieces
 from medret.snapshot.manifest import CURRENT, MANIFEST, Manifest, TableEntry, TableKind, current_id, snapshot_folder
 from medret.storage import NAME_DIGITS, Location, WrittenFile
-
-LEDGER_ROWS = 100_000
 
 
 def publish(
@@ -43,9 +41,9 @@ def write_snapshot(
     store: Location, ledger: pa.Table, files: pa.Table, tombstones: pa.Table | None, moment: datetime, **fields: Any
 ) -> tuple[str, Manifest]:
     """Write a snapshot's folder without making it live; the same tables, moment and fields give the same folder."""
-    ledger = ledger.cast(LEDGER).sort_by("volume_id")
+    ledger = in_order(ledger.cast(LEDGER), "volume_id")
     pieces: list[tuple[TableKind, pa.Table]] = [("files", files.cast(FILES).sort_by("path"))]
-    pieces += [("ledger", ledger.slice(at, LEDGER_ROWS)) for at in range(0, max(1, ledger.num_rows), LEDGER_ROWS)]
+    pieces += [("ledger", piece) for piece in in_pieces(ledger)]
     if tombstones is not None and tombstones.num_rows:
         order = [("shard", "ascending"), ("volume_id", "ascending")]
         pieces.append(("tombstones", tombstones.cast(TOMBSTONES).sort_by(order)))

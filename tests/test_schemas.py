@@ -1,0 +1,73 @@
+"""Tables whose text is larger than one Arrow array can hold."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from medret import schemas
+from medret.archive import ArchiveObject, Labels
+from medret.pipeline import ledger as ledgers
+from medret.pipeline.known import Previous, known_volumes
+from medret.pipeline.plan import Wanted, make_plan
+from medret.schemas import FILES, LEDGER, TOMBSTONES, in_order, taken
+from medret.snapshot import Journal
+from medret.snapshot.manifest import read_ledger, read_manifest
+from medret.snapshot.publish import write_snapshot
+from medret.storage import Location
+from tests.snapshot.conftest import fields
+
+N, PART = 11, 3
+
+
+def row(number: int) -> dict[str, Any]:
+    return {
+        "volume_id": f"v{number:02d}", "uri": f"/v{number:02d}", "size_bytes": number, "mtime": "t", "slices": 1,
+        "status": "embedded", "content_sha256": f"sha{number}", "facts": "{}", "metadata": [("k", str(number))],
+        "shards": [("r", "s")], "judged_by": "j",
+    }  # fmt: skip
+
+
+def longest_part(table: pa.Table) -> int:
+    """Rows of the largest array of text."""
+    text = [name for name in table.schema.names if name != "slices"]
+    return max(len(chunk) for name in text for chunk in table[name].chunks)
+
+
+def test_a_ledger_is_put_together_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C20: no array of text grows with the archive, from the ledger that is read to the tables that are written."""
+    monkeypatch.setattr(schemas, "PART_ROWS", PART)
+    before = pa.Table.from_pylist([row(number) for number in reversed(range(N))], LEDGER)
+    previous = Previous("id", None, before, FILES.empty_table(), TOMBSTONES.empty_table())
+    known = known_volumes(previous, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
+    wanted = Wanted(("r",), "j")
+    objects = [ArchiveObject(f"v{number:02d}", f"/v{number:02d}", number, None, "t") for number in range(N)]
+    plan = make_plan(objects, {}, known, wanted)
+    ledger = ledgers.assemble(plan, known, wanted, LEDGER.empty_table(), {})
+    labelled = ledgers.with_labels(ledger, {"v00": Labels(organ="liver")})
+    assert labelled["volume_id"].to_pylist() == [one.volume_id for one in objects]
+    assert labelled["facts"].to_pylist() == ["{}"] * N
+    assert max(map(longest_part, (ledger, labelled, ledgers.with_shards(labelled, {("r", "v01"): "t"})))) <= PART
+    given = {**fields(N, 1), "parent": None}
+    snapshot_id, manifest = write_snapshot(
+        Location(tmp_path), labelled, FILES.empty_table(), None, datetime.now(UTC), **given
+    )
+    tables = manifest.tables_of("ledger")
+    assert [table.rows for table in tables] == [3, 3, 3, 2]
+    written = read_ledger(Location(tmp_path), snapshot_id, read_manifest(Location(tmp_path), snapshot_id))
+    assert written.to_pylist() == labelled.to_pylist()
+
+
+def test_rows_are_taken_as_arrow_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C20."""
+    monkeypatch.setattr(schemas, "PART_ROWS", PART)
+    table = pa.concat_tables(pa.Table.from_pylist([row(number)], LEDGER) for number in (4, 1, 3, 0, 2))
+    rows = pa.array([3, 3, 0, 4], pa.int64())
+    found = taken(table, rows)
+    assert (found.schema, found.to_pylist()) == (LEDGER, table.take(rows).to_pylist())
+    assert in_order(table, "volume_id").to_pylist() == table.sort_by("volume_id").to_pylist()
+    assert taken(table.slice(0, 0), rows.slice(0, 0)).schema == LEDGER
