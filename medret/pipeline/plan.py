@@ -133,6 +133,8 @@ def _step(
         if not missing:
             origins = {origin for _, origin in held.values()}
             kept: Cause = "resumed" if "journal" in origins else "returned" if "older" in origins else "unchanged"
+            if kept == "unchanged" and base.code is not None:  # it was stale, and is again what its vectors are of
+                kept = "touched"
             return Step(item, modality, "keep", kept, base.content_sha256, base.row, shards)
     if stands and refused is not None:
         return Step(item, modality, "refuse", "refused", row=refused.row)

@@ -84,6 +84,32 @@ def test_every_kind_of_change_is_told_apart() -> None:
     assert causes(again)["still"] == ("check", "retried")
 
 
+def test_a_stale_volume_is_compared_again_and_no_run_is_idle_until_then() -> None:
+    """A14: its row is of the object that its vectors are of, with the code of what could not be read."""
+    before = known(row("away", code="unreadable"), row("back", code="unreadable"))
+    plan = make_plan([item("away", mtime="t1"), item("back")], {}, before, WANTED)
+    assert causes(plan) == {"away": ("check", "touched"), "back": ("keep", "touched")}
+    assert not plan.idle
+
+
+def test_older_snapshots_give_vectors_but_no_second_opinion() -> None:
+    """A5, B8: what returns is kept with its vectors, of one snapshot or of several; a refusal that stands is kept."""
+    live = Previous("id", None, pa.Table.from_pylist([row("both", shards=[(B, "two")]), refused("bad")], LEDGER),
+                    FILES.empty_table(), pa.table({}))  # fmt: skip
+    older = pa.Table.from_pylist([row("back"), row("both"), row("bad"), row("other", content_sha256="x")], LEDGER)
+    nothing = Journal(LEDGER.empty_table(), FILES.empty_table(), ())
+    objects = [item("back"), item("bad"), item("both"), item("moved")]
+    plan = make_plan(objects, {}, known_volumes(live, nothing, older), Wanted((A,), "judge"))
+    assert causes(plan) == {
+        "back": ("keep", "returned"),
+        "bad": ("refuse", "refused"),
+        "both": ("keep", "returned"),
+        "moved": ("check", "new"),
+    }
+    both = make_plan(objects, {}, known_volumes(live, nothing, older), Wanted((A, B), "judge")).steps[2]
+    assert (both.cause, dict(both.shards)) == ("returned", {A: "one", B: "two"})
+
+
 def test_hashes_decide_what_is_kept_copied_or_embedded() -> None:
     before = known(row("a"), row("b"), row("old"))
     objects = [item("a", mtime="t1"), item("b", mtime="t1"), item("moved"), item("other")]

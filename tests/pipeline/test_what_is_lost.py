@@ -201,7 +201,11 @@ def test_most_of_an_archive_that_is_away_is_not_published_and_returns_with_its_v
         path.rename(place / "archive" / path.name)
     last = next(away.iterdir())
     shutil.copyfile(last, place / "archive" / "renamed.nii.gz")  # another name, another time
+    damaged = place / "store" / "snapshots" / "20200101T000000Z-0123456789abcdef" / "manifest.json"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"{")  # an older snapshot that cannot be read is left alone
     code, found = run("index")
+    shutil.rmtree(damaged.parent)
     counts = {name: found["counts"][name] for name in ("listed", "embedded", "unchanged", "gone")}
     assert (code, counts) == (0, {"listed": 20, "embedded": 0, "unchanged": 20, "gone": 0})
     assert (found["slices"], found["returned"]) == (0, 17)
