@@ -258,6 +258,7 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
         "touched": outcome.touched,
         "resumed": outcome.resumed,
         "returned": outcome.returned,
+        "lost": vars(outcome.lost),
         "stale": [{key: row[key] for key in ("volume_id", "code", "reason")} for row in outcome.stale.to_pylist()],
         "slices": outcome.slices,
         "seconds": round(outcome.seconds, 3),

@@ -20,12 +20,17 @@ from medret.snapshot import Counts
 from medret.storage import Location
 
 
-def lost(request: IndexRequest, state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Gate:
+def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Losses:
     """What of the live snapshot would go; with the ledger of the new one, what it refuses too."""
     refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
     found = losses(plan, state.known, refused)
     log.facts["lost"] = asdict(found)
-    return gates.lost_gate(found, request.gates)
+    return found
+
+
+def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
+    """Raise GateError before anything is embedded, if too much of the live snapshot would go."""
+    gates.enforce([gates.lost_gate(lost(state, log, plan), request.gates)], source_hint(request, inputs, state))
 
 
 def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
@@ -41,7 +46,7 @@ def all_gates(
     limits = request.gates
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
     return [
-        lost(request, state, log, plan, ledger),
+        gates.lost_gate(lost(state, log, plan, ledger), limits),
         gates.quarantine_gate(counts, limits),
         gates.vector_gate(facts),
         gates.duplicate_gate(facts, content_by_id(ledger), limits),

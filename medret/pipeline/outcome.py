@@ -11,6 +11,7 @@ import ray
 
 from medret.archive import LabelJoin, Listing
 from medret.errors import MedretError
+from medret.pipeline.gates import Losses
 from medret.pipeline.plan import Plan
 from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
@@ -24,9 +25,9 @@ class IndexOutcome:
 
     snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
     were. resumed: volumes that an unfinished run had embedded. returned: volumes whose vectors an older snapshot had.
-    stale: schemas.QUARANTINE of volumes that cannot be read and keep their vectors. slices: embedded by this run, by
-    every model. quarantine: schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report:
-    path below the store, None where nothing was to be done.
+    lost: of the volumes that were live. stale: schemas.QUARANTINE of volumes that cannot be read and keep their
+    vectors. slices: embedded by this run, by every model. quarantine: schemas.QUARANTINE. seconds: of the whole run;
+    streaming_s: of reading to writing. report: path below the store, None where nothing was to be done.
     """
 
     snapshot: str
@@ -35,6 +36,7 @@ class IndexOutcome:
     touched: int
     resumed: int
     returned: int
+    lost: Losses
     stale: pa.Table
     skipped: Mapping[str, int]
     slices: int

@@ -19,7 +19,7 @@ from medret.pipeline.cluster import Capacity, capacity_now, connected, device_fo
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
 from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
-from medret.pipeline.judge import all_gates, hints, lost, source_hint
+from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.known import live_manifest, unfinished_elsewhere
 from medret.pipeline.make import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
@@ -127,6 +127,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         touched=0,
         resumed=0,
         returned=0,
+        lost=lost(run.state, run.log, plan),
         stale=ledgers.stale(previous.ledger),
         skipped=run.inputs.listing.skipped,
         slices=0,
@@ -147,11 +148,11 @@ def _run(run: _Run) -> IndexOutcome:
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
-        enforce([lost(request, state, log, plan)], source_hint(request, inputs, state))
+        refuse_losing(request, inputs, state, log, plan)
         plan = _checked(run, plan, wanted)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
-    enforce([lost(request, state, log, plan)], source_hint(request, inputs, state))
+    refuse_losing(request, inputs, state, log, plan)
 
     plan, made, counted = _streamed(run, plan, wanted, jobs, capacity)
     run.stop.check()
@@ -214,6 +215,7 @@ def _run(run: _Run) -> IndexOutcome:
         touched=causes.get("touched", 0),
         resumed=causes.get("resumed", 0),
         returned=causes.get("returned", 0),
+        lost=lost(state, log, plan, ledger),
         stale=ledgers.stale(ledger),
         skipped=inputs.listing.skipped,
         slices=sum(count.slices for name, count in counted.items() if name.startswith("embed ")),

@@ -196,6 +196,7 @@ def test_most_of_an_archive_that_is_away_is_not_published_and_returns_with_its_v
     assert report["lost"] == {"live": 20, "gone": 18, "quarantined": 0}
     assert "stages" not in report  # judged before anything was embedded
     code, found = run("index", "--max-gone", "0.9")
+    assert found["lost"] == report["lost"]
     assert (code, found["counts"]["gone"], found["counts"]["listed"]) == (0, 18, 2)
     for path in sorted(away.iterdir())[:17]:
         path.rename(place / "archive" / path.name)
