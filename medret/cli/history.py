@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -113,7 +114,10 @@ def run_gc(arguments: argparse.Namespace) -> int:
 
     store = Location(arguments.store)
     with leased(store, "gc") as lease:
-        swept = sweep(store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run)
+        swept = sweep(
+            store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run,
+            say=lambda line: print(line, file=sys.stderr),
+        )  # fmt: skip
     if arguments.json:
         document = {"kept": swept.kept, "dropped": swept.dropped, "files": swept.paths, "bytes": swept.size_bytes}
         document["foreign"] = swept.strangers

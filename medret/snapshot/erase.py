@@ -21,7 +21,7 @@ from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import Manifest, read_files
-from medret.snapshot.mentions import UNREADABLE, Mentions
+from medret.snapshot.mentions import UNREADABLE, Mentions, is_text
 from medret.snapshot.names import own
 from medret.storage import Location, read_checked
 
@@ -66,7 +66,8 @@ class Erasure:
 
     def kept_of(self, table: pa.Table) -> pa.Table | None:
         """A table with a column `volume_id` without the volumes; None if it has nothing of them."""
-        rest = table.filter(pc.invert(pc.is_in(table["volume_id"], pa.array(sorted(self.ids), pa.string()))))
+        ids = table["volume_id"]
+        rest = table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(self.ids), ids.type))))
         self.stay.update(rest["volume_id"].unique().to_pylist())
         kept = self.mentions.scrub_table(rest)
         return None if kept is rest and rest.num_rows == table.num_rows else kept
@@ -164,7 +165,7 @@ def _read(store: Location, path: str) -> pa.Table | None:
         ids = table["volume_id"]
     except UNREADABLE:
         return None
-    return table if is_named_after(path, data) and pa.types.is_string(ids.type) and not ids.null_count else None
+    return table if is_named_after(path, data) and is_text(ids.type) and not ids.null_count else None
 
 
 def _erase_index(

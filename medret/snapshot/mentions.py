@@ -142,12 +142,13 @@ def _texts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
     """The strings of a column, if it has any."""
     for chunk in column.chunks:
         if pa.types.is_map(chunk.type):
-            yield from (part for part in (chunk.keys, chunk.items) if _is_text(part.type))
-        elif _is_text(chunk.type):
+            yield from (part for part in (chunk.keys, chunk.items) if is_text(part.type))
+        elif is_text(chunk.type):
             yield chunk
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

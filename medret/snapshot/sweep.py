@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow.compute as pc
 
 from medret.errors import UsageError
-from medret.snapshot.forget import finish
+from medret.snapshot.forget import Say, finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
@@ -36,7 +36,9 @@ class Swept:
     strangers: tuple[str, ...]
 
 
-def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False) -> Swept:
+def sweep(
+    store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False, say: Say = lambda _: None
+) -> Swept:
     """Remove what is not needed, and finish a `forget` that was stopped.
 
     keep: so many of the newest snapshots stay, beside the live one. older_than: what is younger stays. Run reports stay
@@ -44,7 +46,7 @@ def sweep(store: Location, lease: Lease, *, keep: int, older_than: timedelta, dr
     cannot be read: what it needs would not be known.
     """
     if not dry_run:
-        finish(store, lease)
+        finish(store, lease, say)
     live = current_id(store)
     if live is None:
         raise UsageError(f"{store.uri}: nothing was ever published there")

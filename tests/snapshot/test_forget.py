@@ -170,6 +170,20 @@ def test_killed_before_any_of_its_writes_it_is_finished_by_whoever_comes_next(
         shutil.rmtree(state.root)
 
 
+@pytest.mark.s3
+def test_in_an_object_store_it_leaves_the_same(
+    tmp_path: Path, makers: SimpleNamespace, s3: Callable[[str], str]
+) -> None:
+    """B10."""
+    local, remote = Location(tmp_path / "store"), Location(f"{s3('forget')}/store")
+    makers.publish(local, *makers.rows(2, 1, [EMBEDDED, "v0.nii.gz"]), gates=[("canaries", EMBEDDED)])
+    for path, data in contents(local).items():
+        remote.write(path, data)
+    for store in (local, remote):
+        forget(store, {EMBEDDED}, take(store, "forget", 60))
+    assert contents(remote) == contents(local)
+
+
 def test_what_cannot_be_read_is_erased_whole_and_named(
     worn: SimpleNamespace, copy_of: Callable[[Location], Location], capsys: pytest.CaptureFixture[str]
 ) -> None:
