@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         write_text(arguments.list, "".join(f"{name}\n" for name in found.to_leave_out()))
     if arguments.json:
-        print(json.dumps({"store": snapshot.uri, "snapshot": snapshot.id, **found.to_json(snapshot.labels())}))
+        say(json.dumps({"store": snapshot.uri, "snapshot": snapshot.id, **found.to_json(snapshot.labels())}))
     else:
         _print(found, snapshot.labels(), arguments)
     return 0
@@ -77,24 +77,22 @@ def _print(found: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -
         words = "copy  " if pair.copy else f"{pair.score:.4f}"
         for name in (pair.first, pair.second):
             values = ", ".join(str(value) for value in known[name].values() if value)
-            print(f"{words}  {name}" + (f"  ({values})" if values else ""))
+            say(f"{words}  {name}" + (f"  ({values})" if values else ""))
             words = " " * len(words)
     if len(found.pairs) > SHOWN:
-        print(f"... and {len(found.pairs) - SHOWN} more: --json lists all")
+        say(f"... and {len(found.pairs) - SHOWN} more: --json lists all")
     leave_out = found.to_leave_out()
     copies = sum(pair.copy for pair in found.pairs)
-    print(
+    say(
         f"{len(found.pairs)} pairs among {found.volumes} volumes, {copies} of them copies, the others at least "
         f"{found.at_least:g} alike"
     )
     if found.crowded:
-        print(
-            f"{found.crowded} volumes have more near neighbours than were looked at: raise --at-least", file=sys.stderr
-        )
+        say(f"{found.crowded} volumes have more near neighbours than were looked at: raise --at-least", error=True)
     if leave_out:
         path = os.fspath(arguments.list) if arguments.list else "FILE"
         write = "written to" if arguments.list else "--list FILE writes"
-        print(
+        say(
             f"without {len(leave_out)} volumes no pair is left; {write} {path if arguments.list else 'them'}; "
             f"then: medret evaluate {arguments.store} --without {path}"
         )

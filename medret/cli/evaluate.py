@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, parse_weights, positive_int
+from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.evaluate import Panel, Selection
@@ -135,18 +135,18 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_text(arguments.html, report_page(snapshot, found))
     if arguments.json:
-        print(json.dumps({**found.to_json(), "notes": late_notes(found)}, allow_nan=False))
+        say(json.dumps({**found.to_json(), "notes": late_notes(found)}, allow_nan=False))
     else:
         from medret.cli.evaluate_tables import print_evaluation
 
         print_evaluation(found)
         for path in filter(None, (arguments.csv, arguments.html)):
-            print(f"written: {path.resolve()}")
+            say(f"written: {path.resolve()}")
     for failure in panel.failures:
-        print(f"medret evaluate: {failure.reason}", file=sys.stderr)
+        say(f"medret evaluate: {failure.reason}", error=True)
     if arguments.json:  # the table shows them too
         for warning in found.warnings:
-            print(f"medret evaluate: warning: {warning}", file=sys.stderr)
+            say(f"medret evaluate: warning: {warning}", error=True)
     return 4 if panel.failures else 0
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape as plain
 from rich.table import Table
 
 from medret.evaluate.compare import late_notes
+from medret.terminal import Terminal
 
 if TYPE_CHECKING:
     from medret.evaluate import Arm, Evaluation, Row
@@ -18,7 +17,7 @@ COLUMNS = ("recall@1", "mAP")  # what fits in 80 columns; all others are in --js
 
 def print_evaluation(found: Evaluation) -> None:
     """All of an evaluation that a person reads on the terminal."""
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(
         f"snapshot {found.snapshot}: {found.panel.queries.num_rows} queries among "
         f"{found.panel.candidates.num_rows} volumes; only queries with at least {found.min_relevant} relevant volumes "
@@ -33,26 +32,26 @@ def print_evaluation(found: Evaluation) -> None:
             _print_classes(console, found, exclude, level)
     for one in found.left_out:
         if one.too_few_relevant or one.unlabelled:
-            classes = ", ".join(f"{plain(name)} {count}" for name, count in one.by_class.items())
+            classes = ", ".join(f"{name} {count}" for name, count in one.by_class.items())
             unlabelled = f"; {one.unlabelled} without a label" if one.unlabelled else ""
             console.print(
-                f"not scored, {plain(one.level)}, exclude {plain(one.exclude)}: {one.too_few_relevant} queries"
+                f"not scored, {one.level}, exclude {one.exclude}: {one.too_few_relevant} queries"
                 f"{f' ({classes})' if classes else ''}{unlabelled}",
                 soft_wrap=True,
             )
     for note in late_notes(found):
-        console.print(f"note: {plain(note)}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     for warning in found.warnings:
-        console.print(f"warning: {plain(warning)}", soft_wrap=True, style="yellow")
+        console.print(f"warning: {warning}", soft_wrap=True, style="yellow")
 
 
-def _print_arms(console: Console, found: Evaluation, exclude: str) -> None:
+def _print_arms(console: Terminal, found: Evaluation, exclude: str) -> None:
     levels = [level for level in found.levels if found.figure(found.leading, exclude, level, "macro", "mAP")]
     table = _table(f"exclude {exclude}: macro recall@1/mAP")
     table.add_column("arm", no_wrap=True)
     table.add_column("ANN", justify="right", no_wrap=True)
     for level in levels:
-        table.add_column(plain(level), justify="right", no_wrap=True)
+        table.add_column(level, justify="right", no_wrap=True)
     table.add_row("  chance", "", *(_pair(found, found.leading, exclude, one, chance=True) for one in levels))
     for arm in found.arms:
         if arm.by_slices and arm.aggregation != found.arms[0].aggregation:
@@ -60,7 +59,7 @@ def _print_arms(console: Console, found: Evaluation, exclude: str) -> None:
         recall = found.figure(arm, exclude, "all", "all", "ann_recall@10")
         name = f"* {arm.label}" if arm.default else f"  {arm.label}"
         cells = (_pair(found, arm, exclude, level) for level in levels)
-        table.add_row(plain(name), short(recall.value) if recall else "", *cells, style="bold" if arm.default else "")
+        table.add_row(name, short(recall.value) if recall else "", *cells, style="bold" if arm.default else "")
     console.print(table)
 
 
@@ -69,7 +68,7 @@ def _pair(found: Evaluation, arm: Arm, exclude: str, level: str, chance: bool = 
     return "/".join(short(row.chance if chance else row.value) for row in rows if row)
 
 
-def _print_classes(console: Console, found: Evaluation, exclude: str, level: str) -> None:
+def _print_classes(console: Terminal, found: Evaluation, exclude: str, level: str) -> None:
     names = [*found.classes_of(found.leading, exclude, level), "macro", "micro"]
     rows = {name: [found.figure(found.leading, exclude, level, name, metric) for metric in COLUMNS] for name in names}
     if not all(rows["macro"]):
@@ -83,12 +82,12 @@ def _print_classes(console: Console, found: Evaluation, exclude: str, level: str
     for name, figures in rows.items():
         held = [row for row in figures if row]
         cells = (cell for row in held for cell in _cells(row))
-        table.add_row(plain(name), str(held[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
+        table.add_row(name, str(held[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
     console.print(table)
 
 
 def _table(title: str) -> Table:
-    return Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
 
 
 def _cells(row: Row) -> tuple[str, str, str]:

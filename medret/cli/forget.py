@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 DESCRIPTION = """\
 Remove volumes (a patient withdrew) from every snapshot of STORE, from its Parquet files, indices, quarantine
@@ -39,18 +39,18 @@ def run(arguments: argparse.Namespace) -> int:
     store = Location(arguments.store)
     with leased(store, "forget") as lease:
         done = forget(
-            store, set(arguments.volumes), lease, copies=arguments.copies, say=lambda line: print(line, file=sys.stderr)
+            store, set(arguments.volumes), lease, copies=arguments.copies, say=lambda line: say(line, error=True)
         )
     if arguments.json:
         facts = {"volumes": done.volumes, "live": done.live, "snapshots": dict(done.snapshots), "files": done.places}
-        print(json.dumps({"store": store.uri, **facts, "unreadable": done.unreadable}))
+        say(json.dumps({"store": store.uri, **facts, "unreadable": done.unreadable}))
         return 0
-    print(f"{store.uri}: forgot {len(done.volumes)} volumes; they were in {len(done.places)} files, now gone:")
+    say(f"{store.uri}: forgot {len(done.volumes)} volumes; they were in {len(done.places)} files, now gone:")
     for path in done.places:
-        print(f"  {path}")
+        say(f"  {path}")
     for path in done.unreadable:
-        print(f"erased whole, because it cannot be read: {path}")
+        say(f"erased whole, because it cannot be read: {path}")
     for old, new in done.snapshots.items():
-        print(f"snapshot {old} is now {new}{' (live)' if new == done.live else ''}")
-    print("searched the whole store for their ids: none is left")
+        say(f"snapshot {old} is now {new}{' (live)' if new == done.live else ''}")
+    say("searched the whole store for their ids: none is left")
     return 0

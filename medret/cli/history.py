@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from datetime import timedelta
 from typing import Any
 
 from msgspec.structs import asdict
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -85,7 +85,7 @@ def run_snapshots(arguments: argparse.Namespace) -> int:
         for past in history(Location(arguments.store))
     ]
     if arguments.json:
-        print(json.dumps({"store": arguments.store, "snapshots": found}))
+        say(json.dumps({"store": arguments.store, "snapshots": found}))
     else:
         from medret.cli.tables import print_snapshots
 
@@ -102,7 +102,7 @@ def run_rollback(arguments: argparse.Namespace) -> int:
     store = Location(arguments.store)
     with leased(store, "rollback") as lease:
         before = rollback(store, arguments.snapshot, lease)
-    print(f"{store.uri}: snapshot {arguments.snapshot} is live; it was {before}")
+    say(f"{store.uri}: snapshot {arguments.snapshot} is live; it was {before}")
     return 0
 
 
@@ -116,16 +116,16 @@ def run_gc(arguments: argparse.Namespace) -> int:
     with leased(store, "gc") as lease:
         swept = sweep(
             store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run,
-            say=lambda line: print(line, file=sys.stderr),
+            say=lambda line: say(line, error=True),
         )  # fmt: skip
     if arguments.json:
         document = {"kept": swept.kept, "dropped": swept.dropped, "files": swept.paths, "bytes": swept.size_bytes}
         document["foreign"] = swept.strangers
-        print(json.dumps({"store": store.uri, "dry_run": arguments.dry_run, **document}))
+        say(json.dumps({"store": store.uri, "dry_run": arguments.dry_run, **document}))
         return 0
     deed = "would delete" if arguments.dry_run else "deleted"
-    print(f"{store.uri}: kept {len(swept.kept)} snapshots, {deed} {len(swept.dropped)}")
-    print(f"{deed} {len(swept.paths)} files, {swept.size_bytes / 2**20:.1f} MiB")
+    say(f"{store.uri}: kept {len(swept.kept)} snapshots, {deed} {len(swept.dropped)}")
+    say(f"{deed} {len(swept.paths)} files, {swept.size_bytes / 2**20:.1f} MiB")
     if swept.strangers:
-        print(f"{len(swept.strangers)} files are not medret's and stay, such as {swept.strangers[0]}")
+        say(f"{len(swept.strangers)} files are not medret's and stay, such as {swept.strangers[0]}")
     return 0

@@ -12,6 +12,7 @@ from msgspec.structs import asdict
 
 from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
 from medret.errors import UsageError
+from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.pipeline.outcome import IndexOutcome
@@ -186,7 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))
     if arguments.json:
-        print(json.dumps(to_json(outcome)))
+        say(json.dumps(to_json(outcome)))
     elif not arguments.quiet:
         print_index_summary(outcome, arguments.store)
     return 4 if outcome.published and outcome.counts.quarantined else 0

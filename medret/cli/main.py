@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import medret
 from medret.cli import (
@@ -23,6 +25,7 @@ from medret.cli import (
 )  # fmt: skip
 from medret.errors import MedretError
 from medret.storage import redacted
+from medret.visible import say, visible
 
 EPILOG = """\
 exit codes:
@@ -34,6 +37,8 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
@@ -43,18 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except MedretError as error:
-        print(f"medret {arguments.command}: {redacted(str(error))}", file=sys.stderr)
+        say(f"medret {arguments.command}: {redacted(str(error))}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"medret {arguments.command}: interrupted; nothing was published", file=sys.stderr)
+        say(f"medret {arguments.command}: interrupted; nothing was published", error=True)
         return 130
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """Whose messages show what was typed, and do no more."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and exit with 2."""
+        super().error(visible(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="medret",
         description="Make an archive of CT and MRI volumes searchable by content, without training.",
         epilog=EPILOG,

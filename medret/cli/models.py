@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 DESCRIPTION = "List the models that `--model` knows: width, input side, licence, and where their weights come from."
 EPILOG = "Beside these, timm:NAME and hf:NAME take any vision model of timm and transformers."
@@ -25,10 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     specs = [model_spec(name) for name in model_names()]
     if arguments.json:
-        print(json.dumps([asdict(spec) for spec in specs], default=str))
+        say(json.dumps([asdict(spec) for spec in specs], default=str))
     else:
         from medret.cli.tables import print_models
 
         print_models(specs)
-        print(EPILOG)
+        for line in EPILOG.splitlines():
+            say(line)
     return 0

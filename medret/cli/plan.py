@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from medret.cli.index import add_options, request_of
 from medret.cli.shared import add_command
 from medret.errors import GateError
+from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.pipeline.estimate import Estimate
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         "refusals": _refusals(request, inputs, state, plan),
     }
     if arguments.json:
-        print(json.dumps(document))
+        say(json.dumps(document))
     else:
         from medret.cli.tables import print_plan
 

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 from medret.errors import UsageError
+from medret.visible import visible
 
 
 def report(text: str) -> None:
     """One line of progress, overwritten by the next, where a person looks."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\r\x1b[K{visible(text)}")
+        sys.stderr.flush()
 
 
 def clear() -> None:

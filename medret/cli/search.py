@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medret.cli.shared import add_command, parse_weights
 from medret.errors import UsageError
 from medret.storage import redacted
+from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.search import Hit
@@ -133,6 +134,7 @@ PLAIN = (
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.search import open_snapshot
+    from medret.search.score import score_words
 
     options = _options(arguments)
     snapshot = open_snapshot(arguments.store, arguments.snapshot)
@@ -142,18 +144,22 @@ def run(arguments: argparse.Namespace) -> int:
         from medret.cli.progress import write_text
         from medret.search.page import results_page
 
-        page = results_page(snapshot, [(query, snapshot.uri_of_query(query), hits) for query, hits in results])
+        page = results_page(
+            snapshot,
+            [(query, snapshot.uri_of_query(query), hits) for query, hits in results],
+            score=score_words(options),
+        )
         write_text(arguments.html, page)
     if arguments.json:
         documents = [_document(query, hits) for query, hits in results]
-        print(json.dumps(documents[0] if len(documents) == 1 else {"results": documents}))
+        say(json.dumps(documents[0] if len(documents) == 1 else {"results": documents}))
     else:
         from medret.cli.tables import print_hits
 
         for query, hits in results:
-            print_hits(query, hits)
+            print_hits(query, hits, score_words(options))
         if arguments.html:
-            print(f"page: {arguments.html.resolve()}")
+            say(f"page: {arguments.html.resolve()}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, positive_int
+from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.evaluate.study import Study
@@ -73,11 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_text(arguments.html, study_page(study))
     if arguments.json:
-        print(json.dumps(study.to_json(), allow_nan=False))
+        say(json.dumps(study.to_json(), allow_nan=False))
         return 0
     _print(study)
     for path in filter(None, (arguments.csv, arguments.html)):
-        print(f"written: {path.resolve()}")
+        say(f"written: {path.resolve()}")
     return 0
 
 
@@ -115,9 +116,9 @@ def _print(study: Study) -> None:
     rows = [study.table.column_names, *([_text(value) for value in row.values()] for row in study.table.to_pylist())]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     for note in study.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _text(value: object) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
-from rich.console import Console
 from rich.table import Table
+
+from medret.terminal import Terminal
 
 if TYPE_CHECKING:
     from medret.models import ModelSpec
@@ -19,7 +20,7 @@ QUARANTINE_SHOWN = 20
 
 def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     """What an index run did."""
-    console = Console(highlight=False)
+    console = Terminal()
     state = "published" if outcome.published else "is up to date"
     table = Table(title=f"snapshot {outcome.snapshot} {state}", title_justify="left", show_header=False)
     for name, value in asdict(outcome.counts).items():
@@ -42,18 +43,18 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     if outcome.stale.num_rows:
         console.print(
             f"{outcome.stale.num_rows} volumes cannot be read for the moment and keep their vectors, such as "
-            f"{_plain(outcome.stale['volume_id'][0].as_py())}",
+            f"{outcome.stale['volume_id'][0].as_py()}",
             soft_wrap=True,
         )
     console.print(f"search it: medret search {store} QUERY.nii.gz", markup=False, soft_wrap=True)
 
 
-def _print_quarantine(console: Console, outcome: IndexOutcome) -> None:
+def _print_quarantine(console: Terminal, outcome: IndexOutcome) -> None:
     table = Table(title=f"quarantine: {outcome.quarantine.num_rows} volumes", title_justify="left")
     for heading in ("volume", "code", "reason"):
         table.add_column(heading, overflow="fold")
     for row in outcome.quarantine.slice(0, QUARANTINE_SHOWN).to_pylist():
-        table.add_row(_plain(row["volume_id"]), row["code"], _plain(row["reason"]))
+        table.add_row(row["volume_id"], row["code"], row["reason"])
     console.print(table)
     if outcome.quarantine.num_rows > QUARANTINE_SHOWN:
         console.print(f"... and {outcome.quarantine.num_rows - QUARANTINE_SHOWN} more, all in the store's quarantine/")
@@ -67,7 +68,7 @@ def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
     for one in snapshots:
         live = "live" if one["live"] else ""
         if one["problem"]:
-            table.add_row(one["snapshot"], live, _plain(one["problem"]))
+            table.add_row(one["snapshot"], live, one["problem"])
             continue
         counts = one["counts"]
         recall = min(one["recall_at_10"].values(), default=None)
@@ -79,7 +80,7 @@ def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
             ", ".join(f"{model['name']} ({model['recipe'][:6]})" for model in one["models"]),
             "" if recall is None else f"{recall:.3f}",
         )
-    Console(highlight=False).print(table)
+    Terminal().print(table)
 
 
 CAUSES = {
@@ -98,7 +99,7 @@ CAUSES = {
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """What a run would do."""
-    console = Console(highlight=False)
+    console = Terminal()
     live = plan["snapshot"] or "none yet"
     table = Table(title=f"{plan['listed']} objects; live snapshot: {live}", title_justify="left", show_header=False)
     for cause, meaning in CAUSES.items():
@@ -108,11 +109,11 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         table.add_row("skipped", str(count), rule)
     console.print(table)
     if ignored := plan["ignored_reports"]:
-        console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {_plain(ignored[0])}")
+        console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {ignored[0]}")
     for difference in plan["embeds_anew"]:
-        console.print(f"everything is embedded anew: {_plain(difference)}", soft_wrap=True)
+        console.print(f"everything is embedded anew: {difference}", soft_wrap=True)
     for refusal in plan["refusals"]:
-        console.print(f"medret index would refuse: {_plain(refusal)}", soft_wrap=True)
+        console.print(f"medret index would refuse: {refusal}", soft_wrap=True)
     if plan["up_to_date"]:
         console.print("up to date: a run would do nothing")
         return
@@ -120,16 +121,19 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     console.print(f"at most {plan['bytes'] / 2**20:.1f} MiB to read, {plan['slices']} slices to embed{seconds}")
 
 
-def print_hits(query: str, hits: Sequence[Hit]) -> None:
-    """Hits, best first."""
-    table = Table(title=_plain(f"most similar to {query}"), title_justify="left", box=None, pad_edge=False)
+def print_hits(query: str, hits: Sequence[Hit], score: str) -> None:
+    """Hits, best first. score: what that of a hit is, in words."""
+    terminal = Terminal()
+    terminal.print(f"most similar to {query}", soft_wrap=True, style="italic")
+    table = Table(box=None, pad_edge=False)
     for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices: query ~ hit"):
         numeric, long = heading in ("rank", "score"), heading == "volume"
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=not long)
     for hit in hits:
-        labels = [_plain(str(hit.labels.get(name) or "")) for name in ("modality", "body_region", "organ")]
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", _plain(hit.volume_id), *labels, _match(hit))
-    Console(highlight=False).print(table)
+        labels = [str(hit.labels.get(name) or "") for name in ("modality", "body_region", "organ")]
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", hit.volume_id, *labels, _match(hit))
+    terminal.print(table)
+    terminal.print(f"score: {score}", soft_wrap=True)
 
 
 def print_models(specs: Sequence[ModelSpec]) -> None:
@@ -138,8 +142,8 @@ def print_models(specs: Sequence[ModelSpec]) -> None:
     for heading in ("name", "dim", "side px", "licence", "weights"):
         table.add_column(heading, overflow="fold")
     for spec in specs:
-        table.add_row(spec.name, str(spec.dim), str(spec.side_px), _plain(spec.licence), _plain(spec.source))
-    Console(highlight=False).print(table)
+        table.add_row(spec.name, str(spec.dim), str(spec.side_px), spec.licence, spec.source)
+    Terminal().print(table)
 
 
 def _match(hit: Any) -> str:
@@ -153,8 +157,3 @@ def _match(hit: Any) -> str:
 def _range(positions: tuple[int, int]) -> str:
     first, last = positions
     return str(first) if first == last else f"{first}-{last}"
-
-
-def _plain(text: str) -> str:
-    """Text that rich must not read as markup."""
-    return text.replace("[", r"\[")

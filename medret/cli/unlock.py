@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 DESCRIPTION = """\
 Break the lease on STORE of a run that died, where it would lapse too late: a clock was ahead when it was taken, or
@@ -37,9 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     holder, ran = unlock(store, force=arguments.force)
     if holder is None or not ran:
         last = f"; the last was {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder else ""
-        print(f"{store.uri}: nobody holds it{last}")
+        say(f"{store.uri}: nobody holds it{last}")
         return 0
-    print(
+    say(
         f"{store.uri}: broke the lease of {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC, that ran until "
         f"{holder.expires:%Y-%m-%d %H:%M:%S} UTC"
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medret.cli.shared import add_command
+from medret.visible import say
 
 DESCRIPTION = """\
 Check every file of STORE against the checksum in its name and in the live snapshot's manifest, and that the
@@ -37,14 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     litter, stopped = sum(map(is_litter, store.files())), store.exists(FORGETTING)
     if arguments.json:
         facts = {"findings": [asdict(finding) for finding in findings], "litter": litter, "forgetting": stopped}
-        print(json.dumps({"store": store.uri, **facts}))
+        say(json.dumps({"store": store.uri, **facts}))
     elif findings:
         for finding in findings:
-            print(f"{store.uri_of(finding.path)}: {finding.problem}")
+            say(f"{store.uri_of(finding.path)}: {finding.problem}")
     else:
-        print(f"{store.uri}: sound; snapshot {current_id(store)} is live")
+        say(f"{store.uri}: sound; snapshot {current_id(store)} is live")
     if litter and not arguments.json:
-        print(f"{store.uri}: passed over {litter} files of desktops and file servers, such as .DS_Store")
+        say(f"{store.uri}: passed over {litter} files of desktops and file servers, such as .DS_Store")
     if stopped and not arguments.json:
-        print(f"{store.uri}: a `medret forget` was stopped; the next forget, index or gc finishes it")
+        say(f"{store.uri}: a `medret forget` was stopped; the next forget, index or gc finishes it")
     return 1 if findings else 0

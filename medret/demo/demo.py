@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medret.demo.phantoms import KINDS, write_corpus
 from medret.errors import MedretError, UsageError
@@ -17,6 +17,7 @@ from medret.pipeline.request import IndexRequest
 from medret.pipeline.run import run_index
 from medret.search import Hit, open_snapshot
 from medret.search.page import results_page
+from medret.terminal import Terminal
 
 MODEL = "efficientnet_lite0"  # its weights come with a package: no hub is asked
 
@@ -33,15 +34,17 @@ class Query:
 
 def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
     """Make, index, search and show a small archive below `folder`; returns an exit code, raises MedretError."""
-    console = Console(highlight=False)
+    console = Terminal()
     folder = folder.resolve()
     archive, store = folder / "archive", folder / "store"
-    console.print(f"[bold]1. Making {len(KINDS) * volumes_per_kind} synthetic volumes[/] of {len(KINDS)} kinds")
+    console.print(
+        f"[bold]1. Making {len(KINDS) * volumes_per_kind} synthetic volumes[/] of {len(KINDS)} kinds", markup=True
+    )
     labels = write_corpus(archive, volumes_per_kind=volumes_per_kind, seed=0)
     _refuse_strangers(archive, labels)
     queries = write_corpus(folder / "queries", volumes_per_kind=1, seed=1)
 
-    console.print("[bold]2. Indexing them[/], as this command would:")
+    console.print("[bold]2. Indexing them[/], as this command would:", markup=True)
     console.print(f"   medret index {archive} {store} --labels {labels} --model {MODEL}", soft_wrap=True)
     outcome = run_index(IndexRequest(str(archive), str(store), str(labels), models=(MODEL,)), Reporter())
     if outcome.counts.quarantined:
@@ -54,7 +57,7 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
         soft_wrap=True,
     )
 
-    console.print("[bold]3. Searching it[/] with one new subject of each kind")
+    console.print("[bold]3. Searching it[/] with one new subject of each kind", markup=True)
     snapshot = open_snapshot(str(store))
     asked = _read_queries(queries)
     answers = snapshot.search_many([path for _, _, path in asked], k=k)
@@ -71,7 +74,7 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
         (f"{query.organ} ({query.modality}), not in the archive", str(query.path), query.hits) for query in searched
     ]
     page.write_text(results_page(snapshot, results, title="medret demo"), encoding="utf-8")
-    console.print("[bold]4. Open this page in a browser:[/]")
+    console.print("[bold]4. Open this page in a browser:[/]", markup=True)
     console.print(f"   {page}", soft_wrap=True)
     return 0
 
@@ -108,6 +111,6 @@ def _table(queries: Sequence[Query]) -> Table:
         cells = []
         for hit in query.hits:
             text = f"{hit.score:.2f} {hit.labels['organ']}"
-            cells.append(text if hit.labels["organ"] == query.organ else f"[red]{text}[/]")
+            cells.append(Text(text, style="" if hit.labels["organ"] == query.organ else "red"))
         table.add_row(query.organ, *cells)
     return table

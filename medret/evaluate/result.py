@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -16,6 +14,7 @@ from medret.evaluate.averages import MACRO, MICRO, Averages, Bootstrap
 from medret.evaluate.confounds import Confound
 from medret.evaluate.metrics import METRICS
 from medret.evaluate.panel import Panel
+from medret.visible import csv_text
 
 ANN_RECALL = "ann_recall@10"
 ALL = "all"  # level and class of a figure that has nothing to do with labels
@@ -164,8 +163,7 @@ class Evaluation:
 
     def to_csv(self) -> str:
         """The rows as CSV text."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([one.name.rstrip("_") for one in fields(Row)])
-        writer.writerows([getattr(row, one.name) for one in fields(Row)] for row in self.rows)
-        return text.getvalue()
+        names = [one.name for one in fields(Row)]
+        return csv_text(
+            [name.rstrip("_") for name in names], ([getattr(row, name) for name in names] for row in self.rows)
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +24,7 @@ from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
 from medret.storage import Location, read_checked
+from medret.visible import csv_text
 
 METRICS = ("recall@1", "mAP")
 BATCH_PAIRS = 20_000_000
@@ -69,11 +68,7 @@ class Study:
 
     def to_csv(self) -> str:
         """The table as CSV text."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.table.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in self.table.columns), strict=True))
-        return text.getvalue()
+        return csv_text(self.table.column_names, zip(*(one.to_pylist() for one in self.table.columns), strict=True))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medret.pipeline.metrics import RunMetrics
 from medret.pipeline.timeline import Timeline
 from medret.retry import retries
+from medret.terminal import Terminal
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
@@ -135,7 +135,7 @@ class Reporter:
     """Tells a person how far the run is: a live bar on a terminal, a line now and then elsewhere, nothing if quiet."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Terminal(stderr=True, quiet=quiet)
         self.quiet = quiet
 
     def say(self, text: str) -> None:

@@ -17,10 +17,11 @@ from medret.search.kept import NONE, SELF, excluded_of
 from medret.search.ledger import LedgerRow
 from medret.search.matching import match_of, match_slices, nearest_of_each
 from medret.search.merge import Found, merge_slices
-from medret.search.modes import LATE, SLICE, VOLUME, ModeOptions, check_mode, slices_found
+from medret.search.modes import SLICE, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
-from medret.search.region import AXES, PARTS
+from medret.search.region import AXES
+from medret.search.score import mode_of
 from medret.search.shards import StoredRows
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ def answer(
     snapshot: Snapshot, contents: Contents, queries: Sequence[Query], k: int, options: SearchOptions
 ) -> list[list[Hit]]:
     """The hits of each query; see `Snapshot.search_many`."""
-    part = any(options.get(name) for name in PARTS)  # of a volume: its own slices say more than one vector of the whole
-    mode, index = options.get("mode", LATE if part else VOLUME), options.get("index", DEFAULT_INDEX)
+    mode, index = mode_of(options), options.get("index", DEFAULT_INDEX)
     _check_count("k", k)
     check_mode(mode)
     unknown = sorted(set(options) - SearchOptions.__optional_keys__)

@@ -12,8 +12,10 @@ from html import escape
 from medret.search.encoding import sha256_of
 from medret.search.hit import Hit, SlicePair
 from medret.search.ledger import LABELS
+from medret.search.modes import VOLUME
 from medret.search.page_images import SIDE_PX, Shown, Tile, Wanted, read_tiles
 from medret.search.page_style import STYLE, document
+from medret.search.score import WORDS
 from medret.search.snapshot import Snapshot
 from medret.storage import redacted
 
@@ -23,11 +25,14 @@ Images = Mapping[Wanted, Shown | str]
 CHIPS = LABELS[1:]  # modality, body region, organ: what a reader looks for; all else is folded away
 
 
-def results_page(snapshot: Snapshot, results: Sequence[Result], title: str = "Search results") -> str:
+def results_page(
+    snapshot: Snapshot, results: Sequence[Result], title: str = "Search results", score: str = WORDS[VOLUME]
+) -> str:
     """The page as text.
 
     results: for each query its label, the path or URI of its voxels (None when there are none, as for a vector) and its
-    hits. Slices are read from the archive; a file that is out of reach leaves a note in their place.
+    hits. score: what that of a hit is, in words. Slices are read from the archive; a file that is out of reach leaves a
+    note in their place.
     """
     wanted = [_query_wanted(uri, hits) for _, uri, hits in results if uri is not None]
     wanted += [_hit_wanted(hit) for _, _, hits in results for hit in hits]
@@ -38,7 +43,7 @@ def results_page(snapshot: Snapshot, results: Sequence[Result], title: str = "Se
     body = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="soft">{len(results)} {"query" if len(results) == 1 else "queries"} among {volumes} volumes of
-{escape(manifest.archive_uri)}. Score: the cosine of the two vectors, at most 1. Framed: the slice of the query and the
+{escape(manifest.archive_uri)}. Score: {escape(score)}, at most 1. Framed: the slice of the query and the
 slice of the hit that are most alike.</p>
 {_warning(snapshot)}
 </header>
