@@ -29,8 +29,9 @@ examples:
 
 metrics:        recall@1 is the hit rate: is the first hit of the same class. recall@k for larger k is the share of
                 all relevant volumes that is found. hit@k, precision@k, mAP and ndcg@10 are as usual, gains binary.
-figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects. chance: of a
-                random ranking. A label may name several values, separated by `;`: one in common is relevant.
+figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects; there
+                is none for a class of one subject, nor for a macro mean over such a class. chance: of a random ranking.
+                A label may name several values, separated by `;`: one in common is relevant.
 exit codes:     0 done, 4 done, but some --queries could not be used, 2 wrong usage or nothing to score, 1 failed
 """
 

@@ -91,7 +91,7 @@ def _table(title: str) -> Table:
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
-    interval = f"{short(row.low)} {short(row.high)}" if row.subjects > 1 else "1 subject"
+    interval = f"{short(row.low)} {short(row.high)}" if row.has_interval else "none"
     return short(row.value), interval, short(row.chance)
 
 

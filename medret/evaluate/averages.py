@@ -1,8 +1,10 @@
 """From queries to figures: means of classes, macro and micro, with intervals from resampling subjects. Pure functions.
 
 Scans of one subject resemble each other, so subjects are drawn, not scans: an interval over scans would be too narrow.
-They are drawn from among those of the same classes, as many as there are: a class of few subjects would otherwise be
-missing from many draws, and the macro mean of the others is another quantity.
+Any subject may stand in for any other, also for one of other classes: where labels name several classes at once, few
+subjects have the same ones. A class that a draw lacks keeps its mean in that draw's macro mean, which without it would
+be another quantity. A class of one subject has no interval, nor has a macro mean over such a class: nothing says how
+much another subject would differ.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Bootstrap:
 class Averages:
     """Means over queries. Row 0 is macro, row 1 micro, then one row a class.
 
-    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries.
+    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries, low and high also where there is
+    no interval.
     queries, subjects: (2 + classes,) how many were averaged.
     """
 
@@ -57,13 +60,16 @@ def average(
     sums = _by_subject(values, groups, subjects, count)
     sizes = _by_subject(np.ones((len(values), 1)), groups, subjects, count)
     everyone = np.ones((1, count))
-    value = _means(everyone, sums, sizes)[0]
-    strata = np.unique(sizes[:, :, 0] > 0, axis=0, return_inverse=True)[1].ravel()
-    drawn = np.concatenate([_means(weights, sums, sizes) for weights in _resamples(strata, bootstrap)])
-    low, high = np.percentile(drawn, PERCENTILES, axis=0)  # a class is in every draw or, without queries, in none
-    chance = _means(everyone, _by_subject(chances, groups, subjects, count), sizes)[0]
-    queries = np.concatenate([[len(values)], groups.sum(axis=0)])
+    usual = _means(everyone, sums, sizes)
+    value = _with_macro(usual, usual)[0]
     present = sizes[:, :, 0].astype(bool).sum(axis=0)
+    drawn = [_with_macro(_means(weights, sums, sizes), usual) for weights in _resamples(count, bootstrap)]
+    low, high = _interval(np.concatenate(drawn))
+    alone = np.concatenate([[(present[1:] == 1).any() or present[0] < 2], present < 2])
+    low[alone] = high[alone] = np.nan
+    chances_of = _means(everyone, _by_subject(chances, groups, subjects, count), sizes)
+    chance = _with_macro(chances_of, chances_of)[0]
+    queries = np.concatenate([[len(values)], groups.sum(axis=0)])
     return Averages(value, low, high, chance, queries, np.concatenate([[present[0]], present]))
 
 
@@ -77,31 +83,38 @@ def _by_subject(values: Floats, groups: NDArray[np.bool_], subjects: NDArray[np.
 
 
 def _means(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
-    """Means under (b, subjects) weights: (b, 1 + groups, m), macro first. NaN for a group without weight."""
+    """Means of the groups under (b, subjects) weights: (b, groups, m). NaN for a group without weight."""
     flat = weights @ sums.reshape(len(sums), -1)
     total = flat.reshape(len(weights), *sums.shape[1:])
-    size = weights @ sizes[:, :, 0]
-    with np.errstate(invalid="ignore"):
-        means = np.where(size[:, :, None] > 0, total / size[:, :, None], np.nan)
-    classes = means[:, 1:]
-    counted = ~np.isnan(classes[:, :, :1])
-    number = np.maximum(counted.sum(axis=1), 1)
-    macro = np.where(counted.any(axis=1), np.where(counted, classes, 0.0).sum(axis=1) / number, np.nan)
-    joined: Floats = np.concatenate([macro[:, None], means], axis=1)
-    return joined
+    size = (weights @ sizes[:, :, 0])[:, :, None]
+    return np.where(size > 0, total / np.where(size > 0, size, 1), np.nan)
 
 
-def _resamples(strata: NDArray[np.int64], bootstrap: Bootstrap) -> Iterator[Floats]:
-    """How often each subject is drawn, (b, subjects) at a time. strata: (subjects,), who may stand in for whom.
+def _with_macro(means: Floats, usual: Floats) -> Floats:
+    """(b, 1 + groups, m): before the (b, groups, m) means, that of the classes. usual: (1, groups, m), of all."""
+    classes = np.where(np.isnan(means), usual, means)[:, 1:]
+    there = ~np.isnan(classes)
+    number = there.sum(axis=1)
+    macro = np.where(number > 0, np.where(there, classes, 0.0).sum(axis=1) / np.maximum(number, 1), np.nan)
+    return np.concatenate([macro[:, None], means], axis=1)
 
-    The same for the same strata and seed.
-    """
+
+def _interval(drawn: Floats) -> tuple[Floats, Floats]:
+    """The percentiles of (b, groups, m) means over the draws that have them; NaN where none has."""
+    low, high = np.percentile(drawn, PERCENTILES, axis=0)
+    lacking = np.isnan(drawn[:, :, 0]) if drawn.shape[2] else np.zeros(drawn.shape[:2], bool)
+    for group in np.flatnonzero(lacking.any(axis=0)):  # in some draws the class does not occur
+        own = drawn[~lacking[:, group], group]
+        if len(own):
+            low[group], high[group] = np.percentile(own, PERCENTILES, axis=0)
+    return low, high
+
+
+def _resamples(count: int, bootstrap: Bootstrap) -> Iterator[Floats]:
+    """How often each of `count` subjects is drawn, (b, subjects) at a time. The same for the same seed."""
     rng = np.random.default_rng(bootstrap.seed)
-    members = [np.flatnonzero(strata == stratum) for stratum in range(int(strata.max(initial=-1)) + 1)]
-    step = max(1, BLOCK_NUMBERS // max(len(strata), 1))
+    step = max(1, BLOCK_NUMBERS // max(count, 1))
     for start in range(0, bootstrap.resamples, step):
-        weights = np.zeros((min(step, bootstrap.resamples - start), len(strata)))
-        for own in members:
-            drawn = rng.integers(len(own), size=(len(weights), len(own))) + len(own) * np.arange(len(weights))[:, None]
-            weights[:, own] = np.bincount(drawn.ravel(), minlength=len(weights) * len(own)).reshape(-1, len(own))
-        yield weights
+        draws = min(step, bootstrap.resamples - start)
+        drawn = rng.integers(max(count, 1), size=(draws, count)) + count * np.arange(draws)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)

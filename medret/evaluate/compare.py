@@ -44,6 +44,8 @@ def _compared(found: Evaluation, late: Arm, exclude: str, level: str) -> Iterato
             _difference(found, late, arm, exclude, level, name) for name in found.classes_of(late, exclude, level)
         ]
         apart = "their intervals do not overlap" if mine.high < theirs.low else "their intervals overlap"
+        if not (mine.has_interval and theirs.has_interval):
+            apart = "without intervals: a class has one subject"
         yield (
             f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {mine.value:.3f}, {mode} "
             f"{theirs.value:.3f} ({apart}); worse for {', '.join(filter(None, classes))}"

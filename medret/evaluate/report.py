@@ -103,7 +103,7 @@ def _recall(found: Evaluation) -> str:
             row = found.figure(found.leading, exclude, level, name, "recall@1")
             if row:
                 figures = (row.value, row.low, row.high, row.chance)
-                rows.append(Bar(name, row.n, *figures, row.subjects > 1, name in (MACRO, MICRO)))
+                rows.append(Bar(name, row.n, *figures, row.has_interval, name in (MACRO, MICRO)))
         label = f"{words(level)}, among {among(exclude)}"
         parts.append(f"<div><h3>{escape(label)}</h3>{bars(rows, f'recall@1 by class: {label}')}</div>")
     parts.append("</div>")

@@ -68,14 +68,14 @@ def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> str:
         x = left + row.chance * width
         parts.append(f'<line class="chance" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + 21}"/>')
         parts.append(f'<text class="figure" x="{left + width + 10}" y="{y + 13}">{row.value:.2f}')
-        interval = f"{row.low:.2f} to {row.high:.2f}" if row.interval else "one subject"
+        interval = f"{row.low:.2f} to {row.high:.2f}" if row.interval else "no interval"
         parts.append(f' <tspan class="n">{interval}</tspan></text></g>')
     total = left + width + right
     return _svg("bars", total, height, label, "".join(parts))
 
 
 def _said(row: Bar) -> str:
-    interval = f" (95 % interval {row.low:.3f} to {row.high:.3f})" if row.interval else " (one subject)"
+    interval = f" (95 % interval {row.low:.3f} to {row.high:.3f})" if row.interval else " (no interval)"
     return f"{row.value:.3f}{interval}, chance {row.chance:.3f}"
 
 

@@ -42,7 +42,7 @@ def headline_table(found: Evaluation) -> str:
         rows.append(f"<tr>{head}<td>{held[0].n}</td><td>{classes}</td>{cells}</tr>")
     heads = "".join(f"<th>{name}</th><th>chance</th>" for name in ("recall@1", "mAP", "precision@5", "nDCG@10"))
     return _table(
-        "Macro: the mean of the classes. In brackets the 95 % interval over subjects.",
+        "Macro: the mean of the classes. In brackets the 95 % interval over subjects, where no class has but one.",
         f"<tr><th></th><th class='text'>found among</th><th>queries</th><th>classes</th>{heads}</tr>",
         rows,
     )
@@ -110,7 +110,7 @@ def left_out_table(found: Evaluation) -> str:
 
 
 def _figure(row: Row, kind: str = "") -> str:
-    interval = f"{row.low:.2f}&ndash;{row.high:.2f}" if row.subjects > 1 else "1 subject"
+    interval = f"{row.low:.2f}&ndash;{row.high:.2f}" if row.has_interval else "no interval"
     note = f' <span class="n">[{interval}]</span>'
     return f'<td class="{kind}">{row.value:.3f}{note}</td><td class="n">{row.chance:.3f}</td>'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -24,7 +25,8 @@ ALL = "all"  # level and class of a figure that has nothing to do with labels
 class Row:
     """One figure. low, high: its 95 % interval over subjects. chance: of a random ranking, averaged alike.
 
-    n: queries averaged. subjects: that these are of; an interval over one subject is none.
+    low and high are NaN where there is no interval: for a class of one subject, and a macro mean over such a class.
+    n: queries averaged. subjects: that these are of.
     """
 
     model: str
@@ -44,8 +46,13 @@ class Row:
     default: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The row as a JSON object."""
-        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+        """The row as a JSON object; null for a bound that there is not."""
+        return {name.rstrip("_"): None if value != value else value for name, value in asdict(self).items()}
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether low and high are known."""
+        return not math.isnan(self.low)
 
     @property
     def arm(self) -> tuple[str, str, str, str]:
@@ -163,7 +170,6 @@ class Evaluation:
 
     def to_csv(self) -> str:
         """The rows as CSV text."""
-        names = [one.name for one in fields(Row)]
-        return csv_text(
-            [name.rstrip("_") for name in names], ([getattr(row, name) for name in names] for row in self.rows)
-        )
+        rows = [row.to_json() for row in self.rows]
+        names = [one.name.rstrip("_") for one in fields(Row)]
+        return csv_text(names, ([row[name] for name in names] for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +41,8 @@ SCORES = pa.schema(
         pa.field("level", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),  # macro, the mean over seeds
-        pa.field("low", pa.float64(), nullable=False),  # of the 95 % interval over subjects, its mean over seeds
-        pa.field("high", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),  # of the 95 % interval over subjects, its mean over seeds; null for none
+        pa.field("high", pa.float64()),
         pa.field("spread", pa.float64(), nullable=False),  # standard deviation over seeds
         pa.field("seeds", pa.int32(), nullable=False),
         pa.field("chance", pa.float64(), nullable=False),
@@ -202,8 +203,9 @@ def score_rows(arm: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, 
         first = same[0]
         values = [figure.value for figure in same]
         means = {name: float(np.mean([getattr(one, name) for one in same])) for name in ("value", "low", "high")}
+        known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         fixed = {name: getattr(first, name) for name in ("exclude", "level", "metric", "chance", "n")}
-        rows.append({"arm": arm, **fixed, **means, "spread": float(np.std(values)), "seeds": len(same)})
+        rows.append({"arm": arm, **fixed, **known, "spread": float(np.std(values)), "seeds": len(same)})
     return rows
 
 

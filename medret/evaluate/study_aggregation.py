@@ -86,8 +86,9 @@ def _plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -
 
 
 def _bar(row: dict[str, object]) -> Bar:
-    value, low, high, chance = (float(str(row[name])) for name in ("value", "low", "high", "chance"))
+    known = row["low"] is not None or int(str(row["seeds"])) > 1
+    value, low, high, chance = (float(str(row[name] or 0)) for name in ("value", "low", "high", "chance"))
     if int(str(row["seeds"])) > 1:  # whiskers of repeated draws: two standard deviations over seeds
         spread = 2 * float(str(row["spread"]))
         low, high = max(0.0, value - spread), min(1.0, value + spread)
-    return Bar(str(row["arm"]), int(str(row["n"])), value, low, high, chance, True, row["arm"] == "mean")
+    return Bar(str(row["arm"]), int(str(row["n"])), value, low, high, chance, known, row["arm"] == "mean")

@@ -89,7 +89,16 @@ def _plots(table: pa.Table, alone: set[str]) -> list[tuple[str, str]]:
         own = [row for row in rows if (row["exclude"], row["level"]) == (exclude, level)]
         heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
         drawn = [
-            Bar(row["arm"], row["n"], row["value"], row["low"], row["high"], row["chance"], True, row["arm"] in alone)
+            Bar(
+                row["arm"],
+                row["n"],
+                row["value"],
+                row["low"] or 0,
+                row["high"] or 0,
+                row["chance"],
+                row["low"] is not None,
+                row["arm"] in alone,
+            )
             for row in own
         ]
         plots.append((heading, bars(drawn, heading, name_px=330)))

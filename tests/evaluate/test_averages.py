@@ -49,9 +49,33 @@ def test_intervals_are_those_of_drawing_subjects_one_by_one() -> None:
     assert found.high[1, 0] == pytest.approx(np.percentile(drawn, 97.5), abs=0.051)
 
 
-def test_a_class_of_one_subject_has_no_width() -> None:
+def test_a_class_of_one_subject_has_no_interval() -> None:
+    """C7: nor has the macro mean, of which that class is a part that was never drawn anew."""
     values = np.array([[1.0], [0.0], [1.0]])
     members = np.array([[1, 0], [1, 0], [0, 1]], bool)
     found = average(values, values, members, np.array([0, 1, 2]), Bootstrap())
-    assert (found.low[3, 0], found.high[3, 0], found.subjects[3]) == (1.0, 1.0, 1)
-    assert found.low[0, 0] == pytest.approx(0.5)  # the class is in every draw of the macro mean
+    assert np.isnan([found.low[3, 0], found.high[3, 0], found.low[0, 0], found.high[0, 0]]).all()
+    assert found.subjects.tolist() == [3, 3, 2, 1]
+    assert (found.low[1, 0], found.high[1, 0]) == (0.0, 1.0)
+    assert (found.low[2, 0], found.high[2, 0]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_intervals_cover_what_they_should(several: bool) -> None:
+    """C7: with labels such as `Liver;Spleen` a 95 % interval covered the truth in 52 of 100 studies."""
+    rng = np.random.default_rng(7)
+    studies, subjects, classes, truth = 150, 40, 4, 0.6
+    covered = np.zeros(2 + classes)
+    for _ in range(studies):
+        scans = rng.integers(1, 4, subjects)
+        owners = np.repeat(np.arange(subjects), scans)
+        of_subject = (rng.random(subjects) < truth).astype(float)  # a subject's scans are all alike
+        members = np.eye(classes, dtype=bool)[rng.integers(classes, size=subjects)]
+        if several:
+            members |= rng.random((subjects, classes)) < 0.4
+        values = of_subject[owners, None]
+        found = average(values, values, members[owners], owners, Bootstrap(200, int(rng.integers(1 << 30))))
+        covered += (found.low[:, 0] <= truth) & (truth <= found.high[:, 0])
+    assert (covered[:2] / studies > 0.88).all()  # macro, micro
+    assert (covered / studies > 0.8).all()  # about ten subjects a class: percentile intervals are a little narrow
+    assert (covered / studies < 1).all()

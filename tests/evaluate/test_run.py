@@ -48,10 +48,11 @@ Cosines = dict[str, NDArray[np.float64]]  # volume_id -> (slices of the query, s
 
 
 def late(cosines: Cosines) -> dict[str, tuple[float, ...]]:
-    """Slices of the synthetic stores alternate between two planes; only those of one plane are compared."""
+    """An index has the slices of one plane, then as many of the other; only those of one plane are compared."""
 
     def score(table: NDArray[np.float64]) -> float:
-        parts = [table[plane::PLANES, plane::PLANES].max(axis=1) for plane in range(PLANES)]
+        rows, columns = (np.array_split(np.arange(count), PLANES) for count in table.shape)
+        parts = [table[np.ix_(own, other)].max(axis=1) for own, other in zip(rows, columns, strict=True)]
         return float(np.float32(np.concatenate(parts).mean()))
 
     return {name: (score(table),) for name, table in cosines.items()}
