@@ -21,7 +21,7 @@ PLANES: tuple[Plane, ...] = get_args(Plane)
 # Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
 PIXELS_VERSION = 2
 # Raise when the same pixels and weights would give other vectors.
-VECTORS_VERSION = 2
+VECTORS_VERSION = 3
 
 
 @dataclass(frozen=True)

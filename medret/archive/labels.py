@@ -1,24 +1,23 @@
-"""Join labels to the volumes of a listing: from a CSV or Parquet table, or from MSD's dataset.json.
+"""Join labels to the volumes of a listing: from a CSV or Parquet table, or from dataset.json files.
 
-A row names its volume in the column `volume_id` or `path`: a path below the archive, a whole URI, or any tail of
-the URI that only one volume has (`volumes/case.nii.gz` for an archive called `volumes`). Columns subject, modality,
-body_region and organ become labels, all others metadata; empty cells say nothing.
+A row names its volume in the column `volume_id` or `path`, as `medret.archive.names` tells. Columns subject, modality,
+body_region and organ become labels, all others metadata; empty cells, and words for nothing, say nothing. What did
+not match is counted, and a table that matches nothing is refused.
 """
 
 from __future__ import annotations
 
-import posixpath
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from medret.archive.listing import Listing
-from medret.archive.msd import MsdTask, read_msd_task
-from medret.archive.tables import Table, read_table
+from medret.archive.listing import DESCRIPTION, Listing
+from medret.archive.msd import read_descriptions
+from medret.archive.names import Finder, Match
+from medret.archive.tables import ID_COLUMNS, Table, read_table
 from medret.errors import UsageError
 from medret.modalities import modality_label
 
-_ID_COLUMNS = ("volume_id", "path")
 _LABEL_COLUMNS = ("subject", "modality", "body_region", "organ")
 
 
@@ -32,14 +31,55 @@ class Labels:
     organ: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether anything is known."""
+        return any((self.subject, self.modality, self.body_region, self.organ, self.metadata))
+
 
 @dataclass(frozen=True)
 class LabelJoin:
-    """labels: volume_id -> Labels. unmatched_rows: of the table, that name no volume of the listing."""
+    """labels: volume_id -> Labels, of the volumes that a row or a dataset.json is about.
+
+    source: URI of the table; "dataset.json"; None without any labels. unmatched_rows: of the table, that name no volume
+    of the listing, ambiguous_rows of them because they fit several equally well. unmatched_example: the first of them.
+    root: of a table from another machine, the folder that stands before the ids there. ignored: path -> why, of
+    dataset.json files that are of another kind.
+    """
 
     labels: Mapping[str, Labels]
     unmatched_rows: int
     unlabelled_volumes: int
+    source: str | None = None
+    ambiguous_rows: int = 0
+    unmatched_example: str | None = None
+    volume_example: str | None = None
+    root: str | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, as reports give them: without names, which may be those of patients. matched: volumes."""
+        return {
+            "source": self.source,
+            "matched": len(self.labels),
+            "unmatched_rows": self.unmatched_rows,
+            "ambiguous_rows": self.ambiguous_rows,
+            "unlabelled_volumes": self.unlabelled_volumes,
+            "ignored_files": len(self.ignored),
+        }
+
+    @property
+    def mismatch(self) -> str | None:
+        """Why a table that was given is of no use: none of its rows matches. None when it is of some."""
+        if self.labels or self.volume_example is None or self.source in (None, DESCRIPTION):
+            return None
+        if self.unmatched_example is None:
+            return f"label table {self.source} has no rows below its column names"
+        several = f" ({self.ambiguous_rows} fit several volumes)" if self.ambiguous_rows else ""
+        return (
+            f"label table {self.source}: none of its {self.unmatched_rows} rows names one volume of the archive"
+            f"{several}: a row names {self.unmatched_example!r}, a volume is called {self.volume_example!r}; give "
+            "paths below the archive in the column path or volume_id"
+        )
 
 
 def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
@@ -47,25 +87,66 @@ def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
 
     table_uri: of a CSV or Parquet file; None: what dataset.json files in the archive say, if there are any.
     Raises UsageError naming file and column: unreadable, no id column, two rows that disagree on one volume.
+    That no row matches is told by `LabelJoin.mismatch`.
     """
     if table_uri is None:
-        labels = _from_descriptions(listing)
-        return LabelJoin(labels, 0, len(listing.objects) - len(labels))
+        return _from_descriptions(listing)
     table = read_table(table_uri)
-    columns = _known_columns(table)
-    finder = _Finder(listing)
-    labels = {}
-    unmatched = 0
-    for row in table.rows:
-        volume_id = next((found for name in _ids(columns, row) if (found := finder.find(name)) is not None), None)
+    columns, finder = _known_columns(table), Finder(listing)
+    rows = _joined([_match(columns, row, finder) for row in table.rows])
+    labels: dict[str, Labels] = {}
+    unmatched: list[int] = []
+    for number, volume_id in enumerate(rows.volume_ids):
         if volume_id is None:
-            unmatched += 1
+            unmatched.append(number)
             continue
-        known = _labels_of(table, columns, row)
+        known = _labels_of(table, columns, table.rows[number])
         if labels.setdefault(volume_id, known) != known:
             difference = _difference(labels[volume_id], known)
             raise UsageError(f"{table.name}: two rows for {volume_id} disagree: {difference}; keep one of them")
-    return LabelJoin(labels, unmatched, len(listing.objects) - len(labels))
+    return LabelJoin(
+        labels,
+        len(unmatched),
+        len(listing.objects) - len(labels),
+        table.name,
+        rows.ambiguous,
+        next(_ids(columns, table.rows[unmatched[0]]), "") if unmatched else None,
+        listing.objects[0].volume_id if listing.objects else None,
+        rows.root,
+    )
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """volume_ids: of each row, None where it names none or several. ambiguous: rows that name several."""
+
+    volume_ids: Sequence[str | None]
+    ambiguous: int
+    root: str | None
+
+
+def _joined(matches: Sequence[Match]) -> _Joined:
+    """Which volume each row is about.
+
+    Paths of another machine count where they share one root, no row tells where the archive really lies, and no
+    plainer name means the same volume: a table over several archives must not label one by another.
+    """
+    plain = {match.volume_ids[0] for match in matches if len(match.volume_ids) == 1 and match.root is None}
+    roots = {match.root for match in matches if match.root is not None}
+    trusted = len(roots) == 1 and not any(match.located for match in matches)
+    found: list[str | None] = []
+    for match in matches:
+        one = match.volume_ids[0] if len(match.volume_ids) == 1 else None
+        found.append(one if match.root is None or (trusted and one not in plain) else None)
+    several = sum(bool(match.volume_ids) and one is None for match, one in zip(matches, found, strict=True))
+    used = any(match.root is not None and one is not None for match, one in zip(matches, found, strict=True))
+    return _Joined(found, several, roots.pop() if used else None)
+
+
+def _match(columns: Mapping[str, int], row: tuple[str | None, ...], finder: Finder) -> Match:
+    """Of a row's ids, what the first stands for that fits one volume, paths of another machine last."""
+    matches = [match for name in _ids(columns, row) if (match := finder.find(name)).volume_ids]
+    return min(matches, key=lambda match: (len(match.volume_ids) > 1, match.root is not None), default=Match())
 
 
 def _known_columns(table: Table) -> dict[str, int]:
@@ -73,12 +154,12 @@ def _known_columns(table: Table) -> dict[str, int]:
     columns: dict[str, int] = {}
     for number, name in enumerate(table.columns):
         known = name.lower()
-        if known not in (*_ID_COLUMNS, *_LABEL_COLUMNS):
+        if known not in (*ID_COLUMNS, *_LABEL_COLUMNS):
             continue
         if known in columns:
             raise UsageError(f"{table.name}: column {known} stands there twice")
         columns[known] = number
-    if not any(name in columns for name in _ID_COLUMNS):
+    if not any(name in columns for name in ID_COLUMNS):
         raise UsageError(
             f"{table.name}: no column volume_id or path tells which volume a row is about; "
             f"its columns are {', '.join(table.columns)}"
@@ -87,7 +168,7 @@ def _known_columns(table: Table) -> dict[str, int]:
 
 
 def _ids(columns: Mapping[str, int], row: tuple[str | None, ...]) -> Iterator[str]:
-    for name in _ID_COLUMNS:
+    for name in ID_COLUMNS:
         if name in columns and (cell := row[columns[name]]):
             yield cell
 
@@ -119,38 +200,9 @@ def _difference(one: Labels, other: Labels) -> str:
     return f"{name} is {one.metadata.get(name)!r} and {other.metadata.get(name)!r}"
 
 
-class _Finder:
-    """Volumes by the names that people give them."""
-
-    def __init__(self, listing: Listing) -> None:
-        self._ids = {item.volume_id for item in listing.objects}
-        self._by_name: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for item in listing.objects:
-            self._by_name[posixpath.basename(item.uri)].append((item.uri, item.volume_id))
-
-    def find(self, name: str) -> str | None:
-        """The volume_id that `name` means; None when there is none, or more than one."""
-        if name in self._ids:
-            return name
-        plain = name.removeprefix("file://")
-        if "://" not in plain:
-            plain = posixpath.normpath(plain)
-        if plain in self._ids:
-            return plain
-        whole = plain.startswith("/") or "://" in plain
-        candidates = [
-            volume_id
-            for uri, volume_id in self._by_name.get(posixpath.basename(plain), ())
-            if uri == plain or (not whole and uri.endswith(f"/{plain}"))
-        ]
-        return candidates[0] if len(candidates) == 1 else None
-
-
-def _from_descriptions(listing: Listing) -> dict[str, Labels]:
+def _from_descriptions(listing: Listing) -> LabelJoin:
     """Labels by task for all volumes beside or below a dataset.json; the deeper one counts."""
-    tasks: dict[str, MsdTask] = {}
-    for path in listing.descriptions:
-        tasks[posixpath.dirname(path)] = read_msd_task(listing.archive_uri, path)
+    tasks, ignored = read_descriptions(listing.archive_uri, listing.descriptions)
     labels: dict[str, Labels] = {}
     for item in listing.objects:
         folder = item.volume_id.partition("/")[0] if "/" in item.volume_id else ""
@@ -159,4 +211,5 @@ def _from_descriptions(listing: Listing) -> dict[str, Labels]:
             labels[item.volume_id] = Labels(
                 modality=task.modality, body_region=task.body_region, organ=task.organ, metadata={"task": task.name}
             )
-    return labels
+    source = DESCRIPTION if tasks else None
+    return LabelJoin(labels, 0, len(listing.objects) - len(labels), source, ignored=ignored)

@@ -1,4 +1,4 @@
-"""dataset.json of the Medical Segmentation Decathlon: a task's name -> modality, body region, organ.
+"""dataset.json of the Medical Segmentation Decathlon and of nnU-Net: a task's name -> modality, body region, organ.
 
 The table is that of the retrieval benchmark on MSD (Khun Jush et al., arXiv 2311.13547).
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medret.errors import UsageError
 from medret.modalities import modality_of
-from medret.storage import is_store_failure, read_uri
+from medret.storage import StoredObject, in_words, is_store_failure
 
 # organ -> (modality, body region)
 ORGANS = {
@@ -38,6 +38,8 @@ _ALIASES = {
     "coloncancer": "Colon",
     **{organ.lower(): organ for organ in ORGANS},
 }
+_OWN_KEYS = frozenset({"modality", "channel_names", "numTraining", "tensorImageSize", "file_ending"})
+_MAX_BYTES = 64 << 20  # a file that lists a million cases has about as much
 _TASK_FOLDER = re.compile(r"(?:Task|Dataset)\d+_(.+)", re.IGNORECASE)
 
 
@@ -51,18 +53,36 @@ class MsdTask:
     organ: str | None
 
 
-def read_msd_task(archive_uri: str, path: str) -> MsdTask:
-    """Read one dataset.json. path: below the archive. Raises UsageError when it is no JSON object."""
-    uri = f"{archive_uri}/{path}"
-    try:
-        content = json.loads(read_uri(uri))
-    except Exception as error:
-        if not is_store_failure(error):
-            raise
-        raise UsageError(f"{uri} cannot be read as JSON: {error}; repair it, or give labels as a table") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{uri} holds no JSON object, as MSD's dataset.json does; give labels as a table")
-    return msd_task(content, posixpath.basename(posixpath.dirname(uri)))
+def read_descriptions(archive_uri: str, paths: Sequence[str]) -> tuple[dict[str, MsdTask], dict[str, str]]:
+    """Folder -> task of the dataset.json files of MSD and nnU-Net, and path -> reason of those that are none.
+
+    paths: below the archive. Many tools call a file dataset.json: one that is another's is no fault of the archive.
+    """
+    tasks: dict[str, MsdTask] = {}
+    ignored: dict[str, str] = {}
+    for path in paths:
+        uri, below = f"{archive_uri}/{path}", posixpath.dirname(path)
+        folder = posixpath.basename(posixpath.dirname(uri))
+        try:
+            content = _read(uri)
+        except Exception as error:
+            if not is_store_failure(error) and not isinstance(error, RecursionError):
+                raise
+            ignored[path] = f"it cannot be read as JSON: {in_words(error)}"
+            continue
+        if isinstance(content, dict) and (_OWN_KEYS & content.keys() or _TASK_FOLDER.fullmatch(folder)):
+            tasks[below] = msd_task(content, folder)
+        else:
+            ignored[path] = f"it is not MSD's or nnU-Net's: it has none of {', '.join(sorted(_OWN_KEYS))}"
+    return tasks, ignored
+
+
+def _read(uri: str) -> Any:
+    """The JSON value in a file, whose size is bounded before it is read. Raises ValueError and what stores raise."""
+    data = StoredObject(uri).read(0, _MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
+    return json.loads(data)
 
 
 def msd_task(content: dict[str, Any], folder: str) -> MsdTask:

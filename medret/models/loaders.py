@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from medret.errors import WeightsError
-from medret.models.extras import needs_extra
+from medret.extras import needs_extra, require
 from medret.models.spec import Family, ModelSpec
 from medret.models.staging import Weights, check_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-_EXTRAS: dict[Family, str] = {"timm": "models", "dreamsim": "dreamsim", "hf": "hf"}
+_PACKAGES: dict[Family, tuple[str, ...]] = {"timm": ("timm",), "dreamsim": ("dreamsim",), "hf": ("transformers",)}
 
 
 def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
@@ -25,7 +25,8 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
     if weights.model != spec.name:
         raise WeightsError(f"weights of {weights.model} were given for {spec.name}")
     check_weights(weights)
-    model = _loader(spec.family)(spec, weights)
+    with needs_extra():
+        model = _loader(spec.family)(spec, weights)
     if spec.layers:
         from medret.models.layers import WithLayers
 
@@ -33,16 +34,20 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def check_installed(spec: ModelSpec) -> None:
+    """Raises MissingPackageError unless what the model is built with is installed; imports nothing."""
+    require("torch", "torchvision", "safetensors", *_PACKAGES[spec.family])
+
+
 def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
-    with needs_extra(_EXTRAS[family]):
-        if family == "timm":
-            from medret.models.timm_models import load_timm
+    if family == "timm":
+        from medret.models.timm_models import load_timm
 
-            return load_timm
-        if family == "dreamsim":
-            from medret.models.dreamsim import load_dreamsim
+        return load_timm
+    if family == "dreamsim":
+        from medret.models.dreamsim import load_dreamsim
 
-            return load_dreamsim
-        from medret.models.hf_models import load_hf
+        return load_dreamsim
+    from medret.models.hf_models import load_hf
 
-        return load_hf
+    return load_hf

@@ -6,6 +6,7 @@ Widths and costs are measured by running the architecture on torch's meta device
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medret.errors import UsageError, WeightsError
+from medret.errors import NotFoundError, UsageError, WeightsError
 from medret.models.checkpoint import read_json
 from medret.models.filesets import FileSet, open_files
-from medret.models.hub import UnavailableError, fetch
+from medret.models.hub import fetch
 from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
 from medret.models.staging import default_cache_dir
 
+# As transformers writes it: by itself, and from version 5 on beside a tokenizer's.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_RENAMED = re.compile(r"FeatureExtractor$|ImageProcessorFast$")
+_NORMALISING = ("do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std")
 _UNKNOWN = "unknown: see the model's page"
 _HF_PARTS = (
     WeightPart("config", ("config.json",)),
@@ -94,14 +99,14 @@ def _timm_spec(name: str, model: str) -> ModelSpec:
 
 
 def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
-    from medret.models.hf_models import Pooled, build_hf, vision_config
+    from medret.models.hf_models import build_pooled, vision_config
 
     files, source = _hf_files(name, model, given)
     content = _json(files, "config.json", name)
     if content is None:
         raise WeightsError(f"{name}: {files.label} holds no config.json")
     config = vision_config(content, name)
-    shown = _json(files, "preprocessor_config.json", name)
+    shown = _processor(files, name)
     side_px, mean, std = _preprocessing(shown or {}, getattr(config, "image_size", None), name)
     folder = Path(model).expanduser()
     origins: tuple[Origin, ...] = tuple(HubFile(model, part.names) for part in _HF_PARTS)
@@ -111,26 +116,27 @@ def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
         origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
         parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
     )  # fmt: skip
-    dim, gmacs = measure(lambda: Pooled(build_hf(config, name), use_pooler=True), side_px, name)
+    dim, gmacs = measure(lambda: build_pooled(config, name), side_px, name)
     return replace(spec, dim=dim, gmacs=gmacs)
 
 
 def _hf_files(name: str, model: str, given: str | None) -> tuple[FileSet, str]:
-    """config.json and, where there is one, preprocessor_config.json."""
+    """config.json and, where there is one, the configuration of the image processor."""
     if given is not None and not given.startswith("random"):
         return open_files(given), given
     if Path(model).expanduser().is_dir():
         return open_files(model), model
     files = FileSet(model)
-    for file in ("config.json", "preprocessor_config.json"):
+    for wanted in (("config.json",), _PROCESSOR_FILES):
         try:
-            files |= fetch(HubFile(model, (file,)), default_cache_dir())[0]
-        except UnavailableError as error:
-            if file == "config.json":
-                raise WeightsError(
-                    f"{name}: no configuration at hand: {error}. Get config.json, preprocessor_config.json and "
-                    f"model.safetensors of {model} where there is a network and pass --weights {name}=FOLDER"
-                ) from error
+            files |= fetch(HubFile(model, wanted), default_cache_dir())[0]
+        except (WeightsError, NotFoundError) as error:
+            if wanted == _PROCESSOR_FILES and isinstance(error, NotFoundError):
+                continue
+            raise WeightsError(
+                f"{name}: no configuration at hand: {error}. Get config.json, preprocessor_config.json and "
+                f"model.safetensors of {model} where there is a network and pass --weights {name}=FOLDER"
+            ) from error
     return files, f"{model} (Hugging Face hub)"
 
 
@@ -149,15 +155,42 @@ def _json(files: FileSet, wanted: str, name: str) -> dict[str, Any] | None:
     return content
 
 
+def _processor(files: FileSet, name: str) -> dict[str, Any] | None:
+    """The image processor's configuration, filled up with the values of its class in transformers; None without one."""
+    content = next((found for file in _PROCESSOR_FILES if (found := _json(files, file, name)) is not None), None)
+    if content is None:
+        return None
+    content = content.get("image_processor", content)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{name}: image_processor in {files.label} is not a JSON object")
+    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
+    import transformers
+
+    known = None if "auto_map" in content else getattr(transformers, _RENAMED.sub("ImageProcessor", kind), None)
+    usual = {key: getattr(known, key, None) for key in _NORMALISING}
+    return {key: value for values in (usual, content) for key, value in values.items() if value is not None}
+
+
 def _preprocessing(content: dict[str, Any], image_size: Any, name: str) -> tuple[int, Triple, Triple]:
-    """Side, mean and std as the model's image processor has them, for intensities in [0, 1]."""
+    """Side, mean and std as the model's image processor has them, for intensities in [0, 1].
+
+    Raises UsageError when it does not say by which mean and std it normalises.
+    """
     side = _side(content.get("crop_size")) if content.get("do_center_crop", True) else None
     side = side or _side(content.get("size")) or _side(image_size) or 224
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if content:
         normalises = content.get("do_normalize", True)
-        mean = _triple(content.get("image_mean") or IMAGENET_MEAN) if normalises else (0.0, 0.0, 0.0)
-        std = _triple(content.get("image_std") or IMAGENET_STD) if normalises else (1.0, 1.0, 1.0)
+        missing = [key for key in ("image_mean", "image_std") if not content.get(key)]
+        if normalises and missing:
+            own = " (it names code of its own, and medret runs no code that comes with weights)"
+            raise UsageError(
+                f"{name}: its preprocessor_config.json has no {' and no '.join(missing)}"
+                f"{own if 'auto_map' in content else ''}. Take both from the model's page, write them into that file "
+                f"in a folder with config.json and the weights, and pass --weights {name}=FOLDER"
+            )
+        mean = _triple(content["image_mean"]) if normalises else (0.0, 0.0, 0.0)
+        std = _triple(content["image_std"]) if normalises else (1.0, 1.0, 1.0)
         # mean and std apply after multiplication by this factor, which need not lead to [0, 1]
         span = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
         if abs(span - 1) > 1e-3:

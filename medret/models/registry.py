@@ -43,9 +43,9 @@ def model_spec(name: str, given: str | None = None) -> ModelSpec:
     the hub. Raises UsageError for an unknown name, WeightsError when an `hf:` configuration cannot be had.
     """
     if name.startswith(OPEN_PREFIXES):
-        from medret.models.extras import needs_extra
+        from medret.extras import needs_extra
 
-        with needs_extra("hf" if name.startswith("hf:") else "models"):
+        with needs_extra():
             from medret.models.open_names import open_spec  # imports torch
 
             return open_spec(name, given)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from medret.errors import WeightsError
+from medret.errors import NotFoundError, WeightsError
 from medret.models.filesets import Entry, FileSet, open_files, select
-from medret.models.hub import UnavailableError, fetch, torch_hub_file
+from medret.models.hub import fetch, torch_hub_file
 from medret.models.spec import ModelSpec, UrlFile, WeightPart
 from medret.models.staging import Weights, combined_sha256, default_cache_dir, files_sha256, stage_weights
 
@@ -80,7 +80,7 @@ def _fetch_all(spec: ModelSpec, cache: Path) -> tuple[FileSet, str]:
     for origin in spec.origins:
         try:
             more, source = fetch(origin, cache)
-        except UnavailableError as error:
+        except (WeightsError, NotFoundError) as error:
             raise WeightsError(f"{spec.name}: no weights at hand: {error}. {_bring(spec)}") from error
         files |= more
         sources.append(source)

@@ -24,7 +24,8 @@ class GateLimits:
     """Where the gates stand.
 
     min_recall: recall@10 of each index. max_gone: share of the live snapshot's volumes that may be lost.
-    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine.
+    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine. min_labelled: share of the volumes that
+    had labels and stay.
     """
 
     min_recall: float = 0.9
@@ -32,6 +33,7 @@ class GateLimits:
     max_quarantined: float = 0.5
     max_duplicates: float = 0.5
     min_canary: float = 0.999
+    min_labelled: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,13 @@ def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
     found = f"{counts.quarantined} of {volumes} volumes ({share:.1%})"
     limit = f"at most {limits.max_quarantined:.0%} (--max-quarantined)"
     return Gate("quarantined", share <= limits.max_quarantined, found, limit)
+
+
+def label_gate(had: int, kept: int, limits: GateLimits) -> Gate:
+    """Labels were not lost. had: volumes that had labels and stay; kept: those of them that still have some."""
+    found = f"labels for {kept} of the {had} volumes that had some and stay"
+    limit = f"at least {limits.min_labelled:.0%} (--min-labelled)"
+    return Gate("labels", kept >= limits.min_labelled * had, found, limit)
 
 
 def lost_gate(losses: Losses, limits: GateLimits) -> Gate:

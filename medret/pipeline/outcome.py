@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from medret.archive import LabelJoin, Listing
+from medret.archive import Listing
 from medret.errors import MedretError
 from medret.pipeline.gates import Losses
 from medret.pipeline.plan import Plan
@@ -26,8 +26,9 @@ class IndexOutcome:
     snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
     were. resumed: volumes that an unfinished run had embedded. returned: volumes whose vectors an older snapshot had.
     lost: of the volumes that were live. stale: schemas.QUARANTINE of volumes that cannot be read and keep their
-    vectors. slices: embedded by this run, by every model. quarantine: schemas.QUARANTINE. seconds: of the whole run;
-    streaming_s: of reading to writing. report: path below the store, None where nothing was to be done.
+    vectors. labels: how they matched, in counts. slices: embedded by this run, by every model. quarantine:
+    schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report: path below the store,
+    None where nothing was to be done.
     """
 
     snapshot: str
@@ -39,6 +40,7 @@ class IndexOutcome:
     lost: Losses
     stale: pa.Table
     skipped: Mapping[str, int]
+    labels: Mapping[str, Any]
     slices: int
     seconds: float
     streaming_s: float
@@ -83,7 +85,7 @@ def request_facts(request: IndexRequest) -> dict[str, Any]:
     }
 
 
-def say_listing(reporter: Reporter, listing: Listing, labels: LabelJoin, given: str | None) -> None:
+def say_listing(reporter: Reporter, listing: Listing) -> None:
     """What was found in the archive."""
     skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
     size = sum(o.size_bytes for o in listing.objects) / 2**20
@@ -91,11 +93,6 @@ def say_listing(reporter: Reporter, listing: Listing, labels: LabelJoin, given: 
     for rule, paths in listing.surprises.items():
         more = ", ..." if listing.skipped[rule] > len(paths) else ""
         reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")
-    if labels.labels or given:
-        reporter.say(
-            f"labels for {len(labels.labels)} volumes; {labels.unlabelled_volumes} volumes have none; "
-            f"{labels.unmatched_rows} rows match no volume"
-        )
 
 
 def say_plan(reporter: Reporter, plan: Plan) -> None:

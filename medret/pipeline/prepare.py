@@ -9,7 +9,7 @@ import pyarrow as pa
 
 import medret
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
-from medret.models import ModelSpec, Weights, model_spec, resolve_weights
+from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
 from medret.pipeline.known import Known, Previous, known_volumes, read_known
 from medret.pipeline.ledger import labels_differ
 from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
@@ -59,6 +59,8 @@ class State:
 def read_inputs(request: IndexRequest, log: Log) -> Inputs:
     """List the archive, join labels, resolve weights; raises UsageError."""
     specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
+    for spec in specs:
+        check_installed(spec)
     with log.phase("list"):
         listing = list_archive(
             request.archive, request.pattern, exclude=request.exclude, include_masks=request.include_masks

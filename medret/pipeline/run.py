@@ -21,6 +21,7 @@ from medret.pipeline.indices import make_indices
 from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.known import live_manifest, unfinished_elsewhere
+from medret.pipeline.labelled import check_labels, label_facts, say_labels
 from medret.pipeline.make import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.older import NOTHING
@@ -86,7 +87,8 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
     refuse_if_held(store)
     asked, request = request, with_models(request, live_manifest(store))
     inputs = read_inputs(request, log)
-    say_listing(reporter, inputs.listing, inputs.labels, request.labels)
+    say_listing(reporter, inputs.listing)
+    say_labels(reporter, inputs.labels)
     stop = Stop()
     with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
         finish(store, lease, reporter.say)
@@ -96,6 +98,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexO
         refuse_replacing(request, state.previous.manifest)
         if state.previous.id is None:
             say_strangers(store, reporter.say)
+        check_labels(state.previous.ledger, inputs.listing, inputs.labels, request.gates)
         run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
         recipes = recipes_at_hand(request, inputs, state)
         if recipes is not None:
@@ -130,6 +133,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         lost=lost(run.state, run.log, plan),
         stale=ledgers.stale(previous.ledger),
         skipped=run.inputs.listing.skipped,
+        labels=label_facts(run.inputs.labels, previous.ledger),
         slices=0,
         seconds=time.monotonic() - run.clock,
         streaming_s=0.0,
@@ -170,7 +174,7 @@ def _run(run: _Run) -> IndexOutcome:
         )  # fmt: skip
         ledger = layout.ledger
         counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
-        log.facts["counts"] = asdict(counts)
+        log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger)}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
                 f"refused to publish: none of the {len(inputs.listing.objects)} volumes of {request.archive} could be "
@@ -218,6 +222,7 @@ def _run(run: _Run) -> IndexOutcome:
         lost=lost(state, log, plan, ledger),
         stale=ledgers.stale(ledger),
         skipped=inputs.listing.skipped,
+        labels=log.facts["labels"],
         slices=sum(count.slices for name, count in counted.items() if name.startswith("embed ")),
         seconds=time.monotonic() - run.clock,
         streaming_s=log.phases_s["stream"],

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError
+from medret.extras import missing_package
 from medret.retry import options_of
 from medret.storage.uris import redacted, scheme_of
 
-_EXTRAS = {"s3": "s3", "s3a": "s3"}  # scheme -> the extra of medret that brings its library
 _OF_STORES = (OSError, ValueError, EOFError, NotImplementedError)
 
 
@@ -78,9 +78,8 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         kind = fsspec.get_filesystem_class(scheme or "file")
         options = dict(options_of(scheme))
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        how = f"pip install 'medret[{extra}]'" if extra else in_words(error)
-        raise MissingPackageError(f"{redacted(uri)} needs a library that is not installed: {how}") from error
+        needed = MissingPackageError(f"{redacted(uri)} needs a library that is not installed: {in_words(error)}")
+        raise missing_package(error) or needed from error
     except ValueError as error:
         raise UsageError(f"{redacted(uri)}: {scheme}:// is no kind of place that is known") from error
     options |= kind._get_kwargs_from_urls(uri)  # noqa: SLF001  # such as the host

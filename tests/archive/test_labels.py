@@ -49,15 +49,27 @@ def test_known_columns_are_labels_and_the_others_metadata(tmp_path: Path) -> Non
         "volumes/sub/a.nii.gz",
         "s3://bucket/volumes/sub/a.nii.gz",
         "a.nii.gz",
+        "../volumes/sub/a.nii.gz",
+        "sub/a",
+        "a",
+        "s3://bucket/volumes/sub/a",
+        "sub\\a.nii.gz",
+        r".\volumes\sub\a",
+        r"C:\data\sub\a.nii.gz",
+        "d:/sub/a",
+        "file:///C:/data/sub/a.nii.gz",
+        r"\\server\share\sub\a.nii.gz",
+        "/mnt/other/sub/a.nii.gz",
     ],
 )
 @pytest.mark.parametrize("column", ["volume_id", "path", " Path "])
 def test_a_row_may_name_its_volume_in_several_ways(tmp_path: Path, column: str, name: str) -> None:
+    """C16: Windows paths, ids without suffix and paths of another machine are understood."""
     join = read_labels(table(tmp_path, f"{column},organ\n {name} ,Heart\n"), listing("sub/a.nii.gz", "b.nii"))
     assert join.labels["sub/a.nii.gz"].organ == "Heart"
 
 
-@pytest.mark.parametrize("name", ["a.nii", "other/x/a.nii", "s3://else/volumes/x/a.nii", "/x/a.nii", "A.nii", "i"])
+@pytest.mark.parametrize("name", ["a.nii", "other/x/a.nii", "s3://else/volumes/x/a.nii", "A.nii", "i", "x", ".", ""])
 def test_a_name_of_no_or_of_several_volumes_matches_none(tmp_path: Path, name: str) -> None:
     join = read_labels(table(tmp_path, f"path,organ\n{name},Heart\n"), listing("x/a.nii", "y/a.nii"))
     assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 1, 2)
@@ -123,7 +135,7 @@ def test_equal_rows_are_one_and_unequal_ones_are_refused(tmp_path: Path) -> None
         ("name,organ\na,b\n", "no column volume_id or path.*name, organ"),
         ("path,organ,organ\na,b,c\n", "organ stands there twice"),
         ("path,Organ,organ\na,b,c\n", "organ stands there twice"),
-        ("path,,organ\na,b,c\n", "column 2 has no name"),
+        ("path,,organ\na,b,c\n", "column 2 has values and no name"),
         ("path,organ\na,b,c\n", "line 2: 3 cells"),
         ('path,organ\n"a"x,b\n', "line 2"),
         (b"path,organ\n\xff\xfe,b\n", "UTF-8"),
@@ -199,17 +211,116 @@ def test_one_task_as_an_archive(tmp_path: Path) -> None:
     assert join.labels["imagesTr/spleen_1.nii.gz"].organ == "Spleen"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_broken_dataset_json_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "JSON"),
+        (b'{"modality": {"0": "CT"},}', "JSON"),
+        (b"", "JSON"),
+        (b"\xff\xfe\xff", "JSON"),
+        (b'{"name": "M\xfcnster"}', "JSON"),
+        (b"[" * 200_000, "JSON"),
+        (b" " * ((64 << 20) + 1), "larger than 64 MiB"),
+        (b"[1]", "not MSD's or nnU-Net's"),
+        (b"null", "not MSD's or nnU-Net's"),
+        (b'{"name": "Lung", "rows": 3}', "not MSD's or nnU-Net's"),
+    ],
+    ids=["cut", "comma", "empty", "utf16", "latin1", "deep", "large", "list", "null", "other"],
+)
+@pytest.mark.parametrize("place", [".", "part"])
+def test_a_dataset_json_of_another_kind_is_said_and_ignored(
+    tmp_path: Path, place: str, data: bytes, reason: str
+) -> None:
+    """A17: it is no fault of the archive, and hides no other dataset.json."""
+    msd(tmp_path, "Task09_Spleen", "Spleen", "CT")
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "a.nii").write_bytes(b"x")
+    (tmp_path / place / "dataset.json").write_bytes(data)
+    join = read_labels(None, list_archive(str(tmp_path)))
+    assert {name: label.organ for name, label in join.labels.items()} == {
+        "Task09_Spleen/imagesTr/spleen_1.nii.gz": "Spleen"
+    }
+    ((path, found),) = join.ignored.items()
+    assert path == str(Path(place) / "dataset.json")
+    assert reason in found
+
+
+def test_a_dataset_json_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"x")
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UsageError, match=r"dataset\.json"):
-        read_labels(None, list_archive(str(tmp_path)))
+    (tmp_path / "dataset.json").write_bytes(b'\xef\xbb\xbf{"name": "Spleen", "modality": {"0": "CT"}}')
+    join = read_labels(None, list_archive(str(tmp_path)))
+    assert (join.labels["a.nii"].organ, dict(join.ignored)) == ("Spleen", {})
 
 
 def test_no_labels_at_all() -> None:
     join = read_labels(None, listing("a.nii"))
     assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 0, 1)
+
+
+# --- what does not match ---------------------------------------------------------------------------------------
+
+
+def test_nfc_and_nfd_are_one_name(tmp_path: Path) -> None:
+    """C16: macOS stores names decomposed."""
+    for stored, written in (("Mu\u0308ller.nii", "M\u00fcller.nii"), ("M\u00fcller.nii", "Mu\u0308ller")):
+        join = read_labels(table(tmp_path, f"path,organ\n{written},Heart\n"), listing(stored))
+        assert list(join.labels) == [stored]
+    both = listing("M\u00fcller.nii", "Mu\u0308ller.nii")
+    assert list(read_labels(table(tmp_path, "path\nM\u00fcller.nii\n"), both).labels) == ["M\u00fcller.nii"]
+    assert read_labels(table(tmp_path, "path\nM\u00fcller\n"), both).ambiguous_rows == 1
+
+
+def test_the_file_name_as_written_goes_before_another_suffix(tmp_path: Path) -> None:
+    volumes = listing("x/a.nii", "x/a.nii.gz", "y/b.nii")
+    join = read_labels(table(tmp_path, "path,organ\nx/a.nii,Heart\na.nii.gz,Lung\nb.nii.gz,Liver\n"), volumes)
+    assert [join.labels[one.volume_id].organ for one in volumes.objects] == ["Heart", "Lung", "Liver"]
+    assert read_labels(table(tmp_path, "path\nx/a\n"), volumes).ambiguous_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "labelled"),
+    [
+        (["/data/one/a.nii", "/data/one/b.nii"], {"a.nii", "b.nii"}),  # a mount of another name
+        (["/data/one/a.nii", "/data/two/b.nii"], set()),  # two archives, neither of them known to be this one
+        (["/archive/a.nii", "/data/two/b.nii"], {"a.nii"}),  # this archive, and another
+        (["archive/a.nii", "/data/two/b.nii"], {"a.nii"}),
+        (["a.nii", "/data/two/a.nii", "/data/two/b.nii"], {"a.nii", "b.nii"}),
+    ],
+)
+def test_paths_of_other_machines_label_no_volume_of_another_archive(
+    tmp_path: Path, rows: list[str], labelled: set[str]
+) -> None:
+    """C16: where the same names stand below several roots, none of them is taken."""
+    lines = "\n".join(f"{name},{number}" for number, name in enumerate(rows))
+    join = read_labels(table(tmp_path, f"path,number\n{lines}\n"), listing("a.nii", "b.nii", archive="/archive"))
+    assert set(join.labels) == labelled
+    assert join.labels.get("a.nii", Labels()).metadata.get("number") in ("0", None)
+    assert join.root == (rows[-1].rpartition("/")[0] if "b.nii" in labelled else None)
+    assert join.unmatched_rows + len(labelled) == len(rows)
+
+
+def test_a_table_that_matches_nothing_says_both_sides(tmp_path: Path) -> None:
+    """C16: how many rows, what they name and what the volumes are called."""
+    volumes = listing("sub/a.nii")
+    mismatch = read_labels(table(tmp_path, "path,organ\nx/1.nii,Heart\nx/2.nii,Lung\n"), volumes).mismatch
+    assert mismatch is not None
+    for told in ("labels.csv", "none of its 2 rows", "'x/1.nii'", "'sub/a.nii'", "path or volume_id"):
+        assert told in mismatch
+    assert "has no rows" in (read_labels(table(tmp_path, "path,organ\n"), volumes).mismatch or "")
+    assert "1 fit several" in (read_labels(table(tmp_path, "path\na\n"), listing("x/a.nii", "y/a.nii")).mismatch or "")
+    for join in (read_labels(None, volumes), read_labels(table(tmp_path, "path\na\nb\n"), volumes)):
+        assert join.mismatch is None
+
+
+@pytest.mark.parametrize("name", ["bids_na.tsv", "excel_empty_columns.csv", "pandas_index.csv", "windows_paths.csv"])
+def test_tables_that_were_misread(shared_data: Path, name: str) -> None:
+    """C16, C23: both rows match, and say what they say."""
+    folder = shared_data / "faults" / "tables"
+    join = read_labels(str(folder / name), list_archive(str(folder / "archive")))
+    known = [join.labels.get(f"sub-{number}/anat/{file}.nii.gz") for number, file in (("01", "a"), ("02", "b"))]
+    bids = [Labels(), Labels(None, "MRI", None, "Brain", {"age": "31"})]
+    assert known == (bids if name == "bids_na.tsv" else [Labels(organ="Heart"), Labels(organ="Lung")])
+    assert join.unmatched_rows == 0
 
 
 def test_real_labels_join_every_real_volume(shared_data: Path) -> None:

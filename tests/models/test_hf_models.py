@@ -138,6 +138,8 @@ def test_another_layout_is_refused(wrong: str, dinov2: Any) -> None:
         ),
         ({"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}, "not images"),
         ({}, "no model of type 'None'"),
+        ({"model_type": "vit", "hidden_size": "wide"}, "config.json is none of a vit: .*hidden_size"),
+        ({"model_type": "clip", "vision_config": 7}, "config.json is none of a clip"),
     ],
 )
 def test_configurations_that_are_no_image_model(config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -191,6 +193,82 @@ def test_preprocessing_is_the_processors(
     assert spec.side_px == side_px
     np.testing.assert_allclose((spec.mean, spec.std), (mean, std))
     assert ("assumed" in spec.source) is not bool(processor)
+
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@pytest.mark.parametrize(
+    ("processor", "mean", "std"),
+    [
+        ({"image_processor_type": "ViTImageProcessor"}, HALF, HALF),
+        ({"feature_extractor_type": "ViTFeatureExtractor", "image_std": STD}, HALF, STD),
+        ({"image_processor_type": "CLIPImageProcessorFast", "image_mean": None}, CLIP_MEAN, CLIP_STD),
+        ({"auto_map": {"AutoImageProcessor": "own.Own"}, "image_mean": MEAN, "image_std": STD}, MEAN, STD),
+    ],
+)
+def test_what_a_processor_leaves_out_is_its_class_s(
+    processor: dict[str, Any], mean: Any, std: Any, dinov2: Any
+) -> None:
+    """C4: a processor of transformers has values of its own; ImageNet's are not everybody's."""
+    _, folder = dinov2
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps({"size": 56, **processor}))
+    spec = model_spec(f"hf:{folder}")
+    np.testing.assert_allclose((spec.mean, spec.std), (mean, std))
+
+
+def test_the_processor_beside_a_tokenizer_is_found(dinov2: Any) -> None:
+    """C4: where transformers 5 writes it."""
+    _, folder = dinov2
+    (Path(folder) / "preprocessor_config.json").rename(Path(folder) / "processor_config.json")
+    spec = model_spec(f"hf:{folder}")
+    assert (spec.mean, spec.std) == (MEAN, STD)
+    path = Path(folder) / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": json.loads(path.read_text()), "processor_class": "X"}))
+    assert model_spec(f"hf:{folder}") == spec
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"auto_map": {"AutoImageProcessor": "own.Own"}},
+        {"auto_map": {"AutoImageProcessor": "own.Own"}, "image_processor_type": "ViTImageProcessor", "image_std": STD},
+        {"image_processor_type": "TheirProcessor"},
+        {},
+    ],
+)
+def test_a_processor_that_does_not_say_its_mean_is_refused(
+    processor: dict[str, Any], dinov2: Any, slices: Any, tmp_path: Path
+) -> None:
+    """C4: what is missing is said, and can be given in a folder; the recipe has what was given."""
+    _, folder = dinov2
+    path = Path(folder) / "preprocessor_config.json"
+    path.write_text(json.dumps({"size": 56, **processor}))
+    with pytest.raises(UsageError, match=r"no image_mean.*--weights hf:some/model=FOLDER") as caught:
+        model_spec("hf:some/model", folder)
+    assert ("code of its own" in str(caught.value)) is ("auto_map" in processor)
+    path.write_text(json.dumps({"size": 56, **processor, "image_mean": MEAN, "image_std": STD}))
+    spec = model_spec("hf:some/model", folder)
+    assert (spec.mean, spec.std) == (MEAN, STD)
+
+
+@pytest.mark.parametrize("answer", ["absent", "offline"])
+def test_a_hub_that_is_away_is_no_missing_processor(
+    answer: str, dinov2: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """C4: ImageNet's values are assumed where the model has no processor, not where it could not be asked for one."""
+    import huggingface_hub
+
+    _, folder = dinov2
+    absent = huggingface_hub._CACHED_NO_EXIST if answer == "absent" else None
+    cached = {"config.json": f"{folder}/config.json"}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: cached.get(name, absent))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if answer == "absent":
+        assert "assumed" in model_spec("hf:some/model").source
+    else:
+        with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+            model_spec("hf:some/model")
 
 
 def test_random_weights(dinov2: Any, slices: Any) -> None:

@@ -132,9 +132,8 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     from medret.models.loaders import load_model
     from medret.models.weights import random_weights
 
-    spec = model_spec("dreamsim")
-    monkeypatch.delitem(sys.modules, "medret.models.dreamsim", raising=False)
-    monkeypatch.setitem(sys.modules, "dreamsim.config", None)
-    with pytest.raises(UsageError, match=r"pip install 'medret\[dreamsim\]'"):
+    spec = model_spec("resnet50")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r'pip install "medret\[models\]"'):
         load_model(spec, random_weights(spec))
     assert torch.__version__  # the rest is there

@@ -184,7 +184,7 @@ def test_a_download_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     import http.server
     import threading
 
-    from medret.models.hub import UnavailableError, fetch
+    from medret.models.hub import fetch
     from medret.models.spec import UrlFile
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -208,9 +208,9 @@ def test_a_download_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         files, source = fetch(UrlFile(f"{address}/whole.pth"), tmp_path)
         assert files.entries == {"whole.pth": tmp_path / "downloads" / "whole.pth"}
         assert source == f"url:{address}/whole.pth"
-        with pytest.raises(UnavailableError):
+        with pytest.raises(WeightsError):
             fetch(UrlFile(f"{address}/short.pth"), tmp_path)
-        with pytest.raises(UnavailableError, match="is damaged: its sha256 begins with"):
+        with pytest.raises(WeightsError, match="is damaged: its sha256 begins with"):
             fetch(UrlFile(f"{address}/resnet50-0676ba61.pth"), tmp_path)
     finally:
         server.shutdown()

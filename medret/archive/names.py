@@ -1,0 +1,112 @@
+r"""Volumes by the names that people give them in a table.
+
+A name may be a volume's id, its whole URI or any tail of that, with `/` or `\`, in any Unicode form, with or without
+.nii or .nii.gz. An absolute path of another machine (`D:\data\sub-01\a.nii.gz`, `/mnt/data/sub-01/a.nii.gz`) ends in
+the id. Whole URIs of remote stores are compared as they are. A name counts where it fits one volume best.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+
+from medret.archive.listing import Listing
+
+_SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_DRIVE = re.compile(r"/?([A-Za-z]:/.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a name stands for.
+
+    volume_ids: none, one, or several that it fits equally well. located: it names the archive's own place, or a part
+    of it. root: of a path of another machine, what stands before the volume's id.
+    """
+
+    volume_ids: tuple[str, ...] = ()
+    located: bool = False
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name in parts. remote: a URI; absolute: a URI, or a path from the top."""
+
+    folders: tuple[str, ...]
+    file: str
+    remote: bool
+    absolute: bool
+
+    @property
+    def stem(self) -> str:
+        return _SUFFIX.sub("", self.file)
+
+
+@dataclass(frozen=True)
+class _Volume:
+    volume_id: str
+    below: _Name  # the id
+    whole: _Name  # the URI
+
+
+class Finder:
+    """The volumes of a listing, by name."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._ids = {item.volume_id for item in listing.objects}
+        self._by_stem: dict[str, list[_Volume]] = defaultdict(list)
+        for item in listing.objects:
+            whole = _parse(item.uri)
+            self._by_stem[whole.stem].append(_Volume(item.volume_id, _parse(item.volume_id), whole))
+
+    def find(self, name: str) -> Match:
+        """The volumes that `name` fits best."""
+        if name in self._ids:
+            return Match((name,))
+        given = _parse(name)
+        fits = [(fit, volume) for volume in self._by_stem.get(given.stem, ()) if (fit := _fit(given, volume))]
+        if not fits:
+            return Match()
+        best = min(fit for fit, _ in fits)
+        volumes = [volume for fit, volume in fits if fit == best]
+        first, depth = volumes[0], len(given.folders) - len(volumes[0].below.folders)
+        foreign = best[1] == _FOREIGN
+        return Match(
+            tuple(volume.volume_id for volume in volumes),
+            located=not foreign and len(given.folders) > len(first.below.folders),
+            root="/".join(given.folders[:depth]) or "/" if foreign else None,
+        )
+
+
+_ITSELF, _TAIL, _FOREIGN = range(3)
+
+
+def _fit(given: _Name, volume: _Volume) -> tuple[bool, int, int] | None:
+    """How well a name of the right stem fits, the least being best; None when it does not."""
+    other_suffix = given.file != volume.whole.file
+    count, whole, below = len(given.folders), volume.whole.folders, volume.below.folders
+    if given.folders == (whole if given.absolute else below):
+        return other_suffix, _ITSELF, 0
+    if not given.absolute and count <= len(whole) and whole[len(whole) - count :] == given.folders:
+        return other_suffix, _TAIL, 0
+    if given.absolute and not given.remote and given.folders[count - len(below) :] == below:
+        return other_suffix, _FOREIGN, -len(below)
+    return None
+
+
+def _parse(name: str) -> _Name:
+    text = unicodedata.normalize("NFC", name).removeprefix("file://")
+    remote = "://" in text
+    if not remote:
+        text = text.replace("\\", "/")
+        drive = _DRIVE.fullmatch(text)
+        text = posixpath.normpath(drive[1] if drive else text)
+    parts = text.split("/")
+    absolute = remote or parts[0] == "" or bool(_DRIVE.fullmatch(text))
+    while len(parts) > 1 and parts[0] == "..":
+        del parts[0]
+    return _Name(tuple(parts[:-1]), parts[-1], remote, absolute)
