@@ -121,7 +121,7 @@ def _build(root: str, plan: Plan, over: str | None, number: int) -> IndexShard:
     vectors = clustered(len(ids), plan.dim, seed=[number, each], clusters=plan.clusters)
     rows = pa.table([pa.array(ids), planes, positions], schema=ROWS)
     settings = plan.settings if over else replace(plan.settings, kinds=(EXACT,))
-    return build_shard(Location(root), f"indices/{over or 'slices'}", vectors, rows, settings)
+    return build_shard(Location(root), f"indices/{'5' * 16 if over else '6' * 16}", vectors, rows, settings)
 
 
 def _publish(store: Location, plan: Plan, built: Sequence[tuple[str | None, IndexShard]]) -> None:

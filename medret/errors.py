@@ -112,3 +112,8 @@ class VolumeError(MedretError):
 
     def __reduce__(self) -> tuple[type[VolumeError], tuple[QuarantineCode, str]]:
         return type(self), (self.code, self.reason)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

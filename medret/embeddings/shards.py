@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings.aggregate import Aggregation
-from medret.errors import QuarantineCode, VolumeError
+from medret.errors import CorruptError, QuarantineCode, VolumeError
 from medret.schemas import slices_schema, volumes_schema
 
 ROW_GROUP_ROWS = 16_384
@@ -122,17 +122,11 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """A table from a Parquet file's bytes.
-
-    Not by `pyarrow.parquet.read_table`, and by no thread but this one: pyarrow's threads let go of the bytes when they
-    like, and a process that ends meanwhile is aborted.
-    """
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(columns, use_threads=False)
-
-
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:
-    """The `vector` column as (rows, d) float16."""
+    """The `vector` column as (rows, d) float16; raises CorruptError where it is something else."""
+    kind = table.schema.field("vector").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16() or table["vector"].null_count:
+        raise CorruptError(f"a column of vectors is of {kind} with {table['vector'].null_count} nulls")
     column = table["vector"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # a table without rows keeps no chunk
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

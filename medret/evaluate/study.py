@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
 from medret.evaluate.metrics import NAMES
@@ -103,7 +103,8 @@ def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
     live = _live_volumes(store, snapshot, digest)
     tables = []
     for file in own:
-        held = read_parquet(read_checked(store, file["path"], file["sha256"]), columns).replace_schema_metadata(None)
+        data = read_checked(store, file["path"], file["sha256"], file["size_bytes"])
+        held = read_parquet(data, columns, name=file["path"]).replace_schema_metadata(None)
         kept = [volume_id in live.get(file["shard"], ()) for volume_id in held["volume_id"].to_pylist()]
         tables.append(held.filter(pa.array(kept, pa.bool_())))
     table = pa.concat_tables(tables)

@@ -7,10 +7,13 @@ this is worth on real volumes stands in docs/retrieval.md.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medret.errors import CorruptError, first_line
 
 CENTRE_KIND = "centre"  # in the FILES table
 # The mean is drawn towards zero as if so many volumes had the zero vector: no vector can coincide with it, so that an
@@ -61,3 +64,22 @@ def uncentred(vectors: NDArray[np.float32], centre: NDArray[np.float32] | None) 
 def refit_needed(volumes: int, fitted_on: int) -> bool:
     """Whether an archive has grown, or shrunk, too far from what its centre was fitted on."""
     return not fitted_on / REFIT_GROWTH < volumes < fitted_on * REFIT_GROWTH
+
+
+def centre_of(data: bytes, name: str, dim: int | None = None) -> NDArray[np.float32]:
+    """The (dim,) centre in a file's bytes, the sizes that it names judged first; raises CorruptError naming it."""
+    file = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is of another version of NumPy's format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        held = len(data) - file.tell()
+        if dtype != np.float32 or len(shape) != 1 or held != 4 * shape[0] or (dim is not None and shape != (dim,)):
+            wanted = f"({'dim' if dim is None else dim},)"
+            raise ValueError(f"it names {dtype} of shape {shape} in {held} bytes, expected float32 of {wanted}")
+        centre = np.frombuffer(data, np.float32, offset=file.tell())
+        if not np.isfinite(centre).all():
+            raise ValueError("it is not finite")
+    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+        raise CorruptError(f"{name} is not a centre that medret writes: {first_line(error)}") from error
+    return centre

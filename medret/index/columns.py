@@ -60,16 +60,21 @@ class Coded:
     """Single values of a dictionary-encoded string array, None for nulls: for columns of few different values."""
 
     def __init__(self, values: pa.DictionaryArray) -> None:
-        self._names: list[str | None] = values.dictionary.to_pylist()
+        self._names = Strings(values.dictionary)
         self._codes = memoryview(int32_view(values.indices).data)
+        self._none = len(values.dictionary)
         if values.null_count:
             held = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little").astype(np.bool_)
             there = held[values.offset : values.offset + len(values)]
-            self._codes = memoryview(np.where(there, int32_view(values.indices), len(self._names)).data)
-            self._names.append(None)
+            self._codes = memoryview(np.where(there, int32_view(values.indices), self._none).data)
 
     def __getitem__(self, place: int) -> str | None:
-        return self._names[self._codes[place]]
+        code = self._codes[place]
+        return None if code == self._none else self._names[code]
+
+
+def _texts(values: pa.StringArray | pa.DictionaryArray) -> Strings | Coded:
+    return Coded(values) if pa.types.is_dictionary(values.type) else Strings(values)
 
 
 class Maps:
@@ -79,7 +84,7 @@ class Maps:
         self._valid = _bits(values) if values.null_count else None
         first = values.offset
         self._offsets = memoryview(values.buffers()[1]).cast("i")[first : first + len(values) + 1]
-        self._keys, self._items = Strings(values.keys), Strings(values.items)
+        self._keys, self._items = _texts(values.keys), _texts(values.items)
 
     def __getitem__(self, place: int) -> list[tuple[str, str | None]]:
         """The entries in order; none of a null."""

@@ -1,4 +1,8 @@
-"""Open index files read-only and memory-mapped. The caller has checked their sha256: FAISS trusts what it reads."""
+"""Open index files read-only and memory-mapped.
+
+The caller has checked their sha256 and, since whoever made a store chose that too, had them judged
+(medret.index.judge): FAISS trusts what it reads.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from medret.errors import CorruptError
 from medret.index.distinct import Distinct
 from medret.index.exact import ExactIndex
 from medret.index.hnsw import HnswIndex
+from medret.index.judge import judge_bytes
 from medret.index.lsh import LshIndex
 from medret.index.neighbours import Searchable
 from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
@@ -37,12 +42,8 @@ def open_approximate(
 
 def exact_vectors(data: bytes) -> NDArray[np.float16]:
     """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError when it is something else."""
-    try:
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    except RuntimeError as error:
-        raise CorruptError(f"not a FAISS index: {str(error).splitlines()[0]}") from error
-    if not isinstance(index, faiss.IndexScalarQuantizer):
-        raise CorruptError(f"a {type(index).__name__}, expected {EXACT}")
+    judge_bytes(data, EXACT)
+    index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()
 
 

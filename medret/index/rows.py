@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.errors import CorruptError, MedretError
+from medret.errors import CorruptError, MedretError, first_line
+from medret.index.arrow_file import has_plain_buffers
 from medret.index.columns import Strings, Utf8, index_array, int32_view
 from medret.recipe import PLANES
 from medret.schemas import ROWS
@@ -54,6 +55,57 @@ def serialise_rows(rows: pa.Table, same_as: NDArray[np.int32]) -> bytes:
     return data
 
 
+def read_rows(data: bytes, name: str) -> pa.Table:
+    """The rows in a row table's file, judged; raises CorruptError naming it."""
+    return pa.Table.from_batches([_judged(pa.py_buffer(data), name)])
+
+
+def _judged(data: pa.Buffer, name: str) -> pa.RecordBatch:
+    if not has_plain_buffers(memoryview(data)):
+        raise CorruptError(f"{name} is no row table that medret writes: its batch is compressed or cannot be found")
+    batch = _batch(data, name)
+    if problem := _problem(batch):
+        raise CorruptError(f"{name} is no row table that medret writes: {problem}")
+    return batch
+
+
+def _map(path: Path) -> Any:
+    try:
+        return pa.memory_map(str(path))
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{path} cannot be read as a row table: {first_line(error)}") from error
+
+
+def _batch(source: Any, name: str) -> pa.RecordBatch:
+    """The one batch of a row table."""
+    try:
+        reader = pa.ipc.open_file(source)
+        if reader.schema != ROW_FILE or reader.num_record_batches != 1:
+            raise CorruptError(
+                f"{name} is not a row table: found columns {reader.schema.names} in {reader.num_record_batches} "
+                f"batches, expected {ROW_FILE.names} in one"
+            )
+        return reader.get_batch(0)
+    except (pa.ArrowException, OSError, ValueError) as error:  # a ValueError: names that are no UTF-8
+        raise CorruptError(f"{name} cannot be read as a row table: {first_line(error)}") from error
+
+
+def _problem(batch: pa.RecordBatch) -> str:
+    """What is wrong with a row table's batch; nothing for a sound one."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        return first_line(error)
+    nulls = [batch.column(name).null_count for name in ROW_FILE.names]
+    if nulls not in ([0, 0, 0, 0], [0, len(batch), len(batch), 0]):
+        return f"its columns have {nulls} nulls in {len(batch)} rows"
+    if len(batch):
+        rows, first = np.arange(len(batch)), int32_view(batch.column(SAME_AS))
+        if ((first < 0) | (first > rows)).any() or (first[first] != first).any():
+            return f"its {SAME_AS} names rows that are not the first of theirs"
+    return ""
+
+
 class SortedIds:
     """Binary search in a string array that is sorted by UTF-8 bytes. Reads only the entries that it compares."""
 
@@ -85,19 +137,19 @@ class RowTable:
         self._batch = batch
         self._ids = SortedIds(batch.column("volume_id"))
 
+    @staticmethod
+    def judge(path: Path) -> None:
+        """Read all of a file that somebody else may have made; raises CorruptError if it is no sound row table.
+
+        `open` and all that follows take the offsets and row numbers in it as they are.
+        """
+        with pa.memory_map(str(path)) as file:
+            _judged(file.read_buffer(), str(path))
+
     @classmethod
     def open(cls, path: Path) -> RowTable:
         """Map the file; raises CorruptError when it is no row table."""
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if reader.schema != ROW_FILE or reader.num_record_batches != 1:
-                raise CorruptError(
-                    f"{path} is not a row table: found columns {reader.schema.names} in {reader.num_record_batches} "
-                    f"batches, expected {ROW_FILE.names} in one"
-                )
-            return cls(reader.get_batch(0))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise CorruptError(f"{path} cannot be read as a row table: {error}") from error
+        return cls(_batch(_map(path), str(path)))
 
     def __len__(self) -> int:
         return int(self._batch.num_rows)

@@ -13,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
-from medret.index import CENTRE_KIND, IndexSettings, fit_centre, refit_needed
+from medret.index import CENTRE_KIND, IndexSettings, centre_of, fit_centre, refit_needed
 from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.rows import file_row
 from medret.pipeline.shards import read_live
@@ -80,6 +80,4 @@ def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int)
 
 def read_centre(store: Location, path: str, sha256: str) -> NDArray[np.float32]:
     """The centre in a file that `centre_rows` names, checked."""
-    data = read_checked(store, path, sha256)
-    centre: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-    return centre
+    return centre_of(read_checked(store, path, sha256), store.uri_of(path))

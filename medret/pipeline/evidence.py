@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import ray
 
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.pipeline.gates import VectorFacts, lowest_cosine
 from medret.pipeline.indices import Indices
 from medret.pipeline.plan import Plan, Step
@@ -88,7 +88,7 @@ def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
 def _facts_of(store: Location, files: Sequence[tuple[str, str]]) -> list[VectorFacts]:
     found = []
     for path, sha256 in files:
-        table = read_parquet(read_checked(store, path, sha256), ["volume_id", "vector"])
+        table = read_parquet(read_checked(store, path, sha256), ["volume_id", "vector"], name=path)
         vectors = read_vectors(table)
         lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
         recipe = path.rpartition("/")[0].encode()

@@ -14,7 +14,8 @@ import pyarrow as pa
 import ray
 
 from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, reducible, slice_table, volume_table
-from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import parquet_bytes
 from medret.errors import VolumeError
 from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.rows import file_row
@@ -77,7 +78,7 @@ def write_shard(
 
 def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume]:
     """The volumes of a slices file, in its order."""
-    table = read_parquet(read_checked(store, path, sha256))
+    table = read_parquet(read_checked(store, path, sha256), name=path)
     ids = np.array(table["volume_id"].to_pylist(), dtype=object)
     starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
     vectors = read_vectors(table)
@@ -94,7 +95,7 @@ def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume
 
 def read_live(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Table:
     """Some columns, volume_id among them, of the rows of a file that are part of the snapshot."""
-    table = read_parquet(read_checked(store, file.path, file.sha256), columns)
+    table = read_parquet(read_checked(store, file.path, file.sha256), columns, name=file.path)
     if file.only is None:
         return table
     alive = np.fromiter((volume_id in file.only for volume_id in table["volume_id"].to_pylist()), bool, table.num_rows)

@@ -3,10 +3,11 @@
 A local store's files are used where they lie; those of any other store are copied once to the cache:
 
     <cache>/files/<sha256>      copies, named by their content
-    <cache>/checked/<digest>    empty stamps: this path, with this size and these times, had this sha256
+    <cache>/checked/<digest>    empty stamps: this path, with this size and these times, had this sha256, and was judged
 
-An unchanged file is hashed once per cache. A file that was written to has other times, so its stamp no longer fits and
-it is hashed again.
+An unchanged file is hashed, and its content judged, once per cache. A file that was written to has other times, so its
+stamp no longer fits and it is hashed again. Whoever may read a store need not be who may read its copies: the cache's
+folders are 0700, its files 0600.
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location
+from medret.storage.local import each_piece
 
 CACHE_VARIABLE = "MEDRET_CACHE"
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+
+Judge = Callable[[Path], None]
+
+
+def no_judge(path: Path) -> None:
+    """For files that are judged whenever they are read."""
 
 
 def cache_dir() -> Path:
@@ -37,29 +47,36 @@ class LocalFiles:
         self._store = store
         self._cache = cache or cache_dir()
 
-    def path(self, relative: str, sha256: str) -> Path:
-        """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not."""
+    def path(self, relative: str, sha256: str, judge: Judge = no_judge) -> Path:
+        """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not.
+
+        judge: asked what it thinks of the content before anything else reads it; raises CorruptError.
+        """
         name = self._store.uri_of(relative)
         if not SHA256.fullmatch(sha256):  # it becomes the name of a file here
             raise CorruptError(f"{name}: its sha256 is given as {sha256[:80]!r}, expected 64 hex digits")
         local = self._store.local_path(relative)
         if local is not None:
-            self._check(local, sha256, name)
+            self._check(local, sha256, name, judge)
             return local
         copy = self._cache / "files" / sha256
         if copy.exists():
             with contextlib.suppress(CorruptError):  # a damaged copy is fetched anew, over the old one
-                self._check(copy, sha256, str(copy))
+                self._check(copy, sha256, str(copy), judge)
                 return copy
         self._download(relative, copy, sha256, name)
+        judge(copy)
+        self._stamp(self._stamp_path(copy, sha256, judge))
         return copy
 
     def _download(self, relative: str, copy: Path, sha256: str, name: str) -> None:
         temporary = copy.with_name(f".{sha256[:NAME_DIGITS]}.{secrets.token_hex(4)}.tmp")
         try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(copy.parent)
+            temporary.touch(FILE_MODE)
             self._store.download(relative, temporary)
             _compare(_sha256(temporary), sha256, name)
+            temporary.chmod(FILE_MODE)
             temporary.replace(copy)
         except FileNotFoundError as error:
             raise _missing(name) from error
@@ -73,35 +90,46 @@ class LocalFiles:
         finally:
             with contextlib.suppress(OSError):  # also where its folder could not be made
                 temporary.unlink()
-        self._stamp(self._stamp_path(copy, sha256))
 
-    def _check(self, path: Path, sha256: str, name: str) -> None:
+    def _check(self, path: Path, sha256: str, name: str, judge: Judge) -> None:
         try:
-            stamp = self._stamp_path(path, sha256)
+            stamp = self._stamp_path(path, sha256, judge)
             if stamp.exists():
                 return
             _compare(_sha256(path), sha256, name)
+            judge(path)
         except FileNotFoundError as error:
             raise _missing(name) from error
         except OSError as error:
             raise StorageError(f"{name} cannot be read: {error}") from error
         self._stamp(stamp)
 
-    def _stamp_path(self, path: Path, sha256: str) -> Path:
+    def _stamp_path(self, path: Path, sha256: str, judge: Judge) -> Path:
         """The stamp of the file as it is now: any write to it, or another file in its place, gives another stamp."""
         status = path.stat()
-        facts = (path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, sha256)
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        facts = (path.absolute(), status.st_size, *times, status.st_ino, sha256, judge.__qualname__)
         return self._cache / "checked" / hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _stamp(self, stamp: Path) -> None:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs hashing again, nothing else
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.touch()
+            private_folder(stamp.parent)
+            stamp.touch(FILE_MODE)
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, for this user alone; one of this user's is made so."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(FOLDER_MODE, exist_ok=True)
+    if not missing and folder.stat().st_mode & 0o077:
+        folder.chmod(FOLDER_MODE)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    each_piece(str(path), digest.update)
+    return digest.hexdigest()
 
 
 def _compare(found: str, expected: str, name: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
+from medret.embeddings.parquet import judged, open_parquet, read_parquet, told
 from medret.errors import MedretError, NotFoundError, UsageError
-from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings
+from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings, centre_of
 from medret.index.columns import int32_view
+from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
 from medret.search.kept import MANY, Kept, Scope, scopes
 from medret.search.labels import mask_of, read_label_table
@@ -26,6 +27,7 @@ from medret.search.modes import LATE, VOLUME, Indices
 from medret.search.narrow import Places
 from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
 from medret.snapshot import Manifest, RecipeEntry
+from medret.snapshot.listed import check_files
 from medret.snapshot.manifest import TableKind, snapshot_folder
 from medret.storage import Location
 
@@ -42,7 +44,7 @@ class Contents:
         self.models = tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
         self.aggregations = tuple(manifest.aggregations)
         self._local = LocalFiles(store)
-        self._settings = IndexSettings.from_json(manifest.index_settings)
+        self.settings = IndexSettings.from_json(manifest.index_settings)
         self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
         self.kept = lru_cache(FILTERS_KEPT)(self._kept)
@@ -62,8 +64,10 @@ class Contents:
         """Volumes whose rows in an index shard are not part of the snapshot, by the shard's key."""
         found: dict[str, set[str]] = {}
         for path in self._tables("tombstones"):
-            for row in pq.ParquetFile(path).read().to_pylist():
-                found.setdefault(row["shard"], set()).add(row["volume_id"])
+            file = open_parquet(path, str(path), TOMBSTONES)
+            with told(str(path)):
+                for row in judged(file.read(), path.stat().st_size).to_pylist():
+                    found.setdefault(row["shard"], set()).add(row["volume_id"])
         return {key: frozenset(volume_ids) for key, volume_ids in found.items()}
 
     def _tables(self, kind: TableKind) -> list[Path]:
@@ -139,14 +143,23 @@ class Contents:
         Found by plane and position: the shard has a volume's slices in the order of the recipe's planes, the index has
         them in that of the planes' names.
         """
+        import pyarrow.compute as pc
+
         assert slices.positions is not None
         digest = str(entry.recipe["digest"])
         for path in self._tables("files"):
-            wanted = [("kind", "=", "slices"), ("recipe", "=", digest), ("shard", "=", row.shards.get(digest, ""))]
-            for file in pq.read_table(path, filters=wanted).to_pylist():
+            listed = read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)).to_pylist()
+            key = ("slices", digest, row.shards.get(digest, ""))
+            own = [file for file in listed if (file["kind"], file["recipe"], file["shard"]) == key]
+            with told(str(path)):
+                check_files(own)
+            for file in own:
                 local = self._local.path(file["path"], file["sha256"])
                 columns = ["plane", "position", "relative", "position_mm"]
-                found = pq.read_table(local, columns=columns, filters=[("volume_id", "=", row.volume_id)])
+                held = open_parquet(local, str(local), SLICE_COLUMNS)
+                with told(str(local)):
+                    found = judged(held.read(["volume_id", *columns]), local.stat().st_size)
+                found = found.filter(pc.equal(found["volume_id"], row.volume_id))
                 if found.num_rows:
                     plane, position, relative, mm = (found[name].to_pylist() for name in columns)
                     at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
@@ -163,10 +176,10 @@ class Contents:
         key = (str(entry.recipe["digest"]), aggregation)
         if key not in self._indices:
             own = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
-            centre = next((self._centre(row) for row in own if row["kind"] == CENTRE_KIND), None)
-            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND], self._dead)
             dim = int(entry.recipe["model"]["dim"])
-            self._indices[key] = ShardedIndex(shards, dim, self._settings, self._local, centre)
+            centre = next((self._centre(row, dim) for row in own if row["kind"] == CENTRE_KIND), None)
+            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND], self._dead)
+            self._indices[key] = ShardedIndex(shards, dim, self.settings, self._local, centre)
         return self._indices[key]
 
     def stored(self, entry: RecipeEntry, aggregation: str | None, rows: Iterable[LedgerRow]) -> list[StoredRows | None]:
@@ -180,28 +193,34 @@ class Contents:
         """(recipe, aggregation, embedding shard) -> the index shard that holds its vectors, where that is known."""
         found: dict[tuple[str, str | None, str], str] = {}
         for path in self._tables("files"):
-            table = pq.ParquetFile(path).read(["recipe", "aggregation", "shard", "indexed_in"])
-            *keys, held = (column.to_pylist() for column in table.columns)
+            names = ["recipe", "aggregation", "shard", "indexed_in"]
+            file = open_parquet(path, str(path), FILES)
+            with told(str(path)):
+                *keys, held = (column.to_pylist() for column in judged(file.read(names), path.stat().st_size).columns)
             found |= {key: one for key, one in zip(zip(*keys, strict=True), held, strict=True) if one}
         return found
 
-    def _centre(self, row: dict[str, Any]) -> NDArray[np.float32]:
-        centre: NDArray[np.float32] = np.load(self._local.path(row["path"], row["sha256"]), allow_pickle=False)
-        return centre
+    def _centre(self, row: dict[str, Any], dim: int) -> NDArray[np.float32]:
+        path = self._local.path(row["path"], row["sha256"])
+        return centre_of(path.read_bytes(), str(path), dim)
 
 
 def index_file_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a FILES table that are index files. Embedding files, the many, are not needed to search."""
-    file = pq.ParquetFile(path, read_dictionary=["kind"])
+    file = open_parquet(path, str(path), FILES)
+    size_bytes = path.stat().st_size
     listed: list[dict[str, Any]] = []
-    for group in range(file.num_row_groups):
-        kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
-        names = kinds.dictionary.to_pylist()
-        wanted = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
-        rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted)).tolist()
-        if rows:  # the table is in the order of paths, so they are neighbours
-            table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0]).to_pylist()
-            listed += [table[row - rows[0]] for row in rows]
+    with told(str(path)):
+        for group in range(file.num_row_groups):
+            kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
+            names = kinds.dictionary.to_pylist()
+            wanted = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
+            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted)).tolist()
+            if rows:  # the table is in the order of paths, so they are neighbours
+                table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0])
+                own = judged(table, size_bytes).to_pylist()
+                listed += [own[row - rows[0]] for row in rows]
+        check_files(listed)
     return listed
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from medret.embeddings.parquet import read_parquet
 from medret.index.columns import index_array
+from medret.schemas import LEDGER
 from medret.search.ledger import LABELS
 
 KEYS = ("volume_id", "uri", *LABELS)
@@ -25,12 +26,17 @@ def read_label_table(paths: Sequence[Path]) -> pa.Table:
     import pyarrow.compute as pc
 
     columns = [*KEYS, "metadata", "status"]
-    ledger = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+    ledger = pa.concat_tables([_read(path, columns) for path in paths])
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded")).combine_chunks()
     arrays = {name: _one(embedded[name]) for name in KEYS}
     for key, values in _metadata(_one(embedded["metadata"])).items():
         arrays.setdefault(key, values)
     return pa.table(arrays)
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    fields = [LEDGER.field(name) for name in columns]
+    return read_parquet(path.read_bytes(), columns, name=str(path), fields=fields)
 
 
 def _metadata(maps: pa.MapArray) -> dict[str, pa.Array]:

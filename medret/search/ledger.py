@@ -10,18 +10,20 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from medret.index.columns import Coded, Maps, Strings
+from medret.embeddings.parquet import check_required, judged, open_parquet, told
+from medret.errors import CorruptError
+from medret.index.columns import Coded, Maps
+from medret.schemas import LEDGER
 
 LABELS = ("subject", "modality", "body_region", "organ")
 COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
-MAPS, CODED = ("metadata", "shards"), ["status", *LABELS]
+MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABELS)
 GROUPS_KEPT = 256  # decoded row groups, of some 16,000 rows and 4 MB each
 
 
@@ -59,11 +61,14 @@ class Ledger:
     def spacing_mm(self, volume_id: str) -> tuple[float, float, float] | None:
         """Between the voxels of a volume along x, y, z; None where it is not known."""
         group = self._group_of(volume_id)
-        facts = json.loads(group.facts(volume_id) if group else "{}")
-        if facts.get("spacing_assumed", True):
-            return None
-        x, y, z = facts["spacing_mm"]
-        return float(x), float(y), float(z)
+        try:
+            facts = json.loads(group.facts(volume_id) if group else "{}")
+            if facts.get("spacing_assumed", True):
+                return None
+            x, y, z = map(float, facts["spacing_mm"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CorruptError(f"the ledger's facts of {volume_id[:200]!r} cannot be read: {error}") from error
+        return x, y, z
 
     def ids_with_content(self, sha256: str) -> list[str]:
         """The embedded volumes whose bytes have that sha256, sorted."""
@@ -88,23 +93,26 @@ class _File:
     """One Parquet file, read by one thread at a time: several at once in pyarrow's reader can end the process."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path, memory_map=True, read_dictionary=CODED)
+        self._name, self._size_bytes = str(path), path.stat().st_size
+        self._file = open_parquet(path, self._name, LEDGER, memory_map=True)
         self._reading = Lock()
         self.groups: int = self._file.num_row_groups
 
     def read(self, columns: list[str], group: int | None = None) -> pa.Table:
         """Columns of one row group, or of all of them."""
-        with self._reading:
-            if group is None:
-                return self._file.read(columns=columns)
-            return self._file.read_row_group(group, columns=columns)
+        with self._reading, told(self._name):
+            read = self._file.read if group is None else partial(self._file.read_row_group, group)
+            table = judged(read(columns=columns), self._size_bytes)
+            check_required(table, LEDGER)
+            return table
 
     def first_id(self, group: int) -> str:
         """The smallest volume_id of a row group, from its statistics where it has them."""
         column = self._file.schema_arrow.names.index("volume_id")
-        statistics = self._file.metadata.row_group(group).column(column).statistics
-        if statistics is not None and statistics.has_min_max:
-            return str(statistics.min)
+        with told(self._name):
+            statistics = self._file.metadata.row_group(group).column(column).statistics
+            if statistics is not None and statistics.has_min_max:
+                return str(statistics.min)
         return str(self.read(["volume_id"], group)["volume_id"][0].as_py())
 
 
@@ -116,11 +124,10 @@ class _Group:
         batch = self._read(COLUMNS)
         self._places = {name: place for place, name in enumerate(batch.column("volume_id").to_pylist())}
         self._coded = {name: Coded(batch.column(name)) for name in CODED}
-        self._texts = {name: Strings(batch.column(name)) for name in ("uri", "code", "reason")}
         self._maps = {name: Maps(batch.column(name)) for name in MAPS}
 
     def row(self, volume_id: str) -> LedgerRow | None:
-        at, texts = self._places.get(volume_id), self._texts
+        at, texts = self._places.get(volume_id), self._coded
         if at is None:
             return None
         labels = {name: self._coded[name][at] for name in LABELS}
@@ -137,8 +144,8 @@ class _Group:
         return (None if at is None else self._facts[at]) or "{}"
 
     @cached_property
-    def _facts(self) -> Strings:
-        return Strings(self._read(["facts"]).column("facts"))
+    def _facts(self) -> Coded:
+        return Coded(self._read(["facts"]).column("facts"))
 
     def _read(self, columns: list[str]) -> pa.RecordBatch:
         (batch,) = self._file.read(columns, self._number).combine_chunks().to_batches()

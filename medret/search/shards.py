@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medret.index import (
     EXACT,
+    JUDGES,
     MISSING,
     ROWS_KIND,
     Distinct,
@@ -89,12 +90,12 @@ class Shard:
     @cached_property
     def table(self) -> RowTable:
         """What each row is."""
-        return RowTable.open(self._local.path(*self._listed.files[ROWS_KIND]))
+        return RowTable.open(self._local.path(*self._listed.files[ROWS_KIND], RowTable.judge))
 
     @cached_property
     def exact(self) -> ExactIndex:
         """The vectors."""
-        path = self._local.path(*self._listed.files[EXACT])
+        path = self._local.path(*self._listed.files[EXACT], JUDGES[EXACT])
         return open_exact(path, rows=self._listed.rows, dim=self._dim, use_gpu=gpu_available())
 
     @cached_property
@@ -106,7 +107,7 @@ class Shard:
         if kind == EXACT:
             return self.exact
         if kind not in self._opened:
-            path = self._local.path(*self._listed.files[kind])
+            path = self._local.path(*self._listed.files[kind], JUDGES[kind])
             self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings)
         return self._opened[kind]
 

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.embeddings.shards import parquet_bytes, read_parquet
-from medret.index import EXACT, KINDS, ROWS_KIND, IndexSettings, build_shard
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import parquet_bytes
+from medret.index import EXACT, KINDS, ROWS_KIND, IndexSettings, build_shard, read_rows
 from medret.index.open import exact_vectors
 from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
@@ -161,7 +162,7 @@ def _read(store: Location, path: str) -> pa.Table | None:
     """A table with a column `volume_id`; None if it is damaged."""
     try:
         data = store.read(path)
-        table = read_parquet(data)
+        table = read_parquet(data, name=path)
         ids = table["volume_id"]
     except UNREADABLE:
         return None
@@ -174,7 +175,7 @@ def _erase_index(
     """Build an index shard anew, out of the vectors that it holds itself: FAISS's graphs cannot let go of one."""
     rows_file, exact_file = members[ROWS_KIND], members[EXACT]
     data = read_checked(work.store, rows_file["path"], rows_file["sha256"])
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    table = read_rows(data, rows_file["path"])
     ids = table["volume_id"].to_pylist()
     work.stay.update(set(ids) - work.ids)
     alive = np.array([volume_id not in work.ids for volume_id in ids], bool)

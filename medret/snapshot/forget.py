@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.errors import CorruptError, MedretError, NotFoundError, StorageError, UsageError
 from medret.snapshot.erase import Erasure, erase_indices, erase_journal, erase_reports, erase_tables, folder_of
 from medret.snapshot.forgetting import FORGETTING, Note, digest, read_note, write_note

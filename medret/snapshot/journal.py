@@ -16,8 +16,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.embeddings.parquet import read_parquet, told
+from medret.embeddings.shards import parquet_bytes
+from medret.errors import CorruptError
 from medret.schemas import FILES, LEDGER
+from medret.snapshot.listed import check_table
 from medret.snapshot.names import own
 from medret.storage import NAME_DIGITS, Location
 
@@ -75,10 +78,14 @@ def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
         data = store.read(path)
         if not is_named_after(path, data):
             return None
-        table = read_parquet(data)
-        listed = json.loads((table.schema.metadata or {})[FILES_KEY])
-        return table.replace_schema_metadata(None).cast(LEDGER), pa.Table.from_pylist(listed, schema=FILES)
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+        table = read_parquet(data, name=path, fields=list(LEDGER))
+        with told(path):
+            files = pa.Table.from_pylist(json.loads((table.schema.metadata or {})[FILES_KEY]), schema=FILES)
+            ledger = table.replace_schema_metadata(None).cast(LEDGER)
+            check_table("files", files)
+            check_table("ledger", ledger)
+        return ledger, files
+    except (FileNotFoundError, CorruptError):
         return None
 
 

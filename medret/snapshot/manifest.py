@@ -9,27 +9,60 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pyarrow as pa
 
-from medret.embeddings.shards import read_parquet
-from medret.errors import CorruptError, UsageError, VersionError
-from medret.recipe import Recipe
+from medret.embeddings.parquet import read_parquet, told
+from medret.errors import CorruptError, UsageError, VersionError, first_line
+from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import TOMBSTONES
-from medret.snapshot.names import SHA256, TABLE_NAME
+from medret.snapshot.listed import SCHEMAS, check_table
+from medret.snapshot.names import DIGEST, SHA256, TABLE_NAME
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
 TableKind = Literal["files", "ledger", "tombstones"]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+
+# What a manifest may hold. It is read whole and shown to people, whoever wrote it.
+FORMAT: Literal[1] = 1
+CURRENT_BYTES, MANIFEST_BYTES, TABLE_BYTES = 1 << 10, 1 << 22, 1 << 31
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Dim = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+SidePx = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+Text = Annotated[str, msgspec.Meta(max_length=10_000)]
+Digest = Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST}\Z")]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Checked, types and names, when it is read."""
+
+
+class _Model(msgspec.Struct):
+    """Of a recipe's model, what every version of medret has."""
+
+    name: Word
+    dim: Dim
+    side_px: SidePx
+    precision: Word
+
+
+class _Slices(msgspec.Struct):
+    planes: Annotated[list[Literal["axial", "coronal", "sagittal"]], msgspec.Meta(min_length=1, max_length=3)]
+
+
+class _Recipe(msgspec.Struct):
+    """Of a recipe, what is used without loading it."""
+
+    digest: Digest
+    model: _Model
+    slices: _Slices
 
 
 class RecipeEntry(_Strict, frozen=True):
@@ -39,14 +72,22 @@ class RecipeEntry(_Strict, frozen=True):
     """
 
     recipe: dict[str, Any]
-    weights_source: str
-    weights_uri: str | None = None
+    weights_source: Text
+    weights_uri: Text | None = None
     random_weights: bool = False
 
     def load(self) -> Recipe:
-        """The recipe, its digest checked; raises VersionError for one of a medret that knew other recipes."""
+        """The recipe, its digest checked.
+
+        Raises VersionError for one of a medret that knew other recipes, CorruptError for one that no medret wrote.
+        """
         try:
-            return Recipe.from_json(self.recipe)
+            recipe = Recipe.from_json(self.recipe)
+            msgspec.convert(self.recipe["slices"], SliceRecipe)  # their types; from_json takes any
+            msgspec.convert(self.recipe["model"], ModelRecipe)
+            return recipe
+        except (msgspec.ValidationError, ValueError, UsageError, RecursionError) as error:
+            raise CorruptError(f"recipe {self.recipe.get('digest')} is none: {first_line(error)}") from error
         except (KeyError, TypeError) as error:
             raise VersionError(
                 f"recipe {self.recipe.get('digest')} was written by a version of medret that knew other recipes; use "
@@ -61,12 +102,12 @@ class IndexEntry(_Strict, frozen=True):
     recall: recall@10 of each approximate kind against exact search, measured when it was built (weighted by rows).
     """
 
-    recipe: str
-    aggregation: str | None
+    recipe: Word
+    aggregation: Word | None
     rows: Count
-    dim: Annotated[int, msgspec.Meta(gt=0)]
+    dim: Dim
     shards: Count
-    recall: dict[str, float]
+    recall: dict[Word, Share]
 
 
 class TableEntry(_Strict, frozen=True):
@@ -87,16 +128,16 @@ class Counts(_Strict, frozen=True, kw_only=True):
     snapshot before that are no longer there under any name.
     """
 
-    listed: int
-    embedded: int
-    unchanged: int = 0
-    new: int
-    changed: int = 0
-    renamed: int = 0
-    gone: int = 0
-    quarantined: int = 0
-    skipped: int = 0
-    stale: int = 0
+    listed: Count
+    embedded: Count
+    unchanged: Count = 0
+    new: Count
+    changed: Count = 0
+    renamed: Count = 0
+    gone: Count = 0
+    quarantined: Count = 0
+    skipped: Count = 0
+    stale: Count = 0
 
     @property
     def reconciled(self) -> bool:
@@ -107,9 +148,9 @@ class Counts(_Strict, frozen=True, kw_only=True):
 class GateEntry(_Strict, frozen=True):
     """A check that the snapshot passed before it was published. found, limit: in words."""
 
-    name: str
-    found: str
-    limit: str
+    name: Text
+    found: Text
+    limit: Text
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):
@@ -119,22 +160,22 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     objects skipped by rule, counted by rule. slices: slice vectors per model. gates: the checks that it passed.
     """
 
-    format: Literal[1] = 1
-    created: str
-    medret_version: str
-    run: str
+    format: Literal[1] = FORMAT
+    created: Word
+    medret_version: Word
+    run: Word
     parent: str | None = None
-    archive_uri: str
-    pattern: str | None = None
-    exclude: list[str] = []
+    archive_uri: Text
+    pattern: Text | None = None
+    exclude: list[Text] = []
     include_masks: bool = False
-    recipes: list[RecipeEntry]
-    aggregations: list[str]
+    recipes: Annotated[list[RecipeEntry], msgspec.Meta(min_length=1)]
+    aggregations: Annotated[list[Word], msgspec.Meta(min_length=1)]
     index_settings: dict[str, Any]
     indices: list[IndexEntry]
     counts: Counts
-    skipped: dict[str, int]
-    slices: int
+    skipped: dict[str, Count]
+    slices: Count
     gates: list[GateEntry] = []
     tables: list[TableEntry]
 
@@ -161,7 +202,7 @@ def snapshot_ids(store: Location) -> list[str]:
 def current_id(store: Location) -> str | None:
     """The live snapshot's id, or None if nothing was ever published; raises CorruptError if CURRENT is damaged."""
     try:
-        text = store.read(CURRENT).decode("utf-8", errors="replace")
+        text = store.read(CURRENT, CURRENT_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return None
     if not text.endswith("\n") or not SNAPSHOT_ID.fullmatch(text[:-1]):
@@ -178,18 +219,36 @@ def read_manifest(store: Location, snapshot_id: str) -> Manifest:
         raise UsageError(f"'{snapshot_id}' is not a snapshot id (such as 20260101T000000Z-0123456789abcdef)")
     path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
     try:
-        data = store.read(path)
+        data = store.read(path, MANIFEST_BYTES)
     except FileNotFoundError as error:
         raise CorruptError(f"{store.uri_of(path)} is missing: snapshot {snapshot_id} cannot be opened") from error
     if hashlib.sha256(data).hexdigest()[:NAME_DIGITS] != snapshot_id[-NAME_DIGITS:]:
         raise CorruptError(f"{store.uri_of(path)} is damaged: its sha256 is not the one in the snapshot's id")
+    return _decoded(data, store.uri_of(path))
+
+
+def _decoded(data: bytes, name: str) -> Manifest:
+    """A manifest's bytes as what they say, every value of a kind and size that medret writes."""
     try:
-        return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise VersionError(
-            f"{store.uri_of(path)} is of a format that this version does not know ({error}); "
-            "open it with the version of medret that wrote it, or index again"
-        ) from error
+        top = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        known = top.keys() <= set(Manifest.__struct_fields__)
+        if not known or msgspec.json.decode(top.get("format", b"0")) != FORMAT:
+            raise VersionError(
+                f"{name} is of a format that this version does not know; open it with the version of medret that wrote "
+                "it, or index again"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+        datetime.fromisoformat(manifest.created)
+        for entry in manifest.recipes:
+            msgspec.convert(entry.recipe, _Recipe)
+        for kind in ("files", "ledger"):
+            if not any(table.kind == kind for table in manifest.tables):
+                raise ValueError(f"it names no table of kind {kind}")
+        if any(table.kind != table.path.partition("-")[0] for table in manifest.tables):
+            raise ValueError("it names a table of one kind as one of another")
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{name} is damaged: {first_line(error)}; index again into a new store") from error
+    return manifest
 
 
 def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
@@ -224,6 +283,17 @@ def mean_recall(files: pa.Table, recipe: str, aggregation: str | None) -> dict[s
 def _read_tables(
     store: Location, snapshot_id: str, entries: list[TableEntry], columns: list[str] | None = None
 ) -> pa.Table:
-    folder = snapshot_folder(snapshot_id)
-    contents = (read_checked(store, f"{folder}/{entry.path}", entry.sha256) for entry in entries)
-    return pa.concat_tables(read_parquet(data, columns) for data in contents)
+    tables = []
+    for entry in entries:
+        path = f"{snapshot_folder(snapshot_id)}/{entry.path}"
+        name = store.uri_of(path)
+        data = read_checked(store, path, entry.sha256, TABLE_BYTES)
+        fields = [field for field in SCHEMAS[entry.kind] if columns is None or field.name in columns]
+        table = read_parquet(data, columns, name=name, fields=fields)
+        with told(name):
+            if table.num_rows != entry.rows:
+                raise ValueError(f"it has {table.num_rows} rows, the manifest says {entry.rows}")
+            check_table(entry.kind, table)
+            tables.append(table)
+    with told(snapshot_folder(snapshot_id)):
+        return pa.concat_tables(tables)

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.errors import CorruptError, StorageError
+from medret.index import read_rows
 from medret.snapshot.names import kind_of
 from medret.storage import Location
 
@@ -122,11 +123,11 @@ class Mentions:
 def read_table(path: str, data: bytes) -> pa.Table | None:
     """A table of medret without its vectors; None for a file that is no table. Raises UNREADABLE if it is damaged."""
     if path.endswith(".arrow"):
-        return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        return read_rows(data, path)
     if not path.endswith(".parquet"):
         return None
     names = pq.read_schema(pa.BufferReader(data)).names
-    return read_parquet(data, [name for name in names if name != "vector"])
+    return read_parquet(data, [name for name in names if name != "vector"], name=path)
 
 
 def _spellings(volume_id: str) -> frozenset[str]:

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.embeddings.shards import read_parquet, read_vectors
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import read_vectors
 from medret.errors import MedretError, UsageError, VersionError
+from medret.index import read_rows
 from medret.snapshot.manifest import (
     CURRENT,
     MANIFEST,
@@ -142,7 +144,7 @@ def _check_embeddings(
     """Every embedding file holds the vectors that the ledger looks for in it; rows of other volumes are dead."""
     held: dict[tuple[str, str], set[str]] = {}
     for row in files.filter(pc.is_in(files["kind"], pa.array(["slices", "volumes"]))).to_pylist():
-        table = read_parquet(store.read(row["path"]), ["volume_id", "vector"])
+        table = read_parquet(store.read(row["path"]), ["volume_id", "vector"], name=row["path"])
         if table.num_rows != row["rows"]:
             yield Finding(row["path"], f"has {table.num_rows} rows, the snapshot says {row['rows']}")
         counted = Counter(table["volume_id"].to_pylist())
@@ -170,7 +172,7 @@ def searchable_rows(store: Location, files: pa.Table, dead: pa.Table, index: Ind
     for row in own:
         found += row["rows"]
         if row["shard"] in hidden:
-            ids = pa.ipc.open_file(pa.BufferReader(store.read(row["path"]))).read_all()["volume_id"]
+            ids = read_rows(store.read(row["path"]), row["path"])["volume_id"]
             found -= sum(volume_id in hidden[row["shard"]] for volume_id in ids.to_pylist())
     return found if own else None
 

@@ -101,13 +101,18 @@ class Location:
             self.fs.invalidate_cache()
             return bool(retrying(lambda: self.fs.exists(self.path(relative))))
 
-    def read(self, relative: str) -> bytes:
-        """The whole object; raises FileNotFoundError, StorageError."""
+    def read(self, relative: str, at_most_bytes: int | None = None) -> bytes:
+        """The whole object; raises FileNotFoundError, StorageError, and CorruptError if it is larger than allowed."""
+        end = None if at_most_bytes is None else at_most_bytes + 1
+        data: bytes
         with reaching(self.uri_of(relative), "read"):
             if (local := self.local_path(relative)) is not None:
-                return read_file(str(local))
-            data: bytes = retrying(lambda: self.fs.cat_file(self.path(relative)))
-            return data
+                data = read_file(str(local), end=end)
+            else:
+                data = retrying(lambda: self.fs.cat_file(self.path(relative), end=end))
+        if at_most_bytes is not None and len(data) > at_most_bytes:
+            raise CorruptError(f"{self.uri_of(relative)} is larger than the {at_most_bytes} bytes that it may have")
+        return data
 
     def download(self, relative: str, to: Path) -> None:
         """Copy one object to a file of this machine; raises FileNotFoundError, StorageError."""
@@ -237,10 +242,10 @@ class Location:
             os.close(file)
 
 
-def read_checked(location: Location, relative: str, sha256: str) -> bytes:
-    """The object's bytes; raises CorruptError unless they have that sha256."""
+def read_checked(location: Location, relative: str, sha256: str, size_bytes: int | None = None) -> bytes:
+    """The object's bytes; raises CorruptError unless they have that sha256, or if there are more than size_bytes."""
     try:
-        data = location.read(relative)
+        data = location.read(relative, size_bytes)
     except FileNotFoundError as error:
         raise CorruptError(
             f"{location.uri_of(relative)} is missing: restore it, or index again into a new store"

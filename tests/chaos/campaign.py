@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 
 from medret.demo.phantoms import KINDS, write_phantom
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.snapshot import current_id, read_files, read_journal, read_ledger, read_manifest, verify_store
 from medret.storage import Location
 from tests.processes import family, reap

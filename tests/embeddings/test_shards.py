@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, unit_slices, volume_table
-from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes, read_parquet
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes
 from medret.errors import QuarantineCode, VolumeError
 
 DIM = 12
@@ -76,7 +77,8 @@ def test_a_process_that_ends_right_after_reading_ends_well() -> None:
     """With pyarrow.parquet.read_table about every second such process was aborted."""
     script = (
         "import numpy as np, pyarrow as pa\n"
-        "from medret.embeddings.shards import parquet_bytes, read_parquet\n"
+        "from medret.embeddings.parquet import read_parquet\n"
+        "from medret.embeddings.shards import parquet_bytes\n"
         "data = parquet_bytes(pa.table({f'c{i}': np.zeros(40_000) for i in range(40)}))\n"
         "read_parquet(data)"
     )

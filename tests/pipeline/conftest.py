@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medret.cli import main
 from medret.embeddings import read_vectors
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.snapshot import current_id, read_files, read_ledger, read_manifest
 from medret.storage import Location
 

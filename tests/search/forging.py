@@ -4,48 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from medret.embeddings.shards import parquet_bytes, read_parquet
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import parquet_bytes
 from medret.storage import Location
 
 
-def forge_manifest(store: Location, change: Callable[[dict[str, Any]], Any]) -> str:
+def forge_manifest(
+    store: Location, change: Callable[[dict[str, Any]], Any], tables: Mapping[str, bytes] | None = None
+) -> str:
     """Change the live manifest and make it live; change: gets the JSON, changes it or returns bytes to write instead.
 
-    Returns the new snapshot's id.
+    tables: further files of the snapshot's folder. Returns the new snapshot's id.
     """
     live = store.read("CURRENT").decode().strip()
     content = json.loads(store.read(f"snapshots/{live}/manifest.json"))
     made = change(content)
     data = made if isinstance(made, bytes) else json.dumps(content, indent=1).encode()
     forged = f"{live[:16]}-{hashlib.sha256(data).hexdigest()[:16]}"
-    for table in content["tables"]:
-        path = f"snapshots/{live}/{table['path']}"
-        if store.exists(path):
-            store.write(f"snapshots/{forged}/{table['path']}", store.read(path))
-    store.write(f"snapshots/{forged}/manifest.json", data)
+    held = {path.rpartition("/")[2]: store.read(path) for path in store.files(f"snapshots/{live}")}
+    for name, table in {**held, **(tables or {}), "manifest.json": data}.items():
+        store.write(f"snapshots/{forged}/{name}", table)
     store.write("CURRENT", f"{forged}\n".encode())
     return forged
 
 
 def forge_table(store: Location, kind: str, change: Callable[[pa.Table], pa.Table | bytes]) -> str:
     """Change the first table of a kind (files, ledger, tombstones); returns the new snapshot's id."""
+    live = store.read("CURRENT").decode().strip()
+    path = next(path for path in store.files(f"snapshots/{live}") if f"/{kind}-" in path)
+    made = change(read_parquet(store.read(path)))
+    data = made if isinstance(made, bytes) else parquet_bytes(made)
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"{kind}-{sha256[:16]}.parquet"
 
     def swap(content: dict[str, Any]) -> None:
-        live = store.read("CURRENT").decode().strip()
         entry = next(table for table in content["tables"] if table["kind"] == kind)
-        made = change(read_parquet(store.read(f"snapshots/{live}/{entry['path']}")))
-        data = made if isinstance(made, bytes) else parquet_bytes(made)
-        sha256 = hashlib.sha256(data).hexdigest()
-        entry.update(path=f"{kind}-{sha256[:16]}.parquet", sha256=sha256, size_bytes=len(data))
-        entry["rows"] = entry["rows"] if isinstance(made, bytes) else made.num_rows
-        store.write(f"snapshots/{live}/{entry['path']}", data)
+        rows = entry["rows"] if isinstance(made, bytes) else made.num_rows
+        entry.update(path=name, sha256=sha256, size_bytes=len(data), rows=rows)
 
-    return forge_manifest(store, swap)
+    return forge_manifest(store, swap, {name: data})
 
 
 def forge_rows(store: Location, kind: str, change: Callable[[list[dict[str, Any]]], Any]) -> str:

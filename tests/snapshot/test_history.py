@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from medret.cli import main
-from medret.embeddings.shards import read_parquet
+from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
 from medret.schemas import FILES, LEDGER
 from medret.search import open_snapshot
@@ -80,10 +80,9 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     store: Location = history.store
     grow_old(store)
     leftover = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a killed run").path
-    resumable = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a run to go on").path
-    entry = pa.Table.from_pylist(
-        [{"path": resumable, "kind": "slices", "sha256": "0" * 64, "size_bytes": 1, "rows": 1}], FILES
-    )
+    written = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a run to go on")
+    resumable = written.path
+    entry = pa.Table.from_pylist([{**vars(written), "kind": "slices", "rows": 1, "recipe": "0123456789abcdef"}], FILES)
     write_entry(store, "5" * 16, LEDGER.empty_table(), entry)
     half = f"{EMBEDDINGS}/.slices-{'0' * 16}.parquet.0123abcd.tmp"
     cut = f"journal/.{'5' * 16}-{'0' * 16}.parquet.0123abcd.tmp"

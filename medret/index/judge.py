@@ -1,0 +1,168 @@
+"""FAISS files, judged before FAISS reads them: it takes the sizes and links that a file names as they are.
+
+A forged file of some bytes can ask for any amount of memory, and a link that leads out of its graph ends the process.
+So the few fields of the three kinds that medret writes are read here first: every length must lie within the file,
+nothing may be left over, and every link of a graph must lead to a vector of it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.errors import CorruptError
+from medret.index.settings import EXACT, HNSW, LSH
+
+INNER_PRODUCT, L2 = 0, 1
+FP16 = 4  # faiss.ScalarQuantizer.QT_fp16
+DIM_MAX, BITS_MAX = 1 << 16, 1 << 14
+LEVELS_MAX = 64  # of a graph; the highest of 2^31 nodes is about 10
+NO_LINK = -1
+
+
+class _Fields:
+    """The fields of a file in their order; raises ValueError for what cannot be."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        """Numbers, little-endian and without padding."""
+        size = struct.calcsize(f"<{form}")
+        return struct.unpack(f"<{form}", self._bytes(size))
+
+    def vector(self, dtype: str) -> NDArray[Any]:
+        """A counted array, not copied."""
+        (count,) = self.take("Q")
+        return np.frombuffer(self._bytes(count * np.dtype(dtype).itemsize), dtype)
+
+    def _bytes(self, size: int) -> memoryview:
+        if size > len(self._data) - self._at:
+            raise ValueError(f"it ends at byte {len(self._data)}, within a field of {size} bytes at {self._at}")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._at != len(self._data):
+            raise ValueError(f"{len(self._data) - self._at} bytes follow its last field")
+
+
+def judge_exact(path: Path) -> None:
+    """Raise CorruptError, naming the file, unless it is a sound exact index."""
+    _judge(path, EXACT)
+
+
+def judge_hnsw(path: Path) -> None:
+    """Raise CorruptError, naming the file, unless it is a sound HNSW index."""
+    _judge(path, HNSW)
+
+
+def judge_lsh(path: Path) -> None:
+    """Raise CorruptError, naming the file, unless it is a sound LSH index."""
+    _judge(path, LSH)
+
+
+JUDGES = {EXACT: judge_exact, HNSW: judge_hnsw, LSH: judge_lsh}
+
+
+def _judge(path: Path, kind: str) -> None:
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise CorruptError(f"{path} is empty, expected a FAISS index")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            problem = _problem(mapped, kind)
+    if problem:
+        raise CorruptError(f"{path} is not an index that medret writes: {problem}")
+
+
+def judge_bytes(data: bytes, kind: str) -> None:
+    """The same for a file's bytes; raises CorruptError."""
+    if problem := _problem(data, kind):
+        raise CorruptError(f"not an index that medret writes: {problem}")
+
+
+def _problem(data: Any, kind: str) -> str | None:
+    fields = _Fields(data)
+    try:
+        {EXACT: _exact, HNSW: _hnsw, LSH: _lsh}[kind](fields)
+        fields.end()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _header(fields: _Fields, mark: bytes, metric: int) -> tuple[int, int]:
+    found, dim, rows, _, _, trained, own_metric = fields.take("4siqqq?i")
+    _expect(found == mark, f"it begins with {found!r}, expected {mark!r}")
+    _expect(0 < dim <= DIM_MAX and 0 <= rows < 2**31, f"it names {rows} vectors of {dim} dimensions")
+    _expect(trained and own_metric == metric, f"its metric is {own_metric}, expected {metric}")
+    return rows, dim
+
+
+def _exact(fields: _Fields) -> tuple[int, int]:
+    rows, dim = _header(fields, b"IxSQ", INNER_PRODUCT)
+    *form, own_dim, code_bytes = fields.take("iifQQ")
+    found = (*form, own_dim, code_bytes, len(fields.vector("<f4")))
+    _expect(found == (FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {found}, expected float16 of {dim}")
+    held = len(fields.vector("u1"))
+    _expect(held == rows * code_bytes, f"it holds {held} bytes of vectors, expected {rows} x {code_bytes}")
+    return rows, dim
+
+
+def _hnsw(fields: _Fields) -> None:
+    rows, dim = _header(fields, b"IHNs", INNER_PRODUCT)
+    chances, ends, levels = fields.vector("<f8"), fields.vector("<i4"), fields.vector("<i4")
+    starts, links = fields.vector("<u8"), fields.vector("<i4")
+    entry, top, *_ = fields.take("5i")
+    _expect(len(ends) <= LEVELS_MAX and len(chances) < LEVELS_MAX, f"its graph has {len(ends)} levels")
+    _expect(len(ends) > 0 and ends[0] == 0 and bool((np.diff(ends) >= 0).all()), "its levels are out of order")
+    _expect(len(levels) == rows and len(starts) == rows + 1, f"its graph has {len(levels)} nodes, expected {rows}")
+    _expect(rows == 0 or bool(levels.min() >= 1 and levels.max() < len(ends)), "a node has a level that is not there")
+    steps = np.diff(starts.astype(np.int64))
+    _expect(starts[0] == 0 and bool((steps == ends[levels]).all()), "the places of its links are out of order")
+    _expect(int(starts[-1]) == len(links), f"it holds {len(links)} links, expected {int(starts[-1])}")
+    _expect(rows == 0 or (0 <= entry < rows and 0 <= top < levels[entry]), "its graph has no entrance")
+    _expect(not len(links) or bool(links.min() >= NO_LINK and links.max() < rows), "a link leads out of its graph")
+    _expect(_leads_down(levels, starts, links, ends, top), "a link leads to a node that is not on its level")
+    _expect(_exact(fields) == (rows, dim), f"its vectors are not {rows} of {dim} dimensions")
+
+
+def _leads_down(levels: NDArray[Any], starts: NDArray[Any], links: NDArray[Any], ends: NDArray[Any], top: int) -> bool:
+    """Whether each link above the lowest level leads to a node of that level: a walk goes on with that node's links."""
+    if len(levels) and levels.max() > top + 1:
+        return False
+    for node in np.flatnonzero(levels > 1).tolist():
+        for level in range(1, int(levels[node])):
+            own = links[int(starts[node]) + int(ends[level]) : int(starts[node]) + int(ends[level + 1])]
+            if (levels[own[own != NO_LINK]] <= level).any():
+                return False
+    return True
+
+
+def _lsh(fields: _Fields) -> None:
+    rows, dim = _header(fields, b"IxHe", L2)
+    bits, rotated, thresholds = fields.take("i??")
+    _expect(0 < bits <= BITS_MAX and rotated and thresholds, f"it has {bits} bits, expected at most {BITS_MAX}")
+    held = len(fields.vector("<f4"))
+    code_bytes, mark, has_bias = fields.take("i4s?")
+    _expect(held == bits and code_bytes == (bits + 7) // 8, f"it has {held} thresholds of {bits} bits")
+    matrix, bias = len(fields.vector("<f4")), len(fields.vector("<f4"))
+    into = fields.take("ii?")
+    _expect(
+        (mark, has_bias, matrix, bias, *into) == (b"rrot", False, bits * dim, 0, dim, bits, True),
+        f"its rotation has {matrix} numbers, expected {bits} x {dim}",
+    )
+    codes = len(fields.vector("u1"))
+    _expect(codes == rows * code_bytes, f"it holds {codes} bytes of codes, expected {rows} x {code_bytes}")
