@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 import medret.search.answer
+from medret.evaluate.duplicates import find_duplicates
 from medret.search import Hit, Snapshot
 from medret.search.merge import Found
 from medret.search.modes import MODES, SLICE, VOLUME
+from medret.search.page import results_page
 
 FEW = 10
 # In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.
@@ -48,6 +50,22 @@ def walk(snapshot: Snapshot, excludes: Sequence[str], filters: Mapping[str, tupl
             for asked, hits in zip(asking, snapshot.search_many(asking, FEW, mode=mode, per_slice=1), strict=True):
                 assert asked in _best(hits), (mode, asked)
         assert len(matched) == len(labels) ** 2  # each was matched with each
+    _walk_parts(snapshot, asking)
+    assert len(find_duplicates(snapshot).to_leave_out()) < len(asking)
+    shown = [(one, snapshot.uri_of_query(one), snapshot.search(one, 2, mode="late")) for one in asking[:3]]
+    assert "3 queries" in results_page(snapshot, shown)
+
+
+def _walk_parts(snapshot: Snapshot, asking: Sequence[str]) -> None:
+    """The lower half of each volume asks."""
+    for asked in asking:
+        positions = snapshot.resolve(asked).slices.positions
+        assert positions is not None
+        first, last = int(positions[0]), int(positions[len(positions) // 2])
+        found = snapshot.search(asked, 2, slices=f"{first}:{last}")
+        assert asked in _best(found), (asked, first, last)
+        assert found[0].slices is not None
+        assert found[0].slices.query == (first, last)
 
 
 def _searches(
