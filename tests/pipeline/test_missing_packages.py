@@ -12,7 +12,7 @@ from medret.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 
-# In one process, which forks for every case: what is imported by then (no optional package) is imported once.
+# In one process, which forks for every case: what is imported by then is imported once.
 SCRIPT = """
 import contextlib, io, json, os, sys
 from medret.cli import main
@@ -26,6 +26,8 @@ class Blocked:
 
 for packages, arguments in json.loads(sys.argv[1]):
     sys.stdout.flush()
+    if "ray" not in packages:
+        import medret.pipeline.run  # Ray, but none of the others: once for all that follow
     child = os.fork()
     if not child:
         sys.meta_path.insert(0, Blocked(packages))
