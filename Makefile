@@ -33,8 +33,10 @@ lint: $(STAMP)  ## Check style, formatting and the order of the layers
 types: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
 
-chaos: $(STAMP)  ## Kill runs at many points, resume them, and compare (some minutes)
+chaos: $(STAMP)  ## Kill and stop runs, and lose nodes, at many points; compare with undisturbed runs (some minutes)
 	$(BIN)/python -m tests.chaos.campaign $(ARGS)
+	$(BIN)/python -m tests.chaos.signals
+	$(BIN)/python -m tests.chaos.nodes
 
 bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
 	@$(BIN)/python -c 'import hnswlib' 2>/dev/null || $(BIN)/python -m uv pip install --python $(BIN)/python \

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,6 +28,24 @@ def family(session: int) -> dict[int, str]:
         more = {p: names[p] for p, (up, sid) in parents.items() if p not in found and (sid == session or up in found)}
         grew = bool(more)
         found |= more
+    return found
+
+
+def open_to_others(pids: Iterable[int]) -> list[str]:
+    """Addresses other than loopback, in the kernel's hexadecimal, at which processes accept connections."""
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    listening = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[1].partition(":")[0] not in loopback:
+                listening[f"socket:[{fields[9]}]"] = fields[1]
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    found += [listening[name] for name in [str(handle.readlink())] if name in listening]
     return found
 
 

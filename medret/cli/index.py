@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
@@ -186,13 +184,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.cli.tables import print_index_summary
-    from medret.pipeline.progress import Reporter
-    from medret.pipeline.run import run_index
+    from medret.pipeline.stop import Stop
 
-    # Ray writes warnings of its nodes to standard output, where only the result belongs.
-    with contextlib.redirect_stdout(sys.stderr):
-        outcome = run_index(request_of(arguments), Reporter(quiet=arguments.quiet or arguments.json))
+    stop = Stop()
+    with stop.listening():  # before anything large is imported
+        from medret.cli.tables import print_index_summary
+        from medret.pipeline.progress import Reporter
+        from medret.pipeline.run import run_index
+
+        reporter = Reporter(quiet=arguments.quiet or arguments.json, warns=not arguments.quiet)
+        outcome = run_index(request_of(arguments), reporter, stop)
     if arguments.json:
         say(json.dumps(to_json(outcome)))
     elif not arguments.quiet:

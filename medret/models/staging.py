@@ -38,7 +38,12 @@ class Weights:
 def default_cache_dir() -> Path:
     """`$MEDRET_CACHE`, or `~/.cache/medret`."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
+    except RuntimeError as error:
+        raise WeightsError(
+            f"there is no home folder for a cache: set {CACHE_VARIABLE} to a folder that can be written"
+        ) from error
 
 
 def combined_sha256(checksums: Mapping[str, str]) -> str:

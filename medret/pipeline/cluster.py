@@ -1,24 +1,19 @@
-"""The Ray side of a run: connecting, and how many actors of what size fit the cluster."""
+"""How many actors of what size fit the cluster."""
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 
-from medret.errors import MedretError, UsageError
+from medret.errors import UsageError
 
 # A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
 WHOLE_CPU_FROM = 2
+SMALLEST_PARTS = 10_000  # into which Ray divides a CPU
 BUSY_SHARE = 0.9  # of a core's time: an actor that needs more gets company
-IDLE_WORKER_S = 600  # that a process of a local Ray is kept for the next task
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,9 @@ def plan_pools(
     """
     models, dearest = len(costs), max(costs) or 1.0
     costs = [cost or dearest for cost in costs]
-    read_cpus = 1.0 if capacity.cpus >= WHOLE_CPU_FROM else capacity.cpus / 4
+    is_one_machine = capacity.node_cpus >= capacity.cpus
+    # Of several nodes, any may be lost: what is left must still hold a read task beside all actors.
+    read_cpus = 1.0 if capacity.node_cpus >= WHOLE_CPU_FROM else capacity.node_cpus / (4 if is_one_machine else 2)
     if device == "cuda":
         share = gpus_per_actor or 1 / math.ceil(models / capacity.gpus)
         places = _places(capacity.gpus, share)
@@ -74,11 +71,10 @@ def plan_pools(
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(sizes))
         return PoolPlan(sizes, num_cpus, share, max(1, int(num_cpus)), read_cpus)
     # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has
-    # one, and reading takes what it needs from what they do not ask for. On several, actors ask for whole CPUs, so that
-    # what is left is whole CPUs too, wherever they are placed; or, where there are not enough, for so little that a
-    # read task finds room on any machine.
+    # one, and reading takes what it needs from what they do not ask for. On several, actors ask for so little that all
+    # of them fit beside a read task on the smallest node: wherever they are placed, and whichever nodes are lost, some
+    # node has room for reading. Ray spreads them; what is left of a lost node's actors crowds together.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
-    is_one_machine = capacity.node_cpus >= capacity.cpus
     if actors:
         sizes = (actors,) * models
     elif is_one_machine:
@@ -86,11 +82,14 @@ def plan_pools(
     else:
         sizes = allot(int(budget), costs)
     threads = max(1, int(min(capacity.cpus / sum(sizes), capacity.node_cpus)))
-    num_cpus = min(budget / sum(sizes), capacity.node_cpus)
-    if num_cpus < 1 and not is_one_machine:
-        num_cpus = max(0.0, capacity.node_cpus - read_cpus) / sum(sizes)
-    parts = 1 if num_cpus >= 1 else 100
-    return PoolPlan(sizes, math.floor(parts * num_cpus) / parts, 0.0, threads, read_cpus)
+    num_cpus = (budget if is_one_machine else capacity.node_cpus - read_cpus) / sum(sizes)
+    return PoolPlan(sizes, _asked(num_cpus), 0.0, threads, read_cpus)
+
+
+def _asked(cpus: float) -> float:
+    """What Ray can count: whole CPUs from one on, below that hundredths, or its smallest part."""
+    parts = 1 if cpus >= 1 else 100 if cpus >= 0.01 else SMALLEST_PARTS
+    return max(math.floor(parts * cpus), 1) / parts
 
 
 def _places(gpus: float, share: float) -> int:
@@ -130,60 +129,3 @@ def device_for(wanted: str, capacity: Capacity) -> str:
     if wanted == "auto":
         return "cuda" if capacity.gpus > 0 else "cpu"
     return wanted
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """Use the Ray that is already connected, the cluster of RAY_ADDRESS (a submitted job), or one made for this run."""
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        _connect()
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _connect() -> None:
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            return
-        # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal, and
-        # Ray says there that it was told not to.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Ray ends workers that idle for a second where they are more than the CPUs, actors among them: on a small
-        # machine nearly every reading and writing task then waits for a new process and its imports.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
-        with _stderr_held_back():
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except MedretError:  # told to stop meanwhile
-        raise
-    except Exception as error:  # Ray raises bare Exceptions here
-        where = f"the Ray cluster at {address} could not be reached" if address else "Ray could not be started"
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise MedretError(f"{where}: {reason}; nothing was changed, run again when the machine is less busy") from error
-
-
-@contextmanager
-def _stderr_held_back() -> Iterator[None]:
-    """Hold back what native code writes to standard error; show it if the block fails."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as held:
-            os.dup2(held.fileno(), 2)
-            try:
-                yield
-            except BaseException:
-                held.seek(0)
-                os.write(terminal, held.read())
-                raise
-            finally:
-                os.dup2(terminal, 2)
-    finally:
-        os.close(terminal)

@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from medret.models import ModelSpec, Weights, keep_freed_memory, stage_weights, staged_weights
-from medret.pipeline.progress import Tally
+from medret.pipeline.counter import Tally
 from medret.pipeline.rows import STOPPED, pixels_column, vectors_column
 from medret.recipe import Recipe
 
@@ -50,6 +50,8 @@ class EmbedStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Adds the model's outputs to each row; rows with a code get none, and no row any once the run is to stop."""
         started = time.monotonic()
+        volumes = table["volume_id"].to_pylist()
+        self._tally.begin(volumes)
         side = self._recipe.model.side_px
         if self._tally.is_stopping():
             place = table.schema.get_field_index("code")
@@ -68,6 +70,7 @@ class EmbedStage:
         done = table.num_rows - table["code"].to_pylist().count(STOPPED)
         self._tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
         self._tally.report()
+        self._tally.done(volumes)
         return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
 
 

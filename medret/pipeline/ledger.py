@@ -110,6 +110,11 @@ def made_rows(made: pa.Table) -> dict[str, int]:
     return {volume_id: row for row, volume_id in enumerate(made["volume_id"].to_pylist())}
 
 
+def slices_made(made: pa.Table) -> int:
+    """Slices of the volumes that the stream gave, times the models that embedded them."""
+    return sum(n * len(held) for n, held in zip(made["slices"].to_pylist(), made["shards"].to_pylist(), strict=True))
+
+
 def contents(made: pa.Table) -> dict[str, tuple[str | None, str | None]]:
     """volume_id -> code and content_sha256 of what the stream gave."""
     columns = (made[name].to_pylist() for name in ("volume_id", "code", "content_sha256"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from medret import errors
 from medret.archive import Listing
-from medret.errors import MedretError
+from medret.errors import MedretError, VolumeError
 from medret.pipeline.gates import Losses
 from medret.pipeline.plan import Plan
 from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
 from medret.snapshot import Counts, RecipeEntry
 from medret.storage import redacted
+
+RAYS_ADVICE = re.compile(r"^(?:Failed to .* after \d+/\d+ attempts|To change retry attempts)", re.MULTILINE)
+MEDRETS = re.compile(r"^medret\.errors\.(?P<kind>\w+): (?P<text>.+)$", re.MULTILINE)
+RAISED = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception)\b")
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,30 @@ class IndexOutcome:
 def failure_of(error: BaseException) -> MedretError:
     """What went wrong in a worker, without the way it took through Ray; the whole trace stays in Ray's logs."""
     link: BaseException | None = error
+    root = None
     while link is not None:
         if isinstance(link, MedretError) and not isinstance(link, ray.exceptions.RayError):
             return link
+        if not isinstance(link, ray.exceptions.RayError):
+            root = link
         link = getattr(link, "cause", None) or link.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return MedretError(f"a worker failed and its work could not be repeated: {lines[-1].strip() if lines else error!r}")
+    # Ray keeps the root of a chain alone: what medret said of it, with the path, is left in the text of the trace.
+    if said := list(MEDRETS.finditer(str(error))):
+        kind = getattr(errors, said[-1]["kind"], MedretError)
+        return (kind if kind is not VolumeError else MedretError)(said[-1]["text"])
+    cause = f"{type(root).__name__}: {root}" if root else _raised_last(str(error)) or repr(error)
+    return MedretError(f"a worker failed and its work could not be repeated: {_one_line(cause)}")
+
+
+def _raised_last(text: str) -> str | None:
+    """The first line in which a trace ends: the exception that began it all."""
+    return next((line for line in text.splitlines() if RAISED.match(line)), None)
+
+
+def _one_line(text: str) -> str:
+    """Without what Ray adds on how to set retries."""
+    text = RAYS_ADVICE.split(text)[0]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip()).removesuffix(": ")
 
 
 def request_facts(request: IndexRequest) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.progress import Tally
+from medret.pipeline.counter import Tally
+from medret.pipeline.deadly import ended_if_hung, surviving
 from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
 from medret.storage import Identity, StoredObject, in_words
@@ -42,12 +43,13 @@ class ReadStage:
         fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.sides_px)]
         schema = pa.schema(fields)
         started = time.monotonic()
-        for row, content in _with_contents(table.to_pylist(), self.limits):
+        for row, content in surviving(table.to_pylist(), lambda rows: _with_contents(rows, self.limits), tally):
             if tally.is_stopping():
                 stopped = {name: [None] for name in schema.names} | {name: [row[name]] for name in SOURCE.names}
                 yield pa.table(stopped | {"code": [STOPPED]}, schema=schema)
                 continue
-            columns, n = self._read(row, content)
+            with ended_if_hung():
+                columns, n = self._read(row, content)
             size = len(content) if isinstance(content, bytes) else 0
             tally.add(1, n, size, time.monotonic() - started)
             yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)

@@ -7,13 +7,14 @@ import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import medret
+from medret.errors import GateError, MedretError, StorageError
 from medret.storage import Location
 
 PACKAGES = ("ray", "torch", "timm", "transformers", "dreamsim", "faiss-gpu", "faiss-cpu", "pyarrow", "nibabel", "numpy")
@@ -40,6 +41,12 @@ class Log:
     def write(self, store: Location) -> str:
         """Write the report; returns its path below the store."""
         return write_report(store, self.run, self.started, self.phases_s, self.facts)
+
+    def failed(self, store: Location, failure: MedretError) -> None:
+        """Write the report of a run that failed; where nothing can be written, the failure itself is what matters."""
+        self.facts |= {"outcome": "refused" if isinstance(failure, GateError) else "failed", "error": str(failure)}
+        with suppress(StorageError):
+            self.write(store)
 
 
 def begin() -> Log:

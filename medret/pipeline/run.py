@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -15,7 +15,9 @@ from msgspec.structs import asdict
 import medret
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.cluster import Capacity, capacity_now, connected, device_for
+from medret.pipeline.cluster import Capacity, capacity_now, device_for
+from medret.pipeline.connect import connected
+from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
 from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
@@ -24,6 +26,7 @@ from medret.pipeline.known import live_manifest, unfinished_elsewhere
 from medret.pipeline.labelled import check_labels, label_facts, say_labels
 from medret.pipeline.make import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
+from medret.pipeline.nodes import watching_nodes
 from medret.pipeline.older import NOTHING
 from medret.pipeline.outcome import (
     IndexOutcome,
@@ -44,7 +47,7 @@ from medret.pipeline.prepare import (
     read_state,
     recipes_at_hand,
 )
-from medret.pipeline.progress import Reporter, StageCount, StageCounter
+from medret.pipeline.progress import Reporter
 from medret.pipeline.report import Log, begin
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.rows import CANARIES
@@ -76,46 +79,51 @@ class _Run:
     clock: float = field(default_factory=time.monotonic)
 
 
-def run_index(request: IndexRequest, reporter: Reporter | None = None) -> IndexOutcome:
+def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Stop | None = None) -> IndexOutcome:
     """Bring a store up to date with an archive and publish a snapshot, if there is anything to do; raises MedretError.
 
-    A run report is written whatever the outcome, unless the request was wrong before any work began.
+    A run report is written whatever the outcome, unless the request was wrong before any work began. stop: what hears
+    signals to the run; one of its own where it is None.
     """
-    reporter = reporter or Reporter(quiet=True)
-    log, clock = begin(), time.monotonic()
-    store = Location(request.store)
+    stop = stop or Stop()
+    with stop.listening(), ExitStack() as held:
+        return _run_index(request, reporter or Reporter(quiet=True), stop, held)
+
+
+def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: ExitStack) -> IndexOutcome:
+    """held: keeps the lease."""
+    stop.check()
+    log, clock, store = begin(), time.monotonic(), Location(request.store)
     refuse_if_held(store)
     asked, request = request, with_models(request, live_manifest(store))
     inputs = read_inputs(request, log)
     say_listing(reporter, inputs.listing)
     say_labels(reporter, inputs.labels)
-    stop = Stop()
-    with leased(store, f"run {log.run}", request.lease_s) as lease, stop.listening():
-        finish(store, lease, reporter.say)
-        state = read_state(request, store, inputs)
-        if with_models(asked, state.previous.manifest) != request:
-            raise BusyError(f"{store.uri}: another run has published other models meanwhile; run again")
-        refuse_replacing(request, state.previous.manifest)
-        if state.previous.id is None:
-            say_strangers(store, reporter.say)
-        check_labels(state.previous.ledger, inputs.listing, inputs.labels, request.gates)
-        run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
-        recipes = recipes_at_hand(request, inputs, state)
-        if recipes is not None:
-            plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
-            if is_up_to_date(request, inputs, state, recipes, plan):
-                clear_journal(store, _others_work(run, wanted))
-                return _nothing_to_do(run, plan)
-        with connected():
-            try:
-                return _run(run)
-            except (MedretError, ray.exceptions.RayError) as error:
-                failure = failure_of(error)
-                log.facts["outcome"] = "refused" if isinstance(failure, GateError) else "failed"
-                log.facts["error"] = str(failure)
-                with suppress(StorageError):  # where nothing can be written, the failure itself is what matters
-                    log.write(store)
-                raise failure from error
+    with stop.deferred():
+        lease = held.enter_context(leased(store, f"run {log.run}", request.lease_s))
+    stop.check()
+    finish(store, lease, reporter.say)
+    state = read_state(request, store, inputs)
+    if with_models(asked, state.previous.manifest) != request:
+        raise BusyError(f"{store.uri}: another run has published other models meanwhile; run again")
+    refuse_replacing(request, state.previous.manifest)
+    if state.previous.id is None:
+        say_strangers(store, reporter.say)
+    check_labels(state.previous.ledger, inputs.listing, inputs.labels, request.gates)
+    run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
+    recipes = recipes_at_hand(request, inputs, state)
+    if recipes is not None:
+        plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
+        if is_up_to_date(request, inputs, state, recipes, plan):
+            clear_journal(store, _others_work(run, wanted))
+            return _nothing_to_do(run, plan)
+    with connected(), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
+        try:
+            return _run(run)
+        except (MedretError, ray.exceptions.RayError) as error:
+            failure = failure_of(error)
+            log.failed(store, failure)
+            raise failure from error
 
 
 def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
@@ -158,7 +166,8 @@ def _run(run: _Run) -> IndexOutcome:
     say_plan(run.reporter, plan)
     refuse_losing(request, inputs, state, log, plan)
 
-    plan, made, counted = _streamed(run, plan, wanted, jobs, capacity)
+    plan, made = _streamed(run, plan, wanted, jobs, capacity)
+
     run.stop.check()
 
     with log.phase("arrange"):
@@ -223,7 +232,7 @@ def _run(run: _Run) -> IndexOutcome:
         stale=ledgers.stale(ledger),
         skipped=inputs.listing.skipped,
         labels=log.facts["labels"],
-        slices=sum(count.slices for name, count in counted.items() if name.startswith("embed ")),
+        slices=ledgers.slices_made(made.ledger),
         seconds=time.monotonic() - run.clock,
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
@@ -267,31 +276,31 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
 
 def _streamed(
     run: _Run, plan: Plan, wanted: Wanted, jobs: Sequence[ModelJob], capacity: Capacity
-) -> tuple[Plan, Streamed, dict[str, StageCount]]:
-    """What the stages made, and what they counted. Where no model is needed, none of them starts.
+) -> tuple[Plan, Streamed]:
+    """What the stages made. Where no model is needed, none of them starts.
 
     Copies of what turned out to be something else are embedded for themselves, and so the plan is another one.
     """
     request, log, steps = run.request, run.log, plan.of("embed")
-    made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), {}
+    made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), NO_COUNTS
     with log.phase("stream"):
         if needs_models(plan):
-            counter = StageCounter.remote(log.started.timestamp())  # type: ignore[attr-defined]  # added by ray.remote
+            counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                judged_by(request, [job.recipe for job in jobs]), counter, request.shard_volumes,
+                judged_by(request, [job.recipe for job in jobs]), counts.handle, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
-            with run.stop.draining(counter), run.reporter.watching(counter, len(steps), last):
+            with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
                 made = embed(_shared_out(run, plan, jobs, capacity), stages)
                 if alone := orphans(plan, ledgers.contents(made.ledger)):
                     plan = embedded_instead(plan, alone, wanted)
                     steps = tuple(step for step in plan.steps if step.item.volume_id in alone)
                     made = joined([made, embed(_shared_out(run, Plan(steps, ()), jobs, capacity), stages)])
-            counted, log.facts["timeline"] = ray.get([counter.stages.remote(), counter.timeline.remote()])
+            counted, log.facts["timeline"] = counts.stages(), counts.timeline()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
-    return plan, made, counted
+    return plan, made
 
 
 def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity) -> list[Work]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from medret.embeddings import Aggregation, EmbeddedVolume, reducible, unit_slices
 from medret.errors import VolumeError
-from medret.pipeline.progress import Tally
+from medret.pipeline.counter import Tally
 from medret.pipeline.rows import CANARIES, STOPPED, ipc_bytes, vectors_column
 from medret.pipeline.shards import write_shard
 from medret.recipe import Recipe
@@ -39,6 +39,7 @@ class WriteStage:
         """
         tally = Tally(self.counter, "write")
         started = time.monotonic()
+        tally.begin(table["volume_id"].to_pylist())
         rows = [row for row in table.to_pylist() if row["code"] != STOPPED]
         volumes = [self._reduce(row) if row["code"] is None else None for row in rows]
         pairs = list(zip(rows, volumes, strict=True))
@@ -58,6 +59,7 @@ class WriteStage:
         slices = sum(len(row["positions"]) for row, each in own if each is not None)
         tally.add(len(own), slices, int(sum(files["size_bytes"].to_pylist())), time.monotonic() - started)
         tally.report()
+        tally.done(table["volume_id"].to_pylist())
         return pa.table(
             {
                 "ledger": [ipc_bytes(ledger)],

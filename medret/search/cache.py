@@ -37,7 +37,12 @@ def no_judge(path: Path) -> None:
 def cache_dir() -> Path:
     """`$MEDRET_CACHE`, or `~/.cache/medret`."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
+    except RuntimeError as error:
+        raise StorageError(
+            f"there is no home folder for a cache: set {CACHE_VARIABLE} to a folder that can be written"
+        ) from error
 
 
 class LocalFiles:

@@ -20,9 +20,19 @@ def test_reading_always_finds_a_cpu(cpus: int, costs: list[float]) -> None:
     assert plan.threads >= 1
 
 
-def test_reading_fits_beside_actors_on_small_nodes() -> None:
-    plan = plan_pools(Capacity(2, 0, 1), [1], "cpu")  # two nodes of one CPU
-    assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 1.0, 1.0)
+def test_two_nodes_of_one_cpu_leave_half_of_each_to_reading() -> None:
+    plan = plan_pools(Capacity(2, 0, 1), [1], "cpu")
+    assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 0.5, 0.5)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 40])
+@pytest.mark.parametrize("node_cpus", [1, 2, 16])
+@pytest.mark.parametrize("models", [1, 5])
+def test_whichever_nodes_are_lost_all_actors_fit_beside_a_read_task(nodes: int, node_cpus: int, models: int) -> None:
+    """A4: restarted actors once took every CPU of what was left, and reading starved."""
+    plan = plan_pools(Capacity(nodes * node_cpus, 0, node_cpus), [1.0] * models, "cpu")
+    assert sum(plan.sizes) * plan.num_cpus + plan.read_cpus <= node_cpus + 1e-9
+    assert plan.num_cpus > 0
 
 
 @pytest.mark.parametrize("node_cpus", [1, 2, 4])

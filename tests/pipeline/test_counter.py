@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medret.pipeline.progress import StageCount, Tally
+from medret.pipeline.counter import StageCount, Tally
 
 
 class Counter:
@@ -27,8 +27,8 @@ class Counter:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`clock.now`, in seconds; Ray's answers are the values themselves."""
     own = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("medret.pipeline.progress.time.monotonic", lambda: own.now)
-    monkeypatch.setattr("medret.pipeline.progress.ray.get", lambda value, **_: value)
+    monkeypatch.setattr("medret.pipeline.counter.time.monotonic", lambda: own.now)
+    monkeypatch.setattr("medret.pipeline.counter.ray.get", lambda value, **_: value)
     return own
 
 

@@ -1,0 +1,218 @@
+"""Counting work where it happens. One actor beside the driver adds up; what is lost with it is a figure, never the run.
+
+The same actor tells tasks when the run is to stop, and how often their work was begun before: Ray repeats without end
+what dies with its process, be it a lost node or a volume that kills its reader.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from medret.errors import MedretError
+from medret.pipeline.metrics import RunMetrics
+from medret.pipeline.timeline import Timeline
+from medret.retry import retries
+
+TALK_S = 0.5  # between two words of one task with the counter: one actor answers all tasks of a cluster
+ANSWER_S = 30.0  # that anyone waits for the counter
+MOST_BEGINNINGS = 8  # of one piece of work, before it is given up
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """What one stage has done. seconds: of processing, summed over its tasks. retries: requests that were repeated."""
+
+    volumes: int = 0
+    slices: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+
+    def plus(self, other: StageCount) -> StageCount:
+        """Both together."""
+        return StageCount(
+            self.volumes + other.volumes,
+            self.slices + other.slices,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+            self.retries + other.retries,
+        )
+
+
+NO_COUNTS: Mapping[str, StageCount] = {}
+
+
+class StageCounter:
+    """Adds up what tasks and actors report; see `Counting` for the driver's side and `Tally` for a task's.
+
+    started: of the run, in seconds since the epoch.
+    """
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._timeline = Timeline()
+        self._stages: dict[str, StageCount] = {}
+        self._stopping = False
+        self._begun: Counter[tuple[str, str]] = Counter()
+        self._open: dict[str, float] = {}
+        self._deaths: Counter[str] = Counter()
+        self._metrics = RunMetrics()
+
+    def add(self, stage: str, added: StageCount, ended: float) -> None:
+        """Add a finished batch of a stage. ended: in seconds since the epoch."""
+        passed = ended - self._started
+        self._timeline.add(stage, passed - added.seconds, passed, added.slices)
+        self._stages[stage] = self._stages.get(stage, StageCount()).plus(added)
+        self._metrics.stage(stage, added.volumes, added.slices, added.seconds, added.retries)
+
+    def quarantined(self, code: str) -> None:
+        """Count a refused volume."""
+        self._metrics.quarantined(code)
+
+    def begin(self, stage: str, key: str) -> int:
+        """How often a piece of work was begun, this time included, since it was last done."""
+        self._begun[stage, key] += 1
+        return self._begun[stage, key]
+
+    def done(self, stage: str, key: str) -> None:
+        """A piece of work is done."""
+        del self._begun[stage, key]
+
+    def open(self, volume_id: str, now: float) -> tuple[int, float]:
+        """A volume is about to be read: how often its reader died of it before, and the seconds that the last one took.
+
+        now: in seconds since the epoch.
+        """
+        began = self._open.get(volume_id)
+        self._deaths[volume_id] += began is not None
+        self._open[volume_id] = now
+        return self._deaths[volume_id], now - (began or now)
+
+    def close(self, volume_id: str) -> None:
+        """The volume was read, or refused."""
+        self._open.pop(volume_id, None)
+
+    def stages(self) -> dict[str, StageCount]:
+        """The sums so far, by stage; what was done twice counts twice."""
+        return dict(self._stages)
+
+    def timeline(self) -> dict[str, Any]:
+        """Which stage was busy when; see Timeline.told."""
+        return self._timeline.told()
+
+    def stop(self) -> None:
+        """Let what is in flight finish, and begin nothing more."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the run is to stop."""
+        return self._stopping
+
+
+class Counting:
+    """The driver's side of the counter. A counter that does not answer says what it said last."""
+
+    def __init__(self, started: float) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy=here)(StageCounter)  # type: ignore[call-overload]
+        self.handle: Any = actor.remote(started)
+        self._last: dict[str, Any] = {}
+
+    def stages(self) -> Mapping[str, StageCount]:
+        """What was done so far, by stage."""
+        found: Mapping[str, StageCount] = self._ask("stages", NO_COUNTS)
+        return found
+
+    def timeline(self) -> dict[str, Any]:
+        """Which stage was busy when; see Timeline.told."""
+        found: dict[str, Any] = self._ask("timeline", {"step_s": 0.0, "stages": {}})
+        return found
+
+    def stop(self) -> None:
+        """Tell all tasks to begin nothing more."""
+        self.handle.stop.remote()
+
+    def _ask(self, what: str, nothing: Any) -> Any:
+        answer = _answer(getattr(self.handle, what).remote, (), None)
+        if answer is not None:
+            self._last[what] = answer
+        return self._last.get(what, nothing)
+
+
+class Tally:
+    """One task's words with the counter; at most every TALK_S seconds, but for what is begun.
+
+    Counts the storage requests repeated since it was made.
+    """
+
+    def __init__(self, counter: Any, stage: str) -> None:
+        self._counter = counter
+        self._stage = stage
+        self._retries = retries()
+        self._unsaid = StageCount()
+        self._said = self._asked = -math.inf
+        self._stopping = False
+
+    def begin(self, volumes: list[str], most: int = MOST_BEGINNINGS) -> int:
+        """How often this work was begun, now included; raises MedretError if that is more than `most` times."""
+        times: int = _answer(self._counter.begin.remote, (self._stage, volumes[0]), 1)
+        if times > most:
+            raise MedretError(
+                f"{self._stage}: the process that worked on {volumes[0]} and the {len(volumes) - 1} volumes after it "
+                f"died {times - 1} times; see whether the machine has memory enough, and run again"
+            )
+        return times
+
+    def done(self, volumes: list[str]) -> None:
+        """What was begun with these volumes is done."""
+        self._counter.done.remote(self._stage, volumes[0])
+
+    def open(self, volume_id: str) -> tuple[int, float]:
+        """A volume is about to be read; see StageCounter.open."""
+        found: tuple[int, float] = _answer(self._counter.open.remote, (volume_id, time.time()), (0, 0.0))
+        return found
+
+    def close(self, volume_id: str) -> None:
+        """The volume was read, or refused."""
+        self._counter.close.remote(volume_id)
+
+    def add(self, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
+        """Count what was just finished; reported now or with what comes next, at the latest by `report`."""
+        self._unsaid = self._unsaid.plus(StageCount(volumes, slices, size_bytes, seconds))
+        if time.monotonic() - self._said > TALK_S:
+            self.report()
+
+    def report(self) -> None:
+        """Report what was counted since the last time."""
+        now = retries()
+        said, self._unsaid = self._unsaid.plus(StageCount(retries=now - self._retries)), StageCount()
+        self._retries, self._said = now, time.monotonic()
+        if said != StageCount():
+            self._counter.add.remote(self._stage, said, time.time())
+
+    def is_stopping(self) -> bool:
+        """Whether the run is to stop; a counter that cannot answer stops nobody."""
+        if not self._stopping and time.monotonic() - self._asked > TALK_S:
+            self._stopping = bool(_answer(self._counter.stopping.remote, (), False))
+            self._asked = time.monotonic()
+        return self._stopping
+
+    def quarantined(self, code: str) -> None:
+        """Report a refused volume."""
+        self._counter.quarantined.remote(str(code))
+
+
+def _answer(ask: Any, words: tuple[Any, ...], otherwise: Any) -> Any:
+    """What the counter answers; `otherwise`, if it is lost or silent."""
+    try:
+        return ray.get(ask(*words), timeout=ANSWER_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        return otherwise

@@ -1,0 +1,138 @@
+"""Lose nodes of a cluster without notice, and see that a run ends as if nothing had been.
+
+    python -m tests.chaos.nodes [--points a:reading,driver:writing] [--folder DIR]        (make chaos)
+
+A head without CPUs and two worker nodes, all on this machine, with token authentication. At each point, one worker node
+is killed: a or b, before the first block, while reading, embedding or writing, or while indices are built. The run
+must end with exit code 0, with the vectors, index files and counts of an undisturbed one, and tell of the loss in one
+line. At the points of the driver, it gets SIGTERM, and must end with exit code 1 and one line, and give its lease back.
+
+All is timed by watching the store and the names of Ray's processes, so the product knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from medret.snapshot import verify_store
+from medret.snapshot.lease import refuse_if_held
+from medret.storage import Location
+from tests.chaos.campaign import command, count, make_archive, same
+from tests.processes import family
+
+MOMENTS = ("before", "reading", "embedding", "writing", "indices")
+POINTS = [f"{who}:{moment}" for moment in MOMENTS for who in ("a", "b", "driver")]
+WORKER: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 120 * 2**20}
+POLL_S = 0.02
+RUN_S = 300.0
+
+
+def main() -> int:
+    """Run the campaign; 0 if every run ended as the undisturbed one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--points", default=",".join(POINTS), help="which, with commas between (default: all)")
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    # Sockets of Ray lie in the temporary folder: its path must be short.
+    with tempfile.TemporaryDirectory(prefix="mr", ignore_cleanup_errors=True) as short:
+        folder = arguments.folder or Path(short)
+        make_archive(folder / "archive")
+        os.environ["RAY_TMPDIR"] = short
+        Path(short, "ray").mkdir()
+        from ray.cluster_utils import Cluster  # reads the environment when it is imported
+
+        head = {"num_cpus": 0, "object_store_memory": 120 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        nodes = {name: cluster.add_node(**WORKER) for name in "ab"}
+        try:
+            calm = run(cluster, folder, "calm", None, None)
+            bad = calm["problems"]
+            for point in arguments.points.split(","):
+                name, _, moment = point.partition(":")
+                found = run(cluster, folder, point.replace(":", "-"), nodes.get(name), moment)
+                if name in nodes:
+                    nodes[name] = cluster.add_node(**WORKER)
+                if name in nodes and not found["problems"]:
+                    found["problems"] = differences(folder, found, calm)
+                print(
+                    f"{point:>12}  {found['seconds']:.0f} s  {'; '.join(found['problems']) or 'as undisturbed'}",
+                    flush=True,
+                )
+                bad += found["problems"]
+        finally:
+            cluster.shutdown()
+    print(json.dumps({"points": len(arguments.points.split(",")), "problems": bad}))
+    return 1 if bad else 0
+
+
+def run(cluster: Any, folder: Path, name: str, node: Any, moment: str | None) -> dict[str, Any]:
+    """A run into a store of its own; at a moment, it loses a node, or is told to stop. What it said, what is wrong."""
+    store, began = folder / name, time.monotonic()
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(folder / "archive", store), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while moment and process.poll() is None and time.monotonic() - began < RUN_S:
+        if is_due(store, moment):
+            if node is None:
+                process.terminate()
+            else:
+                cluster.remove_node(node, allow_graceful=False)
+            break
+        time.sleep(POLL_S)
+    try:
+        out, errors = process.communicate(timeout=RUN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, errors = process.communicate()
+    code, line = (0, "lost node") if node else (1, "medret index: stopped by SIGTERM") if moment else (0, None)
+    problems = []
+    if process.returncode != code:
+        problems.append(f"exit code {process.returncode}: {errors[-2000:]}")
+    elif [told[: len(line or "")] for told in errors.splitlines()] != ([line] if line else []):
+        problems.append(f"said {errors[:2000]!r}")
+    refuse_if_held(Location(store))  # raises if the lease was not given back
+    problems += [str(finding) for finding in verify_store(Location(store))] if process.returncode == 0 else []
+    result = json.loads(out) if process.returncode == 0 else {}
+    return {"name": name, "result": result, "problems": problems, "seconds": time.monotonic() - began}
+
+
+def differences(folder: Path, found: dict[str, Any], calm: dict[str, Any]) -> list[str]:
+    """In what a run that lost a node is another one than an undisturbed run."""
+    differ = [
+        f"{name}: {found['result'][name]}, undisturbed {calm['result'][name]}"
+        for name in ("counts", "slices")
+        if found["result"][name] != calm["result"][name]
+    ]
+    return differ + [f"other {what}" for what in same(folder / found["name"], folder / calm["name"])]
+
+
+def is_due(store: Path, moment: str) -> bool:
+    """Whether a run has come to a moment, or was so fast that it passed it."""
+    if moment == "writing":
+        return count(store, "journal", 0) >= 2
+    if moment == "indices":
+        return count(store, "indices", 0) >= 1
+    if count(store, "journal", 0):
+        return True
+    names = [name for name in family(os.getpid()).values() if name.startswith("ray::")]
+    if moment == "before":
+        return any("StageCounter" in name for name in names)
+    if moment == "reading":
+        return any("ReadStage" in name for name in names)
+    return any("EmbedStage" in name and "__init__" not in name and "." in name.partition("))")[2] for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
