@@ -76,12 +76,16 @@ def test_plan_and_index_refuse_and_count(
         code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
+    for options, told in (((), "no table was given"), (("--labels", bad), "none of its 2 rows")):
+        code, out, err = run("index", store, *options, "--json")
+        assert (code, out) == (3, "")
+        code, out, _ = run("plan", store, *options, "--json")
+        assert code == 0
+        [refusal] = json.loads(out)["refusals"]
+        assert refusal in err
+        assert told in refusal
+        assert "labels for 0 of the 12 volumes" in refusal
     for command in ("plan", "index"):
-        for options, told in (((), "no table was given"), (("--labels", bad), "none of its 2 rows")):
-            code, out, err = run(command, store, *options, "--json")
-            assert (code, out) == (3, "")
-            assert told in err
-            assert "labels for 0 of the 12 volumes" in err
         code, out, err = run(command, tmp_path / "new", "--labels", bad)
         assert (code, out) == (2, "")
         assert repr("D:\\x\\1.nii") in err
