@@ -9,6 +9,7 @@
     ├── GateError               exit 3   a check refused to publish; the old snapshot stays live
     ├── BusyError               exit 5   another run holds the store
     ├── CorruptError            exit 1   damaged: a file of the store is not what its checksum says, or is missing
+    ├── DroppedError            exit 1   the snapshot that is read was removed from its store; another one is live
     ├── StorageError            exit 1   a place could not be read or written: permissions, a full disk
     │   └── UnreachableError    exit 1   a place could not be reached: network, credentials
     ├── StoppedError            exit 1   the run was told to stop; finished work is kept
@@ -69,6 +70,10 @@ class BusyError(MedretError):
 
 class CorruptError(MedretError):
     """A file of the store does not match its checksum, is missing, or holds what medret never writes."""
+
+
+class DroppedError(MedretError):
+    """The snapshot that was opened is no longer in the store: `gc` or `forget` removed it."""
 
 
 class StorageError(MedretError):

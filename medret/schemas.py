@@ -1,4 +1,7 @@
-"""The Arrow schemas of everything that medret writes as a table. docs/formats.md describes them in words."""
+"""The Arrow schemas of the tables that medret writes; docs/formats.md describes them in words.
+
+The row table of an index shard has one more column on disk: medret.index.rows.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,8 @@ LEDGER = pa.schema(
 FILES = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),  # below the store
-        pa.field("kind", pa.string(), nullable=False),  # slices | volumes | hnsw | lsh | exact | rows | quarantine
+        # slices | volumes | hnsw | lsh | exact | rows | centre | quarantine
+        pa.field("kind", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),

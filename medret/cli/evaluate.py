@@ -102,6 +102,12 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     group.add_argument("--csv", type=Path, metavar="FILE", help="also write every figure as a CSV table")
     group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained report with plots")
+    group.add_argument(
+        "--archive",
+        metavar="URI",
+        help="where the volumes lie, for the images of --html (default: where the store says, if that is on this "
+        "machine's disks or on the store's own server)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.seed < 0:
         raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
-    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
     selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
     panel = _panel(arguments, snapshot, selection)
     options = Options(

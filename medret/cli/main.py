@@ -13,6 +13,7 @@ from medret.cli import (
     demo,
     duplicates,
     evaluate,
+    export,
     forget,
     history,
     index,
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, plan, index, search, evaluate, study, duplicates, verify, history, forget, unlock, models):
+    modules = (demo, plan, index, search, evaluate, study, duplicates, export, verify, history, forget, unlock, models)
+    for module in modules:
         module.add_parser(commands)
     return parser

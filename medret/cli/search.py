@@ -59,6 +59,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-k", type=int, default=10, metavar="K", help="how many hits (default %(default)s)")
     _add_index_options(parser)
     _add_query_options(parser)
+    parser.add_argument(
+        "--archive",
+        metavar="URI",
+        help="where the volumes lie, for --html, --box and --mask (default: where the store says, if that is on this "
+        "machine's disks or on the store's own server)",
+    )
     parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
@@ -137,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.search.score import score_words
 
     options = _options(arguments)
-    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
     found = snapshot.search_many(arguments.query, arguments.k, **options)
     results = list(zip(arguments.query, found, strict=True))
     if arguments.html:

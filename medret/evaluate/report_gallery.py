@@ -77,7 +77,9 @@ def read_images(snapshot: Snapshot, found: Evaluation, shelves: Sequence[Shelf])
         for row, _, _ in shelf.hits:
             wanted["hit", row] = _wanted(found, "hit", row)
     recipe = snapshot.recipe(found.leading.model).slices
-    images = read_tiles(list(wanted.values()), recipe, lambda uri, data: snapshot.identify(uri, sha256_of(data)))
+    images = read_tiles(
+        list(wanted.values()), recipe, lambda uri, data: snapshot.identify(uri, sha256_of(data)), snapshot.place
+    )
     return {key: images[one] for key, one in wanted.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
 from medret.embeddings.parquet import judged, open_parquet, read_parquet, told
-from medret.errors import MedretError, NotFoundError, UsageError
+from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError, UsageError
 from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings, centre_of
 from medret.index.columns import int32_view
 from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
@@ -25,10 +26,11 @@ from medret.search.ledger import Ledger, LedgerRow
 from medret.search.matching import SliceVectors
 from medret.search.modes import LATE, VOLUME, Indices
 from medret.search.narrow import Places
+from medret.search.places import Refused, place_of
 from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.listed import check_files
-from medret.snapshot.manifest import TableKind, snapshot_folder
+from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.storage import Location
 
 FILTERS_KEPT = 16
@@ -37,8 +39,10 @@ FILTERS_KEPT = 16
 class Contents:
     """The parts of one snapshot by name. models, aggregations: names; the first of each is the default."""
 
-    def __init__(self, store: Location, snapshot_id: str, manifest: Manifest) -> None:
+    def __init__(self, store: Location, snapshot_id: str, manifest: Manifest, archive: str | None = None) -> None:
         self.uri = store.uri
+        self._archive = archive
+        self._store = store
         self.id = snapshot_id
         self.manifest = manifest
         self.models = tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
@@ -48,6 +52,21 @@ class Contents:
         self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
         self.kept = lru_cache(FILTERS_KEPT)(self._kept)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While files of the snapshot are read: raises DroppedError if they are gone because the snapshot is."""
+        try:
+            yield
+        except (CorruptError, FileNotFoundError) as error:
+            if not self._store.exists(f"{snapshot_folder(self.id)}/{MANIFEST}"):
+                raise DroppedError(
+                    f"snapshot {self.id} is no longer in {self.uri}: it was removed while it was open; open the store "
+                    "again for the live one"
+                ) from error
+            if isinstance(error, FileNotFoundError):
+                raise CorruptError(f"{error.filename or error} is missing: restore it, or index again") from error
+            raise
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -99,6 +118,18 @@ class Contents:
         """
         row = self.ledger.row(own_ids[0]) if own_ids else None
         return (own_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
+
+    def place(self, row: LedgerRow) -> str:
+        """Where a volume is read, or `Refused`."""
+        archive = self.manifest.archive_uri
+        return place_of(row.volume_id, row.uri, archive=archive, store=self.uri, given=self._archive)
+
+    def readable(self, row: LedgerRow) -> str:
+        """Where a volume is read; raises UsageError if it is not."""
+        place = self.place(row)
+        if isinstance(place, Refused):
+            raise UsageError(f"{row.volume_id} cannot be read: {place.reason}")
+        return place
 
     def _kept(self, where: str) -> Kept:
         """The volumes that a filter keeps; raises UsageError. `kept` remembers the last few."""

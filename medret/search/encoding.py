@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from medret.models import Encoder
     from medret.volume import SlicedVolume
     from medret.volume.region import Region
+
+
+RANDOM = re.compile(r"random(:[0-9]{1,18})?")
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,20 @@ def sha256_of(data: bytes) -> str:
 def load_encoder(entry: RecipeEntry, given: str | None, device: str) -> Encoder:
     """The encoder of a recipe, its weights checked against the recipe's sha256.
 
-    given: path or URI of the weights where they lie elsewhere here than when the snapshot was made.
+    given: path or URI of the weights; None: they are had by the model's name, or were drawn from a seed.
     Raises WeightsError when they cannot be had or are others.
     """
     from medret.models import Encoder, model_spec, resolve_device, resolve_weights
 
     recipe = entry.load()
-    wanted = given or entry.weights_uri
+    wanted = given
+    if given is None and entry.weights_uri is not None:
+        if not RANDOM.fullmatch(entry.weights_uri):  # an address: whoever made the store chose it
+            raise WeightsError(
+                f"the weights of {recipe.model.name} were loaded from {redacted(entry.weights_uri)}, which only the "
+                f"store names; give them with --weights {recipe.model.name}=FILE"
+            )
+        wanted = entry.weights_uri
     spec = model_spec(recipe.model.name, wanted)
     weights = resolve_weights(spec, wanted)
     if weights.sha256 != recipe.model.weights_sha256:

@@ -36,7 +36,8 @@ def results_page(
     """
     wanted = [_query_wanted(uri, hits) for _, uri, hits in results if uri is not None]
     wanted += [_hit_wanted(hit) for _, _, hits in results for hit in hits]
-    images = read_tiles(wanted, snapshot.recipe().slices, lambda uri, data: snapshot.identify(uri, sha256_of(data)))
+    recipe = snapshot.recipe().slices
+    images = read_tiles(wanted, recipe, lambda uri, data: snapshot.identify(uri, sha256_of(data)), snapshot.place)
     sections = "\n".join(_section(number, result, images) for number, result in enumerate(results, start=1))
     manifest = snapshot.manifest
     volumes = manifest.counts.embedded + manifest.counts.unchanged

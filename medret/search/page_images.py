@@ -15,6 +15,7 @@ from PIL import Image
 
 from medret.errors import VolumeError
 from medret.recipe import SliceRecipe
+from medret.search.places import Refused
 from medret.storage import in_words
 from medret.volume import Limits, SliceRef, fetch_volume, read_volume
 
@@ -55,12 +56,20 @@ class Shown:
     by_place: Mapping[Place, Tile]
 
 
-def read_tiles(wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify) -> dict[Wanted, Shown | str]:
-    """The tiles of each volume, or why there are none. Volumes are read side by side, for stores far away."""
+def read_tiles(
+    wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify, place: Callable[[str, str], str]
+) -> dict[Wanted, Shown | str]:
+    """The tiles of each volume, or why there are none. Volumes are read side by side, for stores far away.
+
+    place: volume_id and URI to where it is read, or `Refused`.
+    """
 
     def load(one: Wanted) -> Shown | str:
+        uri = one.uri if one.identity is None else place(one.identity[0], one.uri)
+        if isinstance(uri, Refused):
+            return uri.reason
         try:
-            data = fetch_volume(one.uri, Limits())
+            data = fetch_volume(uri, Limits())
             volume_id, modality = one.identity or identify(one.uri, data)
             volume = read_volume(data, volume_id, recipe, [SIDE_PX], modality=modality)
         except FileNotFoundError:

@@ -77,7 +77,7 @@ class Resolver:
         if held is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.get("box") or options.get("mask"):
-            return self._file(row.uri, volume_id, entry, aggregation, options)
+            return self._file(self._contents.readable(row), volume_id, entry, aggregation, options)
         volume = self._contents.index(entry, aggregation).uncentred(held.vectors().vectors)
         slices = SliceVectors(volume, [None], None)
         (held,) = self._contents.stored(entry, None, [row])

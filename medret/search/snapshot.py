@@ -14,7 +14,7 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 
-from medret.errors import StorageError, UsageError
+from medret.errors import CorruptError, DroppedError, StorageError, UsageError
 from medret.index import EXACT
 from medret.recipe import Recipe
 from medret.search.answer import answer
@@ -28,26 +28,39 @@ from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver
 from medret.snapshot import current_id, read_manifest
-from medret.snapshot.manifest import snapshot_folder
+from medret.snapshot.manifest import MANIFEST, snapshot_folder
 from medret.storage import Location, normalise_uri
 
+OPENINGS = 20  # tries, of which each but the last found another snapshot live when it failed
 
-def open_snapshot(uri: str | os.PathLike[str], snapshot_id: str | None = None) -> Snapshot:
+
+def open_snapshot(
+    uri: str | os.PathLike[str], snapshot_id: str | None = None, *, archive: str | os.PathLike[str] | None = None
+) -> Snapshot:
     """Open the live snapshot of a store, or an older one by its id.
 
+    archive: where its volumes are read, for pages of hits and for a part of a stored volume; None: where the store says
+    they are, if that is on this machine's disks or on the store's own server.
     Raises UsageError when there is no store, nothing was published, or the store has no such snapshot; CorruptError
     when what is there is damaged.
     """
     store = Location(uri)
+    place = None if archive is None else normalise_uri(archive)
     try:
-        live = current_id(store)
-        if live is None:
-            problem = "no snapshot was published there yet" if store.exists("") else "no store is there"
-            raise UsageError(f"{store.uri}: {problem}; `medret index ARCHIVE {store.uri}` publishes one")
-        wanted = snapshot_id or live
-        if wanted != live and not store.exists(f"{snapshot_folder(wanted)}/manifest.json"):
-            raise UsageError(f"{store.uri} has no snapshot '{wanted}'; its live one is {live}")
-        return Snapshot(Contents(store, wanted, read_manifest(store, wanted)))
+        for _ in range(OPENINGS):
+            live = current_id(store)
+            if live is None:
+                problem = "no snapshot was published there yet" if store.exists("") else "no store is there"
+                raise UsageError(f"{store.uri}: {problem}; `medret index ARCHIVE {store.uri}` publishes one")
+            wanted = snapshot_id or live
+            if wanted != live and not store.exists(f"{snapshot_folder(wanted)}/{MANIFEST}"):
+                raise UsageError(f"{store.uri} has no snapshot '{wanted}'; its live one is {live}")
+            try:
+                return Snapshot(Contents(store, wanted, read_manifest(store, wanted), place))
+            except (CorruptError, FileNotFoundError):
+                if wanted != live or current_id(store) == live:
+                    raise  # otherwise another one was published, and this one removed, while it was opened
+        raise DroppedError(f"{store.uri}: {OPENINGS} snapshots were removed while they were opened; open it again")
     except StorageError as error:
         raise UsageError(str(error)) from error
 
@@ -81,22 +94,26 @@ class Snapshot:
         A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
         used: no model), a (dim,) volume vector or an (n, dim) array of slice vectors. A text that names both a file
         and a volume is the file. options: `SearchOptions` says what each means.
-        Raises UsageError for what cannot be asked; CorruptError when a file of the snapshot is damaged.
+        Raises UsageError for what cannot be asked; CorruptError when a file of the snapshot is damaged; DroppedError
+        when the snapshot was removed from the store: open it again.
         """
-        return answer(self, self._contents, queries, k, options)
+        with self._contents.reading():
+            return answer(self, self._contents, queries, k, options)
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
 
         Each metadata key is one string column, null where a volume has none. Read once and kept.
         """
-        return self._contents.labels
+        with self._contents.reading():
+            return self._contents.labels
 
     def resolve(self, query: Query, **options: Unpack[ResolveOptions]) -> QueryVectors:
         """The vectors of a query in the space of the indices. options: `ResolveOptions` says what each means."""
         entry = self._contents.recipe(options.get("model"))
         aggregation = self._contents.aggregation(options.get("aggregation"))
-        return self._resolver.resolve(query, entry, aggregation, options)
+        with self._contents.reading():
+            return self._resolver.resolve(query, entry, aggregation, options)
 
     def rank(
         self,
@@ -119,22 +136,25 @@ class Snapshot:
         `medret.search.filters`. Raises UsageError.
         """
         check_mode(mode, but=SLICE)
-        indices = self._contents.indices(model, aggregation, index, mode)
         ranked: list[list[Found]] = [[] for _ in queries]
-        for scope in self._contents.scopes(excluded or [frozenset[str]()] * len(queries), where):
-            own = [queries[number] for number in scope.queries]
-            found = rank_volumes(mode, own, k, indices, scope, options or ModeOptions())
-            for number, best in zip(scope.queries, found, strict=True):
-                ranked[number] = best
+        with self._contents.reading():
+            indices = self._contents.indices(model, aggregation, index, mode)
+            for scope in self._contents.scopes(excluded or [frozenset[str]()] * len(queries), where):
+                own = [queries[number] for number in scope.queries]
+                found = rank_volumes(mode, own, k, indices, scope, options or ModeOptions())
+                for number, best in zip(scope.queries, found, strict=True):
+                    ranked[number] = best
         return ranked
 
     def slices_of(self, volume_id: str, model: str | None = None) -> SliceVectors | None:
         """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""
-        return self._contents.index(self._contents.recipe(model), None).vectors_of(volume_id)
+        with self._contents.reading():
+            return self._contents.index(self._contents.recipe(model), None).vectors_of(volume_id)
 
     def volume(self, volume_id: str) -> LedgerRow | None:
         """What the ledger says about a volume; None when it does not know it."""
-        return self._contents.ledger.row(volume_id)
+        with self._contents.reading():
+            return self._contents.ledger.row(volume_id)
 
     def recipe(self, model: str | None = None) -> Recipe:
         """The recipe of a model's vectors."""
@@ -151,4 +171,9 @@ class Snapshot:
         if is_file(query):
             return normalise_uri(query)
         row = self.volume(os.fspath(query))
-        return row.uri if row else None
+        return self._contents.place(row) if row else None
+
+    def place(self, volume_id: str, uri: str) -> str:
+        """Where a volume of the snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
+        row = self.volume(volume_id)
+        return uri if row is None or row.uri != uri else self._contents.place(row)

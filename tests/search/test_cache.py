@@ -111,3 +111,16 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
     assert cache.cache_dir() == tmp_path
     monkeypatch.delenv("MEDRET_CACHE")
     assert cache.cache_dir() == Path.home() / ".cache" / "medret"
+
+
+def test_copies_of_a_protected_store_are_this_users_alone(tmp_path: Path, remote: Location) -> None:
+    """B15: folders were 0755 and files 0644; an old folder is closed too."""
+    folder = tmp_path / "cache"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files").chmod(0o755)
+    LocalFiles(remote, folder).path("indices/f", SHA256)
+    made = {path.relative_to(folder).parts[0]: path for path in folder.rglob("*") if path.is_file()}
+    assert made.keys() == {"files", "checked"}
+    for path in made.values():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700

@@ -22,10 +22,12 @@ import pytest
 
 from medret.cli.main import main
 from medret.embeddings.parquet import read_parquet
-from medret.errors import CorruptError, MedretError, VersionError
+from medret.errors import CorruptError, DroppedError, MedretError, UsageError, VersionError, WeightsError
 from medret.index.rows import ROW_FILE
 from medret.pipeline.known import read_known
 from medret.search import open_snapshot
+from medret.search.encoding import load_encoder
+from medret.search.places import Refused, place_of
 from medret.snapshot import read_manifest, verify_store
 from medret.snapshot.history import history
 from medret.snapshot.lease import leased
@@ -421,3 +423,103 @@ def test_two_hundred_mutations_end_in_an_answer_or_one_line(store: Location, mon
         except MedretError as error:
             one_line(error)
         shutil.rmtree(store.path(f"snapshots/{forged}"))
+
+
+# --- E6: what is read elsewhere -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("archive", "store", "volume_id", "uri", "given", "place"),
+    [
+        ("/data/nifti", "/data/store", "a/b.nii.gz", "/data/nifti/a/b.nii.gz", None, "/data/nifti/a/b.nii.gz"),
+        ("/data/b.nii", "/data/store", "b.nii", "/data/b.nii", None, "/data/b.nii"),
+        ("s3://b/nifti", "s3://b/medret", "b.nii", "s3://b/nifti/b.nii", None, "s3://b/nifti/b.nii"),
+        ("/data/nifti", "s3://b/medret", "b.nii", "/data/nifti/b.nii", None, "/data/nifti/b.nii"),
+        ("http://h/nifti", "http://h/medret", "b.nii", "http://h/nifti/b.nii", None, "http://h/nifti/b.nii"),
+        ("http://h/nifti", "/data/store", "b.nii", "http://h/nifti/b.nii", None, None),
+        ("http://h:81/nifti", "http://h/medret", "b.nii", "http://h:81/nifti/b.nii", None, None),
+        ("s3://b/nifti", "/data/store", "b.nii", "s3://b/nifti/b.nii", None, None),
+        ("s3://b/nifti", "/data/store", "b.nii", "s3://b/nifti/b.nii", "s3://b/nifti", "s3://b/nifti/b.nii"),
+        ("http://evil/x", "/data/store", "b.nii", "http://evil/x/b.nii", "/mnt/nifti", "/mnt/nifti/b.nii"),
+        ("/data/nifti", "/data/store", "b.nii", "/home/me/b.nii", None, None),
+        ("/data/nifti", "/data/store", "b.nii", "http://evil/b.nii", None, None),
+        ("/etc", "/data/store", "passwd", "/etc/passwd", None, None),
+        ("/etc", "/data/store", "passwd", "/etc/passwd", "/etc", None),
+        ("/data/nifti", "/data/store", "../me/b.nii", "/data/nifti/../me/b.nii", None, None),
+        ("/data/nifti", "/data/store", "../me/b.nii", "/data/nifti/../me/b.nii", "/data/nifti", None),
+        ("relative", "/data/store", "b.nii", "relative/b.nii", None, None),
+        ("zip://x::http://h/a", "http://h/medret", "b.nii", "zip://x::http://h/a/b.nii", None, None),
+    ],
+)
+def test_where_a_volume_may_be_read(
+    archive: str, store: str, volume_id: str, uri: str, given: str | None, place: str | None
+) -> None:
+    """E6: only the archive's own volumes, from this machine, the store's server, or where the user says."""
+    found = place_of(volume_id, uri, archive=archive, store=store, given=given)
+    assert found == (uri if place is None else place)
+    assert isinstance(found, Refused) == (place is None)
+
+
+def test_a_page_and_a_query_read_no_place_that_a_ledger_names(
+    store: Location, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E6: other hosts were asked with the volume id, local files were read and their first bytes shown."""
+
+    def fail(*args: Any, **options: Any) -> bytes:
+        raise AssertionError(f"{args[0]} was read")
+
+    monkeypatch.setattr("medret.search.page_images.fetch_volume", fail)
+    monkeypatch.setattr("medret.search.resolve.read_volume_query", fail)
+    for number, uri in enumerate(("http://evil.example/steal", str(precious))):
+        forge_rows(store, "ledger", partial(_set_all, name="uri", value=uri))
+        page = precious.with_suffix(f".{number}.html")
+        assert main(["search", store.uri, ID, "--html", str(page), "-k", "2"]) == 0
+        assert page.read_text().count("lies outside its archive") == 3
+        with pytest.raises(UsageError, match="lies outside its archive"):
+            open_snapshot(store.uri).search(ID, 2, box="0:1,0:1,0:1")
+    moved = open_snapshot(store.uri, archive=precious.parent)
+    assert moved.uri_of_query(ID) == f"{precious.parent}/{ID}"
+
+
+def test_weights_are_not_fetched_from_an_address_in_a_store(store: Location) -> None:
+    """E6: a query that is a file asked whatever address the manifest gives for the weights."""
+    forge_manifest(store, lambda content: content["recipes"][0].update(weights_uri="http://evil.example/w.pth"))
+    entry = open_snapshot(store.uri).manifest.recipes[0]
+    with pytest.raises(WeightsError, match="which only the store names; give them with --weights"):
+        load_encoder(entry, None, "cpu")
+
+
+# --- B14: readers while snapshots go ------------------------------------------------------------------------------
+
+
+def test_opening_follows_a_snapshot_that_was_published_meanwhile(
+    store: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B14: the snapshot that CURRENT named is gone by the time its tables are read."""
+    old = store.read("CURRENT").decode().strip()
+    new = forge_manifest(store, lambda content: content.update(run="later"))
+    store.write("CURRENT", f"{old}\n".encode())
+
+    def replaced(place: Location, snapshot_id: str) -> Any:
+        manifest = read_manifest(place, snapshot_id)
+        if snapshot_id == old:
+            store.write("CURRENT", f"{new}\n".encode())
+            shutil.rmtree(store.path(f"snapshots/{old}"))
+        return manifest
+
+    monkeypatch.setattr("medret.search.snapshot.read_manifest", replaced)
+    assert open_snapshot(store.uri).id == new
+
+
+def test_a_reader_whose_snapshot_was_removed_is_told_that(store: Location) -> None:
+    """B14: it was told to restore a file; a file that is missing for another reason is still named."""
+    snapshot, broken = open_snapshot(store.uri), open_snapshot(store.uri)
+    for path in store.files("indices"):
+        store.delete(path)
+    with pytest.raises(CorruptError, match="is missing: restore it"):
+        broken.search(ID, 2)
+    shutil.rmtree(store.path("snapshots"))
+    reads: list[Callable[[], object]] = [lambda: snapshot.search(ID, 2), snapshot.labels, lambda: snapshot.volume(ID)]
+    for read in reads:
+        with pytest.raises(DroppedError, match=r"is no longer in .*: it was removed while it was open; open the store"):
+            read()

@@ -1,0 +1,83 @@
+"""The live rows of a snapshot with their labels, as one Parquet file for other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medret.embeddings import parse_aggregation
+from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import read_vectors
+from medret.errors import StorageError, UsageError
+from medret.search.snapshot import Snapshot
+from medret.snapshot import read_files, read_ledger
+from medret.storage import Location, read_checked
+
+PLACES = ("plane", "position", "relative", "position_mm")  # of slice vectors
+
+
+def export_rows(
+    snapshot: Snapshot, out: Path, *, model: str | None = None, aggregation: str | None = None, slices: bool = False
+) -> int:
+    """Write a snapshot's vectors of one model; returns how many rows.
+
+    One row per volume, or per slice vector with `slices`: volume_id, for a slice its plane, position, relative and
+    position_mm, `vector` (float32, length 1, as embedded: not seen from a centre), then uri, subject, modality,
+    body_region, organ and the metadata, as text. Volumes are in the order of the embedding files. Raises UsageError for
+    a model or aggregation that is not there, StorageError where the file cannot be written.
+    """
+    entry = snapshot.recipe(model)
+    named = None if slices else parse_aggregation(aggregation or snapshot.aggregations[0]).name
+    if named is not None and named not in snapshot.aggregations:
+        raise UsageError(f"aggregation '{named}' is not in snapshot {snapshot.id}: {', '.join(snapshot.aggregations)}")
+    labels = snapshot.labels()
+    taken = ("volume_id", *PLACES, "vector")
+    kept = [name for name in labels.column_names if name not in taken]
+    rows_of = {volume_id: row for row, volume_id in enumerate(labels["volume_id"].to_pylist())}
+    written, temporary = 0, out.with_name(f".{out.name}.tmp")
+    try:
+        writer: pq.ParquetWriter | None = None
+        for table in _live_tables(snapshot, entry.digest, named, rows_of):
+            place = [rows_of[volume_id] for volume_id in table["volume_id"].to_pylist()]
+            own = labels.select(kept).take(pa.array(place, pa.int64()))
+            vectors = pa.FixedSizeListArray.from_arrays(
+                pa.array(read_vectors(table).astype(np.float32).reshape(-1)), entry.model.dim
+            )
+            columns = {name: table[name] for name in table.column_names if name != "vector"} | {"vector": vectors}
+            made = pa.table(columns | {name: own[name] for name in kept})
+            writer = writer or pq.ParquetWriter(temporary, made.schema)
+            writer.write_table(made)
+            written += made.num_rows
+        if writer is None:
+            raise UsageError(f"snapshot {snapshot.id} of {snapshot.uri} has no vectors to export")
+        writer.close()
+        temporary.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def _live_tables(
+    snapshot: Snapshot, digest: str, aggregation: str | None, embedded: Mapping[str, int]
+) -> Iterator[pa.Table]:
+    """The rows of each embedding file that the ledger points to."""
+    store = Location(snapshot.uri)
+    ledger = read_ledger(store, snapshot.id, snapshot.manifest, ["volume_id", "shards"])
+    ids, held = ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist()
+    shard_of = {one: dict(shards or ()).get(digest) for one, shards in zip(ids, held, strict=True) if one in embedded}
+    columns = ["volume_id", *(PLACES if aggregation is None else ()), "vector"]
+    for file in read_files(store, snapshot.id, snapshot.manifest).to_pylist():
+        kind = "slices" if aggregation is None else "volumes"
+        if (file["kind"], file["recipe"], file["aggregation"]) != (kind, digest, aggregation):
+            continue
+        data = read_checked(store, file["path"], file["sha256"], file["size_bytes"])
+        table = read_parquet(data, columns, name=file["path"]).replace_schema_metadata(None)
+        alive = [shard_of.get(one) == file["shard"] for one in table["volume_id"].to_pylist()]
+        if any(alive):
+            yield table.filter(pa.array(alive))
