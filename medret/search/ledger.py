@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from medret.embeddings.parquet import check_required, judged, open_parquet, told
 from medret.errors import CorruptError
-from medret.index.columns import Coded, Maps
+from medret.index.columns import Coded, Maps, int32_view
 from medret.schemas import LEDGER
 
 LABELS = ("subject", "modality", "body_region", "organ")
@@ -122,7 +122,9 @@ class _Group:
     def __init__(self, file: _File, number: int) -> None:
         self._file, self._number = file, number
         batch = self._read(COLUMNS)
-        self._places = {name: place for place, name in enumerate(batch.column("volume_id").to_pylist())}
+        ids = batch.column("volume_id")
+        names = ids.dictionary.to_pylist()
+        self._places = {names[code]: place for place, code in enumerate(int32_view(ids.indices).tolist())}
         self._coded = {name: Coded(batch.column(name)) for name in CODED}
         self._maps = {name: Maps(batch.column(name)) for name in MAPS}
 
