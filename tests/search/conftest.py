@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,3 +202,10 @@ def made_store(tmp_path_factory: pytest.TempPathFactory) -> MadeStore:
 @pytest.fixture(autouse=True)
 def _own_cache_of_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDRET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(made_store: Any, tmp_path: Path) -> Location:
+    """A copy of the made store that a test may forge."""
+    shutil.copytree(made_store.uri, tmp_path / "store")
+    return Location(tmp_path / "store")
