@@ -69,7 +69,7 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     unlike = [replace(item, etag=None, size_bytes=1) for item in listing.objects]
     assert equal_samples([unlike]) == set()
     wanted = [Wanted(item.uri, ("x", None), frozenset()) for item in listing.objects]
-    tiles = read_tiles(wanted, SliceRecipe(), lambda uri, data: (uri, None))
+    tiles = read_tiles(wanted, SliceRecipe(), lambda uri, data: (uri, None), lambda volume_id, uri: uri)
     assert all("not_nifti" in str(shown) for shown in tiles.values())
 
 
