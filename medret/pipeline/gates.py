@@ -90,11 +90,12 @@ def recall_gate(entries: Sequence[IndexEntry], limits: GateLimits) -> Gate:
     return Gate("recall@10", worst[0] >= limits.min_recall, found, f"at least {limits.min_recall:g} (--min-recall)")
 
 
-def quarantine_gate(counts: Counts, limits: GateLimits) -> Gate:
-    """Not too many volumes were refused."""
-    volumes = counts.listed - counts.skipped
-    share = counts.quarantined / volumes if volumes else 0.0
-    found = f"{counts.quarantined} of {volumes} volumes ({share:.1%})"
+def quarantine_gate(counts: Counts, masks: int, limits: GateLimits) -> Gate:
+    """Not too many volumes were refused. masks: refused volumes that are segmentations, and so never were images."""
+    volumes = counts.listed - counts.skipped - masks
+    refused = counts.quarantined - masks
+    share = refused / volumes if volumes else 0.0
+    found = f"{refused} of {volumes} volumes ({share:.1%})"
     limit = f"at most {limits.max_quarantined:.0%} (--max-quarantined)"
     return Gate("quarantined", share <= limits.max_quarantined, found, limit)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
+from medret.errors import QuarantineCode
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.evidence import canary_cosines, content_by_id, findable_rows, vector_facts
@@ -47,7 +48,7 @@ def all_gates(
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
     return [
         gates.lost_gate(lost(state, log, plan, ledger), limits),
-        gates.quarantine_gate(counts, limits),
+        gates.quarantine_gate(counts, ledgers.count_of(ledger, QuarantineCode.LABEL_MASK), limits),
         gates.vector_gate(facts),
         gates.duplicate_gate(facts, content_by_id(ledger), limits),
         gates.canary_gate(canary_cosines(store, made.canaries, plan, pool), limits),

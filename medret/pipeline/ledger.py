@@ -217,9 +217,18 @@ def quarantine_file(store: Location, run: str, refused: pa.Table) -> pa.Table:
 
 def codes(ledger: pa.Table) -> str:
     """How often each quarantine code stands in the ledger, in words."""
+    return ", ".join(f"{count} {code}" for code, count in _codes(ledger).items())
+
+
+def count_of(ledger: pa.Table, code: QuarantineCode) -> int:
+    """How many volumes are in quarantine with this code."""
+    return _codes(ledger).get(str(code), 0)
+
+
+def _codes(ledger: pa.Table) -> dict[str, int]:
     refused = ledger.filter(pc.equal(ledger["status"], "quarantined"))
     counted = refused["code"].value_counts().to_pylist()
-    return ", ".join(f"{item['counts']} {item['values']}" for item in counted if item["values"])
+    return {item["values"]: item["counts"] for item in counted if item["values"]}
 
 
 def with_shards(ledger: pa.Table, moved: Mapping[tuple[str, str], str]) -> pa.Table:

@@ -28,7 +28,14 @@ def test_recall_below_its_floor_is_refused_with_its_number() -> None:
 @pytest.mark.parametrize(("quarantined", "passed"), [(0, True), (5, True), (6, False)])
 def test_too_many_refused_volumes(quarantined: int, passed: bool) -> None:
     counts = Counts(listed=12, embedded=10 - quarantined, new=10 - quarantined, quarantined=quarantined, skipped=2)
-    assert gates.quarantine_gate(counts, LIMITS).passed is passed
+    assert gates.quarantine_gate(counts, 0, LIMITS).passed is passed
+
+
+def test_segmentations_are_no_refused_images() -> None:
+    """C10: an archive with three unnamed masks beside each image is as good as one without them."""
+    counts = Counts(listed=40, embedded=9, new=9, quarantined=31)
+    assert gates.quarantine_gate(counts, 30, LIMITS).found == "1 of 10 volumes (10.0%)"
+    assert not gates.quarantine_gate(counts, 0, LIMITS).passed
 
 
 def test_one_vector_for_everything_is_refused() -> None:

@@ -55,7 +55,7 @@ def test_a_swapped_file_is_found(published: tuple[Location, str]) -> None:
 
 
 def test_foreign_files_are_named_and_leftovers_of_a_killed_writer_are_not(published: tuple[Location, str]) -> None:
-    """B6: by full name pattern."""
+    """B6, A23: by full name pattern."""
     store, _ = published
     mine = ["journal/2025.md", "notes.txt", "runs/events-0123456789abcdef.json"]
     for path in mine:
