@@ -31,6 +31,14 @@ def family(session: int) -> dict[int, str]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody has asked after is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def open_to_others(pids: Iterable[int]) -> list[str]:
     """Addresses other than loopback, in the kernel's hexadecimal, at which processes accept connections."""
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}

@@ -119,7 +119,8 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: Exit
             return _nothing_to_do(run, plan)
     with connected(), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
         try:
-            return _run(run)
+            with stop.told():
+                return _run(run)
         except (MedretError, ray.exceptions.RayError) as error:
             failure = failure_of(error)
             log.failed(store, failure)

@@ -30,6 +30,7 @@ class Stop:
         self._asked = threading.Event()
         self._listening = False
         self._deferred = False
+        self._cut_short = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -40,10 +41,23 @@ class Stop:
         before = signal.signal(signal.SIGTERM, self._on_signal)
         self._listening = True
         try:
-            yield
+            with self.told():
+                yield
         finally:
             self._listening = False
             signal.signal(signal.SIGTERM, before)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell of the signal that cut the block short, whatever came of it: native code fails in ways of its own."""
+        try:
+            yield
+        except StoppedError:
+            raise
+        except Exception:
+            if self._cut_short:
+                self.check()
+            raise
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -55,10 +69,10 @@ class Stop:
             self._deferred = False
 
     @contextmanager
-    def draining(self, told: Told) -> Iterator[None]:
+    def draining(self, stages: Told) -> Iterator[None]:
         """While the block runs, a signal tells the stages (by way of their counter) to begin nothing more."""
         over = threading.Event()
-        thread = threading.Thread(target=self._pass_on, args=(told, over), daemon=True)
+        thread = threading.Thread(target=self._pass_on, args=(stages, over), daemon=True)
         thread.start()
         try:
             with self.deferred():
@@ -76,14 +90,15 @@ class Stop:
         again = self._asked.is_set()
         self._asked.set()
         if again or not self._deferred:
+            self._cut_short = True
             self.check()
 
-    def _pass_on(self, told: Told, over: threading.Event) -> None:
+    def _pass_on(self, stages: Told, over: threading.Event) -> None:
         # Not in the signal handler: it may have interrupted Ray's own code.
         waited_s = 0.0
         while not over.wait(TELL_EVERY_S):
             if self._asked.is_set():
-                told.stop()  # again and again: it may have been restarted since
+                stages.stop()  # again and again: it may have been restarted since
                 waited_s += TELL_EVERY_S
                 if waited_s > DRAIN_S:  # something hangs: as a second signal would
                     os.kill(os.getpid(), signal.SIGTERM)

@@ -65,10 +65,8 @@ def main() -> int:
                     nodes[name] = cluster.add_node(**WORKER)
                 if name in nodes and not found["problems"]:
                     found["problems"] = differences(folder, found, calm)
-                print(
-                    f"{point:>12}  {found['seconds']:.0f} s  {'; '.join(found['problems']) or 'as undisturbed'}",
-                    flush=True,
-                )
+                said = "; ".join(found["problems"]) or ("as undisturbed" if name in nodes else "stopped well")
+                print(f"{point:>15}  {found['seconds']:.0f} s  {said}", flush=True)
                 bad += found["problems"]
         finally:
             cluster.shutdown()

@@ -27,7 +27,7 @@ from medret.snapshot import verify_store
 from medret.snapshot.lease import refuse_if_held
 from medret.storage import Location
 from tests.chaos.campaign import KNOWN, command, count, make_archive
-from tests.processes import family, open_to_others
+from tests.processes import family, is_alive, open_to_others
 
 POINTS = ("imports", "ray+", "reading", "embedding+", "indices")
 ENDED_S = 60.0
@@ -98,7 +98,7 @@ def stopped(folder: Path, point: str, environment: dict[str, str], temporary: Pa
     if (store / "CURRENT").exists():
         problems.append(f"{point}: published all the same")
     time.sleep(0.5)
-    left = [name[:60] for pid, name in around.items() if Path(f"/proc/{pid}/cmdline").exists() and pid != process.pid]
+    left = [name[:60] for pid, name in around.items() if is_alive(pid) and pid != process.pid]
     left += [str(path) for path in temporary.glob("medret-*")]
     return problems + ([f"{point}: left {left}"] if left else [])
 

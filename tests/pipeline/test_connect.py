@@ -21,7 +21,7 @@ from medret.pipeline import connect, local_ray
 from medret.pipeline.connect import not_started, unreachable
 from medret.pipeline.local_ray import LOCK, guarded, local_folder, remove_leftovers
 from medret.search.cache import cache_dir
-from tests.processes import family
+from tests.processes import family, is_alive
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ with guarded() as group:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 5
-    while Path(f"/proc/{sleeper}").exists() and time.monotonic() < deadline:
+    while is_alive(sleeper) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not Path(f"/proc/{sleeper}").exists()
+    assert not is_alive(sleeper)
 
 
 def test_the_guard_ends_with_its_block() -> None:
