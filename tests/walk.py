@@ -24,6 +24,7 @@ FEW = 10
 # In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.
 SELF_FIRST = ("volume", "max", "late", "slice")
 EXHAUSTIVE = ("volume", "late")
+COPY = 1e-3  # a cosine of float16 vectors of one image differs from 1 by less
 
 Labels = Mapping[str, Mapping[str, Any]]
 Ranked = Sequence[Hit | Found]
@@ -63,7 +64,8 @@ def _walk_parts(snapshot: Snapshot, asking: Sequence[str]) -> None:
         assert positions is not None
         first, last = int(positions[0]), int(positions[len(positions) // 2])
         found = snapshot.search(asked, 2, slices=f"{first}:{last}")
-        assert asked in _best(found), (asked, first, last)
+        # Of a volume with many copies, any two may come first, and are as like it as it is itself.
+        assert asked in _best(found) or found[-1].score > 1 - COPY, (asked, first, last)
         assert found[0].slices is not None
         assert found[0].slices.query == (first, last)
 
