@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -308,35 +306,3 @@ def test_readers_see_whole_snapshots_while_runs_publish(originals: Path, tmp_pat
     assert len(answers) >= 500
     assert all(len({name.partition("-")[0] for name in names}) == 1 and len(names) == 6 for names in answers)
     assert len({next(iter(names)).partition("-")[0] for names in answers}) > 3  # it did see them change
-
-
-def test_sigterm_finishes_what_is_in_flight_and_the_next_run_goes_on(
-    originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    archive, store = originals / "archive", tmp_path / "store"
-    options = (archive, store, *OPTIONS, "--shard-volumes", "4", "--json")
-    over = threading.Event()
-
-    def stop() -> None:
-        while not over.wait(0.02):
-            if any((store / "journal").glob("*.parquet")):
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    code, found = run(capsys, "index", *options)
-    over.set()
-    thread.join()
-    assert code == 1
-    # Ray may have said something of its own before.
-    told = [line for line in found["error"].splitlines() if "(raylet)" not in line]
-    assert len(told) == 1
-    assert told[0].startswith("medret index: stopped by SIGTERM")
-    assert current_id(Location(store)) is None
-    code, found = run(capsys, "index", *options)
-    assert code == 0
-    assert 4 <= found["resumed"] <= found["counts"]["embedded"] == 60
-    # A machine may finish all sixty before its tasks hear of the stop: then the next run embeds none.
-    embedded = stages(store, found).get(f"embed {MODEL}", {"volumes": 0})["volumes"]
-    assert embedded == 60 - found["resumed"]
