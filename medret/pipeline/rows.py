@@ -1,7 +1,7 @@
 """The rows between the stages: one row is one volume from the first stage to the last.
 
-Nothing is shuffled, and a volume that failed stays a row with a code. These tables are private to the pipeline; what
-reaches disk has its schema in medret.schemas.
+Nothing is shuffled, and a volume that failed stays a row with a code. These tables are private to the pipeline; the
+ledger, files and journal that they become have their schemas in medret.schemas.
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, modality, canary
             out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<side>...
