@@ -71,7 +71,7 @@ class BareModel:
     def _prepared(self, way: Way) -> tuple[nn.Module, Tensor]:
         key = way.precision, way.layout
         if key not in self._made:
-            layout, dtype, side = LAYOUTS[way.layout], PRECISIONS[way.precision], self._spec.side_px
+            layout, dtype, side = LAYOUTS[way.layout], PRECISIONS[way.precision], self._spec.image_size
             model: Any = load_model(self._spec, self._weights).to(self._device, dtype).to(memory_format=layout)
             model = torch.compile(model, backend=self._backend) if self._backend else model
             # DreamSim normalises float32 images by itself and rounds them then

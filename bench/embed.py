@@ -79,13 +79,13 @@ def against_the_package(kind: str, slices: Slices, repeats: int) -> tuple[list[F
     return figures, {"slices_per_second": rates}
 
 
-def read_slices(folder: Path, count: int, side_px: int) -> Slices:
+def read_slices(folder: Path, count: int, image_size: int) -> Slices:
     """`count` slices of volumes spread over the folder, from the first again where there are too few."""
     paths, recipe = sorted(folder.rglob("*.nii.gz")), SliceRecipe(slices=f"uniform:{SLICES_A_VOLUME}")
     volumes = -(-count // SLICES_A_VOLUME)
     chosen = paths[:: max(1, len(paths) // volumes)][:volumes]
-    stacks = [read_volume(path.read_bytes(), path.name, recipe, [side_px]).pixels[side_px] for path in chosen]
-    return np.resize(np.concatenate(stacks), (count, side_px, side_px))
+    stacks = [read_volume(path.read_bytes(), path.name, recipe, [image_size]).pixels[image_size] for path in chosen]
+    return np.resize(np.concatenate(stacks), (count, image_size, image_size))
 
 
 def measured(arguments: argparse.Namespace) -> Measured:
@@ -98,7 +98,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
     with corpus(arguments.data, tiny=arguments.tiny) as (folder, facts["data"]):
         for spec in map(model_spec, names):
             images = 4 * count if spec.name == CARRIED else count // 2 if spec.family == "dreamsim" else count
-            slices = read_slices(folder, images, spec.side_px)
+            slices = read_slices(folder, images, spec.image_size)
             figure, facts[spec.name] = against_the_bare_model(spec, slices, repeats)
             figures.append(figure)
         if arguments.tiny or "dreamsim" in names:

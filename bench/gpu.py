@@ -52,7 +52,7 @@ def roof_flop_s(device: str, sizes: Sequence[int]) -> float:
 def flop(spec: ModelSpec) -> int:
     """FLOP of one image."""
     model = load_model(spec, resolve_weights(spec, "random"))
-    image = torch.zeros(1, 3, spec.side_px, spec.side_px)
+    image = torch.zeros(1, 3, spec.image_size, spec.image_size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())
@@ -64,7 +64,7 @@ def of_one_model(
     """One encoder, as it is and compiled; the bare model's best way is searched for once, without compiling."""
     weights, tiny = resolve_weights(spec, "random"), arguments.tiny
     images, batches = (4, (2, 4)) if tiny else (4 * max(BATCHES), BATCHES)
-    slices = np.random.default_rng(0).integers(0, 256, (images, spec.side_px, spec.side_px), dtype=np.uint8)
+    slices = np.random.default_rng(0).integers(0, 256, (images, spec.image_size, spec.image_size), dtype=np.uint8)
     figures, work = [], flop(spec)
     facts: dict[str, Any] = {"gflop": work / 1e9}
     way: Way | None = None
@@ -127,7 +127,7 @@ def _work(name: str, device: str, seconds: float, batch: int, barrier: Any, queu
     torch.set_num_threads(1)
     spec = model_spec(name)
     encoder = Encoder(spec, resolve_weights(spec, "random"), device=device, precision="bf16", batch_size=batch)
-    slices = np.zeros((4 * encoder.batch_size, spec.side_px, spec.side_px), np.uint8)
+    slices = np.zeros((4 * encoder.batch_size, spec.image_size, spec.image_size), np.uint8)
     encoder.embed(slices)
     barrier.wait(timeout=300)
     start, done = time.perf_counter(), 0

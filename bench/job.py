@@ -212,7 +212,7 @@ def _bare(_: int) -> tuple[float, float]:
     module = module.to(memory_format=layout)
     module = in_bf16(module) if precision == "bf16" else module
     takes_float32 = precision == "fp32" or isinstance(module, Autocast) or spec.family == "dreamsim"
-    images = torch.randn(batch_size, 3, spec.side_px, spec.side_px)
+    images = torch.randn(batch_size, 3, spec.image_size, spec.image_size)
     images = images.to(torch.float32 if takes_float32 else torch.bfloat16).to(memory_format=layout)
     with torch.inference_mode():
         module(images)

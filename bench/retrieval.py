@@ -197,7 +197,7 @@ class Corpus:
             parts = []
             for row in self.rows:
                 data = (self.folder / row["path"]).read_bytes()
-                parts.append(unit(encoder.embed(SLICERS[name](data, row["path"], row["modality"], spec.side_px))))
+                parts.append(unit(encoder.embed(SLICERS[name](data, row["path"], row["modality"], spec.image_size))))
             starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
             np.savez(file, vectors=np.concatenate(parts).astype(np.float16), starts=starts)
         held = np.load(file)
@@ -225,7 +225,7 @@ def _output_width(spec: ModelSpec) -> int:
     from medret.models.open_names import measure
     from medret.models.timm_models import build_timm
 
-    return measure(lambda: build_timm(spec), spec.side_px, spec.name)[0]
+    return measure(lambda: build_timm(spec), spec.image_size, spec.name)[0]
 
 
 def steps(corpus: Corpus, get: Callable[[str], Slices]) -> list[tuple[str, Array]]:

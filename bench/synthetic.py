@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.index import EXACT, HNSW, IndexSettings, IndexShard, build_shard
-from medret.pipeline.rows import file_row
+from medret.pipeline.batch_schema import file_row
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish

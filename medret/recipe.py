@@ -18,6 +18,10 @@ Plane = Literal["axial", "coronal", "sagittal"]
 Precision = Literal["fp32", "bf16"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
 
+# Names of fields on disk and in digests, where they differ from those in code; and the other way round.
+_ON_DISK = {"image_size": "side_px"}
+_IN_CODE = {on_disk: name for name, on_disk in _ON_DISK.items()}
+
 # Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
 PIXELS_VERSION = 2
 # Raise when the same pixels and weights would give other vectors.
@@ -54,14 +58,14 @@ class SliceRecipe:
 class ModelRecipe:
     """How square uint8 slices become vectors.
 
-    name: as given to `--model`. weights_sha256: of the weight file(s). side_px: input side in pixels.
+    name: as given to `--model`. weights_sha256: of the weight file(s). image_size: input side in pixels.
     mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector. layers: inner layers whose pooled
     features follow the model's output in it.
     """
 
     name: str
     weights_sha256: str
-    side_px: int
+    image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     dim: int
@@ -79,12 +83,15 @@ class Recipe:
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        content = {"slices": asdict(self.slices), "model": asdict(self.model)}
-        object.__setattr__(self, "digest", digest_of(content))
+        object.__setattr__(self, "digest", digest_of(self._content()))
+
+    def _content(self) -> dict[str, Any]:
+        model = {_ON_DISK.get(name, name): value for name, value in asdict(self.model).items()}
+        return {"slices": asdict(self.slices), "model": model}
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON object; `from_json` is its inverse."""
-        return asdict(self)
+        return {**self._content(), "digest": self.digest}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Recipe:
@@ -98,6 +105,7 @@ class Recipe:
             (model, "layers"),
         ):
             part[key] = tuple(part[key])
+        model = {_IN_CODE.get(name, name): value for name, value in model.items()}
         recipe = cls(SliceRecipe(**slices), ModelRecipe(**model))
         if recipe.digest != content["digest"]:
             raise UsageError(f"recipe digest is {recipe.digest}, the record says {content['digest']}")

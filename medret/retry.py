@@ -49,7 +49,7 @@ def _count() -> None:
         _counted += 1
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error is one that goes away: the store is busy or broke the connection; not a wrong address."""
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
@@ -60,17 +60,17 @@ def is_passing(error: BaseException) -> bool:
     return type(error).__name__ in _PASSING_NAMES
 
 
-def retrying(deed: Callable[[], Result]) -> Result:
-    """What `deed` gives, tried again while its errors are passing ones; then the last error."""
+def with_retries(operation: Callable[[], Result]) -> Result:
+    """What `operation` gives, tried again while its errors are passing ones; then the last error."""
     for attempt in range(1, ATTEMPTS):
         try:
-            return deed()
+            return operation()
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
         _count()
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5))
-    return deed()
+    return operation()
 
 
 def options_of(protocol: str) -> dict[str, Any]:

@@ -31,15 +31,15 @@ def test_words_that_are_known(word: str, name: str) -> None:
     assert msd_task({"channel_names": {"0": word}}, "x").modality == name
     assert msd_task({"modality": [word]}, "x").modality == name
     read = of_volume(word, HU)
-    assert (read.name, read.source, read.hounsfield) == (name, "label", name == "CT")
+    assert (read.name, read.source, read.is_hu) == (name, "label", name == "CT")
 
 
 @pytest.mark.parametrize("word", UNKNOWN)
 def test_words_that_are_not_known_leave_it_to_the_voxels(word: str | None) -> None:
     """C5: only a word that is known for another modality denies Hounsfield units."""
     assert modality_of(word) is None
-    assert of_volume(word, HU).hounsfield
-    assert not of_volume(word, np.linspace(0, 900, 1000)).hounsfield
+    assert of_volume(word, HU).is_hu
+    assert not of_volume(word, np.linspace(0, 900, 1000)).is_hu
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from medret import retry
 from medret.errors import StorageError
-from medret.retry import ATTEMPTS, is_passing, retries, retrying
+from medret.retry import ATTEMPTS, is_transient, retries, with_retries
 from medret.storage import Location
 
 
@@ -38,27 +38,27 @@ class Flaky:
 
 def test_passing_errors_are_repeated_with_growing_pauses(pauses: list[float]) -> None:
     before = retries()
-    deed = Flaky(OSError(errno.EBUSY, "Please reduce your request rate."), ATTEMPTS - 1)
-    assert retrying(deed) == 1
+    operation = Flaky(OSError(errno.EBUSY, "Please reduce your request rate."), ATTEMPTS - 1)
+    assert with_retries(operation) == 1
     assert retries() - before == len(pauses) == ATTEMPTS - 1
     assert pauses[0] < pauses[-1]
     assert max(pauses) <= 1.5 * retry.LONGEST_PAUSE_S
 
 
 def test_the_cap_ends_it(pauses: list[float]) -> None:
-    deed = Flaky(ConnectionResetError("reset by peer"), 99)
+    operation = Flaky(ConnectionResetError("reset by peer"), 99)
     with pytest.raises(ConnectionResetError):
-        retrying(deed)
-    assert deed.calls == ATTEMPTS
+        with_retries(operation)
+    assert operation.calls == ATTEMPTS
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), OSError(28, "full"), ValueError("x")])
 def test_what_will_not_pass_is_not_repeated(error: Exception, pauses: list[float]) -> None:
-    assert not is_passing(error)
-    deed = Flaky(error, 99)
+    assert not is_transient(error)
+    operation = Flaky(error, 99)
     with pytest.raises(type(error)):
-        retrying(deed)
-    assert deed.calls == 1
+        with_retries(operation)
+    assert operation.calls == 1
     assert pauses == []
 
 
@@ -111,4 +111,4 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("medret.storage.location.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device; check"):
-        Location(tmp_path).swap("CURRENT", None, b"x")
+        Location(tmp_path).compare_and_swap("CURRENT", None, b"x")

@@ -12,8 +12,8 @@ import pytest
 from medret import schemas
 from medret.archive import ArchiveObject, Labels
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.known import Previous, known_volumes
-from medret.pipeline.plan import Wanted, make_plan
+from medret.pipeline.plan import Target, make_plan
+from medret.pipeline.store_state import BaseSnapshot, known_volumes
 from medret.schemas import FILES, LEDGER, TOMBSTONES, in_order, taken
 from medret.snapshot import Journal
 from medret.snapshot.manifest import read_ledger, read_manifest
@@ -42,9 +42,9 @@ def test_a_ledger_is_put_together_and_written_in_parts(tmp_path: Path, monkeypat
     """C20: no array of text grows with the archive, from the ledger that is read to the tables that are written."""
     monkeypatch.setattr(schemas, "PART_ROWS", PART)
     before = pa.Table.from_pylist([row(number) for number in reversed(range(N))], LEDGER)
-    previous = Previous("id", None, before, FILES.empty_table(), TOMBSTONES.empty_table())
+    previous = BaseSnapshot("id", None, before, FILES.empty_table(), TOMBSTONES.empty_table())
     known = known_volumes(previous, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
-    wanted = Wanted(("r",), "j")
+    wanted = Target(("r",), "j")
     objects = [ArchiveObject(f"v{number:02d}", f"/v{number:02d}", number, None, "t") for number in range(N)]
     plan = make_plan(objects, {}, known, wanted)
     ledger = ledgers.assemble(plan, known, wanted, LEDGER.empty_table(), {})

@@ -17,7 +17,7 @@ from tests.failing_s3 import FailingProxy
 
 def test_written_file_names_its_content(tmp_path: Path) -> None:
     store = Location(tmp_path / "store")
-    written = store.write_named("a/b", "slices", ".parquet", b"content")
+    written = store.write_content_addressed("a/b", "slices", ".parquet", b"content")
     assert written.path == f"a/b/slices-{hashlib.sha256(b'content').hexdigest()[:16]}.parquet"
     assert store.read(written.path) == b"content"
     assert read_checked(store, written.path, written.sha256) == b"content"
@@ -26,7 +26,7 @@ def test_written_file_names_its_content(tmp_path: Path) -> None:
 
 def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     store = Location(tmp_path)
-    written = store.write_named("x", "rows", ".arrow", b"content")
+    written = store.write_content_addressed("x", "rows", ".arrow", b"content")
     (tmp_path / written.path).write_bytes(b"contenu")
     with pytest.raises(CorruptError, match=written.path):
         read_checked(store, written.path, written.sha256)
@@ -83,11 +83,11 @@ def swapped(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 
 def test_a_swap_writes_only_over_what_was_expected(swapped: Location) -> None:
-    assert swapped.swap("A", None, b"1")
-    assert not swapped.swap("A", None, b"2")
-    assert not swapped.swap("A", b"0", b"2")
-    assert not swapped.swap("B", b"1", b"2")
-    assert swapped.swap("A", b"1", b"2")
+    assert swapped.compare_and_swap("A", None, b"1")
+    assert not swapped.compare_and_swap("A", None, b"2")
+    assert not swapped.compare_and_swap("A", b"0", b"2")
+    assert not swapped.compare_and_swap("B", b"1", b"2")
+    assert swapped.compare_and_swap("A", b"1", b"2")
     assert swapped.read("A") == b"2"
     assert swapped.files() == ["A"]
     swapped.delete("A")
@@ -100,7 +100,9 @@ def test_of_many_swaps_at_once_one_wins(s3: Callable[[str], str], tmp_path: Path
     for store in (Location(f"{s3('swap')}/store"), Location(tmp_path)):
         store.write("CURRENT", b"old")
         with ThreadPoolExecutor(8) as pool:
-            done = list(pool.map(lambda n, at=store: at.swap("CURRENT", b"old", f"new{n}".encode()), range(8)))
+            done = list(
+                pool.map(lambda n, at=store: at.compare_and_swap("CURRENT", b"old", f"new{n}".encode()), range(8))
+            )
         assert done.count(True) == 1
         assert store.read("CURRENT") == f"new{done.index(True)}".encode()
 
@@ -125,12 +127,12 @@ def test_a_server_that_ignores_conditions_is_refused(
         patch.setattr(s3_proxy, "ignored", frozenset({ignored}))
         for _ in range(2):
             with pytest.raises(StorageError, match=f"(?i)the server ignores {ignored} of a write"):
-                store.swap("LEASE", None, b"mine")
+                store.compare_and_swap("LEASE", None, b"mine")
         assert store.details() == {}
-    assert store.swap("LEASE", None, b"mine")
+    assert store.compare_and_swap("LEASE", None, b"mine")
     assert json.loads(store.read("CONDITIONAL"))["root"] == store.root
     asked = s3_proxy.passed
-    assert store.swap("LEASE", b"mine", b"later")
+    assert store.compare_and_swap("LEASE", b"mine", b"later")
     assert s3_proxy.passed - asked <= 6  # not probed again: the answer, tag and bytes of the lease, and one write
 
 
@@ -138,4 +140,4 @@ def test_a_server_that_ignores_conditions_is_refused(
 def test_a_bucket_that_does_not_exist_is_named(s3_server: str) -> None:
     """B9."""
     with pytest.raises(NotFoundError, match="s3://no-such-bucket/store cannot be written to"):
-        Location("s3://no-such-bucket/store").swap("LEASE", None, b"mine")
+        Location("s3://no-such-bucket/store").compare_and_swap("LEASE", None, b"mine")

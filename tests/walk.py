@@ -16,7 +16,7 @@ import pytest
 import medret.search.answer
 from medret.evaluate.duplicates import find_duplicates
 from medret.search import Hit, Snapshot
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 from medret.search.modes import MODES, SLICE, VOLUME
 from medret.search.page import results_page
 
@@ -27,7 +27,7 @@ EXHAUSTIVE = ("volume", "late")
 COPY = 1e-3  # a cosine of float16 vectors of one image differs from 1 by less
 
 Labels = Mapping[str, Mapping[str, Any]]
-Ranked = Sequence[Hit | Found]
+Ranked = Sequence[Hit | ScoredRow]
 
 
 def walk(snapshot: Snapshot, excludes: Sequence[str], filters: Mapping[str, tuple[str, set[str]]]) -> None:

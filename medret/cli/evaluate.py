@@ -11,7 +11,7 @@ from medret.cli.shared import add_command, parse_weights, positive_int
 from medret.visible import say
 
 if TYPE_CHECKING:
-    from medret.evaluate import Panel, Selection
+    from medret.evaluate import QuerySet, Selection
     from medret.search import Snapshot
 
 DESCRIPTION = """\
@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 4 if panel.failures else 0
 
 
-def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> Panel:
+def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:
     from medret.cli.progress import report
     from medret.errors import UsageError
     from medret.evaluate import archive_panel

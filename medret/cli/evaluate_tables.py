@@ -10,7 +10,7 @@ from medret.evaluate.compare import late_notes
 from medret.terminal import Terminal
 
 if TYPE_CHECKING:
-    from medret.evaluate import Arm, Evaluation, Row
+    from medret.evaluate import Evaluation, Row, SearchConfig
 
 COLUMNS = ("recall@1", "mAP")  # what fits in 80 columns; all others are in --json, --csv and --html
 
@@ -63,7 +63,7 @@ def _print_arms(console: Terminal, found: Evaluation, exclude: str) -> None:
     console.print(table)
 
 
-def _pair(found: Evaluation, arm: Arm, exclude: str, level: str, chance: bool = False) -> str:
+def _pair(found: Evaluation, arm: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
     rows = [found.figure(arm, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
     return "/".join(short(row.chance if chance else row.value) for row in rows if row)
 

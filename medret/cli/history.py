@@ -109,12 +109,12 @@ def run_rollback(arguments: argparse.Namespace) -> int:
 def run_gc(arguments: argparse.Namespace) -> int:
     """Run `medret gc`."""
     from medret.snapshot import leased
-    from medret.snapshot.sweep import sweep
+    from medret.snapshot.gc import gc
     from medret.storage import Location
 
     store = Location(arguments.store)
     with leased(store, "gc") as lease:
-        swept = sweep(
+        swept = gc(
             store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run,
             say=lambda line: say(line, error=True),
         )  # fmt: skip
@@ -123,9 +123,9 @@ def run_gc(arguments: argparse.Namespace) -> int:
         document["foreign"] = swept.strangers
         say(json.dumps({"store": store.uri, "dry_run": arguments.dry_run, **document}))
         return 0
-    deed = "would delete" if arguments.dry_run else "deleted"
-    say(f"{store.uri}: kept {len(swept.kept)} snapshots, {deed} {len(swept.dropped)}")
-    say(f"{deed} {len(swept.paths)} files, {swept.size_bytes / 2**20:.1f} MiB")
+    verb = "would delete" if arguments.dry_run else "deleted"
+    say(f"{store.uri}: kept {len(swept.kept)} snapshots, {verb} {len(swept.dropped)}")
+    say(f"{verb} {len(swept.paths)} files, {swept.size_bytes / 2**20:.1f} MiB")
     if swept.strangers:
         say(f"{len(swept.strangers)} files are not medret's and stay, such as {swept.strangers[0]}")
     return 0

@@ -13,8 +13,8 @@ from medret.errors import UsageError
 from medret.visible import say
 
 if TYPE_CHECKING:
-    from medret.pipeline.outcome import IndexOutcome
     from medret.pipeline.request import IndexRequest
+    from medret.pipeline.result import IndexOutcome
 
 DESCRIPTION = """\
 Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate them to volume

@@ -39,11 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.pipeline.estimate import estimate
     from medret.pipeline.insist import embedded_anew, with_models
-    from medret.pipeline.known import live_manifest
     from medret.pipeline.labelled import label_lines
     from medret.pipeline.model_jobs import recipe_of
     from medret.pipeline.prepare import is_up_to_date, plan_run, read_inputs, read_state
     from medret.pipeline.report import begin
+    from medret.pipeline.store_state import live_manifest
     from medret.storage import Location
 
     request = request_of(arguments)

@@ -12,7 +12,7 @@ from medret.terminal import Terminal
 
 if TYPE_CHECKING:
     from medret.models import ModelSpec
-    from medret.pipeline.outcome import IndexOutcome
+    from medret.pipeline.result import IndexOutcome
     from medret.search import Hit
 
 QUARANTINE_SHOWN = 20
@@ -154,7 +154,7 @@ def print_models(specs: Sequence[ModelSpec]) -> None:
     for heading in ("name", "dim", "side px", "licence", "weights"):
         table.add_column(heading, overflow="fold")
     for spec in specs:
-        table.add_row(spec.name, str(spec.dim), str(spec.side_px), spec.licence, spec.source)
+        table.add_row(spec.name, str(spec.dim), str(spec.image_size), spec.licence, spec.source)
     Terminal().print(table)
 
 

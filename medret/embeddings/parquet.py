@@ -25,7 +25,7 @@ FIXED_BYTES = 8  # of a value of the other types, at most
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def as_corrupt(name: str) -> Iterator[None]:
     """Turn whatever pyarrow, or a caller that takes the content for granted, makes of a damaged file into one line."""
     try:
         yield
@@ -51,7 +51,7 @@ def open_parquet(source: bytes | Path, name: str, fields: Sequence[pa.Field] = (
     fields: the columns that it must have, of these types. options: of pq.ParquetFile. Raises CorruptError naming it.
     """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    with told(name):
+    with as_corrupt(name):
         given = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
         footer = pq.read_metadata(given)
         schema = footer.schema
@@ -90,7 +90,7 @@ def read_parquet(
     like, and a process that ends meanwhile is aborted.
     """
     file = open_parquet(data, name, fields, pre_buffer=False)
-    with told(name):
+    with as_corrupt(name):
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise KeyError(f"it has no column {min(missing)}")

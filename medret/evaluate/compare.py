@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from medret.evaluate.arms import Arm
 from medret.evaluate.averages import MACRO
+from medret.evaluate.configs import SearchConfig
 from medret.evaluate.result import Evaluation
 from medret.index import EXACT
 from medret.search.modes import LATE, VOLUME
@@ -25,7 +25,7 @@ def late_notes(found: Evaluation) -> list[str]:
     return notes
 
 
-def _late_arms(found: Evaluation) -> Iterator[Arm]:
+def _late_arms(found: Evaluation) -> Iterator[SearchConfig]:
     """One a model: with the exact index where that was run."""
     for model in dict.fromkeys(arm.model for arm in found.arms):
         own = [arm for arm in found.arms if (arm.model, arm.mode) == (model, LATE)]
@@ -33,7 +33,7 @@ def _late_arms(found: Evaluation) -> Iterator[Arm]:
             yield min(own, key=lambda arm: arm.index != EXACT)
 
 
-def _compared(found: Evaluation, late: Arm, exclude: str, level: str) -> Iterator[str]:
+def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
     mine = found.figure(late, exclude, level, MACRO, METRIC)
     for mode in (VOLUME, VOTE):
         arm = replace(late, mode=mode)
@@ -52,7 +52,7 @@ def _compared(found: Evaluation, late: Arm, exclude: str, level: str) -> Iterato
         )
 
 
-def _difference(found: Evaluation, late: Arm, other: Arm, exclude: str, level: str, name: str) -> str:
+def _difference(found: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str) -> str:
     """The queries whose first hit is right, where late has fewer of them."""
     mine, theirs = (found.figure(arm, exclude, level, name, METRIC) for arm in (late, other))
     if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from medret.evaluate.truth import text_column, values_of
+from medret.evaluate.relevance import text_column, values_of
 
 SOURCE = "dataset"
 SEPARABLE = 0.5  # at least so large a `share` or `excess` is a warning

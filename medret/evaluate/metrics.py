@@ -45,7 +45,7 @@ RANKS_MIN = max(metric.cut for metric in METRICS)  # of a list, for every figure
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRanking:
     """Ranked lists with the relevance of their hits.
 
     relevant: (q, depth) bool, best first, False beyond a list's end. total: (q,) relevant volumes there were to find,
@@ -57,7 +57,7 @@ class Judged:
     candidates: NDArray[np.int64]
 
 
-def measure(judged: Judged) -> Floats:
+def measure(judged: JudgedRanking) -> Floats:
     """Every metric of every query: (q, len(METRICS)), in the order of METRICS."""
     values = np.zeros((len(judged.relevant), len(METRICS)))
     for number, metric in enumerate(METRICS):
@@ -65,7 +65,7 @@ def measure(judged: Judged) -> Floats:
     return values
 
 
-def _measure(metric: Metric, judged: Judged) -> Floats:
+def _measure(metric: Metric, judged: JudgedRanking) -> Floats:
     cut = metric.cut or judged.relevant.shape[1]
     first = judged.relevant[:, :cut].astype(np.float64)
     if not first.shape[1]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medret.errors import UsageError
-from medret.evaluate.arms import Selection
 from medret.evaluate.averages import Bootstrap
+from medret.evaluate.configs import Selection
 from medret.evaluate.confounds import SOURCE, Confound, confound
-from medret.evaluate.panel import Panel
+from medret.evaluate.query_set import QuerySet
+from medret.evaluate.relevance import SELF, SUBJECT, Level, text_column
 from medret.evaluate.result import LeftOut
 from medret.evaluate.tally import Scope
-from medret.evaluate.truth import SELF, SUBJECT, Level, text_column
 from medret.search import Snapshot
 
 LEVELS = ("modality", "body_region", "organ")
@@ -35,14 +35,14 @@ class Options:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
 
-def find_confounds(panel: Panel, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
+def find_confounds(panel: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
     """How far each level follows from each source column that there is."""
     there = [source for source in sources if source in panel.candidates.column_names]
     found = (confound(panel.candidates, level.name, source) for level in levels for source in there)
     return [one for one in found if one is not None]
 
 
-def level_names(snapshot: Snapshot, panel: Panel, options: Options) -> list[str]:
+def level_names(snapshot: Snapshot, panel: QuerySet, options: Options) -> list[str]:
     """The levels that have labels on both sides."""
     for name in options.levels:
         if name not in panel.candidates.column_names:
@@ -58,7 +58,7 @@ def level_names(snapshot: Snapshot, panel: Panel, options: Options) -> list[str]
     return found
 
 
-def exclude_names(panel: Panel, options: Options, confounds: Sequence[Confound], warnings: list[str]) -> list[str]:
+def exclude_names(panel: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]) -> list[str]:
     """The columns by which candidates are left out; adds to the warnings what was asked for and cannot be."""
     known = (*panel.candidates.column_names, SELF)
     for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
@@ -76,7 +76,7 @@ def exclude_names(panel: Panel, options: Options, confounds: Sequence[Confound],
     return wanted
 
 
-def _names(panel: Panel) -> str:
+def _names(panel: QuerySet) -> str:
     return ", ".join(name for name in panel.candidates.column_names if name not in ("volume_id", "uri"))
 
 

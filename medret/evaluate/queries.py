@@ -10,8 +10,8 @@ import pyarrow as pa
 from medret.archive import Labels, list_archive, read_labels
 from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
-from medret.evaluate.arms import Selection, arms_of
-from medret.evaluate.panel import Failure, Panel, known_labels
+from medret.evaluate.configs import Selection, arms_of
+from medret.evaluate.query_set import Failure, QuerySet, known_labels
 from medret.search import Snapshot
 from medret.search.ledger import LABELS
 from medret.search.query import QueryVectors
@@ -25,7 +25,7 @@ def file_panel(
     weights: Mapping[str, str],
     without: AbstractSet[str] = frozenset(),
     report: Callable[[str], None] = lambda _: None,
-) -> Panel:
+) -> QuerySet:
     """The NIfTI files of an archive ask for the volumes of a snapshot.
 
     labels_uri: table of their labels, as for `medret index`. weights: model -> path or URI, where it lies elsewhere.
@@ -76,7 +76,7 @@ def file_panel(
         )
         for one in used
     ]
-    return Panel(_label_table(used, known), candidates, own, resolve, tuple(failures), frozenset(without))
+    return QuerySet(_label_table(used, known), candidates, own, resolve, tuple(failures), frozenset(without))
 
 
 def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, Labels]) -> pa.Table:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.evaluate.arms import Arm
+from medret.evaluate.configs import SearchConfig
 from medret.search import Snapshot
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 from medret.search.query import QueryVectors
 
 MISSING = -1
@@ -29,7 +29,7 @@ class Ranking:
 
 def rank(
     snapshot: Snapshot,
-    arm: Arm,
+    arm: SearchConfig,
     queries: Sequence[QueryVectors],
     depth: int,
     excluded: Sequence[AbstractSet[str]],
@@ -48,7 +48,7 @@ def rank(
     return as_arrays(found, depth, number_of)
 
 
-def as_arrays(found: Sequence[Sequence[Found]], depth: int, number_of: dict[str, int]) -> Ranking:
+def as_arrays(found: Sequence[Sequence[ScoredRow]], depth: int, number_of: dict[str, int]) -> Ranking:
     """What a search found, as arrays."""
     candidates = np.full((len(found), depth), MISSING, np.int64)
     scores = np.full((len(found), depth), -np.inf, np.float32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medret.evaluate.averages import MACRO, MICRO
 from medret.evaluate.compare import late_notes
+from medret.evaluate.relevance import text_column, values_of
 from medret.evaluate.report_gallery import choose, gallery, read_images
 from medret.evaluate.report_map import legend_names, map_points
 from medret.evaluate.report_plots import Bar, bars, colour_of, key, matrix, scatter
@@ -29,7 +30,6 @@ from medret.evaluate.report_tables import (
     words,
 )
 from medret.evaluate.result import Evaluation
-from medret.evaluate.truth import text_column, values_of
 from medret.search import Snapshot
 from medret.search.page_style import document
 
@@ -230,7 +230,7 @@ def _footer(snapshot: Snapshot, found: Evaluation) -> str:
         "snapshot": f"{found.snapshot} of {found.store}",
         "recipe": f"{recipe.digest}: slices {slices.slices}, planes {', '.join(slices.planes)}, crop {slices.crop}, "
         f"CT window {slices.ct_window}, other percentiles {slices.percentiles[0]:g} to {slices.percentiles[1]:g}; "
-        f"{model.name} at {model.side_px} px, {model.precision}, weights {model.weights_sha256[:16]}",
+        f"{model.name} at {model.image_size} px, {model.precision}, weights {model.weights_sha256[:16]}",
         "ranks of each list": f"{ranked}; what a list does not hold counts as not found",
         "medret": f"{snapshot.manifest.medret_version}. For research: not a medical device.",
     }

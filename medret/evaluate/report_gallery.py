@@ -10,11 +10,11 @@ from html import escape
 import numpy as np
 
 from medret.evaluate.metrics import NAMES
+from medret.evaluate.relevance import SUBJECT, text_column, values_of
 from medret.evaluate.result import Evaluation
-from medret.evaluate.truth import SUBJECT, text_column, values_of
 from medret.search import Snapshot
 from medret.search.encoding import sha256_of
-from medret.search.page_images import SIDE_PX, Shown, Wanted, read_tiles
+from medret.search.page_images import SIDE_PX, ImageRequest, Shown, read_tiles
 
 QUERIES_SHOWN = 5
 HITS_SHOWN = 5
@@ -71,7 +71,7 @@ def _shelf(found: Evaluation, exclude: str, level: str, row: int) -> Shelf:
 
 def read_images(snapshot: Snapshot, found: Evaluation, shelves: Sequence[Shelf]) -> dict[tuple[str, int], str | Shown]:
     """("query" or "hit", row) -> the middle slices of a volume, or why there are none. Each is read once."""
-    wanted: dict[tuple[str, int], Wanted] = {}
+    wanted: dict[tuple[str, int], ImageRequest] = {}
     for shelf in shelves:
         wanted["query", shelf.query] = _wanted(found, "query", shelf.query)
         for row, _, _ in shelf.hits:
@@ -83,10 +83,10 @@ def read_images(snapshot: Snapshot, found: Evaluation, shelves: Sequence[Shelf])
     return {key: images[one] for key, one in wanted.items()}
 
 
-def _wanted(found: Evaluation, side: str, row: int) -> Wanted:
+def _wanted(found: Evaluation, side: str, row: int) -> ImageRequest:
     labels = found.panel.queries if side == "query" else found.panel.candidates
     values = {name: labels[name][row].as_py() for name in ("volume_id", "uri", "modality")}
-    return Wanted(str(values["uri"]), (str(values["volume_id"]), values["modality"]), frozenset())
+    return ImageRequest(str(values["uri"]), (str(values["volume_id"]), values["modality"]), frozenset())
 
 
 def gallery(

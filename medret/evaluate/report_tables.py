@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from medret.evaluate.arms import Arm
 from medret.evaluate.averages import MACRO, MICRO
+from medret.evaluate.configs import SearchConfig
+from medret.evaluate.relevance import SELF
 from medret.evaluate.result import ALL, ANN_RECALL, Evaluation, Row
-from medret.evaluate.truth import SELF
 
 HEADLINE = ("recall@1", "mAP", "precision@5", "ndcg@10")
 CLASS_METRICS = ("recall@1", "recall@10", "precision@5", "mAP", "ndcg@10")
@@ -115,12 +115,12 @@ def _figure(row: Row, kind: str = "") -> str:
     return f'<td class="{kind}">{row.value:.3f}{note}</td><td class="n">{row.chance:.3f}</td>'
 
 
-def _pair(found: Evaluation, arm: Arm, place: tuple[str, str], chance: bool = False) -> str:
+def _pair(found: Evaluation, arm: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
     rows = [found.figure(arm, *place, MACRO, metric) for metric in ("recall@1", "mAP")]
     return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows if row)
 
 
-def _ann(found: Evaluation, arm: Arm) -> str:
+def _ann(found: Evaluation, arm: SearchConfig) -> str:
     row = found.figure(arm, found.excludes[0], ALL, ALL, ANN_RECALL)
     return f"{row.value:.3f}" if row else "exact"
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.evaluate.arms import Arm
 from medret.evaluate.averages import MACRO, MICRO, Averages, Bootstrap
+from medret.evaluate.configs import SearchConfig
 from medret.evaluate.confounds import Confound
 from medret.evaluate.metrics import METRICS
-from medret.evaluate.panel import Panel
+from medret.evaluate.query_set import QuerySet
 from medret.visible import csv_text
 
 ANN_RECALL = "ann_recall@10"
@@ -60,7 +60,9 @@ class Row:
         return self.model, self.aggregation, self.index, self.mode
 
 
-def row_of(arm: Arm, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int) -> Row:
+def row_of(
+    arm: SearchConfig, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int
+) -> Row:
     """One figure of some averages: their row `at`, column `number`."""
     return Row(
         arm.model,
@@ -113,8 +115,8 @@ class Evaluation:
     store: str
     snapshot: str
     rows: Sequence[Row]
-    arms: Sequence[Arm]
-    leading: Arm
+    arms: Sequence[SearchConfig]
+    leading: SearchConfig
     levels: Sequence[str]
     excludes: Sequence[str]
     classes: Mapping[str, Mapping[str, int]]
@@ -124,11 +126,11 @@ class Evaluation:
     depths: Mapping[str, int]
     min_relevant: int
     bootstrap: Bootstrap
-    panel: Panel
+    panel: QuerySet
     details: Mapping[str, Detail] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def figure(self, arm: Arm, exclude: str, level: str, class_: str, metric: str) -> Row | None:
+    def figure(self, arm: SearchConfig, exclude: str, level: str, class_: str, metric: str) -> Row | None:
         """One row, if there is such a one."""
         return self._by_key.get((arm.model, arm.aggregation, arm.index, arm.mode, exclude, level, class_, metric))
 
@@ -140,7 +142,7 @@ class Evaluation:
             object.__setattr__(self, "_index", held)
         return held
 
-    def classes_of(self, arm: Arm, exclude: str, level: str) -> list[str]:
+    def classes_of(self, arm: SearchConfig, exclude: str, level: str) -> list[str]:
         """The classes that have figures, sorted."""
         wanted = (arm.model, arm.aggregation, arm.index, arm.mode)
         found = {row.class_ for row in self.rows if (row.arm, row.exclude, row.level) == (wanted, exclude, level)}

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.evaluate.arms import Arm, arms_of, leading_arm
 from medret.evaluate.averages import MACRO, MICRO, Averages, average
+from medret.evaluate.configs import SearchConfig, arms_of, leading_arm
 from medret.evaluate.metrics import METRICS, RANKS_MIN
-from medret.evaluate.panel import Panel
 from medret.evaluate.plan import Options, exclude_names, find_confounds, left_out_of, level_names
+from medret.evaluate.query_set import QuerySet
 from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank, spliced
+from medret.evaluate.relevance import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
 from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row, row_of
 from medret.evaluate.tally import Scope, Tally, scope_of
-from medret.evaluate.truth import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
 from medret.index import EXACT
 from medret.search import Snapshot
 from medret.search.modes import CANDIDATES, LATE, VOLUME
@@ -34,7 +34,7 @@ TIES_SEEN = 8  # beyond the tenth neighbour
 Report = Callable[[str], None]
 
 
-def evaluate(snapshot: Snapshot, panel: Panel, options: Options, report: Report = lambda _: None) -> Evaluation:
+def evaluate(snapshot: Snapshot, panel: QuerySet, options: Options, report: Report = lambda _: None) -> Evaluation:
     """Score a snapshot. Raises UsageError for a column or arm that is not there, and when nothing can be scored."""
     started = time.perf_counter()
     if options.depth is not None and options.depth < RANKS_MIN:
@@ -96,11 +96,11 @@ class _Work:
     def __init__(
         self,
         snapshot: Snapshot,
-        panel: Panel,
+        panel: QuerySet,
         options: Options,
         exclusions: Sequence[Exclusion],
         scopes: dict[str, list[Scope]],
-        leading: Arm,
+        leading: SearchConfig,
         report: Report,
     ) -> None:
         self._snapshot, self._panel, self._options = snapshot, panel, options
@@ -117,7 +117,7 @@ class _Work:
         usual = EXACT_DEPTH_MAX if index == EXACT and there <= EXACT_DEPTH_MAX else DEPTH
         return min(there, self._options.depth or usual)
 
-    def run(self, arms: Sequence[Arm]) -> list[Row]:
+    def run(self, arms: Sequence[SearchConfig]) -> list[Row]:
         """The rows of all arms, in their order. Arms that differ in nothing that plays a part are run once."""
         first = arms[0].aggregation
         same = {arm: replace(arm, aggregation=first, default=False) if arm.by_slices else arm for arm in arms}
@@ -126,7 +126,7 @@ class _Work:
             key=lambda arm: (arm.model, arm.aggregation, arm.mode),
         )
         groups = [list(group) for _, group in groupby(distinct, key=lambda arm: (arm.model, arm.aggregation, arm.mode))]
-        rows: dict[Arm, list[Row]] = {}
+        rows: dict[SearchConfig, list[Row]] = {}
         model = ""
         for number, group in enumerate(groups, start=1):
             if group[0].model != model:
@@ -144,7 +144,7 @@ class _Work:
             for row in rows[replace(same[arm], default=False)]
         ]
 
-    def _score(self, group: Sequence[Arm], exclusion: Exclusion) -> dict[Arm, list[Row]]:
+    def _score(self, group: Sequence[SearchConfig], exclusion: Exclusion) -> dict[SearchConfig, list[Row]]:
         """Arms that differ in the index alone, so that each is compared with exact search."""
         scopes = self._scopes[exclusion.column]
         tallies = {arm: [Tally(scope) for scope in scopes] for arm in group}
@@ -175,7 +175,7 @@ class _Work:
             self.details[exclusion.column] = Detail(hits, scores, values)
         return {arm: self._rows(arm, exclusion, tallies[arm], shares.get(arm)) for arm in group}
 
-    def _leads(self, arm: Arm) -> bool:
+    def _leads(self, arm: SearchConfig) -> bool:
         own, other = (replace(one, default=False) for one in (arm, self.leading))
         return own == (replace(other, aggregation=own.aggregation) if own.by_slices else other)
 
@@ -184,7 +184,7 @@ class _Work:
         for start in range(0, len(self._subjects), step):
             yield np.arange(start, min(start + step, len(self._subjects)))
 
-    def _rank(self, arm: Arm, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
+    def _rank(self, arm: SearchConfig, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
         queries = self._panel.vectors(rows, arm.model, arm.aggregation)
         shared: dict[bytes, frozenset[str]] = {}  # queries of one source leave out the same volumes
         excluded = []
@@ -196,7 +196,7 @@ class _Work:
         return rank(self._snapshot, arm, queries, depth, excluded, self._number_of)
 
     def _rows(
-        self, arm: Arm, exclusion: Exclusion, tallies: Sequence[Tally], shares: NDArray[np.float64] | None
+        self, arm: SearchConfig, exclusion: Exclusion, tallies: Sequence[Tally], shares: NDArray[np.float64] | None
     ) -> list[Row]:
         rows = []
         for tally in tallies:
@@ -224,7 +224,7 @@ class _Work:
         return average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
 
 
-def _looks_further(arm: Arm, depth: int) -> bool:
+def _looks_further(arm: SearchConfig, depth: int) -> bool:
     """Whether an index that is asked for `depth` hits finds others among the first ten than if it is asked for ten.
 
     Then the first ten of a list are taken from a search for ten, as users make it.

@@ -16,11 +16,11 @@ from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
 from medret.evaluate.metrics import NAMES
-from medret.evaluate.panel import archive_panel
 from medret.evaluate.plan import Options, exclude_names, find_confounds, level_names
+from medret.evaluate.query_set import archive_panel
 from medret.evaluate.ranking import Ranking
+from medret.evaluate.relevance import exclusion_of, level_of, subject_numbers
 from medret.evaluate.tally import Tally, scope_of
-from medret.evaluate.truth import exclusion_of, level_of, subject_numbers
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
@@ -145,7 +145,7 @@ class Figure:
     n: int
 
 
-class Bench:
+class SimilarityScorer:
     """Scores similarities of the volumes of a snapshot, all by exact comparison, at every level and exclusion."""
 
     def __init__(self, snapshot: Snapshot, options: Options) -> None:

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.evaluate.plan import Options
 from medret.evaluate.report_plots import Bar, bars
-from medret.evaluate.study import Bench, Report, Similarity, StoredSlices, Study, read_slices, score_rows, score_table
+from medret.evaluate.study import (
+    Report,
+    Similarity,
+    SimilarityScorer,
+    StoredSlices,
+    Study,
+    read_slices,
+    score_rows,
+    score_table,
+)
 from medret.evaluate.study_plots import grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot
@@ -34,7 +43,7 @@ def study_aggregation(
 ) -> Study:
     """Aggregate the stored slice vectors in every way and score each by exact search."""
     slices = read_slices(snapshot, model)
-    bench = Bench(snapshot, options)
+    bench = SimilarityScorer(snapshot, options)
     arms: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
     for count in COUNTS:
         arms[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
@@ -53,7 +62,7 @@ def study_aggregation(
     return Study("aggregation", snapshot.uri, snapshot.id, table, _plots(table, centres, sigmas), notes)
 
 
-def _cosines(slices: StoredSlices, bench: Bench, aggregation: Aggregation) -> Similarity:
+def _cosines(slices: StoredSlices, bench: SimilarityScorer, aggregation: Aggregation) -> Similarity:
     number = {name: at for at, name in enumerate(slices.volume_ids)}
     vectors = np.zeros((len(bench.volume_ids), slices.vectors.shape[1]), np.float32)
     for row, name in enumerate(bench.volume_ids):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.plan import Options
 from medret.evaluate.report_plots import Bar, bars
-from medret.evaluate.study import Bench, Report, Similarity, Study, score_rows, score_table
+from medret.evaluate.study import Report, Similarity, SimilarityScorer, Study, score_rows, score_table
 from medret.search import Snapshot
 from medret.search.fusion import RRF_CONSTANT
 
@@ -33,7 +33,7 @@ def study_ensemble(
         raise UsageError(
             f"{snapshot.uri} has one model, {snapshot.models[0]}: an ensemble needs two; index with --model A --model B"
         )
-    bench = Bench(snapshot, options)
+    bench = SimilarityScorer(snapshot, options)
     alone = {model: _cosines(snapshot, bench, model, aggregation) for model in snapshot.models}
     arms: dict[str, Similarity] = dict(alone)
     for one, other in combinations(snapshot.models, 2):
@@ -53,7 +53,7 @@ def study_ensemble(
     return Study("ensemble", snapshot.uri, snapshot.id, table, _plots(table, set(alone)), notes)
 
 
-def _cosines(snapshot: Snapshot, bench: Bench, model: str, aggregation: str | None) -> Similarity:
+def _cosines(snapshot: Snapshot, bench: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
     asked = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in bench.volume_ids)
     vectors = np.array([query.volume for query in asked], np.float32)
 

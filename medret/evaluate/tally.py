@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.evaluate.averages import Averages, Bootstrap, average
-from medret.evaluate.metrics import METRICS, Judged, chance, measure
+from medret.evaluate.metrics import METRICS, JudgedRanking, chance, measure
 from medret.evaluate.ranking import MISSING, Ranking, judged_order
-from medret.evaluate.truth import Exclusion, Level
+from medret.evaluate.relevance import Exclusion, Level
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Scope:
     labelled: NDArray[np.bool_]
     counted: NDArray[np.bool_]
 
-    def judge(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> Judged:
+    def judge(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> JudgedRanking:
         """The relevance of ranked lists. kept: (len(rows), n), as the exclusion gives it."""
         order = judged_order(ranking, kept & self.level.candidates.any(axis=1))
         relevant = np.take_along_axis(self.level.relevance(rows), np.maximum(order, 0), axis=1) & (order != MISSING)
-        return Judged(relevant, np.maximum(self.total[rows], 1), np.maximum(self.candidates[rows], 1))
+        return JudgedRanking(relevant, np.maximum(self.total[rows], 1), np.maximum(self.candidates[rows], 1))
 
 
 def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> Scope:

@@ -72,7 +72,9 @@ def build_shard(
         start = time.perf_counter()
         same_as = first_equal(vectors)
         distinct = Distinct(same_as)
-        files.append((ROWS_KIND, store.write_named(folder, ROWS_KIND, ".arrow", serialise_rows(rows, same_as))))
+        files.append(
+            (ROWS_KIND, store.write_content_addressed(folder, ROWS_KIND, ".arrow", serialise_rows(rows, same_as)))
+        )
         seconds[ROWS_KIND] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -104,7 +106,7 @@ def build_shard(
 
 def _write(store: Location, folder: str, kind: str, index: Any) -> WrittenFile:
     data = faiss.serialize_index(index).tobytes()
-    return store.write_named(folder, kind, ".faiss", data)
+    return store.write_content_addressed(folder, kind, ".faiss", data)
 
 
 def _shard_key(files: list[tuple[str, WrittenFile]]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medret.models.devices import default_batch_size, resolve_device, resolve_precision
 from medret.models.loaders import check_installed
-from medret.models.memory import keep_freed_memory, without_collection
+from medret.models.memory import gc_paused, tune_malloc
 from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
 from medret.models.spec import ModelSpec
 from medret.models.staging import read_contents, stage_weights, staged_weights
@@ -30,7 +30,6 @@ __all__ = [
     "Weights",
     "check_installed",
     "default_batch_size",
-    "keep_freed_memory",
     "model_names",
     "model_spec",
     "read_contents",
@@ -39,6 +38,7 @@ __all__ = [
     "resolve_weights",
     "stage_weights",
     "staged_weights",
+    "tune_malloc",
 ]
 
 
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:  # the encoder imports torch, so only on firs
     if name == "Encoder":
         from medret.extras import needs_extra
 
-        with needs_extra(), without_collection():
+        with needs_extra(), gc_paused():
             from medret.models.encoder import Encoder
         return Encoder
     raise AttributeError(f"module 'medret.models' has no attribute '{name}'")

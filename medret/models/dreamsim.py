@@ -66,8 +66,8 @@ class Branch(nn.Module):
         super().__init__()
         self.is_clip = "clip" in model_type
         patch_px = int(re.sub(r".*vitb", "", model_type))
-        side_px = _DINOV2_SIDE_PX if "dinov2" in model_type else 224
-        self.vit: VisionTransformer = vit_base(patch_size=patch_px, img_size=[side_px])
+        image_size = _DINOV2_SIDE_PX if "dinov2" in model_type else 224
+        self.vit: VisionTransformer = vit_base(patch_size=patch_px, img_size=[image_size])
         nn.init.normal_(self.vit.pos_embed, std=_INIT_STD)
         nn.init.normal_(self.vit.cls_token, std=_INIT_STD)
         if self.is_clip:

@@ -52,14 +52,14 @@ class Encoder:
         model = load_model(spec, weights)
         # convolutions are faster over channels-last data, on the CPU and on tensor cores
         self._layout = torch.channels_last if is_convolutional(model) else torch.contiguous_format
-        model = fold_batch_norms(model, spec.side_px) if spec.fold_norms else model
+        model = fold_batch_norms(model, spec.image_size) if spec.fold_norms else model
         model = model.to(self._device).to(memory_format=self._layout)
         model = in_bf16(model) if precision == "bf16" else model
         # what takes float32 rounds later: under autocast layer by layer, in DreamSim after each branch's normalisation
         takes_float32 = isinstance(model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
         self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
         if self._device.type == "cpu" and backend is None:
-            image = torch.rand(1, 3, spec.side_px, spec.side_px, generator=torch.Generator().manual_seed(0))
+            image = torch.rand(1, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
             model = fuse_layers(model, image.to(dtype=self._input_dtype, memory_format=self._layout), batch_size)
         run: Any = torch.compile(model, backend=backend) if backend else model
         self._model: nn.Module = run
@@ -69,7 +69,7 @@ class Encoder:
 
     def embed(self, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, side, side) uint8 -> (n, dim) float32, as the model gives them, not normalised. n may be 0."""
-        side = self.spec.side_px
+        side = self.spec.image_size
         if slices.dtype != np.uint8 or slices.ndim != 3 or slices.shape[1:] != (side, side):
             raise ValueError(f"slices are {slices.dtype} {slices.shape}, expected uint8 (n, {side}, {side})")
         if len(slices) == 0:

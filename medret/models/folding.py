@@ -16,14 +16,14 @@ from medret.models.trial import calls
 _SAME = 1e-3  # of the output's length: far above float32's rounding, far below a norm that is missing or wrong
 
 
-def fold_batch_norms(model: nn.Module, side_px: int) -> nn.Module:
+def fold_batch_norms(model: nn.Module, image_size: int) -> nn.Module:
     """A model that gives the same, without the batch norms that directly follow a convolution.
 
-    model: in float32 on the CPU, for inference, of (n, 3, side_px, side_px). Which layers follow one another is seen in
-    a trial run. The model itself comes back when it has no such pair, or when a second run shows that folding would
-    change it: its convolutions then serve more than their norms.
+    model: in float32 on the CPU, for inference, of (n, 3, image_size, image_size). A trial run shows which layers
+    follow one another. The model itself comes back when it has no such pair, or when a second run shows that
+    folding would change it: its convolutions then serve more than their norms.
     """
-    images = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
         return model
     folded = copy.deepcopy(model)

@@ -75,7 +75,7 @@ def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
         model: Pooled = build(weights, lambda: build_pooled(config, spec.name))
     else:
         model = _filled(spec, weights)
-    check_repeatable(model.eval(), spec.side_px, spec.name)
+    check_repeatable(model.eval(), spec.image_size, spec.name)
     return model
 
 

@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Let this process's malloc keep what is freed, up to a GiB, for the next pass; False where it is not glibc's.
 
     By itself it gives large blocks back to the kernel, which clears and hands out their pages anew in every pass: up to
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Import large libraries without looking for garbage, which there is hardly any of: a quarter of torch's time."""
     was_on = gc.isenabled()
     gc.disable()

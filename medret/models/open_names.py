@@ -42,24 +42,24 @@ def open_spec(name: str, given: str | None = None) -> ModelSpec:
     return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, given)
 
 
-def measure(make: Callable[[], nn.Module], side_px: int, what: str) -> tuple[int, float]:
+def measure(make: Callable[[], nn.Module], image_size: int, what: str) -> tuple[int, float]:
     """Width of the vector for one image, and 10^9 multiply-adds; UsageError when the model gives no single vector."""
-    shape, flop, problem = _one_image(make, side_px, "meta")
+    shape, flop, problem = _one_image(make, image_size, "meta")
     if problem:  # some architectures look at values while they are made or run
         with torch.random.fork_rng(devices=[]):
-            shape, flop, problem = _one_image(make, side_px, "cpu")
+            shape, flop, problem = _one_image(make, image_size, "cpu")
     if problem:
-        raise UsageError(f"{what}: does not turn one {side_px} px image into a vector: {problem}")
+        raise UsageError(f"{what}: does not turn one {image_size} px image into a vector: {problem}")
     if len(shape) != 2:
         raise UsageError(f"{what}: gives an array of shape {shape} for one image, expected one vector")
     return int(shape[1]), flop / 2e9
 
 
-def _one_image(make: Callable[[], nn.Module], side_px: int, device: str) -> tuple[tuple[int, ...], int, str]:
+def _one_image(make: Callable[[], nn.Module], image_size: int, device: str) -> tuple[tuple[int, ...], int, str]:
     """The output's shape and the FLOP of one image, or the problem."""
     try:
         with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            shape = tuple(make().eval()(torch.empty(1, 3, side_px, side_px)).shape)
+            shape = tuple(make().eval()(torch.empty(1, 3, image_size, image_size)).shape)
         return shape, counter.get_total_flops(), ""
     except UsageError:
         raise
@@ -107,16 +107,16 @@ def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
         raise WeightsError(f"{name}: {files.label} holds no config.json")
     config = vision_config(content, name)
     shown = _processor(files, name)
-    side_px, mean, std = _preprocessing(shown or {}, getattr(config, "image_size", None), name)
+    image_size, mean, std = _preprocessing(shown or {}, getattr(config, "image_size", None), name)
     folder = Path(model).expanduser()
     origins: tuple[Origin, ...] = tuple(HubFile(model, part.names) for part in _HF_PARTS)
     spec = ModelSpec(
-        name, "hf", str(content.get("model_type")), 0, side_px, mean, std, _UNKNOWN, "see the model's page",
+        name, "hf", str(content.get("model_type")), 0, image_size, mean, std, _UNKNOWN, "see the model's page",
         source + ("" if shown else " (no preprocessor_config.json: ImageNet's mean and std assumed)"),
         origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
         parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
     )  # fmt: skip
-    dim, gmacs = measure(lambda: build_pooled(config, name), side_px, name)
+    dim, gmacs = measure(lambda: build_pooled(config, name), image_size, name)
     return replace(spec, dim=dim, gmacs=gmacs)
 
 

@@ -80,10 +80,10 @@ def refuse_queries(model: nn.Module, where: str) -> None:
 
 
 @torch.inference_mode()
-def check_repeatable(model: nn.Module, side_px: int, what: str) -> None:
+def check_repeatable(model: nn.Module, image_size: int, what: str) -> None:
     """Raises UsageError unless each of two images gets one vector, the same whenever it is asked for, and wherever."""
     with torch.random.fork_rng(devices=[]):
-        images = torch.rand(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         once, again = model(images), model(images.flip(0))
     if len(once) != len(images):
         raise UsageError(f"{what}: gives {len(once)} vectors for {len(images)} images, expected one each")

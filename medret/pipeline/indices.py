@@ -13,11 +13,11 @@ import ray
 
 from medret.embeddings import read_vectors
 from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard, centred
+from medret.pipeline.batch_schema import file_row
 from medret.pipeline.centres import centre_rows, read_centre
-from medret.pipeline.known import Previous
 from medret.pipeline.layout import EmbeddingFile, LiveShards, findable, index_files, plan_index, tombstones
-from medret.pipeline.rows import file_row
 from medret.pipeline.shards import read_live
+from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import Recipe, digest_of
 from medret.schemas import FILES, ROWS
 from medret.snapshot import IndexEntry
@@ -70,7 +70,7 @@ def index_folder(
 
 def make_indices(
     store: Location, recipes: Sequence[Recipe], aggregations: Sequence[str], files: pa.Table, live: LiveShards,
-    previous: Previous, settings: IndexSettings, *, use_gpu: bool,
+    previous: BaseSnapshot, settings: IndexSettings, *, use_gpu: bool,
 ) -> Indices:  # fmt: skip
     """Bring every index up to date. files: the snapshot's embedding files. live: what its ledger points to."""
     held, files = _shards_of(previous.files), findable(files, previous, live)

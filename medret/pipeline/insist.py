@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import Losses
-from medret.pipeline.known import Known
 from medret.pipeline.plan import Plan
 from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
+from medret.pipeline.store_state import StoreState
 from medret.recipe import Recipe
 from medret.snapshot import Manifest
 
 
-def losses(plan: Plan, known: Known, quarantined: Collection[str] = ()) -> Losses:
+def losses(plan: Plan, known: StoreState, quarantined: Collection[str] = ()) -> Losses:
     """Before contents are compared: at least. quarantined: ids of the volumes that are refused now.
 
     A volume that is gone is not lost if its content, or while that is not known an object of its size that is to be

@@ -9,7 +9,7 @@ import pyarrow as pa
 from medret.errors import QuarantineCode
 from medret.pipeline import gates
 from medret.pipeline import ledger as ledgers
-from medret.pipeline.evidence import canary_cosines, content_by_id, findable_rows, vector_facts
+from medret.pipeline.gate_inputs import canary_cosines, content_by_id, findable_rows, vector_facts
 from medret.pipeline.indices import Indices
 from medret.pipeline.insist import losses, other_source
 from medret.pipeline.plan import Plan

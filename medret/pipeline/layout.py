@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.index import IndexSettings, plan_shards
-from medret.pipeline.known import Previous
+from medret.pipeline.store_state import BaseSnapshot
 from medret.schemas import FILES, TOMBSTONES
 
 DEAD_SHARE = 0.2  # of a shard's rows; beyond it, the shard is made anew of its live rows
@@ -160,7 +160,7 @@ def plan_index(files: Sequence[EmbeddingFile], shards: Mapping[str, int], settin
     return IndexPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
-def findable(files: pa.Table, before: Previous, live: LiveShards) -> pa.Table:
+def findable(files: pa.Table, before: BaseSnapshot, live: LiveShards) -> pa.Table:
     """The files (schemas.FILES), those named as not indexed of which a live volume has no row in their index shard.
 
     That happens where vectors live again that were dead when the shard was built, or that lie under a tombstone.
@@ -179,7 +179,7 @@ def findable(files: pa.Table, before: Previous, live: LiveShards) -> pa.Table:
     return files.set_column(FILES.get_field_index("indexed_in"), FILES.field("indexed_in"), pa.array(held, pa.string()))
 
 
-def tombstones(kept: Iterable[str], before: Previous, files: pa.Table, live: LiveShards) -> pa.Table:
+def tombstones(kept: Iterable[str], before: BaseSnapshot, files: pa.Table, live: LiveShards) -> pa.Table:
     """The dead rows of kept index shards (schemas.TOMBSTONES): all their rows but those of what lives in them.
 
     files: embedding files of the new snapshot, as far as they are still indexed where they were. live: what lives.

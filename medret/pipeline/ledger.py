@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from medret.archive import Labels, Listing
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.known import Known
-from medret.pipeline.plan import PASSING_CODES, Plan, Step, Wanted, fallback
-from medret.pipeline.rows import SOURCE, file_row
+from medret.pipeline.batch_schema import SOURCE, file_row
+from medret.pipeline.plan import TRANSIENT_CODES, Plan, Step, Target, fallback
+from medret.pipeline.store_state import StoreState
 from medret.schemas import FILES, LEDGER, QUARANTINE, in_order, in_parts, taken
 from medret.snapshot import Counts
 from medret.snapshot.publish import write_quarantine
@@ -31,7 +31,7 @@ def source(steps: Sequence[Step], canaries: Sequence[Step] = ()) -> pa.Table:
 
 
 def assemble(
-    plan: Plan, known: Known, wanted: Wanted, made: pa.Table, copied: Mapping[tuple[str, str], str]
+    plan: Plan, known: StoreState, wanted: Target, made: pa.Table, copied: Mapping[tuple[str, str], str]
 ) -> pa.Table:
     """The snapshot's ledger (schemas.LEDGER without labels), a row a step.
 
@@ -47,9 +47,9 @@ def assemble(
     made_shards, made_codes, made_reasons = (made[name].to_pylist() for name in ("shards", "code", "reason"))
     for place, step in enumerate(plan.steps):
         volume_id = step.item.volume_id
-        if step.deed in ("embed", "copy") and (step.deed == "embed" or step.leader is not None):
+        if step.action in ("embed", "copy") and (step.action == "embed" or step.leader is not None):
             at = rows[step.leader or volume_id]
-            before = fallback(step, known, wanted) if made_codes[at] in PASSING_CODES else None
+            before = fallback(step, known, wanted) if made_codes[at] in TRANSIENT_CODES else None
             if before is not None:
                 stale[place] = made_codes[at], made_reasons[at]
                 chosen.append(before.row)
@@ -61,7 +61,7 @@ def assemble(
             assert step.row is not None  # a step that makes nothing stands on a row
             chosen.append(step.row)
             new = {}
-        if step.deed == "copy":
+        if step.action == "copy":
             held = ((recipe, copied.get((recipe, volume_id))) for recipe in (new or step.shards))
             new = {recipe: shard for recipe, shard in held if shard}  # none: it turned out to have no vector
         else:
@@ -92,15 +92,15 @@ def _without_mixtures(ledger: pa.Table, plan: Plan) -> pa.Table:
     return refuse(ledger, dict.fromkeys(mixed, why))
 
 
-def refuse(ledger: pa.Table, refused: Mapping[str, VolumeError], judged_by: str | None = None) -> pa.Table:
-    """The ledger with these volumes in quarantine. judged_by: see plan.Wanted; None leaves what stands there."""
+def refuse(ledger: pa.Table, refused: Mapping[str, VolumeError], ruleset_digest: str | None = None) -> pa.Table:
+    """The ledger with these volumes in quarantine. ruleset_digest: see plan.Target; None leaves what stands there."""
     if not refused:
         return ledger
     columns = {name: ledger[name].to_pylist() for name in ("status", "code", "reason", "slices", "shards", "judged_by")}
     for place, volume_id in enumerate(ledger["volume_id"].to_pylist()):
         if error := refused.get(volume_id):
             row = {"status": "quarantined", "code": str(error.code), "reason": error.reason, "slices": 0, "shards": []}
-            for name, value in (row | ({"judged_by": judged_by} if judged_by else {})).items():
+            for name, value in (row | ({"judged_by": ruleset_digest} if ruleset_digest else {})).items():
                 columns[name][place] = value
     return _with_columns(ledger, columns)
 
@@ -126,7 +126,7 @@ def _identities(plan: Plan, ledger: pa.Table, stale: Container[int]) -> dict[str
     names = ("volume_id", "uri", "size_bytes", "etag", "mtime")
     columns = {name: ledger[name].to_pylist() for name in names}
     for place, step in enumerate(plan.steps):
-        if step.deed != "embed":
+        if step.action != "embed":
             for name in names:
                 columns[name][place] = getattr(step.item, name)
         elif place in stale:
@@ -155,7 +155,7 @@ def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Tabl
     return ledger
 
 
-def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Counts:
+def counts(listing: Listing, plan: Plan, known: StoreState, ledger: pa.Table) -> Counts:
     """What became of every listed object. ledger: of the new snapshot, a row a step.
 
     Equal files whose content no snapshot had all count as embedded, although the model saw one of them. Stale volumes
@@ -173,12 +173,12 @@ def counts(listing: Listing, plan: Plan, known: Known, ledger: pa.Table) -> Coun
             made["unchanged"] += 1
             continue
         before = known.previous.get(step.item.volume_id)
-        if step.deed == "copy" and sha256 in published:
+        if step.action == "copy" and sha256 in published:
             made["renamed"] += 1
             made["unchanged"] += 1
             sources.add(sha256)
         elif step.cause in ("unchanged", "touched", "returned") or (
-            step.deed == "copy" and step.row is not None and step.row >= known.older_from
+            step.action == "copy" and step.row is not None and step.row >= known.older_from
         ):
             made["unchanged"] += 1
         else:

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import ray
 
 from medret.models import ModelSpec, Weights, default_batch_size, resolve_precision
-from medret.pipeline.known import Previous
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.store_state import BaseSnapshot
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
 from medret.snapshot import Journal, RecipeEntry
@@ -19,7 +19,11 @@ PROBE_GPUS = 0.01  # of a GPU: to ask what it computes in
 
 
 def precisions_at_hand(
-    request: IndexRequest, specs: Sequence[ModelSpec], weights: Sequence[Weights], previous: Previous, journal: Journal
+    request: IndexRequest,
+    specs: Sequence[ModelSpec],
+    weights: Sequence[Weights],
+    previous: BaseSnapshot,
+    journal: Journal,
 ) -> list[Precision | None]:
     """The precision of each model as asked for; else as the store began with; None where the device decides."""
     if request.precision != "auto":
@@ -69,7 +73,7 @@ def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precisio
     model = ModelRecipe(
         name=spec.name,
         weights_sha256=weights.sha256,
-        side_px=spec.side_px,
+        image_size=spec.image_size,
         mean=spec.mean,
         std=spec.std,
         dim=spec.dim,

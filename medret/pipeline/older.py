@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from msgspec.structs import replace
 
 from medret.errors import MedretError
-from medret.pipeline.known import Known
 from medret.pipeline.plan import Plan
+from medret.pipeline.store_state import StoreState
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Manifest, read_files, read_ledger, read_manifest, snapshot_ids
 from medret.storage import Location
@@ -34,7 +34,7 @@ class Older:
 NOTHING = Older(LEDGER.empty_table(), FILES.empty_table())
 
 
-def read_older(store: Location, live: str | None, plan: Plan, known: Known, recipes: Collection[str]) -> Older:
+def read_older(store: Location, live: str | None, plan: Plan, known: StoreState, recipes: Collection[str]) -> Older:
     """Vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
 
     Rows are taken that have the size of such an object, once for each content, so that memory follows what is lacking,

@@ -26,28 +26,28 @@ from typing import Literal
 
 from medret.archive import ArchiveObject
 from medret.errors import QuarantineCode
-from medret.pipeline.known import Known, KnownVolume
+from medret.pipeline.store_state import KnownVolume, StoreState
 
-Deed = Literal["keep", "refuse", "copy", "check", "embed"]
+Action = Literal["keep", "refuse", "copy", "check", "embed"]
 Cause = Literal[
     "unchanged", "resumed", "returned", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"
 ]
 
 # What the archive may do better next time, whatever the code.
-PASSING_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
+TRANSIENT_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """What the new snapshot is to have.
 
-    recipes: digests. judged_by: digest of the code, limits and recipes that put a volume into quarantine.
+    recipes: digests. ruleset_digest: digest of the code, limits and recipes that put a volume into quarantine.
     retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
     (not so where the slices are drawn by a generator seeded with the name).
     """
 
     recipes: tuple[str, ...]
-    judged_by: str
+    ruleset_digest: str
     retry: bool = False
     copies: bool = True
 
@@ -57,14 +57,14 @@ class Step:
     """What becomes of one listed object.
 
     item: as it was listed. content_sha256: of what is kept, copied or added to; None where only reading tells. row: in
-    Known.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the vectors
-    at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the recipes to
-    embed with.
+    StoreState.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the
+    vectors at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the
+    recipes to embed with.
     """
 
     item: ArchiveObject
     modality: str | None
-    deed: Deed
+    action: Action
     cause: Cause
     content_sha256: str | None = None
     row: int | None = None
@@ -80,9 +80,9 @@ class Plan:
     steps: tuple[Step, ...]
     gone: tuple[str, ...]
 
-    def of(self, *deeds: Deed) -> tuple[Step, ...]:
+    def of(self, *actions: Action) -> tuple[Step, ...]:
         """The steps that do this."""
-        return tuple(step for step in self.steps if step.deed in deeds)
+        return tuple(step for step in self.steps if step.action in actions)
 
     def causes(self) -> dict[str, int]:
         """How many steps have each cause."""
@@ -95,9 +95,9 @@ class Plan:
 
 
 def make_plan(
-    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], known: Known, wanted: Wanted
+    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], known: StoreState, wanted: Target
 ) -> Plan:
-    """Plan a run. modalities: label by volume_id. Steps with deed `check` need content hashes; see `resolve`."""
+    """Plan a run. modalities: label by volume_id. Steps with action `check` need content hashes; see `resolve`."""
     sizes: dict[int, list[KnownVolume]] = {}
     if wanted.copies:
         for volume in known.embedded():
@@ -109,13 +109,13 @@ def make_plan(
 
 
 def _step(
-    item: ArchiveObject, modality: str | None, known: Known, wanted: Wanted, sizes: Mapping[int, list[KnownVolume]]
+    item: ArchiveObject, modality: str | None, known: StoreState, wanted: Target, sizes: Mapping[int, list[KnownVolume]]
 ) -> Step:
     before = known.previous.get(item.volume_id)
     rows = (*([before] if before else []), *known.further.get(item.volume_id, ()))
     fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
-    refused = next((row for row in fitting if not row.embedded and row.judged_by == wanted.judged_by), None)
-    stands = refused is not None and not wanted.retry and refused.code not in PASSING_CODES
+    refused = next((row for row in fitting if not row.embedded and row.ruleset_digest == wanted.ruleset_digest), None)
+    stands = refused is not None and not wanted.retry and refused.code not in TRANSIENT_CODES
     if stands:  # an older medret may have thought otherwise
         fitting = [row for row in fitting if row.origin != "older"]
     base = next((row for row in fitting if row.embedded), None)
@@ -158,7 +158,7 @@ def twins(plan: Plan) -> list[list[ArchiveObject]]:
     """Objects to be embedded that look equal to each other: same size and, where the store has them, same etag."""
     groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
     for step in plan.steps:
-        if step.deed == "embed" and step.cause != "recipe":
+        if step.action == "embed" and step.cause != "recipe":
             groups.setdefault((step.item.size_bytes, step.item.etag), []).append(step.item)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -167,13 +167,13 @@ def with_checks(plan: Plan, volume_ids: Iterable[str]) -> Plan:
     """The plan with these volumes hashed before they are embedded."""
     chosen = frozenset(volume_ids)
     steps = (
-        replace(step, deed="check") if step.deed == "embed" and step.item.volume_id in chosen else step
+        replace(step, action="check") if step.action == "embed" and step.item.volume_id in chosen else step
         for step in plan.steps
     )
     return Plan(tuple(steps), plan.gone)
 
 
-def resolve(plan: Plan, hashes: Mapping[str, str], known: Known, wanted: Wanted) -> Plan:
+def resolve(plan: Plan, hashes: Mapping[str, str], known: StoreState, wanted: Target) -> Plan:
     """The plan without checks. hashes: sha256 by volume_id of what was checked; one that is missing is embedded."""
     content: dict[tuple[str, str | None], KnownVolume] = {}
     if wanted.copies:
@@ -183,26 +183,26 @@ def resolve(plan: Plan, hashes: Mapping[str, str], known: Known, wanted: Wanted)
     leaders: dict[tuple[str, str | None], str] = {}
     steps = []
     for step in plan.steps:
-        if step.deed != "check":
+        if step.action != "check":
             steps.append(step)
             continue
         sha256 = hashes.get(step.item.volume_id)
         key = (sha256 or "", step.modality)
         if sha256 and sha256 == step.content_sha256:
-            steps.append(replace(step, deed="keep", missing=()))
+            steps.append(replace(step, action="keep", missing=()))
             continue
         step = replace(step, content_sha256=sha256, row=None, shards={})
         if sha256 and key in content:
             source = content[key]
             copied = _shards(source, wanted)
-            steps.append(replace(step, deed="copy", cause="renamed", row=source.row, shards=copied, missing=()))
+            steps.append(replace(step, action="copy", cause="renamed", row=source.row, shards=copied, missing=()))
         elif sha256 and key in leaders and wanted.copies:
-            steps.append(replace(step, deed="copy", cause="renamed", leader=leaders[key], missing=()))
+            steps.append(replace(step, action="copy", cause="renamed", leader=leaders[key], missing=()))
         else:
             if sha256:
                 leaders[key] = step.item.volume_id
             cause: Cause = "changed" if step.cause == "touched" else step.cause
-            steps.append(replace(step, deed="embed", cause=cause, content_sha256=None))
+            steps.append(replace(step, action="embed", cause=cause, content_sha256=None))
     return Plan(tuple(steps), plan.gone)
 
 
@@ -215,15 +215,15 @@ def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> fr
     for step in plan.of("copy"):
         if step.leader is not None and step.leader in made:  # a run that is told to stop does not make them all
             code, content = made[step.leader]
-            if content != step.content_sha256 or code in PASSING_CODES:
+            if content != step.content_sha256 or code in TRANSIENT_CODES:
                 found.append(step.item.volume_id)
     return frozenset(found)
 
 
-def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Wanted) -> Plan:
+def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Target) -> Plan:
     """The plan with these volumes read and embedded for themselves."""
     steps = (
-        replace(step, deed="embed", cause="new", content_sha256=None, leader=None, missing=wanted.recipes)
+        replace(step, action="embed", cause="new", content_sha256=None, leader=None, missing=wanted.recipes)
         if step.item.volume_id in volume_ids
         else step
         for step in plan.steps
@@ -231,7 +231,7 @@ def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Wanted) -
     return Plan(tuple(steps), plan.gone)
 
 
-def fallback(step: Step, known: Known, wanted: Wanted) -> KnownVolume | None:
+def fallback(step: Step, known: StoreState, wanted: Target) -> KnownVolume | None:
     """The published row that stands while the object cannot be read: with vectors of all recipes and this label."""
     before = known.previous.get(step.item.volume_id)
     fits = before is not None and before.embedded and before.modality == step.modality and _has_all(before, wanted)
@@ -242,11 +242,11 @@ def _is_same_object(row: KnownVolume, item: ArchiveObject) -> bool:
     return (row.size_bytes, row.etag, row.mtime) == (item.size_bytes, item.etag, item.mtime)
 
 
-def _has_all(row: KnownVolume, wanted: Wanted) -> bool:
+def _has_all(row: KnownVolume, wanted: Target) -> bool:
     return all(digest in row.shards for digest in wanted.recipes)
 
 
-def _shards(row: KnownVolume, wanted: Wanted) -> dict[str, str]:
+def _shards(row: KnownVolume, wanted: Target) -> dict[str, str]:
     return {digest: row.shards[digest] for digest in wanted.recipes}
 
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import medret
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
-from medret.pipeline.known import Known, Previous, known_volumes, read_known
 from medret.pipeline.ledger import labels_differ
 from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
 from medret.pipeline.older import NOTHING, Older, read_older
-from medret.pipeline.plan import Plan, Wanted, make_plan
+from medret.pipeline.plan import Plan, Target, make_plan
 from medret.pipeline.report import Log
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes, read_known
 from medret.recipe import Precision, Recipe, digest_of
 from medret.snapshot import Journal
 from medret.storage import Location
@@ -44,9 +44,9 @@ class State:
     precisions: of each model, None where the device decides. older: see medret.pipeline.older; None until it is read.
     """
 
-    previous: Previous
+    previous: BaseSnapshot
     journal: Journal
-    known: Known
+    known: StoreState
     precisions: tuple[Precision | None, ...]
     older: Older | None = None
 
@@ -90,11 +90,11 @@ def recipes_at_hand(request: IndexRequest, inputs: Inputs, state: State) -> list
 
 def plan_run(
     request: IndexRequest, store: Location, inputs: Inputs, state: State, recipes: Sequence[Recipe]
-) -> tuple[Plan, Wanted, State]:
+) -> tuple[Plan, Target, State]:
     """What becomes of every object, as far as the listing tells; the state with what older snapshots hold of it."""
-    wanted = Wanted(
+    wanted = Target(
         recipes=tuple(recipe.digest for recipe in recipes),
-        judged_by=judged_by(request, recipes),
+        ruleset_digest=ruleset_digest(request, recipes),
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
     )
@@ -108,7 +108,7 @@ def plan_run(
     return plan, wanted, state
 
 
-def judged_by(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
+def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
     """Digest of all that decides whether a volume is refused: this medret, limits, recipes and aggregations."""
     return digest_of(
         {

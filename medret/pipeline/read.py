@@ -15,9 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
+from medret.pipeline.batch_schema import SLICED, SOURCE, STOPPED, pixels_column
 from medret.pipeline.counter import Tally
 from medret.pipeline.deadly import ended_if_hung, surviving
-from medret.pipeline.rows import SLICED, SOURCE, STOPPED, pixels_column
 from medret.recipe import SliceRecipe
 from medret.storage import Identity, StoredObject, in_words
 from medret.volume import Limits, SlicedVolume, read_judged, read_volume

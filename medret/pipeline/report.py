@@ -75,7 +75,7 @@ def write_report(
         **facts,
     }
     data = (json.dumps(content, indent=1, default=str) + "\n").encode()
-    return store.write_named("runs", run, ".json", data).path
+    return store.write_content_addressed("runs", run, ".json", data).path
 
 
 def _versions() -> dict[str, str]:

@@ -15,20 +15,35 @@ from msgspec.structs import asdict
 import medret
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import ledger as ledgers
+from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import Capacity, capacity_now, device_for
 from medret.pipeline.connect import connected
+from medret.pipeline.content_hashes import content_hashes, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
 from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
-from medret.pipeline.known import live_manifest, unfinished_elsewhere
 from medret.pipeline.labelled import check_labels, label_facts, say_labels
-from medret.pipeline.make import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
+from medret.pipeline.materialize import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.nodes import watching_nodes
 from medret.pipeline.older import NOTHING
-from medret.pipeline.outcome import (
+from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
+from medret.pipeline.prepare import (
+    Inputs,
+    State,
+    is_up_to_date,
+    plan_run,
+    read_inputs,
+    read_state,
+    recipes_at_hand,
+    ruleset_digest,
+)
+from medret.pipeline.progress import Reporter
+from medret.pipeline.report import Log, begin
+from medret.pipeline.request import IndexRequest
+from medret.pipeline.result import (
     IndexOutcome,
     failure_of,
     request_facts,
@@ -36,24 +51,9 @@ from medret.pipeline.outcome import (
     say_plan,
     worst_recall,
 )
-from medret.pipeline.plan import Plan, Wanted, embedded_instead, orphans, resolve, twins, with_checks
-from medret.pipeline.prepare import (
-    Inputs,
-    State,
-    is_up_to_date,
-    judged_by,
-    plan_run,
-    read_inputs,
-    read_state,
-    recipes_at_hand,
-)
-from medret.pipeline.progress import Reporter
-from medret.pipeline.report import Log, begin
-from medret.pipeline.request import IndexRequest
-from medret.pipeline.rows import CANARIES
 from medret.pipeline.stop import Stop
+from medret.pipeline.store_state import live_manifest, unfinished_elsewhere
 from medret.pipeline.stream import ModelJob, Stages, Streamed
-from medret.pipeline.suspects import content_hashes, equal_samples
 from medret.recipe import Recipe
 from medret.retry import retries
 from medret.schemas import FILES, LEDGER, in_order
@@ -177,10 +177,10 @@ def _run(run: _Run) -> IndexOutcome:
             store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
         ledger = ledgers.assemble(plan, state.known, wanted, made.ledger, copied)
-        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, wanted.judged_by)
+        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, wanted.ruleset_digest)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
-            wanted.judged_by,
+            wanted.ruleset_digest,
         )  # fmt: skip
         ledger = layout.ledger
         counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
@@ -265,7 +265,7 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     return jobs, capacity, device
 
 
-def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
+def _checked(run: _Run, plan: Plan, wanted: Target) -> Plan:
     """The plan once the content of doubtful objects is known."""
     if wanted.copies:
         plan = with_checks(plan, equal_samples(twins(plan)))
@@ -276,7 +276,7 @@ def _checked(run: _Run, plan: Plan, wanted: Wanted) -> Plan:
 
 
 def _streamed(
-    run: _Run, plan: Plan, wanted: Wanted, jobs: Sequence[ModelJob], capacity: Capacity
+    run: _Run, plan: Plan, wanted: Target, jobs: Sequence[ModelJob], capacity: Capacity
 ) -> tuple[Plan, Streamed]:
     """What the stages made. Where no model is needed, none of them starts.
 
@@ -289,7 +289,7 @@ def _streamed(
             counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                judged_by(request, [job.recipe for job in jobs]), counts.handle, request.shard_volumes,
+                ruleset_digest(request, [job.recipe for job in jobs]), counts.handle, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
@@ -322,10 +322,10 @@ def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
         run.reporter.say(f"an older snapshot cannot be read, and is left alone: {problem}")
 
 
-def _others_work(run: _Run, wanted: Wanted) -> frozenset[str]:
+def _others_work(run: _Run, wanted: Target) -> frozenset[str]:
     """Journal entries that this run has no use for, and another may."""
     objects = run.inputs.listing.objects
-    return unfinished_elsewhere(run.state.journal, objects, wanted.recipes, wanted.judged_by)
+    return unfinished_elsewhere(run.state.journal, objects, wanted.recipes, wanted.ruleset_digest)
 
 
 def _rows(files: pa.Table) -> int:

@@ -17,8 +17,8 @@ from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, reducib
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import VolumeError
+from medret.pipeline.batch_schema import file_row
 from medret.pipeline.layout import EmbeddingFile
-from medret.pipeline.rows import file_row
 from medret.recipe import Recipe
 from medret.schemas import FILES
 from medret.storage import NAME_DIGITS, Location, read_checked
@@ -69,7 +69,7 @@ def write_shard(
         tables: list[tuple[str, str | None, pa.Table]] = [("slices", None, slice_table(volumes, dim, digest))]
         tables += [("volumes", a.name, volume_table(volumes, a, dim, digest)) for a in aggregations]
         for kind, aggregation, content in tables:
-            written = store.write_named(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
+            written = store.write_content_addressed(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
             rows.append(file_row(written, kind, content.num_rows, digest, aggregation, None))
     content_of = [(row["recipe"], row["sha256"]) for row in rows if row["kind"] == "slices"]
     shard = hashlib.sha256(json.dumps(content_of).encode()).hexdigest()[:NAME_DIGITS]
@@ -150,6 +150,6 @@ def _derive(store: Location, job: Derive) -> tuple[pa.Table, Refused]:
     digest, rows = job.recipe.digest, []
     for aggregation in job.aggregations:
         table = volume_table(volumes, aggregation, job.recipe.model.dim, digest)
-        written = store.write_named(f"embeddings/{digest}", "volumes", ".parquet", parquet_bytes(table))
+        written = store.write_content_addressed(f"embeddings/{digest}", "volumes", ".parquet", parquet_bytes(table))
         rows.append(file_row(written, "volumes", table.num_rows, digest, aggregation.name, job.shard))
     return pa.Table.from_pylist(rows, schema=FILES), refused

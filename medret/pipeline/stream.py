@@ -12,10 +12,10 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
+from medret.pipeline.batch_schema import CANARIES, from_ipc
 from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.embed import EmbedStage
 from medret.pipeline.read import ReadStage
-from medret.pipeline.rows import CANARIES, from_ipc
 from medret.pipeline.write import WriteStage
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
@@ -47,13 +47,13 @@ class ModelJob:
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages work with. judged_by: see plan.Wanted. counter: a StageCounter."""
+    """What the stages work with. ruleset_digest: see plan.Target. counter: a StageCounter."""
 
     store: Location
     slices: SliceRecipe
     limits: Limits
     aggregations: tuple[Aggregation, ...]
-    judged_by: str
+    ruleset_digest: str
     counter: Any
     shard_volumes: int
 
@@ -106,7 +106,7 @@ def block_volumes(volumes: int, actors: int, device: str) -> int:
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
-    sides = tuple(sorted({job.recipe.model.side_px for job in jobs}))
+    sides = tuple(sorted({job.recipe.model.image_size for job in jobs}))
     size = block_volumes(source.num_rows, max(pools.sizes), jobs[0].device)
     # Not from_arrow: it starts a task for each block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
@@ -120,8 +120,8 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         memory=READ_MEMORY_BYTES,
     )
     for place, job in enumerate(jobs):
-        side = job.recipe.model.side_px
-        last_user = all(later.recipe.model.side_px != side for later in jobs[place + 1 :])
+        side = job.recipe.model.image_size
+        last_user = all(later.recipe.model.image_size != side for later in jobs[place + 1 :])
         dataset = dataset.map_batches(
             EmbedStage,
             batch_format="pyarrow",
@@ -140,7 +140,7 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         )
     return dataset.map_batches(
         WriteStage(
-            stages.store, tuple(job.recipe for job in jobs), stages.aggregations, stages.judged_by, stages.counter
+            stages.store, tuple(job.recipe for job in jobs), stages.aggregations, stages.ruleset_digest, stages.counter
         ).run,
         batch_format="pyarrow",
         batch_size=stages.shard_volumes,

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from medret.embeddings import Aggregation, EmbeddedVolume, reducible, unit_slices
 from medret.errors import VolumeError
+from medret.pipeline.batch_schema import CANARIES, STOPPED, ipc_bytes, vectors_column
 from medret.pipeline.counter import Tally
-from medret.pipeline.rows import CANARIES, STOPPED, ipc_bytes, vectors_column
 from medret.pipeline.shards import write_shard
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
@@ -29,7 +29,7 @@ class WriteStage:
     store: Location
     recipes: tuple[Recipe, ...]
     aggregations: tuple[Aggregation, ...]
-    judged_by: str
+    ruleset_digest: str
     counter: Any
 
     def run(self, table: pa.Table) -> pa.Table:
@@ -103,7 +103,7 @@ class WriteStage:
             "reason": row["reason"],
             "slices": len(row["positions"]) if ok else 0,
             "shards": [(recipe.digest, shard) for recipe in self.recipes] if ok else [],
-            "judged_by": self.judged_by,
+            "judged_by": self.ruleset_digest,
         }
 
 

@@ -16,7 +16,7 @@ from medret.search.hit import Hit, SliceMatch, SlicePair
 from medret.search.kept import NONE, SELF, excluded_of
 from medret.search.ledger import LedgerRow
 from medret.search.matching import match_of, match_slices, nearest_of_each
-from medret.search.merge import Found, merge_slices
+from medret.search.merge import ScoredRow, merge_slices
 from medret.search.modes import SLICE, ModeOptions, check_mode, slices_found
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors
@@ -77,7 +77,7 @@ def answer(
     return hits
 
 
-def _rows(contents: Contents, found: Iterable[Found]) -> dict[str, LedgerRow]:
+def _rows(contents: Contents, found: Iterable[ScoredRow]) -> dict[str, LedgerRow]:
     """The ledger's rows of all that was found."""
     wanted = {one.volume_id for one in found}
     rows = contents.ledger.rows(wanted)
@@ -157,7 +157,7 @@ def _by_slice(
     return hits
 
 
-def _hits(rows: Mapping[str, LedgerRow], found: Sequence[Found], matches: Sequence[SliceMatch | None]) -> list[Hit]:
+def _hits(rows: Mapping[str, LedgerRow], found: Sequence[ScoredRow], matches: Sequence[SliceMatch | None]) -> list[Hit]:
     hits = []
     for rank, (one, match) in enumerate(zip(found, matches, strict=True), start=1):
         row = rows[one.volume_id]

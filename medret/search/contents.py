@@ -14,13 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
-from medret.embeddings.parquet import judged, open_parquet, read_parquet, told
+from medret.embeddings.parquet import as_corrupt, judged, open_parquet, read_parquet
 from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError, UsageError
 from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings, centre_of
 from medret.index.columns import int32_view
 from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
-from medret.search.kept import MANY, Kept, Scope, scopes
+from medret.search.kept import MANY, CandidateFilter, QueryGroup, scopes
 from medret.search.labels import mask_of, read_label_table
 from medret.search.ledger import Ledger, LedgerRow
 from medret.search.matching import SliceVectors
@@ -84,7 +84,7 @@ class Contents:
         found: dict[str, set[str]] = {}
         for path in self._tables("tombstones"):
             file = open_parquet(path, str(path), TOMBSTONES)
-            with told(str(path)):
+            with as_corrupt(str(path)):
                 for row in judged(file.read(), path.stat().st_size).to_pylist():
                     found.setdefault(row["shard"], set()).add(row["volume_id"])
         return {key: frozenset(volume_ids) for key, volume_ids in found.items()}
@@ -131,14 +131,14 @@ class Contents:
             raise UsageError(f"{row.volume_id} cannot be read: {place.reason}")
         return place
 
-    def _kept(self, where: str) -> Kept:
+    def _kept(self, where: str) -> CandidateFilter:
         """The volumes that a filter keeps; raises UsageError. `kept` remembers the last few."""
         from medret.search.filters import parse_filter
 
         mask = mask_of(parse_filter(where)(self.labels))
-        return Kept(self.labels["volume_id"].combine_chunks(), mask)
+        return CandidateFilter(self.labels["volume_id"].combine_chunks(), mask)
 
-    def scopes(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> Iterator[Scope]:
+    def scopes(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> Iterator[QueryGroup]:
         """Queries that can be searched together, and what they may find."""
         kept = None if where is None else self.kept(where)
         masked = any(len(own) > MANY for own in excluded)
@@ -182,13 +182,13 @@ class Contents:
             listed = read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)).to_pylist()
             key = ("slices", digest, row.shards.get(digest, ""))
             own = [file for file in listed if (file["kind"], file["recipe"], file["shard"]) == key]
-            with told(str(path)):
+            with as_corrupt(str(path)):
                 check_files(own)
             for file in own:
                 local = self._local.path(file["path"], file["sha256"])
                 columns = ["plane", "position", "relative", "position_mm"]
                 held = open_parquet(local, str(local), SLICE_COLUMNS)
-                with told(str(local)):
+                with as_corrupt(str(local)):
                     found = judged(held.read(["volume_id", *columns]), local.stat().st_size)
                 found = found.filter(pc.equal(found["volume_id"], row.volume_id))
                 if found.num_rows:
@@ -226,7 +226,7 @@ class Contents:
         for path in self._tables("files"):
             names = ["recipe", "aggregation", "shard", "indexed_in"]
             file = open_parquet(path, str(path), FILES)
-            with told(str(path)):
+            with as_corrupt(str(path)):
                 *keys, held = (column.to_pylist() for column in judged(file.read(names), path.stat().st_size).columns)
             found |= {key: one for key, one in zip(zip(*keys, strict=True), held, strict=True) if one}
         return found
@@ -241,7 +241,7 @@ def index_file_rows(path: Path) -> list[dict[str, Any]]:
     file = open_parquet(path, str(path), FILES)
     size_bytes = path.stat().st_size
     listed: list[dict[str, Any]] = []
-    with told(str(path)):
+    with as_corrupt(str(path)):
         for group in range(file.num_row_groups):
             kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
             names = kinds.dictionary.to_pylist()

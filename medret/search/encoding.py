@@ -107,7 +107,7 @@ def slice_query(
 
     slices = recipe.slices if planes is None else replace(recipe.slices, planes=tuple(planes))
     try:
-        return read_volume(data, volume_id, slices, [recipe.model.side_px], modality=modality, region=region)
+        return read_volume(data, volume_id, slices, [recipe.model.image_size], modality=modality, region=region)
     except UsageError as error:
         raise UsageError(f"query {name}: {error}") from error
     except VolumeError as error:
@@ -119,7 +119,7 @@ def encode_query(
 ) -> EncodedVolume:
     """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
     try:
-        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.side_px]))
+        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.image_size]))
     except VolumeError as error:
         raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
     slices = SliceVectors(

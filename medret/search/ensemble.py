@@ -14,7 +14,7 @@ from medret.errors import UsageError
 from medret.index import EXACT
 from medret.search.contents import Contents
 from medret.search.fusion import reciprocal_rank, weighted_sum
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 from medret.search.modes import LATE, VOLUME, ModeOptions, score_late
 from medret.search.options import Weighted
 from medret.search.query import QueryVectors
@@ -67,7 +67,7 @@ def rank_ensemble(
     excluded: Sequence[AbstractSet[str]],
     where: str | None,
     options: ModeOptions,
-) -> list[list[Found]]:
+) -> list[list[ScoredRow]]:
     """At most k volumes for each query. asked: for each member the queries under it.
 
     Each member names candidates. `rrf` fuses their ranks; `concat` scores each candidate exactly under every member.
@@ -99,7 +99,7 @@ def rank_ensemble(
                 for member, queries, own in zip(members, asked, found, strict=True)
             ]
             fused = weighted_sum(scores, weights)
-        ranked.append([Found(score, volume_id, -1, -1) for volume_id, score in fused[:k]])
+        ranked.append([ScoredRow(score, volume_id, -1, -1) for volume_id, score in fused[:k]])
     return ranked
 
 
@@ -108,7 +108,7 @@ def _exact(
     member: Member,
     mode: str,
     query: QueryVectors,
-    found: Sequence[Found],
+    found: Sequence[ScoredRow],
     named: AbstractSet[str],
     options: ModeOptions,
 ) -> dict[str, float]:

@@ -24,7 +24,7 @@ MANY = 32  # volumes left out: beyond, a mask is cheaper than looking each of th
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CandidateFilter:
     """Volumes that may be found. ids: of all volumes, sorted. mask: (volumes,) whether each is kept."""
 
     ids: pa.StringArray
@@ -40,29 +40,31 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Scope:
+class QueryGroup:
     """What some queries may find. queries: their numbers. kept: None for all volumes. excluded: for each query."""
 
     queries: tuple[int, ...]
-    kept: Kept | None
+    kept: CandidateFilter | None
     excluded: tuple[AbstractSet[str], ...]
 
 
-def scopes(excluded: Sequence[AbstractSet[str]], kept: Kept | None, ids: pa.StringArray | None) -> Iterator[Scope]:
+def scopes(
+    excluded: Sequence[AbstractSet[str]], kept: CandidateFilter | None, ids: pa.StringArray | None
+) -> Iterator[QueryGroup]:
     """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""
     groups: dict[frozenset[str], list[int]] = {}
     for number, own in enumerate(excluded):
         groups.setdefault(frozenset(own) if len(own) > MANY else frozenset(), []).append(number)
     for shared, numbers in groups.items():
         if not shared:
-            yield Scope(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
+            yield QueryGroup(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
             continue
         import pyarrow.compute as pc
 
         assert ids is not None
         mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
-        own_kept = Kept(ids, mask if kept is None else mask & kept.mask)
-        yield Scope(tuple(numbers), own_kept, (frozenset[str](),) * len(numbers))
+        own_kept = CandidateFilter(ids, mask if kept is None else mask & kept.mask)
+        yield QueryGroup(tuple(numbers), own_kept, (frozenset[str](),) * len(numbers))
 
 
 def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table) -> list[frozenset[str]]:

@@ -16,7 +16,7 @@ from threading import Lock
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import check_required, judged, open_parquet, told
+from medret.embeddings.parquet import as_corrupt, check_required, judged, open_parquet
 from medret.errors import CorruptError
 from medret.index.columns import Coded, Maps, int32_view
 from medret.schemas import LEDGER
@@ -100,7 +100,7 @@ class _File:
 
     def read(self, columns: list[str], group: int | None = None) -> pa.Table:
         """Columns of one row group, or of all of them."""
-        with self._reading, told(self._name):
+        with self._reading, as_corrupt(self._name):
             read = self._file.read if group is None else partial(self._file.read_row_group, group)
             table = judged(read(columns=columns), self._size_bytes)
             check_required(table, LEDGER)
@@ -109,7 +109,7 @@ class _File:
     def first_id(self, group: int) -> str:
         """The smallest volume_id of a row group, from its statistics where it has them."""
         column = self._file.schema_arrow.names.index("volume_id")
-        with told(self._name):
+        with as_corrupt(self._name):
             statistics = self._file.metadata.row_group(group).column(column).statistics
             if statistics is not None and statistics.has_min_max:
                 return str(statistics.min)

@@ -23,7 +23,7 @@ STRETCH = 1.6  # by which bodies differ in size, child and tall adult left aside
 
 
 @dataclass(frozen=True)
-class Located:
+class SliceRangeMatch:
     """range: first and last position in the hit, inclusive. score: mean cosine along the line."""
 
     range: tuple[int, int]
@@ -41,7 +41,7 @@ def locate(
     hit: NDArray[np.int64],
     covered: tuple[int, int],
     pace: float | None = None,
-) -> Located:
+) -> SliceRangeMatch:
     """Where `covered`, positions of the query, first and last inclusive, lies in the hit.
 
     cosines: (q, h) of the slices at the positions query (q,) and hit (h,), both ascending. pace: how many
@@ -59,7 +59,7 @@ def locate(
         first, last = start - margin - 0.5, start + margin + 0.5
     low = min(max(round(first + 0.5), least), most)
     high = min(max(round(last - 0.5), low), most)
-    return Located((low, high), score)
+    return SliceRangeMatch((low, high), score)
 
 
 def lengths_allowed(wanted: float, most: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from heapq import nsmallest
 
 
 @dataclass(frozen=True)
-class Found:
+class ScoredRow:
     """One vector that was found. score: cosine. shard, row: where it lies in its index."""
 
     score: float
@@ -17,18 +17,18 @@ class Found:
     row: int
 
 
-def _rank(found: Found) -> tuple[float, str, int, int]:
+def _rank(found: ScoredRow) -> tuple[float, str, int, int]:
     return (-found.score, found.volume_id, found.shard, found.row)
 
 
-def merge_shards(found: Iterable[Found], k: int) -> list[Found]:
+def merge_shards(found: Iterable[ScoredRow], k: int) -> list[ScoredRow]:
     """The k best of all shards, best first; equal scores in the order of volume_id, then of place."""
     return nsmallest(k, found, key=_rank)
 
 
-def merge_slices(found_by_slice: Sequence[Iterable[Found]], k: int) -> list[tuple[Found, int]]:
+def merge_slices(found_by_slice: Sequence[Iterable[ScoredRow]], k: int) -> list[tuple[ScoredRow, int]]:
     """The k best distinct vectors any slice of the query found, with the best score and that slice's number."""
-    best: dict[tuple[int, int], tuple[Found, int]] = {}
+    best: dict[tuple[int, int], tuple[ScoredRow, int]] = {}
     for number, found in enumerate(found_by_slice):
         for one in found:
             held = best.get((one.shard, one.row))

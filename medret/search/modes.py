@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from medret.errors import UsageError
 from medret.index import EXACT
-from medret.search.kept import Scope
+from medret.search.kept import QueryGroup
 from medret.search.late import SliceSets, late_scores, plane_codes
-from medret.search.merge import Found, merge_shards
+from medret.search.merge import ScoredRow, merge_shards
 from medret.search.pooling import COPIES_MAX, MAX, SUM, VOTE, places, pooled, undecided
 from medret.search.query import QueryVectors
 from medret.search.shards import Shard, ShardedIndex
@@ -68,8 +68,8 @@ def check_mode(mode: str, but: str = "") -> None:
 
 
 def rank_volumes(
-    mode: str, asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope, options: ModeOptions
-) -> list[list[Found]]:
+    mode: str, asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: ModeOptions
+) -> list[list[ScoredRow]]:
     """At most k volumes for each query of a scope, best first. asked: the scope's queries."""
     if not asked:
         return []
@@ -83,18 +83,22 @@ def rank_volumes(
     ]
 
 
-def slices_found(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[list[Found]]]:
+def slices_found(
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup
+) -> list[list[list[ScoredRow]]]:
     """For each query and each of its slices the k nearest stored slices."""
     return _by_slices(asked, k, indices, scope)
 
 
-def _by_volume(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[Found]]:
+def _by_volume(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup) -> list[list[ScoredRow]]:
     assert indices.volumes is not None
     vectors = np.array([query.volume for query in asked], np.float32)
     return indices.volumes.search(vectors, k, indices.kind, scope.excluded, scope.kept)
 
 
-def _by_slices(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope) -> list[list[list[Found]]]:
+def _by_slices(
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup
+) -> list[list[list[ScoredRow]]]:
     assert indices.slices is not None
     vectors = np.concatenate([query.slices.vectors for query in asked])
     excluded = [own for query, own in zip(asked, scope.excluded, strict=True) for _ in range(len(query.slices))]
@@ -103,8 +107,8 @@ def _by_slices(asked: Sequence[QueryVectors], k: int, indices: Indices, scope: S
 
 
 def _voters(
-    asked: Sequence[QueryVectors], per_slice: int, indices: Indices, scope: Scope
-) -> list[list[list[tuple[float, Found]]]]:
+    asked: Sequence[QueryVectors], per_slice: int, indices: Indices, scope: QueryGroup
+) -> list[list[list[tuple[float, ScoredRow]]]]:
     """For each query and each of its slices, which stored slices get its places, and which share of one."""
     found = _by_slices(asked, per_slice + 1, indices, scope)
     assert indices.slices is not None
@@ -130,8 +134,8 @@ def _voters(
 
 
 def _by_late(
-    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: Scope, options: ModeOptions
-) -> list[list[Found]]:
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: ModeOptions
+) -> list[list[ScoredRow]]:
     """With the exact index every volume that may be found is compared; else each query's candidates."""
     slices = indices.slices
     assert slices is not None
@@ -173,9 +177,9 @@ def score_late(
     places: Sequence[NDArray[np.int64]],
     options: ModeOptions,
     excluded: Sequence[Sequence[NDArray[np.int64]]] = (),
-) -> list[list[Found]]:
+) -> list[list[ScoredRow]]:
     """The k best of the volumes at `places` of each shard. excluded: for each query and shard, places to leave out."""
-    found: list[list[Found]] = [[] for _ in asked]
+    found: list[list[ScoredRow]] = [[] for _ in asked]
     for number, (shard, chosen) in enumerate(zip(slices.shards, places, strict=True)):
         scores = _shard_scores(asked, shard, chosen, options)
         for query, own in enumerate(scores):
@@ -185,7 +189,7 @@ def score_late(
             order = order[np.isfinite(own[order])]
             rows = shard.first_rows(chosen[order])
             ids = shard.table.volume_ids(rows)
-            found[query] += map(Found, own[order].tolist(), ids, [number] * len(ids), rows.tolist())
+            found[query] += map(ScoredRow, own[order].tolist(), ids, [number] * len(ids), rows.tolist())
     return [merge_shards(candidates, k) for candidates in found]
 
 

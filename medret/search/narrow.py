@@ -43,7 +43,7 @@ def within(slices: SliceVectors, places: Places, wanted: SliceRange, label: str)
 
 def chosen_slices(plan: str, slices: SliceVectors, label: str) -> NDArray[np.int64]:
     """The numbers of the slices that a slice plan keeps, in each plane on its own."""
-    from medret.volume.plan import parse_slice_plan
+    from medret.volume.slice_plan import parse_slice_plan
 
     parsed = parse_slice_plan(plan)
     chosen = []

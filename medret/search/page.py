@@ -13,14 +13,14 @@ from medret.search.encoding import sha256_of
 from medret.search.hit import Hit, SlicePair
 from medret.search.ledger import LABELS
 from medret.search.modes import VOLUME
-from medret.search.page_images import SIDE_PX, Shown, Tile, Wanted, read_tiles
+from medret.search.page_images import SIDE_PX, ImageRequest, Shown, Tile, read_tiles
 from medret.search.page_style import STYLE, document
 from medret.search.score import WORDS
 from medret.search.snapshot import Snapshot
 from medret.storage import redacted
 
 Result = tuple[str, str | None, list[Hit]]
-Images = Mapping[Wanted, Shown | str]
+Images = Mapping[ImageRequest, Shown | str]
 
 CHIPS = LABELS[1:]  # modality, body region, organ: what a reader looks for; all else is folded away
 
@@ -69,17 +69,17 @@ def _best(hit: Hit) -> SlicePair | None:
     return hit.slices.pairs[0] if hit.slices and hit.slices.pairs else None
 
 
-def _query_wanted(uri: str, hits: Sequence[Hit]) -> Wanted:
+def _query_wanted(uri: str, hits: Sequence[Hit]) -> ImageRequest:
     """The query's volume, with the slices that its hits matched."""
     pairs = (_best(hit) for hit in hits)
     places = {(pair.plane, pair.query) for pair in pairs if pair is not None and pair.query is not None}
-    return Wanted(uri, None, frozenset(places))
+    return ImageRequest(uri, None, frozenset(places))
 
 
-def _hit_wanted(hit: Hit) -> Wanted:
+def _hit_wanted(hit: Hit) -> ImageRequest:
     pair = _best(hit)
     places = [] if pair is None else [(pair.plane, pair.hit)]
-    return Wanted(hit.uri, (hit.volume_id, hit.labels.get("modality")), frozenset(places))
+    return ImageRequest(hit.uri, (hit.volume_id, hit.labels.get("modality")), frozenset(places))
 
 
 def _section(number: int, result: Result, images: Images) -> str:

@@ -40,7 +40,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImageRequest:
     """A volume to show. identity: volume_id and modality; None: found from its bytes. places: further slices."""
 
     uri: str
@@ -57,14 +57,14 @@ class Shown:
 
 
 def read_tiles(
-    wanted: Sequence[Wanted], recipe: SliceRecipe, identify: Identify, place: Callable[[str, str], str]
-) -> dict[Wanted, Shown | str]:
+    wanted: Sequence[ImageRequest], recipe: SliceRecipe, identify: Identify, place: Callable[[str, str], str]
+) -> dict[ImageRequest, Shown | str]:
     """The tiles of each volume, or why there are none. Volumes are read side by side, for stores far away.
 
     place: volume_id and URI to where it is read, or `Refused`.
     """
 
-    def load(one: Wanted) -> Shown | str:
+    def load(one: ImageRequest) -> Shown | str:
         uri = one.uri if one.identity is None else place(one.identity[0], one.uri)
         if isinstance(uri, Refused):
             return uri.reason

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 
 VOTE, MAX, SUM = "vote", "max", "sum"
 
@@ -21,12 +21,12 @@ COPIES_MAX = 64
 EQUAL = 1e-6  # cosines of equal vectors differ by their rounding
 
 
-def undecided(found: Sequence[Found], per_slice: int) -> bool:
+def undecided(found: Sequence[ScoredRow], per_slice: int) -> bool:
     """Whether the places run out among equally near slices. found: per_slice + 1 of them, or all that there are."""
     return len(found) > per_slice and found[per_slice].score >= found[per_slice - 1].score - EQUAL
 
 
-def places(found: Sequence[Found], per_slice: int, asked: int) -> list[tuple[float, Found]]:
+def places(found: Sequence[ScoredRow], per_slice: int, asked: int) -> list[tuple[float, ScoredRow]]:
     """The share of a place, in (0, 1], of each slice that gets one.
 
     found: the nearest slices, best first, `asked` of them or all that there are.
@@ -43,13 +43,13 @@ def places(found: Sequence[Found], per_slice: int, asked: int) -> list[tuple[flo
 
 
 def pooled(
-    found: Sequence[Sequence[tuple[float, Found]]], weights: NDArray[np.float64], k: int, mode: str, per_slice: int
-) -> list[Found]:
+    found: Sequence[Sequence[tuple[float, ScoredRow]]], weights: NDArray[np.float64], k: int, mode: str, per_slice: int
+) -> list[ScoredRow]:
     """The k best volumes. found: for each slice of the query, who gets its places, and which share of one.
 
     weights: of the slices, summing to 1. Ties: by summed cosines, then by id.
     """
-    hits: dict[str, list[tuple[float, Found]]] = {}
+    hits: dict[str, list[tuple[float, ScoredRow]]] = {}
     for weight, own in zip(weights.tolist(), found, strict=True):
         for share, one in own:
             hits.setdefault(one.volume_id, []).append((weight * share, one))
@@ -63,4 +63,4 @@ def pooled(
         # Rounded, so that equal votes are equal in whichever order they were added up.
         ranked.append((-round(score, 9), -round(summed, 9), volume_id, best))
     ranked.sort(key=lambda entry: entry[:3])
-    return [Found(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]
+    return [ScoredRow(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]

@@ -30,11 +30,11 @@ from medret.index import (
 )
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
-from medret.search.kept import Kept
+from medret.search.kept import CandidateFilter
 from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
-from medret.search.merge import Found, merge_shards
-from medret.search.side_by_side import side_by_side
+from medret.search.merge import ScoredRow, merge_shards
+from medret.search.parallel import parallel_map
 
 # Up to so many rows are asked for in excess and dropped; beyond, each query walks the index with its own selector.
 EXCESS_MAX = 64
@@ -117,7 +117,7 @@ class Shard:
         rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in found]
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
-    def places_of(self, kept: Kept | None) -> NDArray[np.int64]:
+    def places_of(self, kept: CandidateFilter | None) -> NDArray[np.int64]:
         """The volumes here that are kept, by their place in `table.volumes`."""
         ids, firsts = self.table.volumes
         places = np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
@@ -157,7 +157,7 @@ class Shard:
         rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
         return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
 
-    def rows_dropped(self, kept: Kept | None) -> NDArray[np.int64] | None:
+    def rows_dropped(self, kept: CandidateFilter | None) -> NDArray[np.int64] | None:
         """The rows here that no query may find: of volumes that are not kept, or no longer part of the snapshot."""
         if kept is None:
             return self._dead_rows if self.dead else None
@@ -231,8 +231,8 @@ class ShardedIndex:
         k: int,
         kind: str,
         excluded: Sequence[AbstractSet[str]] | None = None,
-        kept: Kept | None = None,
-    ) -> list[list[Found]]:
+        kept: CandidateFilter | None = None,
+    ) -> list[list[ScoredRow]]:
         """The k best vectors for each of (q, dim) unit queries, over all shards.
 
         excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
@@ -248,8 +248,8 @@ class ShardedIndex:
 
         # FAISS spreads queries over its threads; where there are fewer queries than threads, the shards are spread.
         at_once = threads() if len(queries) < threads() else 1
-        by_shard = side_by_side(searched, self.shards, at_once)
-        found: list[list[Found]] = [[] for _ in queries]
+        by_shard = parallel_map(searched, self.shards, at_once)
+        found: list[list[ScoredRow]] = [[] for _ in queries]
         if not by_shard:
             return found
         scores = np.concatenate([one.scores for one in by_shard], axis=1)
@@ -261,7 +261,7 @@ class ShardedIndex:
             places[0].tolist(), scores[places].tolist(), owners[places[1]].tolist(), rows[places].tolist(), strict=True
         )
         for query, score, number, row in values:
-            found[query].append(Found(score, tables[number].volume_id(row), number, row))
+            found[query].append(ScoredRow(score, tables[number].volume_id(row), number, row))
         return [merge_shards(candidates, k) for candidates in found]
 
     def vectors_of(self, volume_id: str) -> SliceVectors | None:
@@ -278,7 +278,7 @@ class ShardedIndex:
                 return StoredRows(shard, rows)  # all of them: shards are made of whole volumes
         return None
 
-    def vector_at(self, found: Found) -> SliceVectors:
+    def vector_at(self, found: ScoredRow) -> SliceVectors:
         """The one vector that was found, with its plane and position."""
         return StoredRows(self.shards[found.shard], slice(found.row, found.row + 1)).vectors()
 

@@ -22,7 +22,7 @@ from medret.search.contents import Contents
 from medret.search.hit import Hit
 from medret.search.ledger import LedgerRow
 from medret.search.matching import SliceVectors
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, rank_volumes
 from medret.search.options import ResolveOptions, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
@@ -127,7 +127,7 @@ class Snapshot:
         excluded: Sequence[AbstractSet[str]] | None = None,
         where: str | None = None,
         options: ModeOptions | None = None,
-    ) -> list[list[Found]]:
+    ) -> list[list[ScoredRow]]:
         """At most k volumes for each query, best first, equal scores in the order of volume_id.
 
         k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
@@ -136,7 +136,7 @@ class Snapshot:
         `medret.search.filters`. Raises UsageError.
         """
         check_mode(mode, but=SLICE)
-        ranked: list[list[Found]] = [[] for _ in queries]
+        ranked: list[list[ScoredRow]] = [[] for _ in queries]
         with self._contents.reading():
             indices = self._contents.indices(model, aggregation, index, mode)
             for scope in self._contents.scopes(excluded or [frozenset[str]()] * len(queries), where):

@@ -97,7 +97,9 @@ def erase_tables(work: Erasure, folder: str, kind: str) -> None:
         work.lease.check()
         work.moved[path] = None
         if kept.num_rows:
-            written = work.store.write_named(folder_of(path), stem_of(path), ".parquet", parquet_bytes(kept))
+            written = work.store.write_content_addressed(
+                folder_of(path), stem_of(path), ".parquet", parquet_bytes(kept)
+            )
             work.moved[path] = {**vars(written), "rows": kept.num_rows}
 
 
@@ -144,7 +146,7 @@ def erase_reports(work: Erasure) -> None:
         text = work.mentions.scrub(before)
         if text != before:
             work.lease.check()
-            work.store.write_named(folder_of(path), stem_of(path), ".json", text.encode())
+            work.store.write_content_addressed(folder_of(path), stem_of(path), ".json", text.encode())
             work.moved[path] = None
 
 

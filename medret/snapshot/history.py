@@ -12,7 +12,7 @@ from medret.storage import Location
 
 
 @dataclass(frozen=True)
-class Past:
+class SnapshotInfo:
     """A snapshot in a store's history. manifest: None where it cannot be read; problem: why."""
 
     id: str
@@ -30,15 +30,15 @@ class Past:
         return worst
 
 
-def history(store: Location) -> list[Past]:
+def history(store: Location) -> list[SnapshotInfo]:
     """Every whole snapshot, oldest first. Raises UsageError if there is no store."""
     live = current_id(store)
     found = []
     for snapshot_id in snapshot_ids(store):
         try:
-            found.append(Past(snapshot_id, snapshot_id == live, read_manifest(store, snapshot_id)))
+            found.append(SnapshotInfo(snapshot_id, snapshot_id == live, read_manifest(store, snapshot_id)))
         except MedretError as error:
-            found.append(Past(snapshot_id, snapshot_id == live, None, str(error)))
+            found.append(SnapshotInfo(snapshot_id, snapshot_id == live, None, str(error)))
     if not found:
         raise UsageError(f"{store.uri}: no snapshot is there; `medret index ARCHIVE {store.uri}` publishes one")
     return found

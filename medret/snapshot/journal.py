@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import read_parquet, told
+from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import CorruptError
 from medret.schemas import FILES, LEDGER
@@ -46,7 +46,7 @@ def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) 
     """Add a group. Its vectors must lie in the store already."""
     listed = json.dumps(files.to_pylist()).encode()
     table = ledger.cast(LEDGER).replace_schema_metadata({FILES_KEY: listed})
-    store.write_named(FOLDER, shard, ".parquet", parquet_bytes(table))
+    store.write_content_addressed(FOLDER, shard, ".parquet", parquet_bytes(table))
 
 
 def read_journal(store: Location) -> Journal:
@@ -79,7 +79,7 @@ def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
         if not is_named_after(path, data):
             return None
         table = read_parquet(data, name=path, fields=list(LEDGER))
-        with told(path):
+        with as_corrupt(path):
             files = pa.Table.from_pylist(json.loads((table.schema.metadata or {})[FILES_KEY]), schema=FILES)
             ledger = table.replace_schema_metadata(None).cast(LEDGER)
             check_table("files", files)

@@ -91,7 +91,7 @@ class Lease:
         """Put off the expiry; raises BusyError when another run has taken the store."""
         with self._guard:
             later = msgspec.structs.replace(self._holder, expires=datetime.now(UTC) + self._length)
-            if self._lost or not self._store.swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
+            if self._lost or not self._store.compare_and_swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
                 self._lost = True
                 raise self._gone()
             self._holder = later
@@ -101,7 +101,7 @@ class Lease:
         with self._guard:
             if not self._lost:
                 self._lost = True
-                self._store.swap(LEASE, self._holder.to_bytes(), self._holder.ended().to_bytes())
+                self._store.compare_and_swap(LEASE, self._holder.to_bytes(), self._holder.ended().to_bytes())
 
     def _gone(self) -> BusyError:
         return BusyError(
@@ -111,12 +111,12 @@ class Lease:
 
 
 @contextmanager
-def leased(store: Location, deed: str, seconds: float = LEASE_S) -> Iterator[Lease]:
+def leased(store: Location, purpose: str, seconds: float = LEASE_S) -> Iterator[Lease]:
     """Hold the store while the block runs; raises BusyError naming who holds it.
 
-    deed: what for, such as `run 20260131T094500Z`. seconds: after which a holder that went silent is given up.
+    purpose: what for, such as `run 20260131T094500Z`. seconds: after which a holder that went silent is given up.
     """
-    lease = take(store, deed, seconds)
+    lease = take(store, purpose, seconds)
     stop = threading.Event()
     thread = threading.Thread(target=_keep, args=(lease, seconds / RENEWALS, stop), daemon=True)
     thread.start()
@@ -151,21 +151,21 @@ def unlock(store: Location, *, force: bool = False) -> tuple[Holder | None, bool
             f"{_held_by(store, found)}, and looks alive; if you know that it is not, `medret unlock --force "
             f"{store.uri}` breaks its lease"
         )
-    if not store.swap(LEASE, data, found.ended().to_bytes()):
+    if not store.compare_and_swap(LEASE, data, found.ended().to_bytes()):
         raise BusyError(
             f"{store.uri}: the lease was renewed or taken just now, so its holder is alive; nothing was done"
         )
     return found, True
 
 
-def take(store: Location, deed: str, seconds: float) -> Lease:
+def take(store: Location, purpose: str, seconds: float) -> Lease:
     """Take the lease; raises BusyError naming who holds it, UsageError for one that is too long."""
     if seconds > LONGEST_S:
         raise UsageError(f"a lease of {seconds:g} s is too long: it may run for {LONGEST_S:g} s at most")
     now = datetime.now(UTC)
     length = timedelta(seconds=seconds)
     mine = Holder(
-        holder=f"{socket.gethostname()}, process {os.getpid()}, {deed}",
+        holder=f"{socket.gethostname()}, process {os.getpid()}, {purpose}",
         owner=secrets.token_hex(8),
         process=_process(os.getpid()) or "",
         since=now,
@@ -173,7 +173,7 @@ def take(store: Location, deed: str, seconds: float) -> Lease:
     )
     held = _read(store)
     _refuse(store, held)
-    if not store.swap(LEASE, held, mine.to_bytes()):
+    if not store.compare_and_swap(LEASE, held, mine.to_bytes()):
         winner = _parse(_read(store))
         raise _busy(store, winner) if winner else BusyError(f"{store.uri}: another run took the store just now")
     return Lease(store, mine, length)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pyarrow as pa
 
-from medret.embeddings.parquet import read_parquet, told
+from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.errors import CorruptError, UsageError, VersionError, first_line
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import TOMBSTONES
@@ -33,7 +34,7 @@ FORMAT: Literal[1] = 1
 CURRENT_BYTES, MANIFEST_BYTES, TABLE_BYTES = 1 << 10, 1 << 22, 1 << 31
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Dim = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-SidePx = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
+ImageSize = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 Text = Annotated[str, msgspec.Meta(max_length=10_000)]
@@ -49,7 +50,7 @@ class _Model(msgspec.Struct):
 
     name: Word
     dim: Dim
-    side_px: SidePx
+    image_size: ImageSize = msgspec.field(name="side_px")
     precision: Word
 
 
@@ -83,8 +84,8 @@ class RecipeEntry(_Strict, frozen=True):
         """
         try:
             recipe = Recipe.from_json(self.recipe)
-            msgspec.convert(self.recipe["slices"], SliceRecipe)  # their types; from_json takes any
-            msgspec.convert(self.recipe["model"], ModelRecipe)
+            msgspec.convert(asdict(recipe.slices), SliceRecipe)  # their types; from_json takes any
+            msgspec.convert(asdict(recipe.model), ModelRecipe)
             return recipe
         except (msgspec.ValidationError, ValueError, UsageError, RecursionError) as error:
             raise CorruptError(f"recipe {self.recipe.get('digest')} is none: {first_line(error)}") from error
@@ -290,10 +291,10 @@ def _read_tables(
         data = read_checked(store, path, entry.sha256, TABLE_BYTES)
         fields = [field for field in SCHEMAS[entry.kind] if columns is None or field.name in columns]
         table = read_parquet(data, columns, name=name, fields=fields)
-        with told(name):
+        with as_corrupt(name):
             if table.num_rows != entry.rows:
                 raise ValueError(f"it has {table.num_rows} rows, the manifest says {entry.rows}")
             check_table(entry.kind, table)
             tables.append(table)
-    with told(snapshot_folder(snapshot_id)):
+    with as_corrupt(snapshot_folder(snapshot_id)):
         return pa.concat_tables(tables)

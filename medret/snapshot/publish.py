@@ -63,7 +63,7 @@ def write_snapshot(
 def make_live(store: Location, snapshot_id: str, expected: str | None) -> None:
     """Point CURRENT to a snapshot; raises BusyError, and changes nothing, if it does not name `expected` any more."""
     before = None if expected is None else f"{expected}\n".encode()
-    if not store.swap(CURRENT, before, f"{snapshot_id}\n".encode()):
+    if not store.compare_and_swap(CURRENT, before, f"{snapshot_id}\n".encode()):
         raise BusyError(
             f"not published: {store.uri_of(CURRENT)} names {current_id(store)}, it named {expected} when this run "
             "began, so another run has published meanwhile; run again"
@@ -72,7 +72,7 @@ def make_live(store: Location, snapshot_id: str, expected: str | None) -> None:
 
 def write_quarantine(store: Location, run: str, quarantine: pa.Table) -> WrittenFile:
     """Write a run's quarantine table (schemas.QUARANTINE)."""
-    return store.write_named("quarantine", run, ".parquet", parquet_bytes(quarantine.cast(QUARANTINE)))
+    return store.write_content_addressed("quarantine", run, ".parquet", parquet_bytes(quarantine.cast(QUARANTINE)))
 
 
 def _table_entry(kind: TableKind, data: bytes, rows: int) -> TableEntry:

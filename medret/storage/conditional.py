@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medret.errors import StorageError
-from medret.retry import retrying
+from medret.retry import with_retries
 
 CONDITIONAL = "CONDITIONAL"
 _FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
@@ -27,7 +27,7 @@ class S3Store:
     root: str
     uri: str
 
-    def swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+    def compare_and_swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
         """Write an object only if it still holds `expected` (None: is not there); whether it was written."""
         self.check()
         condition: dict[str, str] = {"IfNoneMatch": "*"}
@@ -35,24 +35,24 @@ class S3Store:
             try:
                 # The tag is asked for before the bytes: if they change in between, the condition fails.
                 self.fs.invalidate_cache()
-                tag = retrying(lambda: self.fs.info(f"{self.root}/{relative}", refresh=True))["ETag"]
+                tag = with_retries(lambda: self.fs.info(f"{self.root}/{relative}", refresh=True))["ETag"]
             except FileNotFoundError:
                 return False
             condition = {"IfMatch": tag}
-        if self._held(relative) != expected:
+        if self._read_or_none(relative) != expected:
             return False
         if not self._put(relative, new, condition):
             # A repeated request may have met its own first attempt, which did write.
-            return self._held(relative) == new
+            return self._read_or_none(relative) == new
         self.fs.invalidate_cache()
         return True
 
     def check(self) -> None:
         """Raise StorageError if the endpoint is one that writes although a condition is not met."""
         answer = self._answer()
-        if self._held(CONDITIONAL) == answer:
+        if self._read_or_none(CONDITIONAL) == answer:
             return
-        retrying(lambda: self.fs.pipe_file(f"{self.root}/{CONDITIONAL}", answer))
+        with_retries(lambda: self.fs.pipe_file(f"{self.root}/{CONDITIONAL}", answer))
         ignored = [
             name
             for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": _NO_TAG}))
@@ -60,7 +60,7 @@ class S3Store:
         ]
         if not ignored:
             return
-        retrying(lambda: self.fs.rm_file(f"{self.root}/{CONDITIONAL}"))
+        with_retries(lambda: self.fs.rm_file(f"{self.root}/{CONDITIONAL}"))
         raise StorageError(
             f"{self.uri}: the server ignores {' and '.join(ignored)} of a write, so that two runs could publish at "
             "once and undo each other's work; use one that honours conditional writes, or a folder on disk"
@@ -75,7 +75,7 @@ class S3Store:
         """Whether it was written; False where the condition was not met."""
         bucket, key, _ = self.fs.split_path(f"{self.root}/{relative}")
         try:
-            retrying(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition))
+            with_retries(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition))
         except OSError as error:
             response = getattr(error.__cause__, "response", None) or {}
             if str(response.get("Error", {}).get("Code")) not in _FAILED:
@@ -83,9 +83,9 @@ class S3Store:
             return False
         return True
 
-    def _held(self, relative: str) -> bytes | None:
+    def _read_or_none(self, relative: str) -> bytes | None:
         try:
-            data: bytes = retrying(lambda: self.fs.cat_file(f"{self.root}/{relative}"))
+            data: bytes = with_retries(lambda: self.fs.cat_file(f"{self.root}/{relative}"))
         except FileNotFoundError:
             return None
         return data

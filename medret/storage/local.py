@@ -35,17 +35,17 @@ class NotAFileError(OSError):
     """What was opened is a FIFO, a socket or a device."""
 
 
-def patiently(deed: Callable[[Beat], Result], name: str) -> Result:
-    """What `deed` gives, or StalledError when it shows no sign of life for `STALL_S`.
+def patiently(operation: Callable[[Beat], Result], name: str) -> Result:
+    """What `operation` gives, or StalledError when it shows no sign of life for `STALL_S`.
 
-    deed: is run in a thread of its own, and calls the function that it is given whenever it got on. name: of what it
+    operation: runs in a thread of its own and calls the function that it gets whenever it makes progress. name: what it
     works on, for the message.
     """
     said: queue.SimpleQueue[tuple[Result | None, BaseException | None] | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            said.put((deed(lambda: said.put(None)), None))
+            said.put((operation(lambda: said.put(None)), None))
         except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
             said.put((None, error))
         finally:
@@ -74,13 +74,13 @@ def read_file(path: str, start: int = 0, end: int | None = None) -> bytes:
     return patiently(lambda beat: _read(path, start, end, beat), path)
 
 
-def each_piece(path: str, deed: Callable[[bytes], object]) -> None:
-    """Call `deed` with the bytes of a regular file, piece by piece; raises OSError."""
+def each_piece(path: str, operation: Callable[[bytes], object]) -> None:
+    """Call `operation` with the bytes of a regular file, piece by piece; raises OSError."""
 
     def pieces(beat: Beat) -> None:
         with _opened(path) as file:
             while piece := file.read(PIECE_BYTES):
-                deed(piece)
+                operation(piece)
                 beat()
 
     patiently(pieces, path)

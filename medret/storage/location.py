@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medret.errors import CorruptError, NotFoundError
-from medret.retry import retrying
+from medret.retry import with_retries
 from medret.storage.conditional import CONDITIONAL, S3Store
 from medret.storage.local import read_file
 from medret.storage.reaching import in_words, open_filesystem, reaching
@@ -99,7 +99,7 @@ class Location:
         """Whether an object of that name is there now (never answered from a listing cache)."""
         with reaching(self.uri_of(relative), "read"):
             self.fs.invalidate_cache()
-            return bool(retrying(lambda: self.fs.exists(self.path(relative))))
+            return bool(with_retries(lambda: self.fs.exists(self.path(relative))))
 
     def read(self, relative: str, at_most_bytes: int | None = None) -> bytes:
         """The whole object; raises FileNotFoundError, StorageError, and CorruptError if it is larger than allowed."""
@@ -109,7 +109,7 @@ class Location:
             if (local := self.local_path(relative)) is not None:
                 data = read_file(str(local), end=end)
             else:
-                data = retrying(lambda: self.fs.cat_file(self.path(relative), end=end))
+                data = with_retries(lambda: self.fs.cat_file(self.path(relative), end=end))
         if at_most_bytes is not None and len(data) > at_most_bytes:
             raise CorruptError(f"{self.uri_of(relative)} is larger than the {at_most_bytes} bytes that it may have")
         return data
@@ -117,7 +117,7 @@ class Location:
     def download(self, relative: str, to: Path) -> None:
         """Copy one object to a file of this machine; raises FileNotFoundError, StorageError."""
         with reaching(self.uri_of(relative), "copied"):
-            retrying(lambda: self.fs.get_file(self.path(relative), str(to)))
+            with_retries(lambda: self.fs.get_file(self.path(relative), str(to)))
 
     def write(self, relative: str, data: bytes) -> None:
         """Write one object so that a reader sees the old bytes or the new ones, never a part; raises StorageError."""
@@ -134,7 +134,7 @@ class Location:
 
     def _write(self, relative: str, data: bytes) -> None:
         if not self.is_local:  # one PUT is atomic in S3, GCS and Azure
-            retrying(lambda: self.fs.pipe_file(self.path(relative), data))
+            with_retries(lambda: self.fs.pipe_file(self.path(relative), data))
             return
         target = Path(self.path(relative))
         self._check_inside(str(target.parent))
@@ -149,7 +149,7 @@ class Location:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def write_named(self, folder: str, stem: str, suffix: str, data: bytes) -> WrittenFile:
+    def write_content_addressed(self, folder: str, stem: str, suffix: str, data: bytes) -> WrittenFile:
         """Write `folder/stem-<sha256[:16]>suffix`; the name checks the content."""
         sha256 = hashlib.sha256(data).hexdigest()
         relative = f"{folder}/{stem}-{sha256[:NAME_DIGITS]}{suffix}"
@@ -175,23 +175,23 @@ class Location:
             path[len(below) :]: detail for path, detail in found.items() if path == self.root or path.startswith(below)
         }
 
-    def changed_at(self, relative: str) -> datetime:
+    def modified_at(self, relative: str) -> datetime:
         """When the object was written; raises FileNotFoundError, StorageError."""
         with reaching(self.uri_of(relative), "read"):
-            moment: datetime = retrying(lambda: self.fs.modified(self.path(relative)))
+            moment: datetime = with_retries(lambda: self.fs.modified(self.path(relative)))
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def size_bytes(self, relative: str) -> int:
         """How large the object is; raises FileNotFoundError, StorageError."""
         with reaching(self.uri_of(relative), "read"):
-            return int(retrying(lambda: self.fs.size(self.path(relative))) or 0)
+            return int(with_retries(lambda: self.fs.size(self.path(relative))) or 0)
 
     def delete(self, relative: str) -> None:
         """Remove one object; one that is not there is as good as removed. Of a link, the link goes."""
         with reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
             path = self.path(relative)
             if not self.is_local:
-                retrying(lambda: self.fs.rm_file(path))
+                with_retries(lambda: self.fs.rm_file(path))
                 return
             self._check_inside(str(Path(path).parent))
             Path(path).unlink()
@@ -204,7 +204,7 @@ class Location:
                 folder.rmdir()
                 folder = folder.parent
 
-    def swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
+    def compare_and_swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
         """Write a small object only if it still holds `expected` (None: is not there); whether it was written.
 
         One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere it is a comparison followed
@@ -215,16 +215,16 @@ class Location:
                 with self._locked():
                     return self._swap_compared(relative, expected, new)
             if "s3" in _protocols(self.fs):
-                return S3Store(self.fs, self.root, self.uri).swap(relative, expected, new)
+                return S3Store(self.fs, self.root, self.uri).compare_and_swap(relative, expected, new)
             return self._swap_compared(relative, expected, new)
 
     def _swap_compared(self, relative: str, expected: bytes | None, new: bytes) -> bool:
-        if self._held(relative) != expected:
+        if self._read_or_none(relative) != expected:
             return False
         self._write(relative, new)
         return True
 
-    def _held(self, relative: str) -> bytes | None:
+    def _read_or_none(self, relative: str) -> bytes | None:
         self.fs.invalidate_cache()
         try:
             return self.read(relative)

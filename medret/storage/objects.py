@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medret.retry import retrying
+from medret.retry import with_retries
 from medret.storage.local import PIECE_BYTES, each_piece, patiently, read_file
 from medret.storage.reaching import open_filesystem, reaching
 from medret.storage.uris import plain_path, scheme_of
@@ -51,14 +51,14 @@ class StoredObject:
     def read(self, start: int | None = None, end: int | None = None) -> bytes:
         """All bytes, or those from `start` to `end`, as far as there are any."""
         if self.is_local:
-            return retrying(lambda: read_file(plain_path(self.uri), start or 0, end))
+            return with_retries(lambda: read_file(plain_path(self.uri), start or 0, end))
         fs, path = self._opened
-        data: bytes = retrying(lambda: fs.cat_file(path, start=start, end=end))
+        data: bytes = with_retries(lambda: fs.cat_file(path, start=start, end=end))
         return data
 
     def sha256(self) -> str:
         """Of all bytes, read in pieces: an object of any size needs little memory."""
-        return retrying(self._sha256)
+        return with_retries(self._sha256)
 
     def _sha256(self) -> str:
         digest = hashlib.sha256()
@@ -74,11 +74,11 @@ class StoredObject:
     def identity(self) -> Identity:
         """What the store says now, never what it said when it was listed."""
         if self.is_local:
-            status = retrying(lambda: patiently(lambda _: Path(plain_path(self.uri)).stat(), self.uri))
+            status = with_retries(lambda: patiently(lambda _: Path(plain_path(self.uri)).stat(), self.uri))
             return identity_of({"size": status.st_size, "mtime": status.st_mtime})
         fs, path = self._opened
         fs.invalidate_cache(fs._parent(path))  # noqa: SLF001
-        return identity_of(retrying(lambda: fs.info(path)))
+        return identity_of(with_retries(lambda: fs.info(path)))
 
 
 def read_uri(uri: str) -> bytes:

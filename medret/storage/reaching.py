@@ -36,23 +36,23 @@ def in_words(error: BaseException) -> str:
 
 
 @contextmanager
-def reaching(uri: str, deed: str) -> Iterator[None]:
+def reaching(uri: str, verb: str) -> Iterator[None]:
     """Turn failures of a store, whatever its library calls them, into StorageError; FileNotFoundError stays."""
     try:
         yield
     except FileNotFoundError as error:
         if not _was_unreachable(error):
             raise
-        raise _unreachable(uri, deed, error.__cause__ or error) from error
+        raise _unreachable(uri, verb, error.__cause__ or error) from error
     except IsADirectoryError as error:
         raise UsageError(f"{uri} is a folder, expected a file") from error
     except Exception as error:
         if not is_store_failure(error):
             raise
         if scheme_of(uri):
-            raise _unreachable(uri, deed, error) from error
+            raise _unreachable(uri, verb, error) from error
         raise StorageError(
-            f"{uri} cannot be {deed}: {in_words(error)}; check the path, the permissions and the free space"
+            f"{uri} cannot be {verb}: {in_words(error)}; check the path, the permissions and the free space"
         ) from error
 
 
@@ -61,9 +61,9 @@ def _was_unreachable(error: FileNotFoundError) -> bool:
     return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
 
 
-def _unreachable(uri: str, deed: str, error: BaseException) -> UnreachableError:
+def _unreachable(uri: str, verb: str, error: BaseException) -> UnreachableError:
     cure = "check the address, the credentials and the network"
-    return UnreachableError(f"{redacted(uri)} cannot be {deed}: {in_words(error)}; {cure}")
+    return UnreachableError(f"{redacted(uri)} cannot be {verb}: {in_words(error)}; {cure}")
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:

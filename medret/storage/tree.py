@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from medret.retry import retrying
+from medret.retry import with_retries
 
 Details = dict[str, dict[str, Any]]
 
@@ -20,13 +20,13 @@ def tree(fs: Any, root: str) -> Details:
     """
     fs.invalidate_cache()
     if not _walks(fs):
-        found: Details = retrying(lambda: fs.find(root, detail=True))
+        found: Details = with_retries(lambda: fs.find(root, detail=True))
         return found
     found, folders = {}, [root]
     while folders:
         folder = folders.pop()
         try:
-            listing = retrying(partial(fs.ls, folder, detail=True))
+            listing = with_retries(partial(fs.ls, folder, detail=True))
         except FileNotFoundError:
             if folder == root:
                 raise
@@ -37,7 +37,7 @@ def tree(fs: Any, root: str) -> Details:
                 found[name] = detail
             elif name != folder:
                 folders.append(name)
-    if not found and (detail := retrying(lambda: fs.info(root)))["type"] == "file":
+    if not found and (detail := with_retries(lambda: fs.info(root)))["type"] == "file":
         return {root: detail}
     return found
 

@@ -4,8 +4,8 @@ from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
 from medret.volume.fetch import fetch_volume, read_judged
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.limits import Limits
-from medret.volume.plan import SlicePlan, parse_slice_plan
 from medret.volume.read import read_volume
+from medret.volume.slice_plan import SlicePlan, parse_slice_plan
 
 __all__ = [
     "CT_WINDOWS",

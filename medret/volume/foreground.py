@@ -45,13 +45,13 @@ def whole(shape: tuple[int, ...]) -> Box:
     return Box((0, 0, 0), (shape[0], shape[1], shape[2]))
 
 
-def threshold(sample: Sample, *, hounsfield: bool) -> float:
+def threshold(sample: Sample, *, is_hu: bool) -> float:
     """The real value above which a voxel is taken to be body; what is not finite never is.
 
     Where more than a few voxels are not finite they stand for the background: for zeros around magnitudes, which are
     hardly ever negative, and for all that is outside the body around signed values (statistics, differences).
     """
-    if hounsfield:
+    if is_hu:
         return BODY_ABOVE_HU
     ordered = sample.ordered
     if not ordered.size:

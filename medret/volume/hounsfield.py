@@ -24,7 +24,7 @@ _WATER = (-20.0, 20.0)
 _METAL_ABOVE = 3100.0
 
 
-def looks_hounsfield(ordered: NDArray[np.float64], *, labelled: bool = False) -> bool:
+def is_hounsfield_like(ordered: NDArray[np.float64], *, labelled: bool = False) -> bool:
     """Whether a sample of voxels, finite and in ascending order, is in Hounsfield units.
 
     labelled: someone says that it is CT; then nothing may speak against it, and gas or fat for it.

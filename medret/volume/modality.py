@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from medret.modalities import modality_label
 from medret.modalities import modality_of as modality_named
-from medret.volume.hounsfield import looks_hounsfield
+from medret.volume.hounsfield import is_hounsfield_like
 
 
 @dataclass(frozen=True)
 class Modality:
-    """name: "CT", "MRI", "PET" or as labelled. hounsfield: whether the voxels are to be windowed in HU."""
+    """name: "CT", "MRI", "PET" or as labelled. is_hu: whether the voxels are to be windowed in HU."""
 
     name: str
     source: Literal["label", "guessed"]
-    hounsfield: bool
+    is_hu: bool
 
     @property
     def is_ct_without_hu(self) -> bool:
         """Whether the label says CT and the voxels are not Hounsfield units: rescaled, or their scale was lost."""
-        return self.name == "CT" and not self.hounsfield
+        return self.name == "CT" and not self.is_hu
 
 
 def modality_of(label: str | None, ordered: NDArray[np.float64]) -> Modality:
@@ -41,7 +41,7 @@ def modality_of(label: str | None, ordered: NDArray[np.float64]) -> Modality:
     Without a label, HU voxels are guessed to be CT and all others MRI, which in medicine is the next most frequent.
     """
     named = modality_named(label)
-    hounsfield = named in ("CT", None) and looks_hounsfield(ordered, labelled=named == "CT")
+    is_hu = named in ("CT", None) and is_hounsfield_like(ordered, labelled=named == "CT")
     if not label or not label.strip():
-        return Modality("CT" if hounsfield else "MRI", "guessed", hounsfield)
-    return Modality(named or modality_label(label), "label", hounsfield)
+        return Modality("CT" if is_hu else "MRI", "guessed", is_hu)
+    return Modality(named or modality_label(label), "label", is_hu)

@@ -27,9 +27,9 @@ from medret.volume.masks import check_not_mask
 from medret.volume.modality import modality_of
 from medret.volume.nifti import NiftiFile, open_nifti
 from medret.volume.orientation import Geometry, geometry_of
-from medret.volume.plan import SlicePlan, parse_slice_plan
 from medret.volume.region import Region
 from medret.volume.sample import Sample, check_not_constant, count_non_finite, take_sample
+from medret.volume.slice_plan import SlicePlan, parse_slice_plan
 from medret.volume.slicing import AXIS, draw_squares, extract, in_plane_axes, planes_of, slice_refs
 
 _LIMITS = Limits()
@@ -91,8 +91,8 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
         check_not_mask(voxels, sample)
 
     modality = modality_of(request.label, sample.ordered)
-    above = threshold(sample, hounsfield=modality.hounsfield)
-    if modality.hounsfield:
+    above = threshold(sample, is_hu=modality.is_hu)
+    if modality.is_hu:
         window = request.hu_window
     else:
         window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, header)

@@ -111,7 +111,7 @@ def _resized(pixels: NDArray[Any], mode: str, width: int, height: int) -> NDArra
     return np.frombuffer(image.tobytes(), pixels.dtype).reshape(height, width)
 
 
-def fitted_size(width_mm: float, height_mm: float, side_px: int) -> tuple[int, int]:
-    """(width, height) in px of a rectangle scaled so that its longer side is `side_px`; at least 1."""
+def fitted_size(width_mm: float, height_mm: float, image_size: int) -> tuple[int, int]:
+    """(width, height) in px of a rectangle scaled so that its longer side is `image_size`; at least 1."""
     longest = max(width_mm, height_mm)
-    return max(1, round(width_mm / longest * side_px)), max(1, round(height_mm / longest * side_px))
+    return max(1, round(width_mm / longest * image_size)), max(1, round(height_mm / longest * image_size))

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from medret.evaluate.metrics import METRICS, NAMES, Judged, chance, measure
+from medret.evaluate.metrics import METRICS, NAMES, JudgedRanking, chance, measure
 
 lists = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=6)
 
 
-def _judged(relevant: list[list[bool]], extra: int = 0) -> Judged:
+def _judged(relevant: list[list[bool]], extra: int = 0) -> JudgedRanking:
     """extra: relevant candidates that the lists do not hold."""
     found = np.array(relevant, bool)
     total = np.maximum(found.sum(axis=1) + extra, 1)
-    return Judged(found, total, np.full(len(found), found.shape[1] + extra))
+    return JudgedRanking(found, total, np.full(len(found), found.shape[1] + extra))
 
 
 def _of(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -65,10 +65,10 @@ def test_metrics_are_those_of_scikit_learn(relevant: list[list[bool]]) -> None:
 
 
 def test_the_best_order_scores_one_and_an_empty_list_nothing() -> None:
-    best = measure(Judged(np.array([[True] * 10 + [False] * 5]), np.array([10]), np.array([15])))
+    best = measure(JudgedRanking(np.array([[True] * 10 + [False] * 5]), np.array([10]), np.array([15])))
     assert best == pytest.approx(np.where(np.char.startswith(NAMES, "recall@"), best, 1.0))
     assert _of(best, "recall@10")[0] == 1
-    nothing = measure(Judged(np.zeros((2, 0), bool), np.array([3, 4]), np.array([5, 6])))
+    nothing = measure(JudgedRanking(np.zeros((2, 0), bool), np.array([3, 4]), np.array([5, 6])))
     assert not nothing.any()
 
 
@@ -80,8 +80,8 @@ def test_chance_is_the_mean_over_all_orders(candidates: int, data: st.DataObject
     orders = {tuple(order) for order in itertools.permutations([True] * total + [False] * (candidates - total))}
     ranked = np.array(sorted(orders))[:, :depth]
     count = len(ranked)
-    judged = Judged(ranked, np.full(count, total), np.full(count, candidates))
-    everything = Judged(np.array(sorted(orders)), judged.total, judged.candidates)
+    judged = JudgedRanking(ranked, np.full(count, total), np.full(count, candidates))
+    everything = JudgedRanking(np.array(sorted(orders)), judged.total, judged.candidates)
     expected = chance(np.array([total]), np.array([candidates]), depth)[0]
     measured, whole = measure(judged).mean(axis=0), measure(everything).mean(axis=0)
     for number, metric in enumerate(METRICS):  # only average precision ends where the lists do

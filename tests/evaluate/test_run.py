@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_panel, evaluate
-from medret.evaluate.arms import MODES
+from medret.evaluate.configs import MODES
 from medret.index.rows import RowTable
 from medret.search import Snapshot
 from medret.snapshot import read_files

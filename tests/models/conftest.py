@@ -36,16 +36,16 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def smooth_slices(count: int, side_px: int, seed: int = 0) -> Slices:
+def smooth_slices(count: int, image_size: int, seed: int = 0) -> Slices:
     """Grey images with structure at a scale that a network sees, unlike noise."""
     draws = torch.rand(count, 1, 9, 9, generator=torch.Generator().manual_seed(seed))
-    images = nn.functional.interpolate(draws, (side_px, side_px), mode="bicubic", align_corners=False)
+    images = nn.functional.interpolate(draws, (image_size, image_size), mode="bicubic", align_corners=False)
     return (images[:, 0].clamp(0, 1) * 255).to(torch.uint8).numpy()
 
 
 @pytest.fixture(scope="session")
 def slices() -> Callable[..., Slices]:
-    """`slices(count, side_px, seed)`."""
+    """`slices(count, image_size, seed)`."""
     return smooth_slices
 
 

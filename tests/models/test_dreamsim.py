@@ -35,8 +35,10 @@ BRANCHES = {
 
 
 def as_vit(model_type: str) -> Any:
-    side_px = 518 if "dinov2" in model_type else 224
-    return build(Weights("", "", ""), lambda: vit_base(patch_size=int(model_type.split("vitb")[1]), img_size=[side_px]))
+    image_size = 518 if "dinov2" in model_type else 224
+    return build(
+        Weights("", "", ""), lambda: vit_base(patch_size=int(model_type.split("vitb")[1]), img_size=[image_size])
+    )
 
 
 def backbone_file(model_type: str) -> str:

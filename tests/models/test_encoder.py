@@ -44,7 +44,7 @@ def test_padding_and_place_do_not_change_a_vector(default: Encoder, slices: Any)
 def test_batch_size_does_not_matter(name: str, precision: Any, slices: Any, cosines: Any) -> None:
     spec = model_spec(name)
     weights = resolve_weights(spec, "random:1")
-    images = slices(5, spec.side_px)
+    images = slices(5, spec.image_size)
     one, seven = (Encoder(spec, weights, batch_size=size, precision=precision).embed(images) for size in (1, 7))
     assert cosines(one, seven).min() > (0.99999 if precision == "fp32" else 0.9999)
 
@@ -84,7 +84,7 @@ def test_other_arrays_are_refused(wrong: Any, default: Encoder) -> None:
 def test_a_compiled_model_gives_the_same(slices: Any, cosines: Any) -> None:
     spec = model_spec(SMALL_VIT)
     weights = resolve_weights(spec, "random")
-    images = slices(3, spec.side_px)
+    images = slices(3, spec.image_size)
     plain, compiled = (Encoder(spec, weights, batch_size=2, backend=backend) for backend in (None, "eager"))
     assert cosines(plain.embed(images), compiled.embed(images)).min() > 0.99999
 
@@ -154,7 +154,7 @@ def test_bf16_keeps_vectors_and_neighbours(request: pytest.FixtureRequest, cosin
 
 @pytest.mark.parametrize("name", ["dinov1_s16", "dreamsim_clip_vitb32", "timm:test_vit", "resnet50"])
 def test_bf16_keeps_vectors_of_other_families(name: str, slices: Any, cosines: Any) -> None:
-    assert bf16_cosines(name, "random", slices(4, model_spec(name).side_px), cosines).mean() > 0.999
+    assert bf16_cosines(name, "random", slices(4, model_spec(name).image_size), cosines).mean() > 0.999
 
 
 @pytest.mark.gpu

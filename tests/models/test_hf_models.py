@@ -39,7 +39,7 @@ def dinov2(tmp_path: Path) -> tuple[Any, str]:
 def test_a_folder_by_name_gives_what_transformers_gives(dinov2: Any, slices: Any, pixels: Any, cosines: Any) -> None:
     model, folder = dinov2
     spec = model_spec(f"hf:{folder}")
-    assert (spec.dim, spec.side_px, spec.mean, spec.std) == (32, 56, MEAN, STD)
+    assert (spec.dim, spec.image_size, spec.mean, spec.std) == (32, 56, MEAN, STD)
     assert pickle.loads(pickle.dumps(spec)) == spec
     images = slices(3, 56)
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_the_tower_of_an_image_text_model(tmp_path: Path, slices: Any, pixels: A
     model = transformers.CLIPModel(config)
     folder = save(model, tmp_path / "clip", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     spec = model_spec("hf:some/clip", folder)
-    assert (spec.dim, spec.side_px) == (32, 32)
+    assert (spec.dim, spec.image_size) == (32, 32)
     images = slices(2, 32)
     with torch.inference_mode():
         expected = model.vision_model(pixels(images, MEAN, STD)).pooler_output.numpy()
@@ -171,7 +171,7 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "side_px", "mean", "std"),
+    ("processor", "image_size", "mean", "std"),
     [
         ({}, 56, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # no file: ImageNet's values, and the model's own size
         ({"size": 28, "do_normalize": False}, 28, (0, 0, 0), (1, 1, 1)),
@@ -182,7 +182,7 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_preprocessing_is_the_processors(
-    processor: dict[str, Any], side_px: int, mean: Any, std: Any, dinov2: Any
+    processor: dict[str, Any], image_size: int, mean: Any, std: Any, dinov2: Any
 ) -> None:
     _, folder = dinov2
     path = Path(folder) / "preprocessor_config.json"
@@ -190,7 +190,7 @@ def test_preprocessing_is_the_processors(
     if processor:
         path.write_text(json.dumps(processor))
     spec = model_spec(f"hf:{folder}")
-    assert spec.side_px == side_px
+    assert spec.image_size == image_size
     np.testing.assert_allclose((spec.mean, spec.std), (mean, std))
     assert ("assumed" in spec.source) is not bool(processor)
 

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from medret.models.memory import keep_freed_memory, without_collection
+from medret.models.memory import gc_paused, tune_malloc
 
 # Fills large blocks and frees them, pass after pass, as a model does its feature maps; prints how many pages the kernel
 # handed out from the second pass on, and how many the blocks have.
 PROGRAM = """
 import mmap, resource, sys, threading
 import numpy as np
-from medret.models import keep_freed_memory
+from medret.models import tune_malloc
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,7 +31,7 @@ def run():
     print(faults() - before, 5 * 4 * (20 << 20) // mmap.PAGESIZE)
 
 if sys.argv[1] == "kept":
-    assert keep_freed_memory()
+    assert tune_malloc()
 if sys.argv[2] == "main":
     run()
 else:
@@ -57,13 +57,13 @@ def test_freed_memory_is_used_again(thread: str) -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert keep_freed_memory() is False
+    assert tune_malloc() is False
 
 
 def test_garbage_is_collected_again_afterwards() -> None:
-    with without_collection():
+    with gc_paused():
         assert not gc.isenabled()
-        with without_collection():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()

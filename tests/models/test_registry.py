@@ -45,7 +45,7 @@ def test_width_and_cost_are_those_of_the_architecture(name: str) -> None:
     from medret.models.timm_models import build_timm
 
     spec = model_spec(name)
-    dim, gmacs = measure(lambda: WithLayers(build_timm(spec), spec.layers), spec.side_px, name)
+    dim, gmacs = measure(lambda: WithLayers(build_timm(spec), spec.layers), spec.image_size, name)
     assert dim == spec.dim
     assert gmacs == pytest.approx(spec.gmacs, rel=0.05)
 
@@ -103,12 +103,12 @@ def test_a_near_miss_is_suggested() -> None:
 def test_timm_names_bring_their_facts() -> None:
     spec = model_spec("timm:mobilenetv3_small_050.lamb_in1k")
     assert isinstance(spec, ModelSpec)
-    assert (spec.dim, spec.side_px, spec.mean) == (1024, 224, IMAGENET_MEAN)
+    assert (spec.dim, spec.image_size, spec.mean) == (1024, 224, IMAGENET_MEAN)
     assert spec.origins == (
         HubFile("timm/mobilenetv3_small_050.lamb_in1k", ("model.safetensors", "pytorch_model.bin")),
     )
     assert pickle.loads(pickle.dumps(spec)) == spec
-    assert model_spec("timm:vit_small_patch16_dinov3").side_px == 256
+    assert model_spec("timm:vit_small_patch16_dinov3").image_size == 256
 
 
 def test_timm_names_suggest_and_check_tags() -> None:

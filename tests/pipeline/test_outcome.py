@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medret.errors import MedretError, StorageError
-from medret.pipeline.outcome import failure_of
+from medret.pipeline.result import failure_of
 
 FULL = "OSError: [Errno 28] No space left on device: '/store/embeddings/x'"
 

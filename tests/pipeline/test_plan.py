@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from medret.archive import ArchiveObject
 from medret.index import IndexSettings
 from medret.pipeline.indices import with_index
-from medret.pipeline.known import Known, Previous, known_volumes
 from medret.pipeline.layout import (
     EmbeddingFile,
     Live,
@@ -24,14 +23,15 @@ from medret.pipeline.layout import (
     plan_index,
     tombstones,
 )
-from medret.pipeline.plan import Plan, Wanted, make_plan, resolve, twins, with_checks
-from medret.pipeline.prepare import judged_by
+from medret.pipeline.plan import Plan, Target, make_plan, resolve, twins, with_checks
+from medret.pipeline.prepare import ruleset_digest
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes
 from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.snapshot import Journal
 
 A, B = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
-WANTED = Wanted((A,), "judge")
+WANTED = Target((A,), "judge")
 
 
 def item(volume_id: str, size: int = 10, mtime: str = "t0", etag: str | None = None) -> ArchiveObject:
@@ -49,13 +49,13 @@ def refused(volume_id: str, **more: Any) -> dict[str, Any]:
     return row(volume_id, **{"status": "quarantined", "code": "truncated", "shards": [], "slices": 0, **more})
 
 
-def known(*rows: dict[str, Any], journal: tuple[dict[str, Any], ...] = ()) -> Known:
-    previous = Previous("id", None, pa.Table.from_pylist(list(rows), LEDGER), FILES.empty_table(), pa.table({}))
+def known(*rows: dict[str, Any], journal: tuple[dict[str, Any], ...] = ()) -> StoreState:
+    previous = BaseSnapshot("id", None, pa.Table.from_pylist(list(rows), LEDGER), FILES.empty_table(), pa.table({}))
     return known_volumes(previous, Journal(pa.Table.from_pylist(list(journal), LEDGER), FILES.empty_table(), ()))
 
 
 def causes(plan: Plan) -> Mapping[str, tuple[str, str]]:
-    return {step.item.volume_id: (step.deed, step.cause) for step in plan.steps}
+    return {step.item.volume_id: (step.action, step.cause) for step in plan.steps}
 
 
 def test_every_kind_of_change_is_told_apart() -> None:
@@ -80,7 +80,7 @@ def test_every_kind_of_change_is_told_apart() -> None:
     }
     assert plan.gone == ("gone",)
     assert not plan.idle
-    again = make_plan(objects, {}, before, Wanted((A,), "judge", retry=True))
+    again = make_plan(objects, {}, before, Target((A,), "judge", retry=True))
     assert causes(again)["still"] == ("check", "retried")
 
 
@@ -94,19 +94,19 @@ def test_a_stale_volume_is_compared_again_and_no_run_is_idle_until_then() -> Non
 
 def test_older_snapshots_give_vectors_but_no_second_opinion() -> None:
     """A5, B8: what returns is kept with its vectors, of one snapshot or of several; a refusal that stands is kept."""
-    live = Previous("id", None, pa.Table.from_pylist([row("both", shards=[(B, "two")]), refused("bad")], LEDGER),
+    live = BaseSnapshot("id", None, pa.Table.from_pylist([row("both", shards=[(B, "two")]), refused("bad")], LEDGER),
                     FILES.empty_table(), pa.table({}))  # fmt: skip
     older = pa.Table.from_pylist([row("back"), row("both"), row("bad"), row("other", content_sha256="x")], LEDGER)
     nothing = Journal(LEDGER.empty_table(), FILES.empty_table(), ())
     objects = [item("back"), item("bad"), item("both"), item("moved")]
-    plan = make_plan(objects, {}, known_volumes(live, nothing, older), Wanted((A,), "judge"))
+    plan = make_plan(objects, {}, known_volumes(live, nothing, older), Target((A,), "judge"))
     assert causes(plan) == {
         "back": ("keep", "returned"),
         "bad": ("refuse", "refused"),
         "both": ("keep", "returned"),
         "moved": ("check", "new"),
     }
-    both = make_plan(objects, {}, known_volumes(live, nothing, older), Wanted((A, B), "judge")).steps[2]
+    both = make_plan(objects, {}, known_volumes(live, nothing, older), Target((A, B), "judge")).steps[2]
     assert (both.cause, dict(both.shards)) == ("returned", {A: "one", B: "two"})
 
 
@@ -140,14 +140,14 @@ def test_equal_objects_of_one_run_are_embedded_once() -> None:
 
 def test_a_further_model_is_embedded_alone() -> None:
     before = known(row("a"), row("b", shards=[(A, "one"), (B, "two")]))
-    plan = make_plan([item("a"), item("b")], {}, before, Wanted((A, B), "judge"))
+    plan = make_plan([item("a"), item("b")], {}, before, Target((A, B), "judge"))
     first, second = plan.steps
-    assert (first.deed, first.cause, first.missing, dict(first.shards)) == ("embed", "recipe", (B,), {A: "one"})
-    assert (second.deed, dict(second.shards)) == ("keep", {A: "one", B: "two"})
+    assert (first.action, first.cause, first.missing, dict(first.shards)) == ("embed", "recipe", (B,), {A: "one"})
+    assert (second.action, dict(second.shards)) == ("keep", {A: "one", B: "two"})
 
 
 def test_another_recipe_embeds_everything() -> None:
-    plan = make_plan([item("a")], {}, known(row("a")), Wanted((B,), "judge"))
+    plan = make_plan([item("a")], {}, known(row("a")), Target((B,), "judge"))
     assert plan.steps[0].missing == (B,)
     assert not plan.idle
 
@@ -175,7 +175,7 @@ def test_another_modality_label_is_another_volume() -> None:
 
 
 def test_slices_drawn_by_name_are_never_shared() -> None:
-    wanted = Wanted((A,), "judge", copies=False)
+    wanted = Target((A,), "judge", copies=False)
     before = known(row("old"))
     plan = make_plan([item("moved")], {}, before, wanted)
     assert causes(plan)["moved"] == ("embed", "new")
@@ -226,7 +226,7 @@ def test_tombstones_are_the_rows_that_died() -> None:
           "indexed_in": key} for path, shard, key in held], FILES,
     )  # fmt: skip
     old = pa.Table.from_pylist([{"shard": "x", "volume_id": "z"}, {"shard": "w", "volume_id": "z"}], TOMBSTONES)
-    found = tombstones(["x", "y"], Previous("id", None, before, table, old), table, live_shards(now)).to_pylist()
+    found = tombstones(["x", "y"], BaseSnapshot("id", None, before, table, old), table, live_shards(now)).to_pylist()
     assert {(one["shard"], one["volume_id"]) for one in found} == {("x", "z"), ("x", "b"), ("x", "d")}
 
 
@@ -242,7 +242,7 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
 ) -> None:
     """B4: embedding shards go and come back, volumes move between them and return; no live row stays hidden."""
     wanted = IndexSettings(shard_rows=shard_rows)
-    previous = Previous(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+    previous = BaseSnapshot(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
     indices: dict[str, list[str]] = {}
     for generation, state in enumerate(history):
         ledger = pa.Table.from_pylist([row(v, shards=[(A, key)]) for v, key in state.items() if key], LEDGER)
@@ -268,7 +268,7 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
         found = [v for key, held in indices.items() for v in held if (key, v) not in hidden]
         assert sorted(found) == sorted(ledger["volume_id"].to_pylist())
         assert all(v in indices[key] for key, v in hidden)
-        previous = Previous("id", None, ledger, files, dead)
+        previous = BaseSnapshot("id", None, ledger, files, dead)
 
 
 def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
@@ -291,4 +291,4 @@ def test_what_looks_like_a_mask_is_judged_again_when_masks_are_wanted() -> None:
     without, masks = IndexRequest("archive", "store"), IndexRequest("archive", "store", include_masks=True)
     assert without.volume_limits.refuse_masks
     assert not masks.volume_limits.refuse_masks
-    assert judged_by(without, []) != judged_by(masks, [])
+    assert ruleset_digest(without, []) != ruleset_digest(masks, [])

@@ -18,11 +18,11 @@ import pytest
 
 from medret.archive import ArchiveObject, list_archive
 from medret.errors import QuarantineCode, VolumeError
+from medret.pipeline.content_hashes import _hash_all, equal_samples
 from medret.pipeline.read import Content, _with_contents
-from medret.pipeline.suspects import _hash_all, equal_samples
 from medret.recipe import SliceRecipe
 from medret.search.encoding import read_query
-from medret.search.page_images import Wanted, read_tiles
+from medret.search.page_images import ImageRequest, read_tiles
 from medret.storage import Location, StoredObject
 from medret.volume import Limits
 from medret.volume.nifti import START_BYTES
@@ -68,7 +68,7 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     assert {item.volume_id: read_query(item.uri) for item in listing.objects} == written
     unlike = [replace(item, etag=None, size_bytes=1) for item in listing.objects]
     assert equal_samples([unlike]) == set()
-    wanted = [Wanted(item.uri, ("x", None), frozenset()) for item in listing.objects]
+    wanted = [ImageRequest(item.uri, ("x", None), frozenset()) for item in listing.objects]
     tiles = read_tiles(wanted, SliceRecipe(), lambda uri, data: (uri, None), lambda volume_id, uri: uri)
     assert all("not_nifti" in str(shown) for shown in tiles.values())
 

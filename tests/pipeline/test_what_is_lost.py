@@ -19,8 +19,8 @@ from medret.demo.phantoms import KINDS, write_phantom
 from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.pipeline import run as pipeline_run
-from medret.pipeline.make import lay_out
-from medret.pipeline.rows import vectors_column
+from medret.pipeline.batch_schema import vectors_column
+from medret.pipeline.materialize import lay_out
 from medret.pipeline.shards import write_shard
 from medret.pipeline.write import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
@@ -273,8 +273,8 @@ def test_a_file_replaced_between_hashing_and_reading_gives_its_copies_no_vectors
     vectors, recipe, spec = after.vectors(MODEL), after.manifest.recipes[0].load(), model_spec(MODEL, "random")
     encoder = Encoder(spec, resolve_weights(spec, "random"), precision=recipe.model.precision, batch_size=8)
     for name in ("a1.nii.gz", "a2.nii.gz", "a3.nii.gz", "b2.nii.gz"):
-        sliced = read_volume((archive / name).read_bytes(), name, recipe.slices, [spec.side_px])
-        expected, _ = unit_slices(encoder.embed(sliced.pixels[spec.side_px]))
+        sliced = read_volume((archive / name).read_bytes(), name, recipe.slices, [spec.image_size])
+        expected, _ = unit_slices(encoder.embed(sliced.pixels[spec.image_size]))
         assert (vectors[name].astype(np.float32) * expected.astype(np.float32)).sum(axis=1).min() > 0.999
     assert not np.allclose(vectors["a1.nii.gz"].astype(float), vectors["a2.nii.gz"].astype(float), atol=2e-2)
     assert verify_store(Location(place / "store")) == []

@@ -97,7 +97,9 @@ def make_store(
             if aggregation is None:
                 table = slice_table(part, dim, recipe.digest)
                 rows = table.select(ROWS.names).cast(ROWS)
-                parquet = store.write_named(f"embeddings/{recipe.digest}", "slices", ".parquet", parquet_bytes(table))
+                parquet = store.write_content_addressed(
+                    f"embeddings/{recipe.digest}", "slices", ".parquet", parquet_bytes(table)
+                )
                 files.append(
                     {
                         "path": parquet.path,

@@ -69,7 +69,7 @@ def forge_file(store: Location, kind: str, change: Callable[[bytes], bytes], agg
         data = change(store.read(row["path"]))
         folder, _, name = row["path"].rpartition("/")
         suffix = "." + name.rpartition(".")[2]
-        written = store.write_named(folder, kind, suffix, data)
+        written = store.write_content_addressed(folder, kind, suffix, data)
         row.update(path=written.path, sha256=written.sha256, size_bytes=written.size_bytes)
 
     return forge_rows(store, "files", swap)

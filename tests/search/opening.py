@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from medret.errors import CorruptError, MedretError
-from medret.pipeline.known import read_known
+from medret.pipeline.store_state import read_known
 from medret.search import open_snapshot
 from medret.snapshot import verify_store
+from medret.snapshot.gc import gc
 from medret.snapshot.history import history
 from medret.snapshot.lease import leased
-from medret.snapshot.sweep import sweep
 from medret.storage import Location
 
 ID = "synthetic/liver_0000.nii.gz"
@@ -44,7 +44,7 @@ def one_line(error: MedretError) -> None:
 
 def sweep_it(store: Location) -> None:
     with leased(store, "a test") as lease:
-        sweep(store, lease, keep=1, older_than=timedelta(0), dry_run=True)
+        gc(store, lease, keep=1, older_than=timedelta(0), dry_run=True)
 
 
 def search_it(store: Location) -> None:

@@ -3,23 +3,25 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medret.search.merge import Found, merge_shards, merge_slices
+from medret.search.merge import ScoredRow, merge_shards, merge_slices
 
 found_lists = st.lists(
-    st.builds(Found, st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 5)),
+    st.builds(
+        ScoredRow, st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 5)
+    ),
     max_size=30,
 )
 
 
 @given(found_lists, st.integers(1, 12), st.randoms())
-def test_the_order_of_arrival_does_not_matter(found: list[Found], k: int, random: object) -> None:
+def test_the_order_of_arrival_does_not_matter(found: list[ScoredRow], k: int, random: object) -> None:
     shuffled = found.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert merge_shards(found, k) == merge_shards(shuffled, k)
 
 
 @given(found_lists, st.integers(1, 12))
-def test_the_best_come_first_and_ties_by_volume(found: list[Found], k: int) -> None:
+def test_the_best_come_first_and_ties_by_volume(found: list[ScoredRow], k: int) -> None:
     merged = merge_shards(found, k)
     assert len(merged) == min(k, len(found))
     keys = [(-one.score, one.volume_id, one.shard, one.row) for one in merged]
@@ -29,7 +31,7 @@ def test_the_best_come_first_and_ties_by_volume(found: list[Found], k: int) -> N
 
 
 @given(st.lists(found_lists, max_size=4), st.integers(1, 12))
-def test_slices_found_twice_keep_their_best_score(by_slice: list[list[Found]], k: int) -> None:
+def test_slices_found_twice_keep_their_best_score(by_slice: list[list[ScoredRow]], k: int) -> None:
     merged = merge_slices(by_slice, k)
     places = [(one.shard, one.row) for one, _ in merged]
     assert len(places) == len(set(places))

@@ -10,12 +10,12 @@ import pytest
 
 from medret.embeddings import EmbeddedVolume
 from medret.search import open_snapshot
-from medret.search.merge import Found
+from medret.search.merge import ScoredRow
 from medret.search.pooling import COPIES_MAX, MAX, SUM, VOTE, places, pooled
 
 
-def _found(*scores: float) -> list[Found]:
-    return [Found(score, f"volume-{number:03d}", 0, number) for number, score in enumerate(scores)]
+def _found(*scores: float) -> list[ScoredRow]:
+    return [ScoredRow(score, f"volume-{number:03d}", 0, number) for number, score in enumerate(scores)]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -80,7 +80,7 @@ def write_shard(store: Location, embedded: list[EmbeddedVolume], key: str) -> li
     ]
     files = []
     for kind, aggregation, table in tables:
-        written = store.write_named(f"embeddings/{RECIPE.digest}", kind, ".parquet", parquet_bytes(table))
+        written = store.write_content_addressed(f"embeddings/{RECIPE.digest}", kind, ".parquet", parquet_bytes(table))
         files.append({**vars(written), "kind": kind, "rows": table.num_rows, "recipe": RECIPE.digest,
                       "aggregation": aggregation, "shard": key})  # fmt: skip
     return files
@@ -176,7 +176,9 @@ def history(tmp_path: Path) -> SimpleNamespace:
     first = publish_more(store, embedded[:8], ledger[:8])
     kept = [row for row in ledger if row["volume_id"] != "v2.nii.gz"]
     second = publish_more(store, embedded[8:], kept, parent=first, dead=["v2.nii.gz"])
-    store.write_named("runs", RUN, ".json", json.dumps({"error": "v2.nii.gz was odd, v3.nii.gz not"}).encode())
+    store.write_content_addressed(
+        "runs", RUN, ".json", json.dumps({"error": "v2.nii.gz was odd, v3.nii.gz not"}).encode()
+    )
     vectors = {volume.volume_id: volume.vectors for volume in embedded}
     return SimpleNamespace(store=store, first=first, second=second, vectors=vectors)
 

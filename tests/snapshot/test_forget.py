@@ -21,9 +21,9 @@ from medret.search import open_snapshot
 from medret.snapshot import current_id, read_manifest, snapshot_ids, verify_store
 from medret.snapshot.forget import finish, forget
 from medret.snapshot.forgetting import FORGETTING
+from medret.snapshot.gc import gc
 from medret.snapshot.lease import take
 from medret.snapshot.mentions import FORGOTTEN, Mentions
-from medret.snapshot.sweep import sweep
 from medret.storage import Location
 
 EMBEDDED, GONE, REFUSED, UNFINISHED = "v1.nii.gz", "v2.nii.gz", 'b"ö/q 1.nii.gz', "j.nii.gz"
@@ -71,7 +71,7 @@ def worn(tmp_path_factory: pytest.TempPathFactory, makers: SimpleNamespace) -> S
     for path in STRANGERS:
         store.write(path, b"a user's")
     words = {"error": f"/archive/{EMBEDDED}: odd", "and": [REFUSED, LONGER, UNFINISHED, GONE, COPY]}
-    store.write_named("runs", "20260131T094500Z", ".json", json.dumps(words).encode())
+    store.write_content_addressed("runs", "20260131T094500Z", ".json", json.dumps(words).encode())
     return SimpleNamespace(store=store, first=first, second=second, vectors=vectors)
 
 
@@ -113,10 +113,10 @@ def assert_nothing_is_left(store: Location, gone: set[str], vectors: Sequence[by
     assert len(snapshot_ids(store)) == 2
 
 
-def states(store: Location, copy_of: Callable[[Location], Location], deed: Callable[[], Any]) -> list[Location]:
-    """The store as a kill before each write of a deed leaves it, a half-written file included."""
+def states(store: Location, copy_of: Callable[[Location], Location], operation: Callable[[], Any]) -> list[Location]:
+    """The store as a kill before each write of a operation leaves it, a half-written file included."""
     found: list[Location] = []
-    whole = {name: getattr(Location, name) for name in ("write", "delete", "swap")}
+    whole = {name: getattr(Location, name) for name in ("write", "delete", "compare_and_swap")}
     busy: list[str] = []
 
     def noted(name: str) -> Callable[..., Any]:
@@ -140,7 +140,7 @@ def states(store: Location, copy_of: Callable[[Location], Location], deed: Calla
     with pytest.MonkeyPatch.context() as patch:
         for name in whole:
             patch.setattr(Location, name, noted(name))
-        deed()
+        operation()
     return found
 
 
@@ -161,7 +161,7 @@ def test_killed_before_any_of_its_writes_it_is_finished_by_whoever_comes_next(
         if not pending or number % 3 == 0:
             forget(state, gone, lease, copies=True)  # type: ignore[arg-type]
         elif number % 3 == 1:
-            sweep(state, lease, keep=9, older_than=timedelta(days=9))  # type: ignore[arg-type]
+            gc(state, lease, keep=9, older_than=timedelta(days=9))  # type: ignore[arg-type]
         else:
             assert finish(state, lease) is not None  # type: ignore[arg-type]  # as the next `index` does
         left = {path: data for path, data in contents(state).items() if not path.startswith(".")}
@@ -259,7 +259,9 @@ def test_an_id_that_stands_in_words_alone_is_forgotten_too(
 ) -> None:
     """B10: a report outlives the snapshots; manifests' gates are text."""
     store = copy_of(worn.store)
-    store.write_named("runs", "20260101T000000Z", ".json", json.dumps({"error": "/a/ä only here.nii: odd"}).encode())
+    store.write_content_addressed(
+        "runs", "20260101T000000Z", ".json", json.dumps({"error": "/a/ä only here.nii: odd"}).encode()
+    )
     forget(store, {"ä only here.nii"}, NoLease())  # type: ignore[arg-type]
     assert not [path for path, text in texts(store) if "only here" in text]
     with pytest.raises(NotFoundError):

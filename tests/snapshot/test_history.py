@@ -19,9 +19,9 @@ from medret.schemas import FILES, LEDGER
 from medret.search import open_snapshot
 from medret.snapshot import current_id, read_ledger, read_manifest, snapshot_ids, verify_store
 from medret.snapshot.forget import forget
+from medret.snapshot.gc import gc
 from medret.snapshot.journal import read_journal, write_entry
 from medret.snapshot.lease import take
-from medret.snapshot.sweep import sweep
 from medret.storage import Location
 
 GONE = "v2.nii.gz"
@@ -79,8 +79,10 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     """B6, B11: only names of medret's own form go; temporaries go although a journal is there."""
     store: Location = history.store
     grow_old(store)
-    leftover = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a killed run").path
-    written = store.write_named("embeddings/0123456789abcdef", "slices", ".parquet", b"of a run to go on")
+    leftover = store.write_content_addressed(
+        "embeddings/0123456789abcdef", "slices", ".parquet", b"of a killed run"
+    ).path
+    written = store.write_content_addressed("embeddings/0123456789abcdef", "slices", ".parquet", b"of a run to go on")
     resumable = written.path
     entry = pa.Table.from_pylist([{**vars(written), "kind": "slices", "rows": 1, "recipe": "0123456789abcdef"}], FILES)
     write_entry(store, "5" * 16, LEDGER.empty_table(), entry)
@@ -91,13 +93,13 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     lease = take(store, "gc", 60)
     before = store.files()
     # Young files stay, whatever they are.
-    assert sweep(store, lease, keep=9, older_than=timedelta(hours=1)).paths == ()
+    assert gc(store, lease, keep=9, older_than=timedelta(hours=1)).paths == ()
     grow_old(store)
-    planned = sweep(store, lease, keep=9, older_than=timedelta(hours=1), dry_run=True)
+    planned = gc(store, lease, keep=9, older_than=timedelta(hours=1), dry_run=True)
     assert store.files() == before
     assert set(planned.paths) == {leftover, half, cut}
     assert planned.strangers == STRANGERS
-    assert sweep(store, lease, keep=9, older_than=timedelta(hours=1)) == planned
+    assert gc(store, lease, keep=9, older_than=timedelta(hours=1)) == planned
     assert {resumable, *STRANGERS} <= set(store.files())
     assert len(read_journal(store).paths) == 1
 

@@ -73,11 +73,11 @@ def test_a_silent_holder_elsewhere_lapses_and_finds_out(store: Location) -> None
     lease = take(store, "run", 600)
     ours = store.read(LEASE)
     elsewhere = replace(msgspec.json.decode(ours, type=Holder), process="another-machine:1:1")
-    assert store.swap(LEASE, ours, elsewhere.to_bytes())
+    assert store.compare_and_swap(LEASE, ours, elsewhere.to_bytes())
     with pytest.raises(BusyError):
         take(store, "early", 60)
     silent = replace(elsewhere, expires=datetime.now(UTC) - timedelta(seconds=1))
-    assert store.swap(LEASE, elsewhere.to_bytes(), silent.to_bytes())
+    assert store.compare_and_swap(LEASE, elsewhere.to_bytes(), silent.to_bytes())
     take(store, "heir", 60)
     assert "heir" in holder_of(store)
     with pytest.raises(BusyError, match="lapsed"):
@@ -120,11 +120,11 @@ def test_a_lease_taken_between_judging_and_swapping_is_never_taken_over(
 ) -> None:
     """B3: another takes the store right after the lapsed lease was read, before it is swapped."""
     take(store, "before", 60).give_back()
-    read, swap = Location.read, Location.swap
+    read, swap = Location.read, Location.compare_and_swap
 
     def meanwhile(name: str, whole: Callable[..., object]) -> Callable[..., object]:
         def then(self: Location, *arguments: object) -> object:
-            if name == "swap":  # the moment between the last reading and the writing
+            if name == "compare_and_swap":  # the moment between the last reading and the writing
                 monkeypatch.undo()
                 winners.append(take(self, "faster", 60))
                 return whole(self, *arguments)
@@ -135,7 +135,7 @@ def test_a_lease_taken_between_judging_and_swapping_is_never_taken_over(
 
         return then
 
-    for name, whole in (("read", read), ("swap", swap)):
+    for name, whole in (("read", read), ("compare_and_swap", swap)):
         winners: list[Lease] = []
         monkeypatch.setattr(Location, name, meanwhile(name, whole))
         with pytest.raises(BusyError, match="faster"):

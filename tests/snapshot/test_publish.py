@@ -54,7 +54,7 @@ def test_crash_before_the_last_step_leaves_the_old_snapshot(
     def goes_away(self: Location, relative: str, expected: bytes | None, new: bytes) -> bool:
         raise OSError("the machine went away")
 
-    monkeypatch.setattr(Location, "swap", goes_away)
+    monkeypatch.setattr(Location, "compare_and_swap", goes_away)
     with pytest.raises(OSError, match="went away"):
         publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), parent=before, **made.fields(5, 3))
     assert current_id(store) == before

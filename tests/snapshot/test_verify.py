@@ -50,7 +50,7 @@ def test_a_swapped_file_is_found(published: tuple[Location, str]) -> None:
     store, _ = published
     slices = next(path for path in store.files() if "/slices-" in path)
     Path(store.path(slices)).unlink()
-    store.write_named(slices.rpartition("/")[0], "slices", ".parquet", b"something else")
+    store.write_content_addressed(slices.rpartition("/")[0], "slices", ".parquet", b"something else")
     assert [(finding.path, finding.problem) for finding in verify_store(store)] == [(slices, "is missing")]
 
 

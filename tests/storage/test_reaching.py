@@ -16,18 +16,18 @@ from medret.search.encoding import read_volume_query
 from medret.storage import Location, is_store_failure, read_uri
 
 
-@pytest.mark.parametrize("deed", [Location, read_uri])
-def test_a_server_that_does_not_answer(deed: Callable[[str], object]) -> None:
+@pytest.mark.parametrize("operation", [Location, read_uri])
+def test_a_server_that_does_not_answer(operation: Callable[[str], object]) -> None:
     """A16: while opening (ftp connects at once)."""
     with pytest.raises(UnreachableError, match=r"ftp://127\.0\.0\.1:1/x cannot be opened: .*refused"):
-        deed("ftp://127.0.0.1:1/x")
+        operation("ftp://127.0.0.1:1/x")
 
 
-@pytest.mark.parametrize("deed", [read_uri, read_volume_query, list_archive])
-def test_a_web_server_that_does_not_answer_is_no_missing_file(deed: Callable[[str], object]) -> None:
+@pytest.mark.parametrize("operation", [read_uri, read_volume_query, list_archive])
+def test_a_web_server_that_does_not_answer_is_no_missing_file(operation: Callable[[str], object]) -> None:
     """B9: fsspec calls it a missing file."""
     with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1/x\.nii cannot be (read|listed): "):
-        deed("http://127.0.0.1:1/x.nii")
+        operation("http://127.0.0.1:1/x.nii")
 
 
 def test_the_command_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

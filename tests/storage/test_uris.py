@@ -93,9 +93,9 @@ def test_a_path_that_is_no_text_is_refused() -> None:
 def test_a_path_that_leads_elsewhere_is_damage(tmp_path: Path, path: str) -> None:
     """E1: whatever is done with it."""
     store = Location(tmp_path / "store")
-    for deed in (store.path, store.local_path, store.read, store.delete, store.exists, store.files):
+    for operation in (store.path, store.local_path, store.read, store.delete, store.exists, store.files):
         with pytest.raises(CorruptError, match="below its store"):
-            deed(path)
+            operation(path)
     with pytest.raises(CorruptError, match="below its store"):
         store.write(path, b"x")
 
@@ -122,9 +122,9 @@ def test_a_link_out_of_a_store_is_not_followed(tmp_path: Path) -> None:
     store.write("a/x", b"mine")
     (real / "folder").symlink_to(outside)
     (real / "file").symlink_to(outside / "x")
-    for deed in (lambda: store.read("folder/x"), lambda: store.read("file"), lambda: store.delete("folder/x")):
+    for operation in (lambda: store.read("folder/x"), lambda: store.read("file"), lambda: store.delete("folder/x")):
         with pytest.raises(CorruptError, match="leads out of"):
-            deed()
+            operation()
     with pytest.raises(CorruptError, match="leads out of"):
         store.write("folder/y", b"mine")
     store.delete("file")  # the link itself

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medret.volume.hounsfield import looks_hounsfield
+from medret.volume.hounsfield import is_hounsfield_like
 from medret.volume.modality import modality_of
 
 Values = NDArray[np.float64]
 
 
 def seen_as_hu(values: NDArray[Any], *, labelled: bool = False) -> bool:
-    return looks_hounsfield(np.sort(values, axis=None).astype(float), labelled=labelled)
+    return is_hounsfield_like(np.sort(values, axis=None).astype(float), labelled=labelled)
 
 
 def tissue(rng: np.random.Generator, noise_hu: float = 20.0, *, count: int = 6000) -> Values:
@@ -120,16 +120,16 @@ def test_what_is_not_in_hounsfield_units(name: str) -> None:
 def test_ct_that_lost_its_scale_is_counted(name: str) -> None:
     """C5, C6: labelled CT, and not in HU."""
     found = modality_of("CT", np.sort(NOT_CT[name](np.random.default_rng(0))))
-    assert (found.name, found.hounsfield, found.is_ct_without_hu) == ("CT", False, True)
+    assert (found.name, found.is_hu, found.is_ct_without_hu) == ("CT", False, True)
 
 
 @pytest.mark.parametrize("label", ["CT", "HRCT", "CT;PET"])
 def test_the_label_ct_asks_less(label: str) -> None:
     """C5, C6: clipped to a soft window, with hardly any bone; nobody would guess it, and the label settles it."""
     values = np.sort(np.concatenate([chest(np.random.default_rng(0)).clip(-200, 300), np.full(3000, -200.0)]))
-    assert modality_of(None, values).hounsfield is False
+    assert modality_of(None, values).is_hu is False
     found = modality_of(label, values)
-    assert (found.name, found.hounsfield, found.is_ct_without_hu) == ("CT", True, False)
+    assert (found.name, found.is_hu, found.is_ct_without_hu) == ("CT", True, False)
 
 
 def test_label_and_voxels_decide_together(ct: NDArray[np.int16], mr: NDArray[np.uint16]) -> None:
@@ -137,7 +137,7 @@ def test_label_and_voxels_decide_together(ct: NDArray[np.int16], mr: NDArray[np.
 
     def outcome(label: str | None, values: Values) -> tuple[str, str, bool]:
         found = modality_of(label, values)
-        return found.name, found.source, found.hounsfield
+        return found.name, found.source, found.is_hu
 
     assert outcome(None, hu) == ("CT", "guessed", True)
     assert outcome("  ", other) == ("MRI", "guessed", False)

@@ -170,7 +170,7 @@ S3_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</
         (LFS, ["git-lfs pointer", "git lfs pull"]),
         (b"/annex/objects/SHA256E-s1048576--0a1b.nii.gz\n", ["git-annex pointer", "git annex get"]),
         (b"../.git/annex/objects/w8/Kq/SHA256E-s10--0a.nii.gz/SHA256E-s10--0a.nii.gz", ["git-annex pointer"]),
-        (b"\xef\xbb\xbf\n <!DOCTYPE HTML><html><body>404 Not Found", ["HTML page", "fetch it again"]),
+        (b"\xef\xbb\xbf\n <!DOCTYPE HTML><html><body>404 Not ScoredRow", ["HTML page", "fetch it again"]),
         (b"<!-- proxy -->\n<Html lang=en>", ["HTML page"]),
         (S3_ERROR, ["XML error", "fetch it again"]),
         (b'<?xml version="1.0"?><VTKFile/>', ["XML file"]),

@@ -28,8 +28,8 @@ def sampled(phantoms: Any) -> Any:
     return sample
 
 
-def box_of(sample: Sample, shape: tuple[int, ...], *, hounsfield: bool = False) -> Box:
-    return foreground_box(sample, threshold(sample, hounsfield=hounsfield), shape)
+def box_of(sample: Sample, shape: tuple[int, ...], *, is_hu: bool = False) -> Box:
+    return foreground_box(sample, threshold(sample, is_hu=is_hu), shape)
 
 
 def block(shape: tuple[int, int, int], first: tuple[int, int, int], last: tuple[int, int, int]) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def test_a_table_under_the_patient_is_left_out(sampled: Any) -> None:
     values = np.full((96, 96, 40), -1000.0)
     values[20:76, 40:90] = 40
     values[15:80, 6:8] = 300
-    found = box_of(sampled(values), values.shape, hounsfield=True)
+    found = box_of(sampled(values), values.shape, is_hu=True)
     assert 30 <= found.first[1] <= 40
     assert found.last[1] >= 90
 
@@ -72,7 +72,7 @@ def test_two_legs_are_both_kept(sampled: Any) -> None:
     values = np.full((96, 60, 60), -1000.0)
     values[6:36, 15:45] = 40
     values[60:90, 15:45] = 40
-    found = box_of(sampled(values), values.shape, hounsfield=True)
+    found = box_of(sampled(values), values.shape, is_hu=True)
     assert found.first[0] <= 6
     assert found.last[0] >= 90
 
@@ -81,7 +81,7 @@ def test_without_a_body_the_whole_field_of_view_is_kept(sampled: Any) -> None:
     noise = np.random.default_rng(3).normal(0, 1, (40, 40, 40))
     assert box_of(sampled(noise), noise.shape) == whole(noise.shape)
     air = np.full((40, 40, 40), -1000.0)
-    assert box_of(sampled(air), air.shape, hounsfield=True) == whole(air.shape)
+    assert box_of(sampled(air), air.shape, is_hu=True) == whole(air.shape)
     speck = np.zeros((40, 40, 40))
     speck[20, 20, 20] = 1
     assert box_of(sampled(speck), speck.shape) == whole(speck.shape)

@@ -90,9 +90,9 @@ def from_ipc(cells: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *tables])
 
 
-def pixels_column(side_px: int) -> str:
+def pixels_column(image_size: int) -> str:
     """Name of the column with a volume's slices at one side: (n, side, side) uint8, as bytes."""
-    return f"pixels_{side_px}"
+    return f"pixels_{image_size}"
 
 
 def vectors_column(recipe: Recipe) -> str:

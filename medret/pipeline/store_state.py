@@ -27,7 +27,7 @@ Origin = Literal["live", "journal", "older"]
 
 
 @dataclass(frozen=True)
-class Previous:
+class BaseSnapshot:
     """The live snapshot before this run; id and manifest are None, and the tables empty, when nothing is live."""
 
     id: str | None
@@ -41,7 +41,7 @@ class Previous:
 class KnownVolume:
     """A ledger row, as far as planning needs it.
 
-    row: in `Known.table`. shards: recipe digest -> embedding shard. origin: who made it.
+    row: in `StoreState.table`. shards: recipe digest -> embedding shard. origin: who made it.
     """
 
     row: int
@@ -52,14 +52,14 @@ class KnownVolume:
     content_sha256: str | None
     embedded: bool
     code: str | None
-    judged_by: str | None
+    ruleset_digest: str | None
     modality: str | None
     shards: Mapping[str, str]
     origin: Origin
 
 
 @dataclass(frozen=True)
-class Known:
+class StoreState:
     """Every ledger row at hand.
 
     table: schemas.LEDGER, the live snapshot's rows, then the journal's, then those of older snapshots, from row
@@ -83,11 +83,11 @@ def live_manifest(store: Location) -> Manifest | None:
     return None if live is None else read_manifest(store, live)
 
 
-def previous_snapshot(store: Location) -> Previous:
+def previous_snapshot(store: Location) -> BaseSnapshot:
     """What is live in a store. Raises VersionError for a snapshot of another medret, CorruptError for a damaged one."""
     live = current_id(store)
     if live is None:
-        return Previous(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+        return BaseSnapshot(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
     manifest = read_manifest(store, live)
     ledger, files = read_ledger(store, live, manifest), read_files(store, live, manifest)
     for table, schema, what in ((ledger, LEDGER, "ledger"), (files, FILES, "table of files")):
@@ -96,10 +96,10 @@ def previous_snapshot(store: Location) -> Previous:
                 f"{store.uri}: the {what} of snapshot {live} has other columns than this version of medret writes "
                 f"({manifest.medret_version}); index into a new store"
             )
-    return Previous(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
+    return BaseSnapshot(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
 
 
-def known_volumes(previous: Previous, journal: Journal, older: pa.Table | None = None) -> Known:
+def known_volumes(previous: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
     """The rows of all of them, by volume. older: schemas.LEDGER, of older snapshots."""
     tables = [previous.ledger, journal.ledger, LEDGER.empty_table() if older is None else older]
     by_id: dict[str, KnownVolume] = {}
@@ -112,21 +112,21 @@ def known_volumes(previous: Previous, journal: Journal, older: pa.Table | None =
             else:
                 further[volume.volume_id] = (*further.get(volume.volume_id, ()), volume)
         at += table.num_rows
-    return Known(pa.concat_tables(tables), by_id, further, at - tables[-1].num_rows)
+    return StoreState(pa.concat_tables(tables), by_id, further, at - tables[-1].num_rows)
 
 
-def read_known(store: Location) -> tuple[Previous, Journal, Known]:
+def read_known(store: Location) -> tuple[BaseSnapshot, Journal, StoreState]:
     """Everything that is known about a store."""
     previous, journal = previous_snapshot(store), read_journal(store)
     return previous, journal, known_volumes(previous, journal)
 
 
 def unfinished_elsewhere(
-    journal: Journal, objects: Iterable[ArchiveObject], recipes: Collection[str], judged_by: str
+    journal: Journal, objects: Iterable[ArchiveObject], recipes: Collection[str], ruleset_digest: str
 ) -> frozenset[str]:
     """Paths of the journal entries that a run which is asked for other vectors than these (digests) can still use.
 
-    judged_by: see plan.Wanted. Entries that speak of objects as they are no more are of no use to anyone.
+    ruleset_digest: see plan.Target. Entries that speak of objects as they are no more are of no use to anyone.
     """
     if not journal.entries:
         return frozenset()
@@ -137,7 +137,7 @@ def unfinished_elsewhere(
             return False
         if row["status"] == "embedded":
             return any(recipe not in recipes for recipe, _ in row["shards"])
-        return bool(row["judged_by"] != judged_by)
+        return bool(row["judged_by"] != ruleset_digest)
 
     names = ["volume_id", "size_bytes", "etag", "mtime", "status", "shards", "judged_by"]
     return frozenset(path for path, rows in journal.entries if any(map(is_of_use, rows.select(names).to_pylist())))
@@ -148,8 +148,8 @@ def _volumes(table: pa.Table, first_row: int, origin: Origin) -> Iterator[KnownV
     columns = [table[name].to_pylist() for name in names]
     shards = table["shards"].to_pylist()
     rows = enumerate(zip(*columns, shards, strict=True), first_row)
-    for row, (volume_id, size, etag, mtime, sha256, status, code, judged_by, modality, held) in rows:
+    for row, (volume_id, size, etag, mtime, sha256, status, code, ruleset_digest, modality, held) in rows:
         yield KnownVolume(
-            row, volume_id, size, etag, mtime, sha256, status == "embedded", code, judged_by, modality,
+            row, volume_id, size, etag, mtime, sha256, status == "embedded", code, ruleset_digest, modality,
             dict(held or ()), origin,
         )  # fmt: skip

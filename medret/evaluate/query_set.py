@@ -26,7 +26,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Panel:
+class QuerySet:
     """Queries and candidates.
 
     queries, candidates: label tables (volume_id, uri, subject, ...), one row each. own: of each query the candidates
@@ -77,7 +77,7 @@ def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
 
 def archive_panel(
     snapshot: Snapshot, without: AbstractSet[str] = frozenset(), sample: int | None = None, seed: int = 0
-) -> Panel:
+) -> QuerySet:
     """Every volume of a snapshot, or `sample` of them drawn at random, asks for the others.
 
     without: volumes that are neither asked nor found.
@@ -92,4 +92,4 @@ def archive_panel(
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
         return snapshot.resolve(ids[row], model=model, aggregation=aggregation)
 
-    return Panel(queries, labels, [(int(row),) for row in rows], resolve, hidden=frozenset(without))
+    return QuerySet(queries, labels, [(int(row),) for row in rows], resolve, hidden=frozenset(without))

@@ -17,7 +17,7 @@ MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits a
 
 
 @dataclass(frozen=True)
-class Arm:
+class SearchConfig:
     """One way to search. aggregation: how volume vectors were made; in other modes than `volume` it plays no part.
 
     default: whether `medret search` searches this way when it is told nothing.
@@ -55,7 +55,7 @@ def search_defaults() -> tuple[str, str]:
     return DEFAULT_INDEX, VOLUME
 
 
-def arms_of(snapshot: Snapshot, selection: Selection) -> list[Arm]:
+def arms_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     """The arms of a snapshot; raises UsageError for a name that it does not have."""
     models = _chosen("model", selection.models, snapshot.models, snapshot)
     wanted = [parse_aggregation(name).name for name in selection.aggregations]
@@ -65,7 +65,7 @@ def arms_of(snapshot: Snapshot, selection: Selection) -> list[Arm]:
     modes = _chosen("mode", selection.modes, MODES, snapshot)
     default = (snapshot.models[0], snapshot.aggregations[0], *search_defaults())
     return [
-        Arm(model, aggregation, index, mode, (model, aggregation, index, mode) == default)
+        SearchConfig(model, aggregation, index, mode, (model, aggregation, index, mode) == default)
         for model in models
         for aggregation in aggregations
         for index in indices
@@ -73,7 +73,7 @@ def arms_of(snapshot: Snapshot, selection: Selection) -> list[Arm]:
     ]
 
 
-def leading_arm(arms: Sequence[Arm]) -> Arm:
+def leading_arm(arms: Sequence[SearchConfig]) -> SearchConfig:
     """The arm that a report is about: the one that search uses, else the first exact one, else the first."""
     return min(arms, key=lambda arm: (not arm.default, arm.index != "exact"))
 

@@ -23,7 +23,7 @@ RENEWING = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
-class Swept:
+class GcResult:
     """What was removed, or would be. kept, dropped: snapshot ids. paths: files. size_bytes: their sum.
 
     strangers: files that are not medret's, which stay.
@@ -36,9 +36,9 @@ class Swept:
     strangers: tuple[str, ...]
 
 
-def sweep(
+def gc(
     store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False, say: Say = lambda _: None
-) -> Swept:
+) -> GcResult:
     """Remove what is not needed, and finish a `forget` that was stopped.
 
     keep: so many of the newest snapshots stay, beside the live one. older_than: what is younger stays. Run reports stay
@@ -65,7 +65,7 @@ def sweep(
             continue
         try:
             # Beside the folders: perhaps of the lease, which this very process renews.
-            if store.changed_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
+            if store.modified_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
                 doomed.append(path)
         except FileNotFoundError:
             continue
@@ -78,7 +78,7 @@ def sweep(
                 lease.check()
             store.delete(path)
     dropped = tuple(one for one in every if one not in kept)
-    return Swept(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(every_file)))
+    return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(every_file)))
 
 
 def _is_ours(path: str) -> bool:

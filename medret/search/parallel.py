@@ -14,7 +14,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def side_by_side(call: Callable[[T], R], arguments: Iterable[T], at_once: int) -> list[R]:
+def parallel_map(call: Callable[[T], R], arguments: Iterable[T], at_once: int) -> list[R]:
     """The call for each argument, in their order, so many at the same time; the first error is raised."""
     given = list(arguments)
     at_once = min(at_once, len(given))

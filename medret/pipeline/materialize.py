@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 
 from medret.embeddings import Aggregation
 from medret.pipeline import ledger as ledgers
+from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import Capacity, PoolPlan, plan_pools
-from medret.pipeline.evidence import choose_canaries
-from medret.pipeline.known import Known
+from medret.pipeline.gate_inputs import choose_canaries
 from medret.pipeline.layout import LiveShards, compactions, embedding_files, live_shards
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.rows import CANARIES
 from medret.pipeline.shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
+from medret.pipeline.store_state import StoreState
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
@@ -82,7 +82,7 @@ def joined(made: Sequence[Streamed]) -> Streamed:
 
 def needs_models(plan: Plan) -> bool:
     """Whether a run must load models: to embed, or to judge by canaries what an unfinished run has embedded."""
-    return any(step.deed == "embed" or step.cause == "resumed" for step in plan.steps)
+    return any(step.action == "embed" or step.cause == "resumed" for step in plan.steps)
 
 
 def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:
@@ -92,7 +92,7 @@ def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def copy_vectors(
-    store: Location, plan: Plan, known: Known, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    store: Location, plan: Plan, known: StoreState, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int,
 ) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:  # fmt: skip
     """Vectors of renamed and copied volumes, under their new names: see `rewrite_all`."""
@@ -122,7 +122,7 @@ def copy_vectors(
 
 def lay_out(
     store: Location, ledger: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
-    aggregations: Sequence[Aggregation], shard_volumes: int, judged_by: str,
+    aggregations: Sequence[Aggregation], shard_volumes: int, ruleset_digest: str,
 ) -> Layout:  # fmt: skip
     """Compact what should be, derive the volume vectors that are lacking, and name the files.
 
@@ -138,7 +138,7 @@ def lay_out(
     ]
     if jobs:
         moved, added, refused = rewrite_all(store, jobs, aggregations)
-        ledger = ledgers.refuse(ledgers.with_shards(ledger, moved), refused, judged_by)
+        ledger = ledgers.refuse(ledgers.with_shards(ledger, moved), refused, ruleset_digest)
         live, pool = live_shards(ledger), pa.concat_tables([pool, added])
     files, lacking = embedding_files(pool, live, names)
     if lacking:
@@ -153,7 +153,7 @@ def lay_out(
         pairs = zip(lacking, refusals, strict=True)
         own = [(set(live[recipe, shard].volumes), found) for (recipe, shard, _, _), found in pairs]
         refused = {volume_id: why for alive, found in own for volume_id, why in found.items() if volume_id in alive}
-        ledger = ledgers.refuse(ledger, refused, judged_by)
+        ledger = ledgers.refuse(ledger, refused, ruleset_digest)
         live = live_shards(ledger)
         files, _ = embedding_files(pa.concat_tables([pool, derived]), live, names)
     return Layout(ledger, files, live)
