@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,9 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_module_has_its_line_in_the_architecture() -> None:
-    text = read("docs/architecture.md")
-    modules = [path.relative_to(ROOT / "medret").as_posix() for path in (ROOT / "medret").rglob("*.py")]
-    missing = [module for module in modules if not module.endswith("__init__.py") and f"`{module}`" not in text]
-    assert not missing
+def test_the_module_tables_of_the_architecture_are_the_modules_first_lines() -> None:
+    command = [sys.executable, str(ROOT / "docs/modules.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run: python docs/modules.py"
 
 
 def test_architecture_names_no_module_that_is_gone() -> None:
