@@ -95,8 +95,8 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
     return {
         "facts": [json.dumps(volume.facts.to_json()) if volume else None],
         "planes": [[ref.plane for ref in slices]],
-        "positions": [[ref.position for ref in slices]],
-        "relative": [[ref.relative for ref in slices]],
+        "positions": [[ref.slice_index for ref in slices]],
+        "relative": [[ref.relative_position for ref in slices]],
         "positions_mm": [[ref.position_mm for ref in slices]],
     }
 

@@ -125,6 +125,6 @@ def encode_query(
     slices = SliceVectors(
         vectors.astype(np.float32),
         [ref.plane for ref in volume.slices],
-        np.array([ref.position for ref in volume.slices], np.int64),
+        np.array([ref.slice_index for ref in volume.slices], np.int64),
     )
-    return EncodedVolume(slices, np.array([ref.relative for ref in volume.slices], np.float32))
+    return EncodedVolume(slices, np.array([ref.relative_position for ref in volume.slices], np.float32))

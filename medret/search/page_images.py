@@ -78,7 +78,7 @@ def read_tiles(
             return f"{error.code}: {error.reason}"
         except Exception as error:  # noqa: BLE001  # whatever a file system raises, the page is made without the image
             return f"cannot be read: {type(error).__name__}: {in_words(error)}"
-        places = [(ref.plane, ref.position) for ref in volume.slices]
+        places = [(ref.plane, ref.slice_index) for ref in volume.slices]
         pixels = volume.pixels[SIDE_PX]
         tiles = {
             number: Tile(*places[number], png(pixels[number]))
@@ -101,7 +101,7 @@ def middle_slices(slices: Sequence[SliceRef]) -> list[int]:
     The same choice for every volume of an archive, so that columns of a page can be compared.
     """
     by_plane: defaultdict[str, list[int]] = defaultdict(list)
-    for number in sorted(range(len(slices)), key=lambda number: slices[number].position):
+    for number in sorted(range(len(slices)), key=lambda number: slices[number].slice_index):
         by_plane[slices[number].plane].append(number)
     chosen: list[int] = []
     for plane in dict.fromkeys(ref.plane for ref in slices):

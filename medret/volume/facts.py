@@ -14,16 +14,19 @@ from medret.volume.orientation import AffineSource
 
 @dataclass(frozen=True)
 class SliceRef:
-    """Which slice of a volume (the columns of schemas.SLICE_COLUMNS).
+    """One slice of a volume (the columns of schemas.SLICE_COLUMNS).
 
-    plane: axial, coronal or sagittal. position: voxel index along the plane's axis in RAS+ order of the uncropped
-    volume (0: most inferior, posterior or left). relative: 0 for the first slice of the uncropped volume, 1 for the
-    last, 0.5 for an only one. position_mm: scanner coordinate of the slice's centre along that axis.
+    plane: axial, coronal or sagittal.
+    slice_index: voxel index along the plane's axis, in RAS+ order of the uncropped volume (0 is the most inferior,
+        posterior or left slice). On disk: the column `position`.
+    relative_position: 0 for the first slice of the uncropped volume, 1 for the last, 0.5 for a single one. On disk:
+        `relative`.
+    position_mm: scanner coordinate of the slice's centre along that axis, in mm.
     """
 
     plane: str
-    position: int
-    relative: float
+    slice_index: int
+    relative_position: float
     position_mm: float
 
 

@@ -101,7 +101,7 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
         box = request.region.within(box, geometry, ras.shape)
 
     planes = planes_of(ras.shape, recipe.planes)
-    chosen = {plane: _positions(request, plane, box) for plane in planes}
+    chosen = {plane: _slice_indices(request, plane, box) for plane in planes}
     count = sum(map(len, chosen.values()))
     if count > limits.max_slices:
         raise VolumeError(
@@ -112,15 +112,15 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
     pixels = {side: np.zeros((count, side, side), dtype=np.uint8) for side in sides_px}
     slices: list[SliceRef] = []
     shows_something = not non_finite
-    for plane, positions in chosen.items():
-        images = extract(voxels, geometry, box, plane, positions)
+    for plane, slice_indices in chosen.items():
+        images = extract(voxels, geometry, box, plane, slice_indices)
         shows_something = shows_something or any(np.isfinite(image).any() for image in images)
         grey = [to_grey(image, header, window, all_finite=not non_finite) for image in images]
         across, down = in_plane_axes(plane)
         for squares in pixels.values():
             onto = squares[len(slices) : len(slices) + len(grey)]
             draw_squares(grey, (geometry.spacing_mm[across], geometry.spacing_mm[down]), onto)
-        slices += slice_refs(geometry, ras.shape, plane, positions)
+        slices += slice_refs(geometry, ras.shape, plane, slice_indices)
     if not shows_something:
         raise VolumeError(QuarantineCode.NON_FINITE, f"none of the {count} planned slices has a finite voxel")
 
@@ -178,7 +178,7 @@ def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> _Frame
     raise refusal
 
 
-def _positions(request: _Request, plane: str, box: Box) -> NDArray[np.int64]:
-    """Which slices along a plane's axis: the plan runs over the body, positions count from the edge of the volume."""
+def _slice_indices(request: _Request, plane: str, box: Box) -> NDArray[np.int64]:
+    """The slices to take along a plane's axis: planned over the body, counted from the edge of the volume."""
     first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
     return first + request.plan.indices(last - first, f"{request.volume_id}\0{plane}", request.recipe.seed)

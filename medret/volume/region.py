@@ -41,11 +41,13 @@ class Region:
             low, high = self._voxels(bounds, axis, geometry, shape)
             first[axis], last[axis] = max(0, low), min(shape[axis], high + 1)
             if first[axis] >= last[axis]:
-                there = " to ".join(_shown(self._there(end, axis, geometry, shape)) for end in (0, shape[axis] - 1))
+                extent = " to ".join(
+                    _shown(self._axis_value(end, axis, geometry, shape)) for end in (0, shape[axis] - 1)
+                )
                 unit = " mm" if self.mm else ""
                 raise UsageError(
                     f"{_shown(bounds[0])}:{_shown(bounds[1])}{unit} holds no slice: the volume's "
-                    f"{PLANE_OF_AXIS[axis]} slices lie at {there}{unit}"
+                    f"{PLANE_OF_AXIS[axis]} slices lie at {extent}{unit}"
                 )
         return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
@@ -58,13 +60,13 @@ class Region:
             low, high = sorted(((low - start) / step, (high - start) / step))
         return ceil(max(low, -1.0) - _NEAR), floor(min(high, float(shape[axis])) + _NEAR)
 
-    def _there(self, position: int, axis: int, geometry: Geometry, shape: tuple[int, ...]) -> float:
+    def _axis_value(self, slice_index: int, axis: int, geometry: Geometry, shape: tuple[int, ...]) -> float:
         start, step = _line(axis, geometry, shape)
-        return start + step * position if self.mm else position
+        return start + step * slice_index if self.mm else slice_index
 
 
 def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Scanner coordinate of the first slice's centre along the axis, and mm a slice; as slicing.slice_refs."""
+    """Scanner coordinate of the first slice's centre along the axis, and mm per slice; as slicing.slice_refs."""
     centre = np.array([(side - 1) / 2 for side in shape] + [1.0])
     centre[axis] = 0
     return float(geometry.affine_ras[axis] @ centre), float(geometry.affine_ras[axis, axis])

@@ -40,37 +40,39 @@ def planes_of(shape: tuple[int, ...], wanted: Sequence[str]) -> tuple[str, ...]:
     return visible or (PLANE_OF_AXIS[shape.index(1)],)
 
 
-def slice_refs(geometry: Geometry, shape: tuple[int, ...], plane: str, positions: NDArray[np.int64]) -> list[SliceRef]:
-    """One reference a slice. shape: of the uncropped volume in RAS+ order. positions: along the plane's axis."""
+def slice_refs(
+    geometry: Geometry, shape: tuple[int, ...], plane: str, slice_indices: NDArray[np.int64]
+) -> list[SliceRef]:
+    """One reference per slice. shape: of the uncropped volume, in RAS+ order. slice_indices: along the plane's axis."""
     axis, last = AXIS[plane], shape[AXIS[plane]] - 1
-    centres = np.tile([(side - 1) / 2 for side in shape] + [1.0], (len(positions), 1))
-    centres[:, axis] = positions
+    centres = np.tile([(side - 1) / 2 for side in shape] + [1.0], (len(slice_indices), 1))
+    centres[:, axis] = slice_indices
     positions_mm = (centres * geometry.affine_ras[axis]).sum(axis=1).tolist()
     return [
-        SliceRef(plane, position, position / last if last else 0.5, position_mm)
-        for position, position_mm in zip(positions.tolist(), positions_mm, strict=True)
+        SliceRef(plane, index, index / last if last else 0.5, position_mm)
+        for index, position_mm in zip(slice_indices.tolist(), positions_mm, strict=True)
     ]
 
 
 def extract(
-    voxels: NDArray[Any], geometry: Geometry, box: Box, plane: str, positions: NDArray[np.int64]
+    voxels: NDArray[Any], geometry: Geometry, box: Box, plane: str, slice_indices: NDArray[np.int64]
 ) -> list[NDArray[Any]]:
     """Cropped slices as (rows, columns) views of stored values in screen order.
 
-    voxels: as stored, first axis fastest in memory. positions: ascending RAS+ indices along the plane's axis.
+    voxels: as stored, first axis fastest in memory. slice_indices: ascending RAS+ indices along the plane's axis.
     On the screen both axes run from high to low: right before left, anterior before posterior, superior before
     inferior.
     """
     axis = AXIS[plane]
     bounds = list(box.slices)
-    if geometry.axes[axis] == 0 and len(positions) > 1:
+    if geometry.axes[axis] == 0 and len(slice_indices) > 1:
         # Neighbours in memory belong to different slices: gather all of them in one walk through memory.
-        stored = voxels.shape[0] - 1 - positions[::-1] if geometry.flips[axis] else positions
+        stored = voxels.shape[0] - 1 - slice_indices[::-1] if geometry.flips[axis] else slice_indices
         voxels = np.take(voxels.T, stored, axis=2).T
-        positions = np.arange(len(positions))
+        slice_indices = np.arange(len(slice_indices))
     bounds[axis] = slice(None)
     stack = np.moveaxis(geometry.to_ras(voxels)[tuple(bounds)], axis, 0)
-    return [stack[position].T[::-1, ::-1] for position in positions]
+    return [stack[index].T[::-1, ::-1] for index in slice_indices]
 
 
 def draw_squares(images: Sequence[NDArray[np.uint8]], spacing_mm: tuple[float, float], onto: NDArray[np.uint8]) -> None:

@@ -44,8 +44,8 @@ def phantoms(
             EmbeddedVolume(
                 volume_id,
                 [ref.plane for ref in refs],
-                np.array([ref.position for ref in refs], np.int32),
-                np.array([ref.relative for ref in refs], np.float32),
+                np.array([ref.slice_index for ref in refs], np.int32),
+                np.array([ref.relative_position for ref in refs], np.float32),
                 np.array([ref.position_mm for ref in refs], np.float32),
                 vectors,
                 norms,

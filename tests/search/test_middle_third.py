@@ -28,8 +28,8 @@ def _embedded(encoder: Encoder, path: Path, recipe: SliceRecipe) -> tuple[Embedd
     data = path.read_bytes()
     volume = read_volume(data, path.name, recipe, [224])
     vectors, norms = unit_slices(encoder.embed(volume.pixels[224]))
-    positions = np.array([ref.position for ref in volume.slices], np.int32)
-    relative = np.array([ref.relative for ref in volume.slices], np.float32)
+    positions = np.array([ref.slice_index for ref in volume.slices], np.int32)
+    relative = np.array([ref.relative_position for ref in volume.slices], np.float32)
     positions_mm = np.array([ref.position_mm for ref in volume.slices], np.float32)
     planes = [ref.plane for ref in volume.slices]
     row: dict[str, Any] = {"volume_id": path.name, "uri": str(path), "size_bytes": len(data), "status": "embedded"}

@@ -57,7 +57,7 @@ def snapshot(made_store: Any) -> Snapshot:
 def _hit(path: Path, rank: int = 1, labels: dict[str, str | None] | None = None, own: int | None = None) -> Hit:
     """A hit whose match is the first sagittal slice of the volume, and the query's sagittal slice `own`."""
     refs = read_volume(path.read_bytes(), path.name, RECIPE, [32]).slices
-    first = next(ref.position for ref in refs if ref.plane == "sagittal")
+    first = next(ref.slice_index for ref in refs if ref.plane == "sagittal")
     match = SliceMatch(
         "sagittal",
         None if own is None else (own, own),
@@ -71,7 +71,7 @@ def _hit(path: Path, rank: int = 1, labels: dict[str, str | None] | None = None,
 def test_images_are_embedded_and_described(snapshot: Snapshot, phantom_archive: Path) -> None:
     query, other = (phantom_archive / "leg_mri" / f"leg_mri_{number}.nii.gz" for number in (0, 1))
     own = [ref for ref in read_volume(query.read_bytes(), "q", RECIPE, [32]).slices if ref.plane == "sagittal"]
-    hits = [_hit(query, own=own[2].position), _hit(other, 2, {"organ": "Leg"}, own[-1].position)]
+    hits = [_hit(query, own=own[2].slice_index), _hit(other, 2, {"organ": "Leg"}, own[-1].slice_index)]
     page = _Page(results_page(snapshot, [(str(query), str(query), hits)], "Legs"))
     # middle slices of query and hits (3 axial, 1 sagittal), the query's match, and both sides of each hit's
     assert len(page.images) == 3 * 4 + 1 + 2 * 2
@@ -82,8 +82,8 @@ def test_images_are_embedded_and_described(snapshot: Snapshot, phantom_archive: 
         assert (picture.size, picture.mode) == ((160, 160), "L")
         assert image["alt"]
     described = [image["alt"] or "" for image in page.images]
-    assert f"query: sagittal {own[2].position}, matched by #1" in described
-    assert f"query: sagittal {own[-1].position}, most like hit 2" in described
+    assert f"query: sagittal {own[2].slice_index}, matched by #1" in described
+    assert f"query: sagittal {own[-1].slice_index}, most like hit 2" in described
     assert any(re.fullmatch(r"hit 2, .*: sagittal \d+, most like the query, cosine 0\.875", text) for text in described)
     for text in ("Legs", "leg_mri_0.nii.gz", "0.9876", "Leg", "no labels", snapshot.id):
         assert text in page.text

@@ -121,15 +121,15 @@ def test_a_region_is_a_part_of_the_same_picture(phantom_archive: Path) -> None:
     whole = read_volume(data, "q", RECIPE, [64])
     axial = [ref for ref in whole.slices if ref.plane == "axial"]
     first, last = axial[4], axial[9]
-    part = read_volume(data, "q", RECIPE, [64], region=Region((None, None, (first.position, last.position))))
+    part = read_volume(data, "q", RECIPE, [64], region=Region((None, None, (first.slice_index, last.slice_index))))
     assert [ref for ref in part.slices if ref.plane == "axial"] == axial[4:10]
     assert (part.pixels[64][:6] == whole.pixels[64][4:10]).all()  # in-plane crop and window are the whole's
     in_mm = read_volume(
         data, "q", RECIPE, [64], region=Region((None, None, (first.position_mm, last.position_mm)), mm=True)
     )
     assert in_mm.slices == part.slices
-    box = read_volume(data, "q", RECIPE, [64], region=Region(((5, 20), (6, 21), (first.position, last.position))))
-    assert box.facts.crop_box == ((5, 6, first.position), (21, 22, last.position + 1))
+    box = read_volume(data, "q", RECIPE, [64], region=Region(((5, 20), (6, 21), (first.slice_index, last.slice_index))))
+    assert box.facts.crop_box == ((5, 6, first.slice_index), (21, 22, last.slice_index + 1))
 
 
 def test_a_region_outside_says_where_the_volume_is(phantom_archive: Path) -> None:

@@ -43,7 +43,7 @@ def outcome(data: bytes) -> str:
         return str(refusal.code)
     assert volume.pixels[16].shape == (len(volume.slices), 16, 16)
     assert volume.slices
-    assert all(np.isfinite([ref.relative, ref.position_mm]).all() for ref in volume.slices)
+    assert all(np.isfinite([ref.relative_position, ref.position_mm]).all() for ref in volume.slices)
     assert np.isfinite(volume.facts.intensity_range).all()
     return "used"
 

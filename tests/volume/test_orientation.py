@@ -40,8 +40,8 @@ def test_storage_order_changes_nothing(phantoms: Any, mr: NDArray[np.uint16], co
     found = read_volume(phantoms.nifti(stored, affine), "v", recipe, [64])
     assert found.facts.orientation == code
     assert np.array_equal(found.pixels[64], expected.pixels[64])
-    assert [(ref.plane, ref.position, ref.relative) for ref in found.slices] == [
-        (ref.plane, ref.position, ref.relative) for ref in expected.slices
+    assert [(ref.plane, ref.slice_index, ref.relative_position) for ref in found.slices] == [
+        (ref.plane, ref.slice_index, ref.relative_position) for ref in expected.slices
     ]
     assert np.allclose(
         [ref.position_mm for ref in found.slices], [ref.position_mm for ref in expected.slices], atol=1e-3

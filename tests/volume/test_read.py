@@ -52,10 +52,10 @@ def test_the_screen_shows_what_a_radiologist_expects(phantoms: Any, code: str) -
 def test_slices_are_in_the_order_of_planes_and_positions(phantoms: Any, mr: NDArray[np.uint16]) -> None:
     recipe = SliceRecipe(planes=("coronal", "axial"), slices="uniform:3", crop="none")
     volume = read(phantoms.nifti(mr, spacing=(1, 1.5, 3)), recipe)
-    assert [(ref.plane, ref.position) for ref in volume.slices] == [
+    assert [(ref.plane, ref.slice_index) for ref in volume.slices] == [
         ("coronal", 7), ("coronal", 21), ("coronal", 36), ("axial", 4), ("axial", 13), ("axial", 23),
     ]  # fmt: skip
-    assert volume.slices[0].relative == pytest.approx(7 / 43)
+    assert volume.slices[0].relative_position == pytest.approx(7 / 43)
     assert volume.slices[-1].position_mm == pytest.approx(69)
 
 
@@ -65,7 +65,7 @@ def test_position_mm_is_the_scanner_coordinate_of_the_slice_centre(phantoms: Any
     for ref in volume.slices:
         axis = {"sagittal": 0, "coronal": 1, "axial": 2}[ref.plane]
         index = np.array([*(np.array(mr.shape) - 1) / 2, 1.0])
-        index[axis] = ref.position
+        index[axis] = ref.slice_index
         assert ref.position_mm == pytest.approx((affine @ index)[axis], abs=1e-3)
 
 
@@ -75,8 +75,8 @@ def test_cropping_spends_slices_on_the_body(phantoms: Any) -> None:
     volume = read(phantoms.nifti(values), SliceRecipe(slices="uniform:8"))
     first, last = volume.facts.crop_box
     assert 54 <= first[2] <= 60 <= 90 <= last[2] <= 97
-    assert all(54 <= ref.position < 97 for ref in volume.slices)
-    assert volume.slices[0].relative == pytest.approx(volume.slices[0].position / 99)
+    assert all(54 <= ref.slice_index < 97 for ref in volume.slices)
+    assert volume.slices[0].relative_position == pytest.approx(volume.slices[0].slice_index / 99)
     uncropped = read(phantoms.nifti(values), SliceRecipe(slices="uniform:8", crop="none"))
     assert uncropped.facts.crop_box == ((0, 0, 0), (60, 60, 100))
     assert np.count_nonzero(volume.pixels[64]) > 2 * np.count_nonzero(uncropped.pixels[64])
@@ -96,7 +96,7 @@ def test_random_slices_depend_on_the_id_and_nothing_else(phantoms: Any, mr: NDAr
     other = read_volume(data, "b", recipe, [8])
     assert one.slices == again.slices
     assert one.slices != other.slices
-    by_plane = [[ref.position for ref in one.slices if ref.plane == plane] for plane in PLANES]
+    by_plane = [[ref.slice_index for ref in one.slices if ref.plane == plane] for plane in PLANES]
     assert by_plane[0] != by_plane[1]
 
 
@@ -230,7 +230,7 @@ def test_a_volume_in_microns_lies_where_it_does_in_millimetres(phantoms: Any, mr
 
 def test_a_single_slice_is_a_volume(phantoms: Any, mr: NDArray[np.uint16]) -> None:
     volume = read(phantoms.nifti(mr[:, :, 14:15]), SliceRecipe(planes=PLANES))
-    assert [(ref.plane, ref.position, ref.relative) for ref in volume.slices] == [("axial", 0, 0.5)]
+    assert [(ref.plane, ref.slice_index, ref.relative_position) for ref in volume.slices] == [("axial", 0, 0.5)]
     side_on = read(phantoms.nifti(mr[18:19]), SliceRecipe())
     assert [ref.plane for ref in side_on.slices] == ["sagittal"]
     assert side_on.facts.planes == ("sagittal",)
