@@ -16,8 +16,8 @@ import pytest
 import medret.search.answer
 from medret.evaluate.duplicates import find_duplicates
 from medret.search import Hit, Snapshot
-from medret.search.merge import ScoredRow
-from medret.search.modes import MODES, SLICE, VOLUME
+from medret.search.index_search import ScoredRow
+from medret.search.options import MODES, SLICE, VOLUME
 from medret.search.page import results_page
 
 FEW = 10

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, parse_weights
 from medret.errors import UsageError
+from medret.search.options import DEFAULT_K, LATE, SearchOptions
 from medret.storage import redacted
 from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.search import Hit
-    from medret.search.options import SearchOptions
+
+DEFAULTS = SearchOptions()
 
 DESCRIPTION = """\
 Search the live snapshot of STORE for the volumes most similar to each QUERY: a NIfTI file or URI, the id of a
@@ -56,7 +59,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "search", run, "find similar volumes", DESCRIPTION, EPILOG)
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
     parser.add_argument("query", metavar="QUERY", nargs="+", help="NIfTI file or URI, volume id, or .npy of vectors")
-    parser.add_argument("-k", type=int, default=10, metavar="K", help="how many hits (default %(default)s)")
+    parser.add_argument("-k", type=int, default=DEFAULT_K, metavar="K", help="how many hits (default %(default)s)")
     _add_index_options(parser)
     _add_query_options(parser)
     parser.add_argument(
@@ -80,26 +83,32 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fuse",
         metavar="HOW",
-        help="concat: the weighted sum of the members' scores; rrf: reciprocal ranks (default concat)",
+        help=f"concat: the weighted sum of the members' scores; rrf: reciprocal ranks (default {DEFAULTS.fuse})",
     )
-    group.add_argument("--index", choices=("hnsw", "lsh", "exact"), help="(default hnsw)")
+    group.add_argument("--index", choices=("hnsw", "lsh", "exact"), help=f"(default {DEFAULTS.index})")
     group.add_argument(
         "--mode",
         metavar="MODE",
-        help="volume, vote, max, sum, late or slice, see above (default volume; late for a part of a query)",
+        help=f"one of those above (default {DEFAULTS.used_mode}; {LATE} for a part of a query)",
     )
     group.add_argument("--where", metavar="FILTER", help="only volumes whose labels fit, see below")
     group.add_argument(
         "--exclude",
         metavar="WHAT",
-        help="none; self: leave the query's own volume out; subject, or any label column: leave out what has the "
-        "query's value there (default none)",
+        help="none; self: exclude the query's own volume; subject, or any label column: exclude all volumes with the "
+        f"query's value there (default {DEFAULTS.exclude})",
     )
     group.add_argument(
-        "--per-slice", type=int, metavar="N", help="nearest slices that each slice of the query finds (default 20)"
+        "--per-slice",
+        type=int,
+        metavar="N",
+        help=f"nearest slices that each slice of the query finds (default {DEFAULTS.per_slice})",
     )
     group.add_argument(
-        "--candidates", type=int, metavar="N", help="volumes that late and a fusion compare in full (default 200)"
+        "--candidates",
+        type=int,
+        metavar="N",
+        help=f"volumes that late and a fusion compare in full (default {DEFAULTS.candidates})",
     )
     group.add_argument("--symmetric", action="store_true", default=None, help="late: the mean of both directions")
 
@@ -131,20 +140,13 @@ def _add_query_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-PLAIN = (
-    "fuse", "index", "mode", "where", "exclude", "per_slice", "candidates", "symmetric",
-    "slices", "plane", "box", "mask", "query_slices", "query_weights", "modality",
-)  # fmt: skip
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.search import open_snapshot
-    from medret.search.score import score_words
 
     options = _options(arguments)
     snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
-    found = snapshot.search_many(arguments.query, arguments.k, **options)
+    found = snapshot.search_many(arguments.query, arguments.k, **vars(options))
     results = list(zip(arguments.query, found, strict=True))
     if arguments.html:
         from medret.cli.progress import write_text
@@ -153,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = results_page(
             snapshot,
             [(query, snapshot.uri_of_query(query), hits) for query, hits in results],
-            score=score_words(options),
+            score=options.score_words(),
         )
         write_text(arguments.html, page)
     if arguments.json:
@@ -163,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         from medret.cli.tables import print_hits
 
         for query, hits in results:
-            print_hits(query, hits, score_words(options))
+            print_hits(query, hits, options.score_words())
         if arguments.html:
             say(f"page: {arguments.html.resolve()}")
     return 0
@@ -174,14 +176,14 @@ def _document(query: str, hits: Sequence[Hit]) -> dict[str, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> SearchOptions:
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in PLAIN if getattr(arguments, name) is not None}
     weights = parse_weights(arguments.weights)
-    if models := _weighted("--model", arguments.model) or dict.fromkeys(list(weights)[:1], 1.0):
-        options["model"] = models
-    if aggregations := _weighted("--aggregation", arguments.aggregation):
-        options["aggregation"] = aggregations
-    given: SearchOptions = {**options, "weights": weights}  # type: ignore[typeddict-item]  # names of the options
-    return given
+    values: dict[str, Any] = {
+        **{field.name: getattr(arguments, field.name, None) for field in fields(SearchOptions)},
+        "model": _weighted("--model", arguments.model) or dict.fromkeys(list(weights)[:1], 1.0) or None,
+        "aggregation": _weighted("--aggregation", arguments.aggregation) or None,
+        "weights": weights,
+    }
+    return SearchOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def _weighted(option: str, given: Sequence[str]) -> dict[str, float]:

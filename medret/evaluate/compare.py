@@ -9,8 +9,7 @@ from medret.evaluate.averages import MACRO
 from medret.evaluate.configs import SearchConfig
 from medret.evaluate.result import Evaluation
 from medret.index import EXACT
-from medret.search.modes import LATE, VOLUME
-from medret.search.pooling import VOTE
+from medret.search.options import LATE, VOLUME, VOTE
 
 METRIC = "recall@1"
 

@@ -9,9 +9,8 @@ from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.index import KINDS
 from medret.search import Snapshot
-from medret.search.answer import DEFAULT_INDEX
-from medret.search.modes import MODES as ALL_MODES
-from medret.search.modes import SLICE, VOLUME
+from medret.search.options import MODES as ALL_MODES
+from medret.search.options import SLICE, VOLUME, SearchOptions
 
 MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits are volumes
 
@@ -50,11 +49,6 @@ class Selection:
     modes: Sequence[str] = ()
 
 
-def search_defaults() -> tuple[str, str]:
-    """The index and the mode that a search takes when it is told nothing."""
-    return DEFAULT_INDEX, VOLUME
-
-
 def arms_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     """The arms of a snapshot; raises UsageError for a name that it does not have."""
     models = _chosen("model", selection.models, snapshot.models, snapshot)
@@ -63,7 +57,8 @@ def arms_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     built = tuple(kind for kind in KINDS if kind in snapshot.manifest.index_settings["kinds"])
     indices = _chosen("index", selection.indices, built, snapshot)
     modes = _chosen("mode", selection.modes, MODES, snapshot)
-    default = (snapshot.models[0], snapshot.aggregations[0], *search_defaults())
+    usual = SearchOptions()
+    default = (snapshot.models[0], snapshot.aggregations[0], usual.index, usual.used_mode)
     return [
         SearchConfig(model, aggregation, index, mode, (model, aggregation, index, mode) == default)
         for model in models

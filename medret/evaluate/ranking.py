@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medret.evaluate.configs import SearchConfig
 from medret.search import Snapshot
-from medret.search.merge import ScoredRow
+from medret.search.index_search import ScoredRow
 from medret.search.query import QueryVectors
 
 MISSING = -1

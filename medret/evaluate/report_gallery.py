@@ -13,8 +13,8 @@ from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SUBJECT, text_column, values_of
 from medret.evaluate.result import Evaluation
 from medret.search import Snapshot
-from medret.search.encoding import sha256_of
 from medret.search.page_images import SIDE_PX, ImageRequest, Shown, read_tiles
+from medret.search.resolve import sha256_of
 
 QUERIES_SHOWN = 5
 HITS_SHOWN = 5

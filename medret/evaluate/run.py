@@ -23,7 +23,7 @@ from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row, row
 from medret.evaluate.tally import Scope, Tally, scope_of
 from medret.index import EXACT
 from medret.search import Snapshot
-from medret.search.modes import CANDIDATES, LATE, VOLUME
+from medret.search.options import LATE, VOLUME, SearchOptions
 
 EXACT_DEPTH_MAX = 20_000  # archives up to this size are ranked in full by exact search
 DEPTH = 1000  # ranks in larger ones, and by approximate search
@@ -229,7 +229,7 @@ def _looks_further(arm: SearchConfig, depth: int) -> bool:
 
     Then the first ten of a list are taken from a search for ten, as users make it.
     """
-    return arm.mode == VOLUME or (arm.mode == LATE and depth > CANDIDATES)
+    return arm.mode == VOLUME or (arm.mode == LATE and depth > SearchOptions().candidates)
 
 
 def _top(ranked: NDArray[Any], fill: float) -> NDArray[Any]:

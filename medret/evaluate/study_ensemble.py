@@ -15,7 +15,7 @@ from medret.evaluate.plan import Options
 from medret.evaluate.report_plots import Bar, bars
 from medret.evaluate.study import Report, Similarity, SimilarityScorer, Study, score_rows, score_table
 from medret.search import Snapshot
-from medret.search.fusion import RRF_CONSTANT
+from medret.search.answer import RRF_CONSTANT
 
 WEIGHTS = (0.25, 0.5, 0.75)
 

@@ -1,8 +1,21 @@
-"""Opening what was published, and retrieving from it. Imports neither ray nor torch."""
+"""Opening a published store and retrieving from it. Imports neither ray nor torch."""
 
 from __future__ import annotations
 
-from medret.search.hit import Hit, SliceMatch, SlicePair
-from medret.search.snapshot import Snapshot, open_snapshot
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Hit", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]
+__all__ = ["Hit", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]
+
+if TYPE_CHECKING:
+    from medret.search.hit import Hit, SliceMatch, SlicePair
+    from medret.search.options import SearchOptions
+    from medret.search.snapshot import Snapshot, open_snapshot
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import on first use: `medret search --help` reads the defaults of the options without faiss."""
+        if name not in __all__:
+            raise AttributeError(f"module 'medret.search' has no attribute '{name}'")
+        from medret.search import hit, options, snapshot
+
+        return next(vars(module)[name] for module in (hit, options, snapshot) if name in vars(module))

@@ -1,102 +1,201 @@
-"""From queries to hits: resolve, rank, then labels and matching slices."""
+"""From queries to hits: resolve, rank under each member of the ensemble, fuse, then labels and matching slices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import MedretError, UsageError
-from medret.search.contents import Contents
-from medret.search.ensemble import CONCAT, Member, members_of, rank_ensemble
+from medret.index import EXACT
+from medret.search.contents import Contents, Member
 from medret.search.hit import Hit, SliceMatch, SlicePair
-from medret.search.kept import NONE, SELF, excluded_of
+from medret.search.index_search import ScoredRow, StoredRows, merge_slices
+from medret.search.kept import QueryGroup
 from medret.search.ledger import LedgerRow
 from medret.search.matching import match_of, match_slices, nearest_of_each
-from medret.search.merge import ScoredRow, merge_slices
-from medret.search.modes import SLICE, ModeOptions, check_mode, slices_found
-from medret.search.options import ResolveOptions, SearchOptions
-from medret.search.query import Query, QueryVectors
-from medret.search.region import AXES
-from medret.search.score import mode_of
-from medret.search.shards import StoredRows
+from medret.search.modes import score_late, slices_found
+from medret.search.options import CONCAT, LATE, RRF, SLICE, VOLUME, SearchOptions, check_count
+from medret.search.query import AXES, Query, QueryVectors
+from medret.search.resolve import Resolver
 
-if TYPE_CHECKING:
-    from medret.search.snapshot import Snapshot
-
-DEFAULT_INDEX = "hnsw"
+# Cormack, Clarke and Buettcher 2009: keeps a first place from outweighing agreement further down.
+RRF_CONSTANT = 60
 
 
 def answer(
-    snapshot: Snapshot, contents: Contents, queries: Sequence[Query], k: int, options: SearchOptions
+    contents: Contents, resolver: Resolver, queries: Sequence[Query], k: int, options: SearchOptions
 ) -> list[list[Hit]]:
     """The hits of each query; see `Snapshot.search_many`."""
-    mode, index = mode_of(options), options.get("index", DEFAULT_INDEX)
-    _check_count("k", k)
-    check_mode(mode)
-    unknown = sorted(set(options) - SearchOptions.__optional_keys__)
-    if unknown:
-        raise UsageError(f"search has no option '{unknown[0]}'; there are {', '.join(SearchOptions.__optional_keys__)}")
-    members = members_of(contents, options.get("model"), options.get("aggregation"))
-    how = _mode_options(options)
+    check_count("k", k, "hits")
+    members = contents.members(options)
     for member in members:
-        contents.indices(member.model, member.aggregation, index, mode)  # before a model is loaded
+        contents.indices(member, options)  # raises UsageError before a model is loaded
     if not queries:
         return []
-    asked = [[snapshot.resolve(query, **_resolving(options, member)) for query in queries] for member in members]
-    excluded = _excluded(contents, asked[0], options.get("exclude", NONE))
-    where = options.get("where")
-    if mode == SLICE:
+    by_member = [[resolver.resolve(query, member, options) for query in queries] for member in members]
+    resolved = by_member[0]
+    groups = contents.query_groups(contents.excluded(resolved, options.exclude), options.where)
+    if options.used_mode == SLICE:
         if len(members) > 1:
             raise UsageError(f"mode '{SLICE}' takes one model: the slices of several are not fused")
-        return _by_slice(contents, members[0], asked[0], k, index, excluded, where)
+        return _slice_hits(contents, members[0], resolved, k, groups, options)
     if len(members) > 1:
-        found = rank_ensemble(
-            snapshot, contents, members, asked, k,
-            fuse=options.get("fuse", CONCAT), index=index, mode=mode, excluded=excluded, where=where, options=how,
-        )  # fmt: skip
+        ranked = rank_ensemble(contents, members, by_member, k, groups, options)
     else:
-        found = snapshot.rank(
-            asked[0], k, model=members[0].model, aggregation=members[0].aggregation, index=index, mode=mode,
-            excluded=excluded, where=where, options=how,
-        )  # fmt: skip
-    entry = contents.recipe(members[0].model)
-    rows = _rows(contents, (one for ranked in found for one in ranked))
+        ranked = contents.rank(members[0], resolved, k, groups, options)
+    rows = _ledger_rows(contents, (scored for ranking in ranked for scored in ranking))
     hits = []
-    for query, ranked in zip(asked[0], found, strict=True):
-        stored = contents.stored(entry, None, [rows[one.volume_id] for one in ranked])
+    for query, ranking in zip(resolved, ranked, strict=True):
+        stored = contents.stored(members[0].entry, None, [rows[scored.volume_id] for scored in ranking])
         if query.slices.positions is None:
             matches = _match_vector(query.slices.vectors[0], stored)
         else:
-            own = zip(ranked, stored, strict=True)
-            matches = [_match(contents, query, one.volume_id, slices) for one, slices in own]
-        hits.append(_hits(rows, ranked, matches))
+            pairs = zip(ranking, stored, strict=True)
+            matches = [_match(contents, query, scored.volume_id, slices) for scored, slices in pairs]
+        hits.append(_hits(rows, ranking, matches))
     return hits
 
 
-def _rows(contents: Contents, found: Iterable[ScoredRow]) -> dict[str, LedgerRow]:
-    """The ledger's rows of all that was found."""
-    wanted = {one.volume_id for one in found}
-    rows = contents.ledger.rows(wanted)
-    if missing := sorted(wanted - rows.keys()):
+# --- several models or aggregations ------------------------------------------------------------------------------
+
+
+def rank_ensemble(
+    contents: Contents,
+    members: Sequence[Member],
+    by_member: Sequence[Sequence[QueryVectors]],
+    k: int,
+    groups: Sequence[QueryGroup],
+    options: SearchOptions,
+) -> list[list[ScoredRow]]:
+    """At most k volumes per query. by_member: for each member the queries as its vectors.
+
+    Each member names candidates. `rrf` fuses their ranks; `concat` scores each candidate exactly under every member.
+    With the exact index all volumes are candidates, so the result is exact too.
+    """
+    if options.fuse == CONCAT and options.used_mode not in (VOLUME, LATE):
+        raise UsageError(
+            f"fuse '{CONCAT}' adds up cosines, which mode '{options.used_mode}' has none of: take fuse '{RRF}'"
+        )
+    counts = contents.manifest.counts
+    depth = max(counts.embedded + counts.unchanged if options.index == EXACT else 0, options.candidates, k)
+    weights = [member.weight for member in members]
+    rankings = [
+        contents.rank(member, queries, depth, groups, options)
+        for member, queries in zip(members, by_member, strict=True)
+    ]
+    ranked = []
+    for number in range(len(by_member[0])):
+        candidates = [ranking[number] for ranking in rankings]
+        if options.fuse == RRF:
+            fused = reciprocal_rank([[scored.volume_id for scored in ranking] for ranking in candidates], weights)
+        else:
+            named = frozenset(scored.volume_id for ranking in candidates for scored in ranking)
+            scores = [
+                _exact_scores(contents, member, queries[number], ranking, named, options)
+                for member, queries, ranking in zip(members, by_member, candidates, strict=True)
+            ]
+            fused = weighted_sum(scores, weights)
+        ranked.append([ScoredRow(score, volume_id, -1, -1) for volume_id, score in fused[:k]])
+    return ranked
+
+
+def _exact_scores(
+    contents: Contents,
+    member: Member,
+    query: QueryVectors,
+    ranking: Sequence[ScoredRow],
+    named: AbstractSet[str],
+    options: SearchOptions,
+) -> dict[str, float]:
+    """The scores of the named volumes under one member; those in its own ranking are known."""
+    scores = {scored.volume_id: scored.score for scored in ranking}
+    others = sorted(named - scores.keys())
+    if not others:
+        return scores
+    if options.used_mode == LATE:
+        slices = contents.index(member.entry, None)
+        places = [shard.places_named(frozenset(others)) for shard in slices.shards]
+        (ranked,) = score_late([query], len(others), slices, places, options)
+        return scores | {scored.volume_id: scored.score for scored in ranked}
+    volumes = contents.index(member.entry, member.aggregation)
+    for volume_id in others:
+        stored = volumes.vectors_of(volume_id)
+        if stored is not None:
+            product = stored.vectors[0].astype(np.float64) @ query.volume.astype(np.float64)
+            scores[volume_id] = float(np.float32(product))
+    return scores
+
+
+def reciprocal_rank(
+    rankings: Sequence[Sequence[str]], weights: Sequence[float], constant: int = RRF_CONSTANT
+) -> list[tuple[str, float]]:
+    """Volumes with the weighted sum of 1 / (constant + rank), ranks from 1, best first; ties in the order of the ids.
+
+    Divided by the largest possible sum, so that a volume that all rankings put first scores 1.
+    """
+    scores: dict[str, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, volume_id in enumerate(ranking, start=1):
+            scores[volume_id] = scores.get(volume_id, 0.0) + weight / (constant + rank)
+    best = sum(weights) / (constant + 1)
+    return _best_first({volume_id: score / best for volume_id, score in scores.items()})
+
+
+def weighted_sum(scores: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[tuple[str, float]]:
+    """Volumes with the weighted mean of their scores, best first; ties in the order of the ids.
+
+    For cosines this is the cosine of the concatenation of the members' unit vectors, each times the root of its weight.
+    A volume that a member does not know scores 0 there.
+    """
+    total = sum(weights)
+    fused: dict[str, float] = {}
+    for member_scores, weight in zip(scores, weights, strict=True):
+        for volume_id, score in member_scores.items():
+            fused[volume_id] = fused.get(volume_id, 0.0) + weight * score / total
+    return _best_first(fused)
+
+
+def _best_first(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(((name, round(score, 9)) for name, score in scores.items()), key=lambda pair: (-pair[1], pair[0]))
+
+
+# --- hits --------------------------------------------------------------------------------------------------------
+
+
+def _hits(
+    rows: Mapping[str, LedgerRow], ranking: Sequence[ScoredRow], matches: Sequence[SliceMatch | None]
+) -> list[Hit]:
+    hits = []
+    for rank, (scored, match) in enumerate(zip(ranking, matches, strict=True), start=1):
+        row = rows[scored.volume_id]
+        score = min(scored.score, 1.0)  # float16 lengths may exceed 1 by a little
+        hits.append(Hit(rank, scored.volume_id, row.uri, score, row.labels, match))
+    return hits
+
+
+def _ledger_rows(contents: Contents, ranked: Iterable[ScoredRow]) -> dict[str, LedgerRow]:
+    """volume_id -> the ledger's row, for all volumes of rankings."""
+    volume_ids = {scored.volume_id for scored in ranked}
+    rows = contents.ledger.rows(volume_ids)
+    if missing := sorted(volume_ids - rows.keys()):
         raise MedretError(f"snapshot {contents.id}: its ledger has no row of {missing[0]}; run `medret verify`")
     return rows
 
 
 def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | None]) -> list[SliceMatch | None]:
-    """For a query that is one volume vector, the slice of each hit that is most like it: as `match_slices` finds it."""
-    there = [one for one in stored if one is not None]
-    nearest = iter(nearest_of_each(vector, [one.shard.exact.codes(one.rows) for one in there]))
+    """For a query that is one volume vector, the most similar slice of each hit: as `match_slices` finds it."""
+    present = [rows for rows in stored if rows is not None]
+    nearest = iter(nearest_of_each(vector, [rows.shard.exact.codes(rows.rows) for rows in present]))
     matches: list[SliceMatch | None] = []
-    for one in stored:
-        if one is None:
+    for rows in stored:
+        if rows is None:
             matches.append(None)
             continue
         at, score = next(nearest)
-        plane, position = one.shard.table.slice_at(one.rows.start + at)
+        plane, position = rows.shard.table.slice_at(rows.rows.start + at)
         pair = SlicePair(plane, None, position, score)
         matches.append(SliceMatch(plane, None, (position, position), score, (pair,)))
     return matches
@@ -105,71 +204,35 @@ def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | Non
 def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: StoredRows | None) -> SliceMatch | None:
     if stored is None:
         return None
-    theirs = contents.ledger.spacing_mm(volume_id) if query.spacing_mm else None
+    hit_spacing_mm = contents.ledger.spacing_mm(volume_id) if query.spacing_mm else None
     paces = None
-    if query.spacing_mm and theirs:
-        paces = {plane: own / other for plane, own, other in zip(AXES, query.spacing_mm, theirs, strict=True)}
+    if query.spacing_mm and hit_spacing_mm:
+        spacings = zip(AXES, query.spacing_mm, hit_spacing_mm, strict=True)
+        paces = {plane: query_mm / hit_mm for plane, query_mm, hit_mm in spacings}
     return match_slices(query.slices, stored.vectors(), query.asked, paces)
 
 
-def _mode_options(options: SearchOptions) -> ModeOptions:
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_MODE}
-    for name in ("per_slice", "candidates"):
-        if name in given:
-            _check_count(name, given[name])
-    return ModeOptions(**given)
-
-
-def _resolving(options: SearchOptions, member: Member) -> ResolveOptions:
-    shared = cast("ResolveOptions", {n: value for n, value in options.items() if n in ResolveOptions.__optional_keys__})
-    weights = options.get("weights")
-    own = weights.get(member.model) if isinstance(weights, Mapping) else weights
-    return {**shared, "model": member.model, "aggregation": member.aggregation, "weights": own}
-
-
-def _excluded(contents: Contents, asked: Sequence[QueryVectors], exclude: str) -> list[frozenset[str]]:
-    if exclude in (NONE, SELF):
-        return [query.own_ids if exclude == SELF else frozenset[str]() for query in asked]
-    return excluded_of(asked, exclude, contents.labels)
-
-
-def _by_slice(
+def _slice_hits(
     contents: Contents,
     member: Member,
-    asked: Sequence[QueryVectors],
+    queries: Sequence[QueryVectors],
     k: int,
-    index: str,
-    excluded: Sequence[frozenset[str]],
-    where: str | None,
+    groups: Iterable[QueryGroup],
+    options: SearchOptions,
 ) -> list[list[Hit]]:
-    indices = contents.indices(member.model, member.aggregation, index, SLICE)
+    """The hits of mode `slice`, each of which is one slice."""
+    indices = contents.indices(member, options)
     assert indices.slices is not None
-    hits: list[list[Hit]] = [[] for _ in asked]
-    for scope in contents.scopes(excluded, where):
-        own = [asked[number] for number in scope.queries]
-        for number, query, found in zip(scope.queries, own, slices_found(own, k, indices, scope), strict=True):
-            best = merge_slices(found, k)
-            at = [indices.slices.vector_at(one) for one, _ in best]
-            pairs = zip(best, at, strict=True)
-            matches = [match_of(query.slices, place, stored, 0, one.score) for (one, place), stored in pairs]
-            volumes = [one for one, _ in best]
-            hits[number] = _hits(_rows(contents, volumes), volumes, matches)
+    hits: list[list[Hit]] = [[] for _ in queries]
+    for group in groups:
+        members = [queries[number] for number in group.queries]
+        by_query = slices_found(members, k, indices, group)
+        for number, query, by_slice in zip(group.queries, members, by_query, strict=True):
+            best = merge_slices(by_slice, k)
+            matches = [
+                match_of(query.slices, query_slice, indices.slices.vector_at(scored), 0, scored.score)
+                for scored, query_slice in best
+            ]
+            ranking = [scored for scored, _ in best]
+            hits[number] = _hits(_ledger_rows(contents, ranking), ranking, matches)
     return hits
-
-
-def _hits(rows: Mapping[str, LedgerRow], found: Sequence[ScoredRow], matches: Sequence[SliceMatch | None]) -> list[Hit]:
-    hits = []
-    for rank, (one, match) in enumerate(zip(found, matches, strict=True), start=1):
-        row = rows[one.volume_id]
-        score = min(one.score, 1.0)  # float16 lengths may exceed 1 by a little
-        hits.append(Hit(rank, one.volume_id, row.uri, score, row.labels, match))
-    return hits
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} is {value!r}, expected a whole number of {_COUNTED[name]}, at least 1")
-
-
-_OF_MODE = frozenset(field.name for field in fields(ModeOptions))
-_COUNTED = {"k": "hits", "per_slice": "slices", "candidates": "volumes"}

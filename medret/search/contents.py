@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,20 +21,34 @@ from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings, centre_of
 from medret.index.columns import int32_view
 from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
-from medret.search.kept import MANY, CandidateFilter, QueryGroup, scopes
-from medret.search.labels import mask_of, read_label_table
-from medret.search.ledger import Ledger, LedgerRow
+from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
+from medret.search.kept import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
+from medret.search.ledger import Ledger, LedgerRow, mask_of, read_label_table
 from medret.search.matching import SliceVectors
-from medret.search.modes import LATE, VOLUME, Indices
-from medret.search.narrow import Places
+from medret.search.modes import Indices, rank_volumes
+from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
 from medret.search.places import Refused, place_of
-from medret.search.shards import ShardedIndex, ShardFiles, StoredRows
+from medret.search.query import Places, QueryVectors
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.listed import check_files
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.storage import Location
 
 FILTERS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model with one aggregation: one member of an ensemble. weight: above 0, relative to the other members'."""
+
+    entry: RecipeEntry
+    aggregation: str
+    weight: float = 1.0
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.entry.recipe["model"]["name"])
 
 
 class Contents:
@@ -138,19 +153,42 @@ class Contents:
         mask = mask_of(parse_filter(where)(self.labels))
         return CandidateFilter(self.labels["volume_id"].combine_chunks(), mask)
 
-    def scopes(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> Iterator[QueryGroup]:
-        """Queries that can be searched together, and what they may find."""
-        kept = None if where is None else self.kept(where)
-        masked = any(len(own) > MANY for own in excluded)
-        ids = self.labels["volume_id"].combine_chunks() if masked else None
-        return scopes(excluded, kept, ids)
+    def excluded(self, queries: Sequence[QueryVectors], exclude: str) -> list[frozenset[str]]:
+        """The volumes that each query must not find, as the option `exclude` says; raises UsageError."""
+        if exclude in (NONE, SELF):
+            return [query.own_ids if exclude == SELF else frozenset[str]() for query in queries]
+        return excluded_of(queries, exclude, self.labels)
 
-    def indices(self, model: str | None, aggregation: str | None, kind: str, mode: str) -> Indices:
-        """What a mode walks; raises UsageError when it was not built."""
-        entry = self.recipe(model)
-        volumes = self._built(entry, self.aggregation(aggregation), kind) if mode in (VOLUME, LATE) else None
-        slices = self._built(entry, None, kind) if mode != VOLUME else None
+    def query_groups(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> list[QueryGroup]:
+        """Groups of queries that are searched together, and what they may find; raises UsageError for the filter."""
+        kept = None if where is None else self.kept(where)
+        masked = any(len(volume_ids) > MANY for volume_ids in excluded)
+        ids = self.labels["volume_id"].combine_chunks() if masked else None
+        return list(query_groups(excluded, kept, ids))
+
+    def indices(self, member: Member, options: SearchOptions) -> Indices:
+        """The indices that a mode searches; raises UsageError when one was not built."""
+        kind, mode = options.index, options.used_mode
+        volumes = self._built(member.entry, member.aggregation, kind) if mode in (VOLUME, LATE) else None
+        slices = self._built(member.entry, None, kind) if mode != VOLUME else None
         return Indices(kind, volumes, slices)
+
+    def rank(
+        self,
+        member: Member,
+        queries: Sequence[QueryVectors],
+        k: int,
+        groups: Iterable[QueryGroup],
+        options: SearchOptions,
+    ) -> list[list[ScoredRow]]:
+        """At most k volumes per query, best first; see `Snapshot.rank`."""
+        indices = self.indices(member, options)
+        ranked: list[list[ScoredRow]] = [[] for _ in queries]
+        for group in groups:
+            rankings = rank_volumes([queries[number] for number in group.queries], k, indices, group, options)
+            for number, ranking in zip(group.queries, rankings, strict=True):
+                ranked[number] = ranking
+        return ranked
 
     def _built(self, entry: RecipeEntry, aggregation: str | None, kind: str) -> ShardedIndex:
         index = self.index(entry, aggregation)
@@ -164,9 +202,13 @@ class Contents:
             raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {there}")
         return index
 
-    def model(self, name: str | None) -> str:
-        """The name of a model, the first for None; raises UsageError naming those there are."""
-        return str(self.recipe(name).recipe["model"]["name"])
+    def members(self, options: SearchOptions) -> list[Member]:
+        """Every model of the options with every aggregation; raises UsageError for a name that the snapshot lacks."""
+        models = [(self.recipe(name), weight) for name, weight in weighted_names("model", options.model)]
+        aggregations = [
+            (self.aggregation(name), weight) for name, weight in weighted_names("aggregation", options.aggregation)
+        ]
+        return [Member(entry, name, first * second) for entry, first in models for name, second in aggregations]
 
     def slice_places(self, entry: RecipeEntry, row: LedgerRow, slices: SliceVectors) -> Places:
         """Where the stored slices of a volume lie, from the Parquet shard that holds its vectors.

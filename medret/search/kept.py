@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from medret.errors import UsageError
 from medret.index.rows import SortedIds
-from medret.search.labels import int64_of, mask_of
+from medret.search.ledger import int64_of, mask_of
+from medret.search.options import NONE, SELF
 from medret.search.query import QueryVectors
 
-NONE, SELF = "none", "self"
 MANY = 32  # volumes left out: beyond, a mask is cheaper than looking each of them up
 
 
@@ -48,7 +48,7 @@ class QueryGroup:
     excluded: tuple[AbstractSet[str], ...]
 
 
-def scopes(
+def query_groups(
     excluded: Sequence[AbstractSet[str]], kept: CandidateFilter | None, ids: pa.StringArray | None
 ) -> Iterator[QueryGroup]:
     """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""

@@ -2,12 +2,15 @@
 
     volume   the cosine of the volume vectors
     vote     each slice of the query finds its `per_slice` nearest slices; score: the volume's share of them
-             (`pooling.py` says what becomes of equally near ones)
     max      the same, score: the best cosine among them
-    sum      the same, score: the sum of their cosines over the number of slices looked for
-    late     candidates from both indices, then the late-interaction score over all their slices (`late.py`)
+    sum      the same, score: the sum of their cosines, divided by the number of slices looked for
+    late     candidates from both indices, then the late-interaction score (MaxSim) over all their slices (`late.py`)
 
-The weights of a query's slices (Gaussian, say) go into vote, sum and late. All scores are at most 1.
+The weights of a query's slices (Gaussian, for example) count in vote, sum and late. All scores are at most 1.
+
+In vote, max and sum each slice of the query has one vote, split into `per_slice` equal places for its nearest slices.
+If the places run out among equally near slices, those share the remaining places. If there are more of them than can be
+looked for (empty slices, which are the same in every volume), none of them gets these places: they say nothing.
 """
 
 from __future__ import annotations
@@ -18,37 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import UsageError
 from medret.index import EXACT
+from medret.search.index_search import ScoredRow, Shard, ShardedIndex, merge_shards
 from medret.search.kept import QueryGroup
 from medret.search.late import SliceSets, late_scores, plane_codes
-from medret.search.merge import ScoredRow, merge_shards
-from medret.search.pooling import COPIES_MAX, MAX, SUM, VOTE, places, pooled, undecided
+from medret.search.options import LATE, MAX, SUM, VOLUME, VOTE, SearchOptions
 from medret.search.query import QueryVectors
-from medret.search.shards import Shard, ShardedIndex
 
-VOLUME, LATE, SLICE = "volume", "late", "slice"
-MODES = (VOLUME, VOTE, MAX, SUM, LATE, SLICE)
-
-PER_SLICE = 20
-CANDIDATES = 200
-# Late interaction by default: one direction, or the mean of both.
-SYMMETRIC = False
-SAME_PLANE = True
-
+# Slices looked for beyond `per_slice` when some are equally near: so many copies of a slice share its places.
+COPIES_MAX = 64
+EQUAL = 1e-6  # cosines of equal vectors differ by their rounding
 SHARED_WASTE = 4  # volumes compared for each candidate, at most, when queries share one pass over their candidates
 CHUNK_ROWS = 8192  # stored slices that are float64 at the same time
 CHUNK_CELLS = 8 << 20  # cosines that are there at the same time
-
-
-@dataclass(frozen=True)
-class ModeOptions:
-    """per_slice: slices that each slice of a query looks for. candidates: volumes whose slices `late` compares."""
-
-    per_slice: int = PER_SLICE
-    candidates: int = CANDIDATES
-    symmetric: bool = SYMMETRIC
-    same_plane: bool = SAME_PLANE
 
 
 @dataclass(frozen=True)
@@ -60,17 +45,11 @@ class Indices:
     slices: ShardedIndex | None
 
 
-def check_mode(mode: str, but: str = "") -> None:
-    """Raise UsageError, naming the modes there are, for any other. but: a mode that does not count."""
-    there = [name for name in MODES if name != but]
-    if mode not in there:
-        raise UsageError(f"mode '{mode}' is not available; there are {', '.join(there)}")
-
-
 def rank_volumes(
-    mode: str, asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: ModeOptions
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: SearchOptions
 ) -> list[list[ScoredRow]]:
-    """At most k volumes for each query of a scope, best first. asked: the scope's queries."""
+    """At most k volumes for each query of a group, best first. asked: the group's queries."""
+    mode = options.used_mode
     if not asked:
         return []
     if mode == VOLUME:
@@ -134,7 +113,7 @@ def _voters(
 
 
 def _by_late(
-    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: ModeOptions
+    asked: Sequence[QueryVectors], k: int, indices: Indices, scope: QueryGroup, options: SearchOptions
 ) -> list[list[ScoredRow]]:
     """With the exact index every volume that may be found is compared; else each query's candidates."""
     slices = indices.slices
@@ -175,7 +154,7 @@ def score_late(
     k: int,
     slices: ShardedIndex,
     places: Sequence[NDArray[np.int64]],
-    options: ModeOptions,
+    options: SearchOptions,
     excluded: Sequence[Sequence[NDArray[np.int64]]] = (),
 ) -> list[list[ScoredRow]]:
     """The k best of the volumes at `places` of each shard. excluded: for each query and shard, places to leave out."""
@@ -194,7 +173,7 @@ def score_late(
 
 
 def _shard_scores(
-    asked: Sequence[QueryVectors], shard: Shard, places: NDArray[np.int64], options: ModeOptions
+    asked: Sequence[QueryVectors], shard: Shard, places: NDArray[np.int64], options: SearchOptions
 ) -> NDArray[np.float64]:
     """(queries, places), rounded to float32: equal volumes are equal wherever they lie."""
     scores = np.zeros((len(asked), len(places)))
@@ -229,3 +208,48 @@ def query_sets(asked: Sequence[QueryVectors]) -> SliceSets:
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]]),
         np.concatenate([query.slice_weights() for query in asked]),
     )
+
+
+def undecided(found: Sequence[ScoredRow], per_slice: int) -> bool:
+    """Whether the places run out among equally near slices. found: per_slice + 1 of them, or all that there are."""
+    return len(found) > per_slice and found[per_slice].score >= found[per_slice - 1].score - EQUAL
+
+
+def places(found: Sequence[ScoredRow], per_slice: int, asked: int) -> list[tuple[float, ScoredRow]]:
+    """The share of a place, in (0, 1], of each slice that gets one.
+
+    found: the nearest slices, best first, `asked` of them or all that there are.
+    """
+    if not undecided(found, per_slice):
+        return [(1.0, one) for one in found[:per_slice]]
+    edge = found[per_slice - 1].score
+    sure = [(1.0, one) for one in found if one.score > edge + EQUAL]
+    equal = [one for one in found if abs(one.score - edge) <= EQUAL]
+    if len(found) >= asked and found[-1].score >= edge - EQUAL:  # there are more of them than were asked for
+        return sure
+    share = (per_slice - len(sure)) / len(equal)
+    return [*sure, *((share, one) for one in equal)]
+
+
+def pooled(
+    found: Sequence[Sequence[tuple[float, ScoredRow]]], weights: NDArray[np.float64], k: int, mode: str, per_slice: int
+) -> list[ScoredRow]:
+    """The k best volumes. found: for each slice of the query, who gets its places, and which share of one.
+
+    weights: of the slices, summing to 1. Ties: by summed cosines, then by id.
+    """
+    hits: dict[str, list[tuple[float, ScoredRow]]] = {}
+    for weight, own in zip(weights.tolist(), found, strict=True):
+        for share, one in own:
+            hits.setdefault(one.volume_id, []).append((weight * share, one))
+    ranked = []
+    for volume_id, own_hits in hits.items():
+        shares = np.array([share for share, _ in own_hits])
+        cosines = np.array([one.score for _, one in own_hits])
+        best = max((one for _, one in own_hits), key=lambda one: one.score)
+        summed = float(shares @ cosines) / per_slice
+        score = {VOTE: float(shares.sum()) / per_slice, MAX: best.score, SUM: summed}[mode]
+        # Rounded, so that equal votes are equal in whichever order they were added up.
+        ranked.append((-round(score, 9), -round(summed, 9), volume_id, best))
+    ranked.sort(key=lambda entry: entry[:3])
+    return [ScoredRow(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]

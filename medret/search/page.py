@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from medret.search.encoding import sha256_of
 from medret.search.hit import Hit, SlicePair
 from medret.search.ledger import LABELS
-from medret.search.modes import VOLUME
+from medret.search.options import SCORES, VOLUME
 from medret.search.page_images import SIDE_PX, ImageRequest, Shown, Tile, read_tiles
 from medret.search.page_style import STYLE, document
-from medret.search.score import WORDS
+from medret.search.resolve import sha256_of
 from medret.search.snapshot import Snapshot
 from medret.storage import redacted
 
@@ -26,7 +25,7 @@ CHIPS = LABELS[1:]  # modality, body region, organ: what a reader looks for; all
 
 
 def results_page(
-    snapshot: Snapshot, results: Sequence[Result], title: str = "Search results", score: str = WORDS[VOLUME]
+    snapshot: Snapshot, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]
 ) -> str:
     """The page as text.
 

@@ -1,24 +1,33 @@
-"""What may be asked: a NIfTI file or URI, a volume of the snapshot, a volume vector, or slice vectors."""
+"""What a search can be asked for: a NIfTI file or URI, a volume of the snapshot, a volume vector, or slice vectors.
+
+A query may be narrowed to a part of a volume (`slices`, `box`, `mask`), to the slices of a slice plan, and its slices
+may have weights.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medret.embeddings import Aggregation
+from medret.embeddings import Aggregation, parse_aggregation
 from medret.embeddings.shards import RECIPE_KEY
 from medret.errors import UsageError, VolumeError
+from medret.recipe import PLANES
 from medret.search.hit import Range
 from medret.search.matching import SliceVectors
 from medret.storage import normalise_uri
+
+if TYPE_CHECKING:
+    from medret.volume.region import Region
 
 Query = str | os.PathLike[str] | NDArray[Any]
 
@@ -126,3 +135,104 @@ def aggregated(
     except VolumeError as error:
         raise UsageError(f"query {volume_id}: {error.reason}") from error
     return vector.astype(np.float16).astype(np.float32)
+
+
+AXES = ("sagittal", "coronal", "axial")  # the plane whose slices follow one another along x, y, z
+_NUMBER = r"([+-]?\d+(?:\.\d+)?)"
+_VOXELS = re.compile(r"(\d+):(\d+)")
+_MM = re.compile(rf"{_NUMBER}\s*mm:{_NUMBER}\s*mm")
+
+
+@dataclass(frozen=True)
+class SliceRange:
+    """First and last slice along a plane's axis, inclusive: voxel positions, or scanner coordinates with `mm`."""
+
+    plane: str
+    first: float
+    last: float
+    mm: bool
+
+    def region(self) -> Region:
+        """The same as bounds of a volume."""
+        from medret.volume.region import Region
+
+        x, y, z = ((self.first, self.last) if plane == self.plane else None for plane in AXES)
+        return Region((x, y, z), self.mm)
+
+    def __str__(self) -> str:
+        unit = "mm" if self.mm else ""
+        return f"{self.plane} {self.first:g}{unit}:{self.last:g}{unit}"
+
+
+def parse_range(text: str, plane: str) -> SliceRange:
+    """`40:58` or `-12.5mm:30mm`; raises UsageError."""
+    if plane not in PLANES:
+        raise UsageError(f"plane '{plane}' is not available; there are {', '.join(PLANES)}")
+    match = _VOXELS.fullmatch(text.strip()) or _MM.fullmatch(text.strip())
+    if match is None or float(match[1]) > float(match[2]):
+        problem = "ends before it begins" if match else "is not understood"
+        raise UsageError(f"slices '{text}' {problem}; expected FIRST:LAST such as 40:58, or 40mm:58.5mm")
+    return SliceRange(plane, float(match[1]), float(match[2]), match.re is _MM)
+
+
+def parse_box(text: str) -> Region:
+    """`x0:x1,y0:y1,z0:z1`; raises UsageError."""
+    from medret.volume.region import Region
+
+    matches = [_VOXELS.fullmatch(part.strip()) for part in text.split(",")]
+    bounds = [(float(match[1]), float(match[2])) for match in matches if match]
+    if len(matches) != 3 or len(bounds) != 3 or any(first > last for first, last in bounds):
+        raise UsageError(
+            f"box '{text}' is not understood; expected X0:X1,Y0:Y1,Z0:Z1, first and last voxel in RAS+ order, such as "
+            "40:120,30:90,10:25"
+        )
+    return Region((bounds[0], bounds[1], bounds[2]))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the slices of a volume lie. relative: (n,) in [0, 1]. mm: (n,) scanner coordinates."""
+
+    relative: NDArray[np.float32]
+    mm: NDArray[np.float32]
+
+    def only(self, chosen: NDArray[np.int64]) -> Places:
+        """Those of the chosen slices."""
+        return Places(self.relative[chosen], self.mm[chosen])
+
+
+def within(slices: SliceVectors, places: Places, wanted: SliceRange, label: str) -> NDArray[np.int64]:
+    """The numbers of the slices in a range; raises UsageError that says where there are slices."""
+    assert slices.positions is not None
+    at = places.mm if wanted.mm else slices.positions
+    own = np.array([plane == wanted.plane for plane in slices.planes])
+    kept = np.flatnonzero(own & (at >= wanted.first) & (at <= wanted.last))
+    if not len(kept):
+        unit = " mm" if wanted.mm else ""
+        there = ", ".join(f"{value:.5g}" for value in at[own]) or "nowhere"
+        raise UsageError(
+            f"query '{label}': none of its stored slices lies in {wanted}; they lie at {there}{unit}. Give the NIfTI "
+            "file itself to slice it anew"
+        )
+    return kept
+
+
+def chosen_slices(plan: str, slices: SliceVectors, label: str) -> NDArray[np.int64]:
+    """The numbers of the slices that a slice plan keeps, in each plane on its own."""
+    from medret.volume.slice_plan import parse_slice_plan
+
+    parsed = parse_slice_plan(plan)
+    chosen = []
+    for plane in dict.fromkeys(slices.planes):
+        own = np.flatnonzero([other == plane for other in slices.planes])
+        chosen.append(own[parsed.indices(len(own), f"{label}\0{plane}")])
+    return np.sort(np.concatenate(chosen))
+
+
+def slice_weights(text: str, relative: NDArray[np.float32], label: str) -> NDArray[np.float64]:
+    """`uniform` or `gaussian:CENTRE,SIGMA` over relative positions: (n,) summing to 1; raises UsageError."""
+    if text == "uniform":
+        return np.full(len(relative), 1 / len(relative))
+    if not text.startswith("gaussian:"):
+        raise UsageError(f"query weights '{text}' are not understood; expected uniform or gaussian:CENTRE,SIGMA")
+    return parse_aggregation(text).weights(relative, label)

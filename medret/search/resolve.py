@@ -1,30 +1,48 @@
-"""From what a user asks to vectors: looking up a volume, or reading, slicing and embedding a file."""
+"""From a query to vectors: look up a stored volume, or read, slice and embed a file as the snapshot's recipe says.
+
+Only files need torch, so it is imported only for them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.embeddings import parse_aggregation
-from medret.errors import UsageError
-from medret.search.contents import Contents
-from medret.search.encoding import encode_query, load_encoder, read_query, read_volume_query, sha256_of, slice_query
+from medret.embeddings import parse_aggregation, unit_slices
+from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
+from medret.recipe import Plane, Recipe
+from medret.search.contents import Contents, Member
 from medret.search.hit import Range
 from medret.search.matching import SliceVectors
-from medret.search.narrow import chosen_slices, slice_weights, within
-from medret.search.options import ResolveOptions
-from medret.search.query import Query, QueryVectors, aggregated, is_file, load_array, refuse_table, vector_query
-from medret.search.region import PARTS, SliceRange, parse_box, parse_range
+from medret.search.options import SearchOptions
+from medret.search.query import (
+    Query,
+    QueryVectors,
+    SliceRange,
+    aggregated,
+    chosen_slices,
+    is_file,
+    load_array,
+    parse_box,
+    parse_range,
+    refuse_table,
+    slice_weights,
+    vector_query,
+    within,
+)
 from medret.snapshot import RecipeEntry
-from medret.storage import normalise_uri
+from medret.storage import normalise_uri, read_uri, redacted
 
 if TYPE_CHECKING:
     from medret.models import Encoder
+    from medret.volume import SlicedVolume
     from medret.volume.region import Region
 
 
@@ -35,11 +53,12 @@ class Resolver:
         self._contents = contents
         self._encoders: dict[tuple[str, str | None, str], Encoder] = {}
 
-    def resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: ResolveOptions) -> QueryVectors:
-        """The vectors of a query as the indices of one recipe and aggregation hold them.
+    def resolve(self, query: Query, member: Member, options: SearchOptions) -> QueryVectors:
+        """The vectors of a query as the indices of one model and aggregation hold them.
 
         Raises UsageError for what cannot be asked.
         """
+        entry, aggregation = member.entry, member.aggregation
         raw = self._resolve(query, entry, aggregation, options)
         index = self._contents.index(entry, aggregation)
         volume = index.centred(raw.volume[None])
@@ -48,16 +67,15 @@ class Resolver:
         vectors = self._contents.index(entry, None).centred(raw.slices.vectors)
         return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=vectors))
 
-    def _resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: ResolveOptions) -> QueryVectors:
+    def _resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
         """The vectors of a query as the recipe gives them."""
-        parts = [name for name in PARTS if options.get(name)]
-        if len(parts) > 1:
-            raise UsageError(f"{' and '.join(parts)} both say which part of the query is meant: give one of them")
         if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
             query = load_array(read_query(normalise_uri(query)), os.fspath(query))
         if isinstance(query, np.ndarray):
-            if parts:
-                raise UsageError(f"{parts[0]} names a part of a volume, but the query is an array of vectors: slice it")
+            if options.parts:
+                raise UsageError(
+                    f"{options.parts[0]} names a part of a volume, but the query is an array of vectors: slice it"
+                )
             found = vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
             return self._narrowed(found, None, aggregation, options)
         if not isinstance(query, str | os.PathLike):
@@ -66,7 +84,7 @@ class Resolver:
             return self._file(normalise_uri(query), None, entry, aggregation, options)
         return self._volume(os.fspath(query), entry, aggregation, options)
 
-    def _volume(self, volume_id: str, entry: RecipeEntry, aggregation: str, options: ResolveOptions) -> QueryVectors:
+    def _volume(self, volume_id: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
         row = self._contents.ledger.row(volume_id)
         if row is None:
             raise UsageError(
@@ -76,7 +94,7 @@ class Resolver:
         (held,) = self._contents.stored(entry, aggregation, [row])
         if held is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
-        if options.get("box") or options.get("mask"):
+        if options.box or options.mask:
             return self._file(self._contents.readable(row), volume_id, entry, aggregation, options)
         volume = self._contents.index(entry, aggregation).uncentred(held.vectors().vectors)
         slices = SliceVectors(volume, [None], None)
@@ -88,7 +106,7 @@ class Resolver:
         found = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
         wanted = _range(options, _planes(entry))
         places = None
-        if wanted or options.get("query_slices") or options.get("query_weights"):
+        if wanted or options.query_slices or options.query_weights:
             places = self._contents.slice_places(entry, row, slices)
         if wanted and places:
             kept = within(slices, places, wanted, volume_id)
@@ -99,18 +117,18 @@ class Resolver:
         return self._narrowed(found, places.relative if places else None, aggregation, options)
 
     def _file(
-        self, uri: str, own_id: str | None, entry: RecipeEntry, aggregation: str, options: ResolveOptions
+        self, uri: str, own_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
         recipe = entry.load()
         wanted = _range(options, _planes(entry))
-        box = parse_box(box_text) if (box_text := options.get("box")) else None
+        box = parse_box(box_text) if (box_text := options.box) else None
         data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)
         region = box or _region(options, wanted, data)
         planes = tuple(name for name in recipe.slices.planes if wanted is None or name == wanted.plane)
-        modality = options.get("modality") or label
+        modality = options.modality or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
         encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
         vector = aggregated(encoded.slices, encoded.relative, parse_aggregation(aggregation), volume_id)
@@ -121,10 +139,10 @@ class Resolver:
         return self._narrowed(found, encoded.relative, aggregation, options)
 
     def _narrowed(
-        self, query: QueryVectors, relative: NDArray[np.float32] | None, aggregation: str, options: ResolveOptions
+        self, query: QueryVectors, relative: NDArray[np.float32] | None, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
         """The slices that the query's own slice plan keeps, and their weights."""
-        plan, weights = options.get("query_slices"), options.get("query_weights")
+        plan, weights = options.query_slices, options.query_weights
         if not plan and not weights:
             return query
         if relative is None:  # an array: its slices count as evenly spaced
@@ -138,8 +156,8 @@ class Resolver:
             query = replace(query, volume=volume)
         return replace(query, weights=slice_weights(weights, relative, query.label)) if weights else query
 
-    def _encoder(self, entry: RecipeEntry, options: ResolveOptions) -> Encoder:
-        weights, device = options.get("weights"), options.get("device", "auto")
+    def _encoder(self, entry: RecipeEntry, options: SearchOptions) -> Encoder:
+        weights, device = options.weights_of(str(entry.recipe["model"]["name"])), options.device
         key = (str(entry.recipe["digest"]), weights, device)
         if key not in self._encoders:
             self._encoders[key] = load_encoder(entry, weights, device)
@@ -151,13 +169,11 @@ def _planes(entry: RecipeEntry) -> Sequence[str]:
     return planes
 
 
-def _range(options: ResolveOptions, planes: Sequence[str]) -> SliceRange | None:
-    text, plane = options.get("slices"), options.get("plane")
+def _range(options: SearchOptions, planes: Sequence[str]) -> SliceRange | None:
+    text = options.slices
     if not text:
-        if plane:
-            raise UsageError(f"plane '{plane}' is of a range of slices: give slices too, such as 40:58")
         return None
-    wanted = parse_range(text, plane or planes[0])
+    wanted = parse_range(text, options.plane or planes[0])
     if wanted.plane not in planes:
         raise UsageError(
             f"the snapshot holds no {wanted.plane} slices, only {', '.join(planes)}: range {text} of those"
@@ -165,8 +181,8 @@ def _range(options: ResolveOptions, planes: Sequence[str]) -> SliceRange | None:
     return wanted
 
 
-def _region(options: ResolveOptions, wanted: SliceRange | None, data: bytes) -> Region | None:
-    mask = options.get("mask")
+def _region(options: SearchOptions, wanted: SliceRange | None, data: bytes) -> Region | None:
+    mask = options.mask
     if mask:
         from medret.volume.region import mask_region
 
@@ -182,3 +198,109 @@ def _sliced(plane: str, crop_box: tuple[Sequence[int], Sequence[int]]) -> Range:
     from medret.volume.slicing import AXIS
 
     return int(crop_box[0][AXIS[plane]]), int(crop_box[1][AXIS[plane]]) - 1
+
+
+RANDOM = re.compile(r"random(:[0-9]{1,18})?")
+
+
+@dataclass(frozen=True)
+class EncodedVolume:
+    """Slice vectors of a query volume. relative: (n,) float32 positions in [0, 1], which aggregations weigh by."""
+
+    slices: SliceVectors
+    relative: NDArray[np.float32]
+
+
+def read_query(uri: str) -> bytes:
+    """The bytes of a query; raises UsageError or StorageError naming it."""
+    try:
+        return read_uri(uri)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"query {redacted(uri)}: no such file") from error
+
+
+def read_volume_query(uri: str) -> bytes:
+    """The bytes of a query that is a volume, as `read_query`; one that cannot be a volume is not read whole."""
+    from medret.volume import Limits, fetch_volume
+
+    try:
+        return fetch_volume(uri, Limits())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"query {redacted(uri)}: no such file") from error
+    except VolumeError as error:
+        raise UsageError(f"query {redacted(uri)} cannot be used: {error.code}: {error.reason}") from error
+
+
+def sha256_of(data: bytes) -> str:
+    """The sha256 of a file's bytes, as the ledger's content_sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_encoder(entry: RecipeEntry, given: str | None, device: str) -> Encoder:
+    """The encoder of a recipe, its weights checked against the recipe's sha256.
+
+    given: path or URI of the weights; None: they are had by the model's name, or were drawn from a seed.
+    Raises WeightsError when they cannot be had or are others.
+    """
+    from medret.models import Encoder, model_spec, resolve_device, resolve_weights
+
+    recipe = entry.load()
+    wanted = given
+    if given is None and entry.weights_uri is not None:
+        if not RANDOM.fullmatch(entry.weights_uri):  # an address: whoever made the store chose it
+            raise WeightsError(
+                f"the weights of {recipe.model.name} were loaded from {redacted(entry.weights_uri)}, which only the "
+                f"store names; give them with --weights {recipe.model.name}=FILE"
+            )
+        wanted = entry.weights_uri
+    spec = model_spec(recipe.model.name, wanted)
+    weights = resolve_weights(spec, wanted)
+    if weights.sha256 != recipe.model.weights_sha256:
+        raise WeightsError(
+            f"weights of {recipe.model.name} ({weights.source}) have sha256 {weights.sha256[:16]}.., the snapshot was "
+            f"made with {recipe.model.weights_sha256[:16]}.. ({entry.weights_source}): vectors of different "
+            f"weights cannot be compared, so give those with --weights {recipe.model.name}=FILE"
+        )
+    found = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
+    return Encoder(spec, weights, device=found, precision=recipe.model.precision)
+
+
+def slice_query(
+    data: bytes,
+    name: str,
+    volume_id: str,
+    recipe: Recipe,
+    modality: str | None,
+    *,
+    region: Region | None = None,
+    planes: Sequence[Plane] | None = None,
+) -> SlicedVolume:
+    """Bytes to slices; raises UsageError naming the file, the quarantine code and the reason.
+
+    region: the part of the volume that is the query. planes: those that are sliced, by default the recipe's.
+    """
+    from medret.volume import read_volume
+
+    slices = recipe.slices if planes is None else replace(recipe.slices, planes=tuple(planes))
+    try:
+        return read_volume(data, volume_id, slices, [recipe.model.image_size], modality=modality, region=region)
+    except UsageError as error:
+        raise UsageError(f"query {name}: {error}") from error
+    except VolumeError as error:
+        raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
+
+
+def encode_query(
+    volume: SlicedVolume, name: str, recipe: Recipe, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> EncodedVolume:
+    """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
+    try:
+        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.image_size]))
+    except VolumeError as error:
+        raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
+    slices = SliceVectors(
+        vectors.astype(np.float32),
+        [ref.plane for ref in volume.slices],
+        np.array([ref.slice_index for ref in volume.slices], np.int64),
+    )
+    return EncodedVolume(slices, np.array([ref.relative_position for ref in volume.slices], np.float32))

@@ -18,13 +18,12 @@ from medret.errors import CorruptError, DroppedError, StorageError, UsageError
 from medret.index import EXACT
 from medret.recipe import Recipe
 from medret.search.answer import answer
-from medret.search.contents import Contents
+from medret.search.contents import Contents, Member
 from medret.search.hit import Hit
+from medret.search.index_search import ScoredRow
 from medret.search.ledger import LedgerRow
 from medret.search.matching import SliceVectors
-from medret.search.merge import ScoredRow
-from medret.search.modes import SLICE, VOLUME, ModeOptions, check_mode, rank_volumes
-from medret.search.options import ResolveOptions, SearchOptions
+from medret.search.options import DEFAULT_K, SLICE, SearchKeywords, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver
 from medret.snapshot import current_id, read_manifest
@@ -84,11 +83,13 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<Snapshot {self.id} of {self.uri}>"
 
-    def search(self, query: Query, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
+    def search(self, query: Query, k: int = DEFAULT_K, **options: Unpack[SearchKeywords]) -> list[Hit]:
         """The k hits most similar to a query, best first; see `search_many`."""
         return self.search_many([query], k, **options)[0]
 
-    def search_many(self, queries: Sequence[Query], k: int = 10, **options: Unpack[SearchOptions]) -> list[list[Hit]]:
+    def search_many(
+        self, queries: Sequence[Query], k: int = DEFAULT_K, **options: Unpack[SearchKeywords]
+    ) -> list[list[Hit]]:
         """The k hits most similar to each query, best first; the indices are searched once for all queries.
 
         A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
@@ -98,7 +99,7 @@ class Snapshot:
         when the snapshot was removed from the store: open it again.
         """
         with self._contents.reading():
-            return answer(self, self._contents, queries, k, options)
+            return answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
@@ -108,43 +109,44 @@ class Snapshot:
         with self._contents.reading():
             return self._contents.labels
 
-    def resolve(self, query: Query, **options: Unpack[ResolveOptions]) -> QueryVectors:
-        """The vectors of a query in the space of the indices. options: `ResolveOptions` says what each means."""
-        entry = self._contents.recipe(options.get("model"))
-        aggregation = self._contents.aggregation(options.get("aggregation"))
+    def resolve(self, query: Query, **options: Unpack[SearchKeywords]) -> QueryVectors:
+        """The vectors of a query in the space of the indices of one model and aggregation.
+
+        options: those of `SearchOptions` that say how a query is read; others change nothing.
+        """
+        chosen = SearchOptions.of(options)
         with self._contents.reading():
-            return self._resolver.resolve(query, entry, aggregation, options)
+            return self._resolver.resolve(query, self._member(chosen), chosen)
 
     def rank(
         self,
         queries: Sequence[QueryVectors],
         k: int,
         *,
-        model: str | None = None,
-        aggregation: str | None = None,
-        index: str = EXACT,
-        mode: str = VOLUME,
         excluded: Sequence[AbstractSet[str]] | None = None,
-        where: str | None = None,
-        options: ModeOptions | None = None,
+        **options: Unpack[SearchKeywords],
     ) -> list[list[ScoredRow]]:
-        """At most k volumes for each query, best first, equal scores in the order of volume_id.
+        """At most k volumes per query, best first, equal scores in the order of volume_id.
 
         k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
-        late: with index `exact` all, else the candidates). model, aggregation: those that the queries were
-        resolved with. excluded: for each query the volume_ids that must not be found. where: a filter, see
-        `medret.search.filters`. Raises UsageError.
+        late: with index `exact` all, else the candidates). excluded: for each query the volume_ids that it must not
+        find; None: as the option `exclude` says. options: as for a search, but `index` is `exact` by default, and model
+        and aggregation must be those that the queries were resolved with. Raises UsageError.
         """
-        check_mode(mode, but=SLICE)
-        ranked: list[list[ScoredRow]] = [[] for _ in queries]
+        chosen = SearchOptions.of({"index": EXACT, **options})
+        if chosen.used_mode == SLICE:
+            raise UsageError(f"mode '{SLICE}' ranks slices, not volumes")
         with self._contents.reading():
-            indices = self._contents.indices(model, aggregation, index, mode)
-            for scope in self._contents.scopes(excluded or [frozenset[str]()] * len(queries), where):
-                own = [queries[number] for number in scope.queries]
-                found = rank_volumes(mode, own, k, indices, scope, options or ModeOptions())
-                for number, best in zip(scope.queries, found, strict=True):
-                    ranked[number] = best
-        return ranked
+            sets = self._contents.excluded(queries, chosen.exclude) if excluded is None else excluded
+            groups = self._contents.query_groups(sets, chosen.where)
+            return self._contents.rank(self._member(chosen), queries, k, groups, chosen)
+
+    def _member(self, options: SearchOptions) -> Member:
+        """The one model and aggregation of options; raises UsageError for several."""
+        members = self._contents.members(options)
+        if len(members) > 1:
+            raise UsageError("one model and one aggregation are ranked at a time: `search` fuses several")
+        return members[0]
 
     def slices_of(self, volume_id: str, model: str | None = None) -> SliceVectors | None:
         """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""

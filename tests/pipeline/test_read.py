@@ -21,8 +21,8 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.content_hashes import _hash_all, equal_samples
 from medret.pipeline.read import Content, _with_contents
 from medret.recipe import SliceRecipe
-from medret.search.encoding import read_query
 from medret.search.page_images import ImageRequest, read_tiles
+from medret.search.resolve import read_query
 from medret.storage import Location, StoredObject
 from medret.volume import Limits
 from medret.volume.nifti import START_BYTES

@@ -5,7 +5,7 @@ import pytest
 
 from medret.errors import UsageError
 from medret.search.filters import parse_filter
-from medret.search.labels import mask_of
+from medret.search.ledger import mask_of
 
 TABLE = pa.table(
     {

@@ -10,7 +10,7 @@ import pytest
 
 from medret.errors import UsageError
 from medret.search import open_snapshot
-from medret.search.labels import mask_of, take_or_null
+from medret.search.ledger import mask_of, take_or_null
 
 
 def test_labels_are_one_table_in_volume_order(made_store: Any) -> None:

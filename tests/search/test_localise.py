@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medret.search.localise import STRETCH, half_step, lengths_allowed, lines, locate
+from medret.search.matching import STRETCH, half_step, lengths_allowed, lines, locate
 
 
 def _walk(count: int, seed: int, pace: float = 0.35) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medret.search.merge import ScoredRow, merge_shards, merge_slices
+from medret.search.index_search import ScoredRow, merge_shards, merge_slices
 
 found_lists = st.lists(
     st.builds(

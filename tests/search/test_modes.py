@@ -13,7 +13,6 @@ import pytest
 from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.search import Snapshot, open_snapshot
-from medret.search.modes import ModeOptions
 
 KINDS = ("hnsw", "lsh", "exact")
 MODES = ("volume", "vote", "max", "sum", "late")
@@ -98,8 +97,7 @@ def test_what_is_left_out_takes_no_place(made_store: Any, snapshot: Snapshot, mo
     queries = [snapshot.resolve(volume_id) for volume_id in made_store.ids[:5]]
     gone = [frozenset(made_store.ids[number : number + 9]) for number in range(5)]
     kept = "organ in ('Liver', 'Brain')"
-    options = ModeOptions(per_slice=4, candidates=5)
-    found = snapshot.rank(queries, 4, mode=mode, index=kind, excluded=gone, where=kept, options=options)
+    found = snapshot.rank(queries, 4, mode=mode, index=kind, excluded=gone, where=kept, per_slice=4, candidates=5)
     organs = dict(zip(made_store.ids, snapshot.labels()["organ"].to_pylist(), strict=True))
     for query, own, ranked in zip(queries, gone, found, strict=True):
         assert ranked

@@ -10,8 +10,9 @@ import pytest
 
 from medret.embeddings import EmbeddedVolume
 from medret.search import open_snapshot
-from medret.search.merge import ScoredRow
-from medret.search.pooling import COPIES_MAX, MAX, SUM, VOTE, places, pooled
+from medret.search.index_search import ScoredRow
+from medret.search.modes import COPIES_MAX, places, pooled
+from medret.search.options import MAX, SUM, VOTE
 
 
 def _found(*scores: float) -> list[ScoredRow]:

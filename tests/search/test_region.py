@@ -13,7 +13,7 @@ from medret.embeddings.shards import RECIPE_KEY
 from medret.errors import UsageError
 from medret.recipe import SliceRecipe
 from medret.search import Snapshot, open_snapshot
-from medret.search.region import SliceRange, parse_box, parse_range
+from medret.search.query import SliceRange, parse_box, parse_range
 from medret.volume import read_volume
 from medret.volume.region import Region, mask_region
 

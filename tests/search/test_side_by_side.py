@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from medret.search.parallel import parallel_map
+from medret.search.index_search import parallel_map
 
 
 def test_answers_come_in_the_order_of_the_arguments() -> None:

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from medret.index import KINDS
 from medret.search import Hit, Snapshot, open_snapshot
-from medret.search.modes import LATE, VOLUME
-from medret.search.pooling import VOTE
+from medret.search.options import LATE, VOLUME, VOTE
 
 THREADS = 6
 ROUNDS = 3  # each with a snapshot that was just opened: it is first uses that meet

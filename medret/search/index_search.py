@@ -1,11 +1,14 @@
-"""One index of a snapshot, spread over shards: opened on first use, searched in turn, merged."""
+"""Searches one index of a snapshot: opens its shards when they are first needed, searches them, merges the results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from heapq import nsmallest
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +36,12 @@ from medret.search.cache import LocalFiles
 from medret.search.kept import CandidateFilter
 from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
-from medret.search.merge import ScoredRow, merge_shards
-from medret.search.parallel import parallel_map
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Up to so many rows are asked for in excess and dropped; beyond, each query walks the index with its own selector.
 EXCESS_MAX = 64
@@ -287,3 +294,50 @@ def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """(q, 1) the k-th best of each query's (q, m) scores, the worst where there are fewer."""
     at = max(0, scores.shape[1] - k)
     return np.partition(scores, at, axis=1)[:, at : at + 1]
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One vector that was found. score: cosine. shard, row: where it lies in its index."""
+
+    score: float
+    volume_id: str
+    shard: int
+    row: int
+
+
+def _rank(found: ScoredRow) -> tuple[float, str, int, int]:
+    return (-found.score, found.volume_id, found.shard, found.row)
+
+
+def merge_shards(found: Iterable[ScoredRow], k: int) -> list[ScoredRow]:
+    """The k best of all shards, best first; equal scores in the order of volume_id, then of place."""
+    return nsmallest(k, found, key=_rank)
+
+
+def merge_slices(found_by_slice: Sequence[Iterable[ScoredRow]], k: int) -> list[tuple[ScoredRow, int]]:
+    """The k best distinct vectors any slice of the query found, with the best score and that slice's number."""
+    best: dict[tuple[int, int], tuple[ScoredRow, int]] = {}
+    for number, found in enumerate(found_by_slice):
+        for one in found:
+            held = best.get((one.shard, one.row))
+            if held is None or one.score > held[0].score:
+                best[one.shard, one.row] = (one, number)
+    return nsmallest(k, best.values(), key=lambda pair: _rank(pair[0]))
+
+
+def parallel_map(call: Callable[[T], R], arguments: Iterable[T], at_once: int) -> list[R]:
+    """The call for each argument, in their order, so many at the same time; the first error is raised."""
+    given = list(arguments)
+    at_once = min(at_once, len(given))
+    if at_once < 2:
+        return [call(one) for one in given]
+    return list(_pool(os.getpid(), at_once).map(call, given))
+
+
+@cache
+def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
+    """Kept, since starting threads takes as long as a search. A forked process has none of its parent's threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="medret-search")
