@@ -10,7 +10,9 @@ from medret.errors import MissingPackageError
 
 # package -> the extra of pyproject.toml that brings it
 EXTRAS = {
+    "faiss": "search",
     "ray": "job",
+    "nibabel": "job",
     "torch": "models",
     "torchvision": "models",
     "timm": "models",
@@ -19,6 +21,7 @@ EXTRAS = {
     "transformers": "hf",
     "dreamsim": "dreamsim",
     "s3fs": "s3",
+    "shtab": "completion",
 }
 
 
@@ -26,9 +29,9 @@ def missing_package(error: BaseException | None) -> MissingPackageError | None:
     """The error to show where `error`, or what caused it, is that a package of an extra is not installed."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            extra = EXTRAS[error.name]
+            more = ' (or "medret[job]", which brings it too)' if error.name == "faiss" else ""
             return MissingPackageError(
-                f'this needs {error.name}, which is not installed: pip install "medret[{extra}]"'
+                f'this needs {error.name}, which is not installed: pip install "medret[{EXTRAS[error.name]}]"{more}'
             )
         error = error.__cause__
     return None

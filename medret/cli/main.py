@@ -6,7 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import medret
 from medret.cli import (
@@ -24,8 +24,8 @@ from medret.cli import (
     unlock,
     verify,
 )  # fmt: skip
-from medret.errors import MedretError
-from medret.extras import needs_extra
+from medret.errors import MedretError, MissingPackageError
+from medret.extras import needs_extra, require
 from medret.storage import redacted
 from medret.visible import say, visible
 
@@ -69,6 +69,20 @@ class Parser(argparse.ArgumentParser):
         super().error(visible(message))
 
 
+class _PrintCompletion(argparse.Action):
+    """Print the completion script of a shell and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            require("shtab")
+        except MissingPackageError as error:
+            parser.exit(error.exit_code, f"medret {option}: {error}\n")
+        import shtab
+
+        sys.stdout.write(shtab.complete(parser, shell=shell))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="medret",
@@ -77,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
+    parser.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
+        help="print a completion script for this shell, and exit",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = (demo, plan, index, search, evaluate, study, duplicates, export, verify, history, forget, unlock, models)
     for module in modules:
