@@ -201,8 +201,8 @@ def _bare(_: int) -> tuple[float, float]:
     import torch
 
     from medret.models import model_spec, resolve_weights
+    from medret.models.encoder import Autocast, in_bf16, is_convolutional
     from medret.models.loaders import load_model
-    from medret.models.precision import Autocast, in_bf16, is_convolutional
 
     name, precision, batch_size, batches, threads, barrier = globals()["shared"]
     torch.set_num_threads(threads)

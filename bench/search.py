@@ -29,9 +29,9 @@ from figures import Figure, Measured, main
 from synthetic import SETTINGS, Plan, clustered, near, write_store
 
 import medret
+from medret.cache import CACHE_VARIABLE
 from medret.index import HNSW, IndexShard
-from medret.index.parameters import hnsw_parameters
-from medret.search.cache import CACHE_VARIABLE
+from medret.index.neighbours import hnsw_parameters
 
 K = 10
 FEW = 10_000  # vectors, for the cost of one

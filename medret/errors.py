@@ -16,7 +16,7 @@
     └── VolumeError             (a value, not an exit) one volume could not be used: a code and a reason
 
 Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
-StalledError and NotAFileError (medret.storage.local) are OSErrors about one file, as the system would raise them;
+StalledError and NotAFileError (medret.storage.objects) are OSErrors about one file, as the system would raise them;
 whoever reads a place turns them into one of these. A ValueError is a mistake in a call of a function, not in a request.
 A message names the object, what was found, what was expected and what to do.
 """

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from medret import retry
 from medret.errors import StorageError
-from medret.retry import ATTEMPTS, is_transient, retries, with_retries
 from medret.storage import Location
+from medret.storage import filesystems as retry
+from medret.storage.filesystems import ATTEMPTS, is_transient, retries, with_retries
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
-    monkeypatch.setattr("medret.retry.time.sleep", slept.append)
+    monkeypatch.setattr("medret.storage.filesystems.time.sleep", slept.append)
     return slept
 
 
@@ -109,6 +109,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medret.storage.location.os.fsync", full)
+    monkeypatch.setattr("medret.storage.objects.os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device; check"):
         Location(tmp_path).compare_and_swap("CURRENT", None, b"x")

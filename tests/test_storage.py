@@ -42,7 +42,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medret.storage.location.os.fsync", full)
+    monkeypatch.setattr("medret.storage.objects.os.fsync", full)
     with pytest.raises(StorageError, match=r"CURRENT cannot be written.*No space"):
         store.write("CURRENT", b"new")
     assert store.read("CURRENT") == b"old"

@@ -1,8 +1,8 @@
 """Join labels to the volumes of a listing: from a CSV or Parquet table, or from dataset.json files.
 
-A row names its volume in the column `volume_id` or `path`, as `medret.archive.names` tells. Columns subject, modality,
-body_region and organ become labels, all others metadata; empty cells, and words for nothing, say nothing. What did
-not match is counted, and a table that matches nothing is refused.
+A row names its volume in the column `volume_id` or `path`; `medret.archive.volume_names` says how. The columns subject,
+modality, body_region and organ become labels, all others metadata. Empty cells, and words that stand for them, carry no
+label. Rows that match no volume are counted, and a table that matches nothing is refused.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from medret.archive.listing import DESCRIPTION, Listing
 from medret.archive.msd import read_descriptions
-from medret.archive.names import Finder, Match
 from medret.archive.tables import ID_COLUMNS, Table, read_table
+from medret.archive.volume_names import Finder, Match
 from medret.errors import UsageError
 from medret.modalities import modality_label
 

@@ -6,27 +6,30 @@
     not_nifti_name   names that do not end in .nii or .nii.gz
     not_a_file       FIFOs, sockets and devices, whatever their name
     not_text_name    names that are not UTF-8, which no table could hold
-    label_mask       segmentations, by the name of the file or of a folder (see `mask_names`)
-    excluded         paths that a pattern of `exclude` matches
-    outside_glob     paths that the given pattern does not match
+    label_mask       segmentations, by the name of the file or of a folder (see `is_mask_name`)
+    excluded         paths that match a pattern of `exclude`
+    outside_glob     paths that do not match the given pattern
 
-The first rule that applies is the one that is counted. A link that leads nowhere is a volume that cannot be read.
+The first rule that applies is counted. A link to nothing is a volume that cannot be read.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from fsspec.utils import glob_translate
 
-from medret.archive.mask_names import is_mask_name
-from medret.archive.walk import Entry, walk
 from medret.errors import NotFoundError, UsageError
-from medret.storage import Location, escaped, identity_of, is_text
+from medret.storage import Location, escaped, identity_of, is_text, reaching
+from medret.storage.objects import Beat, patiently
 
 _SURPRISING = ("no_access", "not_a_file", "not_text_name")
 _SHOWN = 3  # paths of each of these
@@ -146,3 +149,91 @@ def _matcher(pattern: str) -> Callable[[str], object]:
 def _is_description(path: str) -> bool:
     folder, _, name = path.rpartition("/")
     return name == DESCRIPTION and "/" not in folder and not folder.startswith(".")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing says of an object. detail: as fsspec names it. rule: why it can be no volume, if that shows."""
+
+    detail: Mapping[str, Any]
+    rule: str | None = None
+
+
+def walk(root: str) -> dict[str, Entry]:
+    """Everything below `root`, by path; by "" where it is itself a file; nothing where it is an empty folder.
+
+    Raises NotFoundError where nothing is, UsageError where it is neither folder nor file, and StorageError where it, or
+    a folder below it, cannot be listed for another reason than its permissions, or gives no answer for minutes: a
+    broken mount must not look like an archive that shrank.
+    """
+    root = root or "/"
+    with reaching(root, "listed"):
+        try:
+            return patiently(lambda beat: _walk(root, beat), root)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"archive {root} does not exist; expected a folder of NIfTI files") from error
+
+
+def _walk(root: str, beat: Beat) -> dict[str, Entry]:
+    status = Path(root).stat()
+    if stat.S_ISREG(status.st_mode):
+        return {"": _file(status)}
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"archive {root} is neither a folder nor a file")
+    found: dict[str, Entry] = {}
+    # Each folder with the real paths of itself and of those it was reached through: a link back to one ends there.
+    folders: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
+    while folders:
+        below, chain = folders.pop()
+        try:
+            with os.scandir(f"{root}/{below}") as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError as error:
+            if not below or not (isinstance(error, PermissionError) or _is_hidden(below)):
+                raise
+            found[below.rstrip("/")] = Entry({}, "no_access")
+            continue
+        for name in names:
+            path = below + name
+            try:
+                status = Path(root, path).stat()
+            except OSError:  # a link to nothing, to itself, to where one may not go: said when it is read
+                found[path] = Entry({})
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                real = os.path.realpath(f"{root}/{path}")
+                if real not in chain:
+                    folders.append((f"{path}/", (*chain, real)))
+            else:
+                found[path] = _file(status)
+            beat()
+    return found
+
+
+def _file(status: os.stat_result) -> Entry:
+    rule = None if stat.S_ISREG(status.st_mode) else "not_a_file"
+    return Entry({"size": status.st_size, "mtime": status.st_mtime}, rule)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+_FOLDER = re.compile(
+    r"(gt[_-]?)?(label|mask|seg|segmentation|ground[_-]?truth|gt|annotation)s?"
+    r"([_-]?(tr|ts|te|va|val|train|training|test|testing|validation))?"
+)
+_LAST_WORD = re.compile(
+    r"(.*[_.+ -])?((seg|segmentation|mask|label)s?|segm|msk|labelmap|gt|ground_?truth|dseg|probseg|aseg|synthseg)"
+)
+_NUMBERED = re.compile(r"(segmentation|seg|label|mask)s?[_ -]?\d+")
+
+
+def is_mask_name(path: str) -> bool:
+    """Whether a path below an archive is that of a mask: by its file's name, or that of a folder."""
+    *folders, name = path.lower().split("/")
+    stem = name.removesuffix(".gz").removesuffix(".nii")
+    named = _LAST_WORD.fullmatch(stem) or _NUMBERED.fullmatch(stem)
+    return named is not None or any(_FOLDER.fullmatch(folder) for folder in folders)

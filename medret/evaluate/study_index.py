@@ -20,10 +20,9 @@ from medret.evaluate.ranking import RECALL_K, TIE_TOLERANCE
 from medret.evaluate.study import Report, Study, read_slices
 from medret.evaluate.study_plots import Line, lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
+from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
+from medret.index.build import size_bytes, threads
 from medret.index.exact import build_exact
-from medret.index.hnsw import HnswIndex, build_hnsw
-from medret.index.lsh import LshIndex, build_lsh
-from medret.index.measure import size_bytes, threads
 from medret.search import Snapshot
 
 SIZES = (1_000, 10_000, 100_000)

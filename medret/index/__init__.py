@@ -6,18 +6,14 @@ Frame of all vectors here: unit length, seen from the centre of their index, flo
 
 from __future__ import annotations
 
-from medret.index.build import ROWS_KIND, IndexShard, build_shard
+from medret.index.build import ROWS_KIND, IndexShard, build_shard, threads
 from medret.index.centre import CENTRE_KIND, centre_of, centred, fit_centre, refit_needed, uncentred
 from medret.index.distinct import Distinct
-from medret.index.exact import ExactIndex
-from medret.index.gpu import available as gpu_available
-from medret.index.judge import JUDGES
-from medret.index.measure import threads
+from medret.index.exact import ExactIndex, gpu_available
+from medret.index.index_files import JUDGES, open_approximate, open_exact
 from medret.index.neighbours import MISSING, Neighbours, Searchable
-from medret.index.open import open_approximate, open_exact
-from medret.index.plan import plan_shards
 from medret.index.rows import RowTable, read_rows
-from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
+from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings, plan_shards
 
 __all__ = [
     "CENTRE_KIND",

@@ -1,8 +1,12 @@
-"""What HNSW and LSH share: candidates from a FAISS index over distinct vectors, re-scored by the exact index.
+"""HNSW and LSH: candidates from a FAISS index over the distinct vectors, re-scored by the exact index.
 
-With many rows excluded (a filter), an approximate index finds mostly what it must not return. So it is asked for more,
-in proportion; where few rows are kept, and for queries that still find too few (their neighbourhood is what
-was filtered away), the kept rows are scanned, which is exact.
+HNSW holds float16 vectors: half the memory of float32, and faster to build and to search. LSH is a random rotation, one
+bit per rotated dimension, and a Hamming scan. Embeddings share a strong mean; a zero threshold would give most vectors
+the same bits, so each bit's threshold is the median of its rotated dimension over a sample of the shard's own vectors.
+
+With many rows excluded (a filter), an approximate index finds mostly rows it must not return. It is asked for
+proportionally more; where few rows are left, and for queries that still find too few (their neighbourhood was filtered
+away), the remaining rows are scanned, which is exact.
 """
 
 from __future__ import annotations
@@ -11,13 +15,14 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.index.distinct import Distinct
-from medret.index.exact import ExactIndex
-from medret.index.neighbours import MISSING, Neighbours, no_neighbours
-from medret.index.parameters import mask_of_rows
+from medret.index.exact import ExactIndex, float32_batches
+from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, hnsw_parameters, mask_of_rows, no_neighbours
+from medret.index.settings import IndexSettings
 
 # Kept vectors are not spread evenly: more are asked for than their share calls for.
 ASK_SLACK = 1.5
@@ -96,3 +101,97 @@ class ApproximateIndex(ABC):
         left: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
         left[np.take_along_axis(gone, first, axis=1).any(axis=1)] = MISSING
         return left
+
+
+_faiss: Any = faiss  # its type stubs know no storage
+
+# Up to so many hidden vectors are walked through, whichever they are; beyond, the search is widened by their share.
+EXCLUDED_MAX = 2048
+
+
+def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexHNSWSQ:
+    """The graph over (n, dim) distinct unit vectors. The same on every run only if FAISS has one thread."""
+    quantiser: Any = faiss.ScalarQuantizer.QT_fp16  # the type stubs want an object where FAISS wants its enum
+    index = faiss.IndexHNSWSQ(vectors.shape[1], quantiser, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = settings.hnsw_ef_construction
+    for batch in float32_batches(vectors):
+        index.add(batch)
+    return index
+
+
+class HnswIndex(ApproximateIndex):
+    """An opened HNSW index. Hidden vectors are walked through but not returned."""
+
+    cost_asked, cost_held = 24.0, 0.0
+
+    def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
+        super().__init__(index, exact, distinct)
+        self._ef_search = ef_search
+        self._own = ExactIndex(_faiss.downcast_index(index.storage))
+        self._unfiltered = hnsw_parameters(ef_search, None, self._total)
+
+    def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """From the graph's own vectors, which are the same bits and which the walk has just read."""
+        return self._own.scores(queries, numbers)
+
+    def _candidates(
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
+    ) -> NDArray[np.int64] | None:
+        total, dropped = self._total, 0 if hidden is None else len(hidden)
+        numbers: NDArray[np.int64]
+        if dropped <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + dropped) >= kept:
+            return None  # a small index: a scan is as fast, and misses nothing
+        if not dropped:
+            _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
+            return numbers
+        if hidden is not None and dropped > EXCLUDED_MAX:
+            asked = self._asked(k + TIE_MARGIN, kept)
+            if asked is None:
+                return None
+            asked = min(max(asked, self._ef_search), total)
+            _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
+            return self._without(numbers, hidden, min(k + TIE_MARGIN, kept))
+        # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
+        # would hold nothing else.
+        parameters = hnsw_parameters(self._ef_search + dropped, hidden, total)
+        _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=parameters)
+        return numbers
+
+
+TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice
+
+
+def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexLSH:
+    """Codes of (n, dim) distinct unit vectors. Thresholds come from at most 16,384 evenly spaced rows."""
+    rows, dim = vectors.shape
+    index = faiss.IndexLSH(dim, settings.bits_for(dim), True, True)  # rotate, train thresholds
+    sample = np.linspace(0, rows - 1, min(rows, TRAIN_ROWS)).round().astype(np.int64)
+    index.train(vectors[sample].astype(np.float32))
+    for batch in float32_batches(vectors):
+        index.add(batch)
+    return index
+
+
+class LshIndex(ApproximateIndex):
+    """An opened LSH index. `candidates`: how many of the nearest codes are re-scored."""
+
+    cost_asked, cost_held = 1.5, 0.1
+
+    def __init__(self, index: faiss.IndexLSH, exact: ExactIndex, distinct: Distinct, candidates: int) -> None:
+        super().__init__(index, exact, distinct)
+        self._count = candidates
+
+    def _candidates(
+        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
+    ) -> NDArray[np.int64] | None:
+        total = self._total
+        wanted = asked = max(self._count, k + TIE_MARGIN)
+        if hidden is not None:  # IndexLSH takes no selector: ask for more instead
+            few = len(hidden) <= self._count
+            share = None if few else self._asked(wanted, kept)
+            if not few and share is None:
+                return None
+            asked = share or wanted + len(hidden)
+        numbers: NDArray[np.int64]
+        _, numbers = self._index.search(queries, min(asked, total))
+        return numbers if hidden is None else self._without(numbers, hidden, min(wanted, kept))

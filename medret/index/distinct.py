@@ -12,8 +12,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.neighbours import MISSING, Neighbours, best_first
-from medret.index.parameters import mask_of_rows
+from medret.index.neighbours import MISSING, Neighbours, best_first, mask_of_rows
 
 
 def first_equal(vectors: NDArray[np.float16]) -> NDArray[np.int32]:

@@ -1,25 +1,28 @@
 """The exact index of a shard: its unit vectors in float16, row for row, scanned in full.
 
-It is also the shard's vector store: LSH candidates are re-scored from it, and searching by volume_id reads from it.
-Memory-mapped, so only the rows that are touched become resident.
+It is also the shard's vector store: approximate candidates are re-scored from it, and searching by volume_id reads from
+it. It is memory-mapped, so only the rows that are touched become resident. Many queries at once are searched on a GPU
+where there is one; HNSW and LSH have no GPU form in FAISS.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index import gpu
-from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first, no_neighbours
-from medret.index.parameters import scan_parameters
+from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first, no_neighbours, scan_parameters
 
 BATCH_ROWS = 16_384  # rows that are float32 at the same time while building
 SCALE = 2.0**112  # of `scaled_float32`: float32's exponent counts from 127, that of float16 from 15
 RESCORE_BYTES = 2 << 20  # of the float64 copy of candidates while re-scoring: what stays in a core's cache
+GPU_MAX_K = 2048  # FAISS's limit on k for a GPU index
+GPU_MIN_QUERIES = 32  # below this, copying a shard to the GPU costs more than scanning it once on the CPU
+GPU_BATCH_ROWS = 65_536
 
 
 def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
@@ -55,8 +58,8 @@ class ExactIndex:
 
     def __init__(self, index: faiss.IndexScalarQuantizer, *, use_gpu: bool = False) -> None:
         self._index = index
-        self._use_gpu = use_gpu and gpu.available()
-        self._gpu: gpu.GpuFlat | None = None
+        self._use_gpu = use_gpu and gpu_available()
+        self._gpu: GpuFlat | None = None
         self.rows, self.dim = int(index.ntotal), int(index.d)  # vectors in the shard, width of a vector
         codes = index.codes
         # uint8, because the codes start at an odd offset of the mapped file: float16 views would be unaligned.
@@ -109,13 +112,35 @@ class ExactIndex:
             _, found = self._index.search(queries, wanted, params=scan_parameters(excluded, self.rows))
         return best_first(self.scores(queries, found), found, k)
 
-    def _on_gpu(self, queries: int, k: int) -> gpu.GpuFlat | None:
-        if not self._use_gpu or queries < gpu.MIN_QUERIES or k > gpu.MAX_K:
+    def _on_gpu(self, queries: int, k: int) -> GpuFlat | None:
+        if not self._use_gpu or queries < GPU_MIN_QUERIES or k > GPU_MAX_K:
             return None
         if self._gpu is None:
             try:
-                self._gpu = gpu.GpuFlat(self.vectors(slice(None)))
+                self._gpu = GpuFlat(self.vectors(slice(None)))
             except RuntimeError as error:  # FAISS's form of "out of GPU memory"
                 self._use_gpu = False
                 warnings.warn(f"exact search of {self.rows} vectors stays on the CPU: {error}", stacklevel=3)
         return self._gpu
+
+
+def gpu_available() -> bool:
+    """Whether FAISS was built for GPUs and sees one."""
+    return bool(getattr(faiss, "get_num_gpus", lambda: 0)() > 0)
+
+
+class GpuFlat:
+    """(n, dim) float16 vectors on the first GPU; products are accumulated in float32."""
+
+    def __init__(self, vectors: NDArray[np.float16]) -> None:
+        self._resources: Any = faiss.StandardGpuResources()
+        config = faiss.GpuIndexFlatConfig()
+        config.useFloat16 = True
+        self._index: Any = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1], config)
+        for start in range(0, len(vectors), GPU_BATCH_ROWS):
+            self._index.add(vectors[start : start + GPU_BATCH_ROWS].astype(np.float32))
+
+    def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """The k best rows for each query, (q, k), to be re-scored by the caller."""
+        _, rows = self._index.search(np.ascontiguousarray(queries), k)
+        return np.asarray(rows, np.int64)

@@ -19,8 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, MedretError, first_line
-from medret.index.arrow_file import has_plain_buffers
-from medret.index.columns import Strings, Utf8, index_array, int32_view
+from medret.index.columns import Strings, Utf8, has_plain_buffers, index_array, int32_view
 from medret.recipe import PLANES
 from medret.schemas import ROWS
 

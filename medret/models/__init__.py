@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medret.models.devices import default_batch_size, resolve_device, resolve_precision
+from medret.models.devices import default_batch_size, gc_paused, resolve_device, resolve_precision, tune_malloc
 from medret.models.loaders import check_installed
-from medret.models.memory import gc_paused, tune_malloc
 from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
 from medret.models.spec import ModelSpec
-from medret.models.staging import read_contents, stage_weights, staged_weights
-from medret.models.weights import Weights, resolve_weights
+from medret.models.weights import Weights, read_contents, resolve_weights, stage_weights, staged_weights
 
 if TYPE_CHECKING:
     from medret.models.encoder import Encoder

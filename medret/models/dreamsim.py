@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medret.errors import WeightsError
-from medret.models.checkpoint import State, read_json, read_state
-from medret.models.filling import build, fill
+from medret.models.checkpoint import State, build, fill, read_json, read_state
 from medret.models.spec import ModelSpec
-from medret.models.staging import Weights
+from medret.models.weights import Weights
 
 _CLIP_DIM = 512
 _INIT_STD = 0.02

@@ -1,25 +1,29 @@
-"""Layers fused with the activations after them, for a processor: one oneDNN call each, weights laid out beforehand.
+"""Conv-BN fusion, and on a CPU layers fused with the activations after them.
 
-torch by itself lays the weights of a bf16 layer out anew in every pass, and passes once more over what the layer gave
-for its activation; timm's "same" convolutions, as TensorFlow pads, also copy what they take to pad it on one side.
-torch.compile knows better, but needs a C++ compiler on every node and half a minute in every actor. The operations
-here are those that it calls. They are not public, so what they give is compared before it is used.
+Batch norms and convolutions are both linear in inference, so each norm goes into the convolution before it. The fewer
+passes over large feature maps are worth a quarter of efficientnet_lite0's speed on a CPU, and one rounding less brings
+its bf16 vectors a little closer to the float32 ones (bench/embed.py).
+
+A layer and its activation become one oneDNN call with weights packed beforehand. By itself torch packs the weights of a
+bf16 layer in every pass and passes once more over the output for the activation; timm's "same" convolutions, which pad
+as TensorFlow does, also copy their input to pad it on one side. torch.compile avoids all this, but needs a C++ compiler
+on every node and half a minute in every actor. The operations used here are those that it calls. They are not public,
+so their output is compared before they are used.
 """
 
 # ruff: noqa: SLF001  operations under no public name
-
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
-
-from medret.models.trial import Call, calls
 
 # As oneDNN names them, with their numbers.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -166,3 +170,98 @@ def _gives(model: nn.Module, image: Tensor, expected: Tensor, near: float) -> bo
     except (AttributeError, RuntimeError, TypeError):  # code around a layer looks into it, or calls it by keyword
         return False
     return bool(torch.dist(output.float(), expected.float()) <= near * expected.float().norm())
+
+
+_SAME = 1e-3  # of the output's length: far above float32's rounding, far below a norm that is missing or wrong
+
+
+def fuse_batch_norms(model: nn.Module, image_size: int) -> nn.Module:
+    """A model that gives the same, without the batch norms that directly follow a convolution.
+
+    model: in float32 on the CPU, for inference, of (n, 3, image_size, image_size). A trial run shows which layers
+    follow one another. The model itself comes back when it has no such pair, or when a second run shows that
+    folding would change it: its convolutions then serve more than their norms.
+    """
+    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        return model
+    folded = copy.deepcopy(model)
+    with torch.no_grad():
+        seen, expected = calls(folded, images, (nn.Conv2d, nn.BatchNorm2d))
+        given = {call.given: call.layer for call in seen if isinstance(call.layer, nn.Conv2d)}
+        for call in seen:
+            convolution, norm = given.get(call.taken), call.layer
+            if convolution and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
+                _fold(convolution, norm)
+                folded.set_submodule(call.name, _what_remains(norm))
+        same = torch.dist(folded(images), expected) <= _SAME * expected.norm()
+    return folded if same else model
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Give the convolution what the norm does, in place."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    before = 0.0 if convolution.bias is None else convolution.bias.double()
+    bias = (before - norm.running_mean.double()) * gain + norm.bias.double()
+    weight = convolution.weight.double() * gain.view(-1, 1, 1, 1)
+    convolution.weight = nn.Parameter(weight.float(), requires_grad=False)
+    convolution.bias = nn.Parameter(bias.float(), requires_grad=False)
+
+
+def _what_remains(norm: nn.Module) -> nn.Module:
+    """timm's norms carry the activation that follows them."""
+    activation = getattr(norm, "act", None)
+    return activation if isinstance(activation, nn.Module) else nn.Identity()
+
+
+Value = tuple[int, int]  # a tensor's identity, and how often it was changed in place: equal for the same content only
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer. A layer follows another if it takes what that gave. shape: of what it takes."""
+
+    name: str
+    layer: nn.Module
+    taken: Value
+    given: Value
+    shape: tuple[int, ...]
+
+
+@torch.no_grad()
+def calls(model: nn.Module, images: Tensor, kinds: tuple[type[nn.Module], ...]) -> tuple[list[Call], Tensor]:
+    """The calls of all layers of these kinds while the model runs, in order, and the model's output.
+
+    Calls that name what they give a layer are not among them. All that layers take and give is kept until the end, so
+    that no two values look the same: `images` should be few.
+    """
+    seen: list[Call] = []
+    kept: list[Tensor] = []
+    taken: dict[str, Value] = {}
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, kinds):
+
+            def before(_layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if inputs:
+                    kept.append(inputs[0])
+                    taken[name] = _value(inputs[0])
+
+            def after(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                if inputs:
+                    kept.append(output)
+                    seen.append(Call(name, layer, taken[name], _value(output), tuple(inputs[0].shape)))
+
+            hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    try:
+        output: Tensor = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen, output
+
+
+def _value(tensor: Tensor) -> Value:
+    return id(tensor), tensor._version

@@ -12,11 +12,10 @@ import transformers
 from torch import nn
 
 from medret.errors import UsageError, WeightsError
-from medret.models.checkpoint import read_json, read_state
-from medret.models.filling import build
-from medret.models.pooling import Pooled, check_repeatable, refuse_queries
+from medret.models.checkpoint import build, read_json, read_state
+from medret.models.outputs import Pooled, check_repeatable, refuse_queries
 from medret.models.spec import ModelSpec
-from medret.models.staging import Weights
+from medret.models.weights import Weights
 
 _SHOWN = 4
 _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from medret.errors import WeightsError
 from medret.extras import needs_extra, require
 from medret.models.spec import Family, ModelSpec
-from medret.models.staging import Weights, check_weights
+from medret.models.weights import Weights, check_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
     with needs_extra():
         model = _loader(spec.family)(spec, weights)
     if spec.layers:
-        from medret.models.layers import WithLayers
+        from medret.models.outputs import WithLayers
 
         model = WithLayers(model, spec.layers)
     return model.eval().requires_grad_(False)

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medret.cache import default_cache_dir
 from medret.errors import NotFoundError, UsageError, WeightsError
 from medret.models.checkpoint import read_json
-from medret.models.filesets import FileSet, open_files
-from medret.models.hub import fetch
+from medret.models.hub import FileSet, fetch, open_files
 from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
-from medret.models.staging import default_cache_dir
 
 # As transformers writes it: by itself, and from version 5 on beside a tokenizer's.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")

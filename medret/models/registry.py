@@ -72,7 +72,7 @@ def _timm(
     std: Triple = IMAGENET_STD,
     options: tuple[tuple[str, str | int], ...] = (),
     layers: tuple[str, ...] = (),
-    fold_norms: bool = True,
+    fuse_bn: bool = True,
 ) -> ModelSpec:
     """A model that timm builds, with weights from the hub, from a package, or (neither) by file only.
 
@@ -85,7 +85,7 @@ def _timm(
     found += [source] if source else []
     return ModelSpec(
         name, "timm", architecture, dim, image_size, mean, std, licence, trained_on, " or ".join(found),
-        origins=origins, options=options, by_order=package is not None, layers=layers, fold_norms=fold_norms,
+        origins=origins, options=options, by_order=package is not None, layers=layers, fuse_bn=fuse_bn,
     )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ _MODELS: dict[str, ModelSpec] = {
         _timm(
             "mobilenetv2_100", "mobilenetv2_100", 1280 + 160, "Apache-2.0", "ImageNet-1k, supervised",
             source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),), layers=_INNER,
-            fold_norms=False,  # mean cosine of bf16 to float32 vectors: 0.9990, folded 0.9983
+            fuse_bn=False,  # mean cosine of bf16 to float32 vectors: 0.9990, folded 0.9983
         ),
     )
 }  # fmt: skip

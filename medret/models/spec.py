@@ -71,16 +71,21 @@ ONE_FILE = (WeightPart("weights"),)
 class ModelSpec:
     """A model by name.
 
-    dim: width of the vector it gives, layers included. image_size: side of the square input. mean, std: per channel, in
-    units of [0, 1] intensity (0 and 1 where the model normalises by itself). trained_on: data and method. licence: of
-    the weights, as their publisher names it. source: the published files, in words, for messages. interpolation: the
-    resampling its training images went through, for information. layers: inner layers whose pooled features follow the
-    model's output in the vector (medret.models.layers). fold_norms: whether batch norms go into the convolutions before
-    them (medret.models.folding); not where bf16 would lose by it. gmacs: 10^9 multiply-adds a slice, by which models
-    that run together share the cores or GPUs; 0 where it is not known.
-    family, architecture, options: how the module is built. parts: the files of its weights. origins: where they
-    are fetched from when no file is given; empty: only by file. by_order: the checkpoint names its tensors otherwise
-    and is matched by position and shape. config_json: the configuration of an `hf:` model.
+    dim: width of its vectors, layers included.
+    image_size: side of the square input, in px.
+    mean, std: per channel, in units of [0, 1] intensity (0 and 1 where the model normalises by itself).
+    licence: of the weights, as their publisher names it.
+    trained_on: data and method.
+    source: the published files, in words, for messages.
+    origins: where the files are fetched from when the user gives none; empty: the user must give a file.
+    parts: the files of the weights.
+    family, architecture, options: how the module is built.
+    interpolation: how its training images were resampled, for information.
+    by_order: the checkpoint uses other tensor names and is matched by order and shape.
+    config_json: the configuration of an `hf:` model.
+    layers: inner layers whose pooled features follow the model's output in the vector (medret.models.outputs).
+    fuse_bn: whether batch norms go into the convolutions before them (medret.models.fusing), unless bf16 loses by it.
+    gmacs: 10^9 multiply-adds per slice, by which models that run together share cores or GPUs; 0 if unknown.
     """
 
     name: str
@@ -100,5 +105,5 @@ class ModelSpec:
     by_order: bool = False
     config_json: str | None = None
     layers: tuple[str, ...] = ()
-    fold_norms: bool = True
+    fuse_bn: bool = True
     gmacs: float = 0.0

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.errors import WeightsError
-from medret.models.checkpoint import State, read_state
-from medret.models.filling import build, fill, mismatch
+from medret.models.checkpoint import State, build, fill, mismatch, read_state
 from medret.models.spec import ModelSpec
-from medret.models.staging import Weights
+from medret.models.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

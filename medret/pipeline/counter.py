@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from medret.errors import MedretError
 from medret.pipeline.metrics import RunMetrics
 from medret.pipeline.timeline import Timeline
-from medret.retry import retries
+from medret.storage.filesystems import retries
 
 TALK_S = 0.5  # between two words of one task with the counter: one actor answers all tasks of a cluster
 ANSWER_S = 30.0  # that anyone waits for the counter

@@ -55,13 +55,13 @@ from medret.pipeline.stop import Stop
 from medret.pipeline.store_state import live_manifest, unfinished_elsewhere
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.recipe import Recipe
-from medret.retry import retries
 from medret.schemas import FILES, LEDGER, in_order
 from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
 from medret.storage import Location
+from medret.storage.filesystems import retries
 
 
 @dataclass

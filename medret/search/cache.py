@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from medret.cache import CACHE_VARIABLE, default_cache_dir
 from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location
-from medret.storage.local import each_piece
+from medret.storage.objects import each_piece, replacing
 
-CACHE_VARIABLE = "MEDRET_CACHE"
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 
 Judge = Callable[[Path], None]
@@ -34,23 +32,12 @@ def no_judge(path: Path) -> None:
     """For files that are judged whenever they are read."""
 
 
-def cache_dir() -> Path:
-    """`$MEDRET_CACHE`, or `~/.cache/medret`."""
-    given = os.environ.get(CACHE_VARIABLE)
-    try:
-        return Path(given).expanduser() if given else Path.home() / ".cache" / "medret"
-    except RuntimeError as error:
-        raise StorageError(
-            f"there is no home folder for a cache: set {CACHE_VARIABLE} to a folder that can be written"
-        ) from error
-
-
 class LocalFiles:
     """The files of one store as paths on this machine."""
 
     def __init__(self, store: Location, cache: Path | None = None) -> None:
         self._store = store
-        self._cache = cache or cache_dir()
+        self._cache = cache or default_cache_dir()
 
     def path(self, relative: str, sha256: str, judge: Judge = no_judge) -> Path:
         """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not.
@@ -75,14 +62,13 @@ class LocalFiles:
         return copy
 
     def _download(self, relative: str, copy: Path, sha256: str, name: str) -> None:
-        temporary = copy.with_name(f".{sha256[:NAME_DIGITS]}.{secrets.token_hex(4)}.tmp")
         try:
             private_folder(copy.parent)
-            temporary.touch(FILE_MODE)
-            self._store.download(relative, temporary)
-            _compare(_sha256(temporary), sha256, name)
-            temporary.chmod(FILE_MODE)
-            temporary.replace(copy)
+            with replacing(copy) as temporary:
+                temporary.touch(FILE_MODE)
+                self._store.download(relative, temporary)
+                _compare(_sha256(temporary), sha256, name)
+                temporary.chmod(FILE_MODE)
         except FileNotFoundError as error:
             raise _missing(name) from error
         except StorageError as error:
@@ -92,9 +78,6 @@ class LocalFiles:
             raise StorageError(
                 f"{name} cannot be copied to {copy.parent}: {error}; set {CACHE_VARIABLE} to a folder with room for it"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):  # also where its folder could not be made
-                temporary.unlink()
 
     def _check(self, path: Path, sha256: str, name: str, judge: Judge) -> None:
         try:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.index import EXACT, KINDS, ROWS_KIND, IndexSettings, build_shard, read_rows
-from medret.index.open import exact_vectors
+from medret.index.index_files import exact_vectors
 from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease

@@ -1,9 +1,8 @@
 """Bytes in and out of any fsspec store: whole objects, atomic writes, content-addressed names."""
 
+from medret.storage.filesystems import in_words, is_store_failure, open_filesystem, reaching, tree
 from medret.storage.location import NAME_DIGITS, Location, WrittenFile, read_checked
 from medret.storage.objects import Identity, StoredObject, identity_of, read_uri
-from medret.storage.reaching import in_words, is_store_failure, open_filesystem, reaching
-from medret.storage.tree import tree
 from medret.storage.uris import escaped, is_text, normalise_uri, redacted, refuse_secrets, scheme_of
 
 __all__ = [

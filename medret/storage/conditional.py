@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medret.errors import StorageError
-from medret.retry import with_retries
+from medret.storage.filesystems import with_retries
 
 CONDITIONAL = "CONDITIONAL"
 _FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from medret.errors import CorruptError, NotFoundError
-from medret.retry import with_retries
 from medret.storage.conditional import CONDITIONAL, S3Store
-from medret.storage.local import read_file
-from medret.storage.reaching import in_words, open_filesystem, reaching
-from medret.storage.tree import tree
+from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
+from medret.storage.objects import read_file, write_atomically
 from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
@@ -139,15 +136,7 @@ class Location:
         target = Path(self.path(relative))
         self._check_inside(str(target.parent))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(target, data)
 
     def write_content_addressed(self, folder: str, stem: str, suffix: str, data: bytes) -> WrittenFile:
         """Write `folder/stem-<sha256[:16]>suffix`; the name checks the content."""

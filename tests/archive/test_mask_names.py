@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medret.archive import list_archive
-from medret.archive.mask_names import is_mask_name
+from medret.archive.listing import is_mask_name
 
 MASKS = (
     "case_00000/segmentation.nii.gz",

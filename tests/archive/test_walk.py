@@ -16,7 +16,7 @@ import pytest
 from medret.archive import list_archive
 from medret.cli import main
 from medret.errors import NotFoundError, StorageError, UsageError
-from medret.storage import local as local_files
+from medret.storage import objects as local_files
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, code: int, *names: str) -> None:
@@ -28,7 +28,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, code: int, *names: str) -> None:
             raise OSError(code, os.strerror(code), path)
         return scandir(path)
 
-    monkeypatch.setattr("medret.archive.walk.os.scandir", refuse)
+    monkeypatch.setattr("medret.archive.listing.os.scandir", refuse)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_folder_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     """A21."""
     read_end, write_end = os.pipe()
     monkeypatch.setattr(local_files, "STALL_S", 0.2)
-    monkeypatch.setattr("medret.archive.walk.os.scandir", lambda _: os.read(read_end, 1))
+    monkeypatch.setattr("medret.archive.listing.os.scandir", lambda _: os.read(read_end, 1))
     with pytest.raises(StorageError, match=r"cannot be listed: .*is the mount it lies on alive"):
         list_archive(str(tmp_path))
     os.write(write_end, b"x")

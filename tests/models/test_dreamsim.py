@@ -23,8 +23,8 @@ from torch import Tensor
 
 from medret.errors import WeightsError
 from medret.models import Encoder, Weights, model_spec, resolve_weights
+from medret.models.checkpoint import build
 from medret.models.dreamsim import DreamSim, FusedAttention
-from medret.models.filling import build
 
 RANK = 4
 BRANCHES = {
@@ -214,7 +214,7 @@ def test_an_adapter_of_unknown_layers_is_refused(release: Path, tmp_path: Path) 
     save_file(
         {"base_model.model.extractor_list.3.model.blocks.0.attn.qkv.lora_A.weight": torch.ones(2, 2)}, tmp_path / "l"
     )
-    from medret.models.staging import files_sha256
+    from medret.models.weights import files_sha256
 
     files = {**weights.files, "lora_weights": tmp_path / "l"}
     with pytest.raises(WeightsError, match="adapts no layer"):

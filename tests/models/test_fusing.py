@@ -9,9 +9,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from medret.models import fusing
-from medret.models.folding import fold_batch_norms
-from medret.models.fusing import Fused, fuse_layers, is_available
-from medret.models.precision import in_bf16
+from medret.models.encoder import in_bf16
+from medret.models.fusing import Fused, fuse_batch_norms, fuse_layers, is_available
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN")
 
@@ -38,7 +37,7 @@ def ready(model: nn.Module) -> Any:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_fused_network_gives_the_same(name: str, layout: Any) -> None:
     torch.manual_seed(0)
-    model = fold_batch_norms(ready(timm.create_model(name, num_classes=0)), 160).to(memory_format=layout)
+    model = fuse_batch_norms(ready(timm.create_model(name, num_classes=0)), 160).to(memory_format=layout)
     images = drawn(3, 3, 160, 160).contiguous(memory_format=layout)
     expected, layers = model(images), plain(model)
     fuse_layers(model, images[:1], 3)

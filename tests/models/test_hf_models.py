@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from medret.errors import UsageError, WeightsError
 from medret.models import Encoder, model_spec, resolve_weights, stage_weights
-from medret.models.staging import read_contents
+from medret.models.weights import read_contents
 
 HALF = (0.5, 0.5, 0.5)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from medret.models import Encoder, model_spec, resolve_weights
-from medret.models.layers import WithLayers
+from medret.models.outputs import WithLayers
 
 HALF = (0.5, 0.5, 0.5)
 

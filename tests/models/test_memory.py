@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from medret.models.memory import gc_paused, tune_malloc
+from medret.models.devices import gc_paused, tune_malloc
 
 # Fills large blocks and frees them, pass after pass, as a model does its feature maps; prints how many pages the kernel
 # handed out from the second pass on, and how many the blocks have.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medret.models import Encoder, Weights, model_spec, resolve_weights
-from medret.models.filling import build
+from medret.models.checkpoint import build
 from medret.models.spec import HALF, IMAGENET_MEAN, IMAGENET_STD
 
 

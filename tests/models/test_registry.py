@@ -40,8 +40,8 @@ def test_a_spec_is_complete_plain_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ASKED if not name.startswith("dreamsim")])
 def test_width_and_cost_are_those_of_the_architecture(name: str) -> None:
-    from medret.models.layers import WithLayers
     from medret.models.open_names import measure
+    from medret.models.outputs import WithLayers
     from medret.models.timm_models import build_timm
 
     spec = model_spec(name)

@@ -10,7 +10,7 @@ import pytest
 
 from medret.errors import WeightsError
 from medret.models import Weights, model_spec, read_contents, resolve_weights, stage_weights, staged_weights
-from medret.models.staging import combined_sha256
+from medret.models.weights import combined_sha256
 
 
 def sha256(data: bytes) -> str:

@@ -21,7 +21,7 @@ from medret.models import (
     resolve_weights,
 )
 from medret.models.loaders import load_model
-from medret.models.staging import combined_sha256
+from medret.models.weights import combined_sha256
 
 SMALL = "timm:test_efficientnet"  # timm's own miniature, a megabyte
 

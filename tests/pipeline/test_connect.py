@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from medret.cache import default_cache_dir
 from medret.errors import MedretError, StoppedError, UnreachableError
-from medret.models.staging import default_cache_dir
 from medret.pipeline import connect, local_ray
 from medret.pipeline.connect import not_started, unreachable
 from medret.pipeline.local_ray import LOCK, guarded, local_folder, remove_leftovers
-from medret.search.cache import cache_dir
 from tests.processes import family, is_alive
 
 
@@ -166,6 +165,5 @@ def test_without_a_home_the_variable_that_helps_is_named(monkeypatch: pytest.Mon
 
     monkeypatch.delenv("MEDRET_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    for find in (default_cache_dir, cache_dir):
-        with pytest.raises(MedretError, match=r"no home folder .* set MEDRET_CACHE"):
-            find()
+    with pytest.raises(MedretError, match=r"no home folder .* set MEDRET_CACHE"):
+        default_cache_dir()

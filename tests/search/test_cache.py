@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from medret.cache import default_cache_dir
 from medret.errors import CorruptError, MedretError
 from medret.search import cache
 from medret.search.cache import LocalFiles
@@ -108,9 +109,9 @@ def test_a_remote_store_needs_a_cache(tmp_path: Path, remote: Location) -> None:
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDRET_CACHE", str(tmp_path))
-    assert cache.cache_dir() == tmp_path
+    assert default_cache_dir() == tmp_path
     monkeypatch.delenv("MEDRET_CACHE")
-    assert cache.cache_dir() == Path.home() / ".cache" / "medret"
+    assert default_cache_dir() == Path.home() / ".cache" / "medret"
 
 
 def test_copies_of_a_protected_store_are_this_users_alone(tmp_path: Path, remote: Location) -> None:

@@ -10,10 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
+from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
 from medret.index.distinct import first_equal
 from medret.index.exact import build_exact
-from medret.index.hnsw import HnswIndex, build_hnsw
-from medret.index.lsh import LshIndex, build_lsh
 
 ROWS, DIM, K = 20_000, 64, 10
 SETTINGS = IndexSettings(hnsw_m=16, hnsw_ef_construction=80)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from medret.storage import Location, StoredObject, read_uri
-from medret.storage import local as local_files
-from medret.storage.local import StalledError, patiently, read_file
+from medret.storage import objects as local_files
+from medret.storage.objects import StalledError, patiently, read_file
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

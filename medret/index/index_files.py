@@ -1,8 +1,9 @@
-"""FAISS files, judged before FAISS reads them: it takes the sizes and links that a file names as they are.
+"""FAISS files: checked field by field, then opened read-only and memory-mapped.
 
-A forged file of some bytes can ask for any amount of memory, and a link that leads out of its graph ends the process.
-So the few fields of the three kinds that medret writes are read here first: every length must lie within the file,
-nothing may be left over, and every link of a graph must lead to a vector of it.
+FAISS trusts the sizes and links in a file. A forged file of a few bytes can ask for any amount of memory, and a link
+that leads out of its graph ends the process. The few fields of the three kinds that medret writes are therefore read
+here first: every length must lie within the file, nothing may be left over, and every link of a graph must lead to one
+of its vectors. The caller has checked the sha256, but whoever made the store chose that too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError
-from medret.index.settings import EXACT, HNSW, LSH
+from medret.index.approximate import HnswIndex, LshIndex
+from medret.index.distinct import Distinct
+from medret.index.exact import ExactIndex
+from medret.index.neighbours import Searchable
+from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
 
 INNER_PRODUCT, L2 = 0, 1
 FP16 = 4  # faiss.ScalarQuantizer.QT_fp16
@@ -166,3 +172,41 @@ def _lsh(fields: _Fields) -> None:
     )
     codes = len(fields.vector("u1"))
     _expect(codes == rows * code_bytes, f"it holds {codes} bytes of codes, expected {rows} x {code_bytes}")
+
+
+_CLASSES = {HNSW: faiss.IndexHNSWSQ, LSH: faiss.IndexLSH, EXACT: faiss.IndexScalarQuantizer}
+
+
+def open_exact(path: Path, *, rows: int, dim: int, use_gpu: bool = False) -> ExactIndex:
+    """Map an exact index of `rows` x `dim`; raises CorruptError when the file is something else."""
+    return ExactIndex(_read(path, EXACT, rows, dim), use_gpu=use_gpu)
+
+
+def open_approximate(
+    path: Path, kind: str, exact: ExactIndex, distinct: Distinct, settings: IndexSettings
+) -> Searchable:
+    """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError when the file is another."""
+    index = _read(path, kind, len(distinct.rows), exact.dim)
+    if kind == HNSW:
+        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
+    return LshIndex(index, exact, distinct, settings.lsh_candidates)
+
+
+def exact_vectors(data: bytes) -> NDArray[np.float16]:
+    """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError when it is something else."""
+    judge_bytes(data, EXACT)
+    index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()
+
+
+def _read(path: Path, kind: str, rows: int, dim: int) -> Any:
+    try:
+        # Maps the codes and links of all three kinds; the rotation matrix of LSH alone is read into memory.
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise CorruptError(f"{path} cannot be read as a FAISS index: {str(error).splitlines()[0]}") from error
+    if not isinstance(index, _CLASSES[kind]) or (index.ntotal, index.d) != (rows, dim):
+        raise CorruptError(
+            f"{path} is a {type(index).__name__} of {index.ntotal} x {index.d}, expected {kind} of {rows} x {dim}"
+        )
+    return index

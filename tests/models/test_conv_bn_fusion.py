@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from medret.models.folding import fold_batch_norms
+from medret.models.fusing import fuse_batch_norms
 
 
 def norms(model: nn.Module) -> int:
@@ -33,7 +33,7 @@ def test_a_folded_network_gives_the_same_without_norms(name: str) -> None:
     model = lived_in(timm.create_model(name, num_classes=0))
     images = torch.rand(2, 3, 160, 160)
     expected = model(images)
-    folded = fold_batch_norms(model, 160)
+    folded = fuse_batch_norms(model, 160)
     assert norms(folded) == 0 < norms(model)
     torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(images), expected)  # the model itself stays as it was
@@ -41,7 +41,7 @@ def test_a_folded_network_gives_the_same_without_norms(name: str) -> None:
 
 def test_a_network_without_norms_stays() -> None:
     model = timm.create_model("test_vit", num_classes=0).eval()
-    assert fold_batch_norms(model, 160) is model
+    assert fuse_batch_norms(model, 160) is model
 
 
 class Twice(nn.Module):
@@ -59,12 +59,12 @@ class Twice(nn.Module):
 
 def test_a_convolution_that_serves_more_than_its_norm_keeps_it() -> None:
     model = lived_in(Twice())
-    assert fold_batch_norms(model, 16) is model
+    assert fuse_batch_norms(model, 16) is model
 
 
 def test_a_norm_before_its_convolution_stays() -> None:
     model = lived_in(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten()))
     images: Any = torch.rand(1, 3, 8, 8)
-    folded = fold_batch_norms(model, 8)
+    folded = fuse_batch_norms(model, 8)
     assert norms(folded) == 1
     torch.testing.assert_close(folded(images), model(images))

@@ -1,0 +1,222 @@
+"""Filesystems behind URIs: open and list them, retry transient failures, turn the others into medret's errors.
+
+    what happened                                                          error                exit
+    an unknown scheme, a filesystem within another                         UsageError           2
+    a library that is not installed                                        MissingPackageError  2
+    a remote store does not answer, or refuses                             UnreachableError     1
+    a local path cannot be read or written                                 StorageError         1
+
+A missing object stays a FileNotFoundError: what it means depends on the caller.
+
+Retries have two layers. The S3 client repeats single requests (500, 503 SlowDown, resets, timeouts); what it gives up
+on, and bodies that stop half-way, are repeated here as whole operations, with growing pauses. Both are counted for the
+run report.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypeVar
+
+from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError
+from medret.extras import missing_package
+from medret.storage.uris import redacted, scheme_of
+
+_OF_STORES = (OSError, ValueError, EOFError, NotImplementedError)
+
+
+def is_store_failure(error: Exception) -> bool:
+    """True for what lies outside the program: the system's errors, and any that a library has defined for itself."""
+    if isinstance(error, MedretError):
+        return False
+    return isinstance(error, _OF_STORES) or type(error).__module__ != "builtins"
+
+
+def in_words(error: BaseException) -> str:
+    """An error of another library as one line, without the secrets of URIs in it."""
+    return redacted(" ".join(str(error).split()) or type(error).__name__)
+
+
+@contextmanager
+def reaching(uri: str, verb: str) -> Iterator[None]:
+    """Turn failures of a store, whatever its library calls them, into StorageError; FileNotFoundError stays."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not _was_unreachable(error):
+            raise
+        raise _unreachable(uri, verb, error.__cause__ or error) from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{uri} is a folder, expected a file") from error
+    except Exception as error:
+        if not is_store_failure(error):
+            raise
+        if scheme_of(uri):
+            raise _unreachable(uri, verb, error) from error
+        raise StorageError(
+            f"{uri} cannot be {verb}: {in_words(error)}; check the path, the permissions and the free space"
+        ) from error
+
+
+def _was_unreachable(error: FileNotFoundError) -> bool:
+    """Whether a library only calls it so (fsspec's HTTP does): nobody answered, or the connection broke."""
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
+
+
+def _unreachable(uri: str, verb: str, error: BaseException) -> UnreachableError:
+    cure = "check the address, the credentials and the network"
+    return UnreachableError(f"{redacted(uri)} cannot be {verb}: {in_words(error)}; {cure}")
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the filesystem's own path. uri: as it stands, see `uris`.
+
+    Raises UsageError, MissingPackageError, UnreachableError.
+    """
+    import fsspec
+
+    scheme = scheme_of(uri)
+    try:
+        kind = fsspec.get_filesystem_class(scheme or "file")
+        options = dict(options_of(scheme))
+    except ImportError as error:
+        needed = MissingPackageError(f"{redacted(uri)} needs a library that is not installed: {in_words(error)}")
+        raise missing_package(error) or needed from error
+    except ValueError as error:
+        raise UsageError(f"{redacted(uri)}: {scheme}:// is no kind of place that is known") from error
+    options |= kind._get_kwargs_from_urls(uri)  # noqa: SLF001  # such as the host
+    with reaching(uri, "opened"):
+        return fsspec.filesystem(scheme or "file", **options), str(kind._strip_protocol(uri))
+
+
+Details = dict[str, dict[str, Any]]
+
+
+def tree(fs: Any, root: str) -> Details:
+    """What the filesystem says of each file, by its own path; of `root` itself where that is a file.
+
+    Raises FileNotFoundError where nothing is, or what the filesystem's library raises.
+    """
+    fs.invalidate_cache()
+    if not _walks(fs):
+        found: Details = with_retries(lambda: fs.find(root, detail=True))
+        return found
+    found, folders = {}, [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            listing = with_retries(partial(fs.ls, folder, detail=True))
+        except FileNotFoundError:
+            if folder == root:
+                raise
+            continue  # removed meanwhile
+        for detail in listing:
+            name = detail["name"].rstrip("/")
+            if detail["type"] != "directory":
+                found[name] = detail
+            elif name != folder:
+                folders.append(name)
+    if not found and (detail := with_retries(lambda: fs.info(root)))["type"] == "file":
+        return {root: detail}
+    return found
+
+
+def _walks(fs: Any) -> bool:
+    """Whether its `find` is fsspec's walk, and not a listing of its own."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    if fs.async_impl:
+        return type(fs)._find is AsyncFileSystem._find  # noqa: SLF001
+    return type(fs).find is AbstractFileSystem.find
+
+
+Result = TypeVar("Result")
+
+REQUEST_ATTEMPTS = 5  # of a single S3 request
+ATTEMPTS = 4  # of a whole operation
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 20.0
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30  # between two pieces of a body
+
+_PASSING_ERRNO = frozenset(
+    {errno.EREMOTEIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+)
+_PASSING_NAMES = frozenset(
+    {
+        "ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError", "IncompleteRead",
+        "IncompleteReadError", "ReadTimeoutError", "ConnectTimeoutError", "FSTimeoutError", "HTTPClientError",
+        "ResponseStreamingError", "ConnectionClosedError", "SocketTimeoutError", "AioReadTimeoutError",
+    }
+)  # fmt: skip
+
+_lock = threading.Lock()
+_counted = 0
+
+
+def retries() -> int:
+    """How many requests or operations this process has had to repeat."""
+    return _counted
+
+
+def _count() -> None:
+    global _counted  # noqa: PLW0603  # one number a process, whatever opened the filesystem
+    with _lock:
+        _counted += 1
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is one that goes away: the store is busy or broke the connection; not a wrong address."""
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
+        return False
+    if isinstance(error, TimeoutError | ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
+        return True
+    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
+        return True
+    return type(error).__name__ in _PASSING_NAMES
+
+
+def with_retries(operation: Callable[[], Result]) -> Result:
+    """What `operation` gives, tried again while its errors are passing ones; then the last error."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return operation()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+        _count()
+        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5))
+    return operation()
+
+
+def options_of(protocol: str) -> dict[str, Any]:
+    """fsspec options that make a filesystem of that protocol repeat and count its requests."""
+    return _s3_options() if protocol in ("s3", "s3a") else {}
+
+
+@cache
+def _s3_options() -> dict[str, Any]:
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    session.register("needs-retry.s3", _seen)
+    config = {
+        "retries": {"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
+    }
+    return {"session": session, "config_kwargs": config}
+
+
+def _seen(response: Any = None, caught_exception: Any = None, attempts: int = 1, **_: Any) -> None:
+    """Called after every attempt at a request; says nothing about whether there is another, and counts bad ones."""
+    bad = caught_exception is not None or (response is not None and response[0].status_code >= 500)
+    if bad and attempts < REQUEST_ATTEMPTS:
+        _count()
