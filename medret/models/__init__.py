@@ -1,11 +1,11 @@
 """Slices to vectors: which models there are, where their weights come from, and the encoder that runs them.
 
-    registry    names -> ModelSpec (plain data)         open_names  `timm:NAME` and `hf:NAME` on the fly
-    weights     ModelSpec -> Weights, on the driver     staging     the driver's files, once per node
-    checkpoint  files -> tensors, without running code  loaders     ModelSpec + Weights -> torch module
-    encoder     uint8 slices -> float32 vectors         devices     which device, which precision
+    registry    name -> ModelSpec (plain data)                open_names  the same for `timm:NAME` and `hf:NAME`
+    weights     ModelSpec -> Weights, on driver and nodes     hub         where their files are fetched from
+    checkpoint  files -> tensors, without running code        loaders     ModelSpec + Weights -> torch module
+    encoder     uint8 slices -> float32 vectors               devices     device, precision, batch size
 
-Importing this package, or using all of it but `Encoder`, imports no torch (`timm:` and `hf:` names do).
+Importing this package does not import torch; using `Encoder`, `timm:` or `hf:` names does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # the encoder imports torch, so only on first use
+def __getattr__(name: str) -> Any:  # the encoder imports torch: load it on first use
     if name == "Encoder":
         from medret.extras import needs_extra
 

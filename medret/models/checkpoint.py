@@ -26,9 +26,9 @@ _MAX_JSON_BYTES = 1 << 20
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a checkpoint file, by name; .safetensors or what torch.save writes, told by the first bytes.
+    """Read the tensors of a checkpoint file, by name. The first bytes tell .safetensors from torch.save's format.
 
-    Raises WeightsError when the file is neither, is cut short, or would have to run code to be read.
+    Raises WeightsError when the file has neither format, is cut short, or needs code to run to be read.
     """
     content = _read_any(path)
     for _ in range(len(_WRAPPERS)):
@@ -52,12 +52,12 @@ def _read_any(path: Path) -> Mapping[str, Any]:
             start = file.read(9)
         if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
             return load_file(path)
-        mapped = start.startswith(_ZIP_START)  # of older files all is copied to memory
+        mapped = start.startswith(_ZIP_START)  # older files cannot be mapped
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights {path}: needs code to be read, or is not a checkpoint; medret reads tensors only (.safetensors, "
-            f"or a state_dict saved by torch.save): {str(error).splitlines()[0]}"
+            f"weights {path}: is not a checkpoint, or reading it would run code; medret reads tensors only "
+            f"(.safetensors, or a state_dict saved by torch.save): {str(error).splitlines()[0]}"
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -68,10 +68,10 @@ def _read_any(path: Path) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object that came with weights. Raises WeightsError."""
+    """Read a small JSON object that came with weights. Raises WeightsError."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise WeightsError(f"weights {path}: {path.stat().st_size} bytes are too many for a configuration")
+            raise WeightsError(f"weights {path}: {path.stat().st_size} bytes is too large for a configuration")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WeightsError(f"weights {path}: cannot be read as JSON: {error}") from error
@@ -82,14 +82,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Of training steps in batch norms: absent from older files, and without effect on what a model gives.
+# Counts training steps in batch norms: absent from older files, and without effect on a model's output.
 _COUNTER = "num_batches_tracked"
 
 
 def build(weights: Weights, make: Callable[[], Module]) -> Module:
-    """Make a module: with all values drawn from the seed of random weights, or allocated only, to be filled.
+    """Make a module, its values drawn from the seed of random weights or else left to be filled from a file.
 
-    Random values follow from the weights' sha256 alone, in every process; torch's own generator is left as it was.
+    Random values depend on the weights' sha256 alone, in every process. torch's global generator is not changed.
     """
     if not weights.random:
         return _allocated(make)
@@ -99,14 +99,14 @@ def build(weights: Weights, make: Callable[[], Module]) -> Module:
 
 
 def _allocated(make: Callable[[], Module]) -> Module:
-    """The module without drawing values that a file replaces, which takes longer than reading the file.
+    """Make the module without drawing values that a file replaces, which would take longer than reading the file.
 
-    Only where every tensor comes from the file: one that the module computes for itself has to be computed.
+    Falls back to drawing them where the module computes a tensor itself, which the file then lacks.
     """
     try:
         with torch.device("meta"):
             module = make()
-    except (RuntimeError, NotImplementedError):  # it looks at values while it is made
+    except (RuntimeError, NotImplementedError):  # its constructor reads values
         return make()
     from_file = module.state_dict().keys()
     if any(name not in from_file for name, _ in module.named_buffers()) or any(map(_holds_tensor, module.modules())):
@@ -115,7 +115,7 @@ def _allocated(make: Callable[[], Module]) -> Module:
 
 
 def _holds_tensor(module: nn.Module) -> bool:
-    """Whether a tensor is kept as a plain attribute, where `to_empty` does not see it."""
+    """Whether a plain attribute holds a tensor, which `to_empty` does not see."""
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules"):
             continue
@@ -126,7 +126,7 @@ def _holds_tensor(module: nn.Module) -> bool:
 
 
 def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """What keeps `state` from filling every tensor of `module` and nothing else, in words; None when it fits."""
+    """Why `state` does not fit the tensors of `module` one to one, in words; None if it fits."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
     unexpected = [key for key in state if key not in wanted]
@@ -144,7 +144,7 @@ def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
-    """Load `state` into `module`, all of it. path, what: file and model, for the message of the WeightsError."""
+    """Load all of `state` into `module`. path, what: file and model, for the message of the WeightsError."""
     problem = mismatch(module, state)
     if problem:
         raise WeightsError(f"weights {path}: not a checkpoint of {what}: {problem}")

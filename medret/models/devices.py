@@ -1,4 +1,4 @@
-"""The device and precision a model runs in, its batch size, and how its process holds memory.
+"""The device, precision and batch size a model runs with, and how its process holds memory.
 
 Only CUDA questions import torch.
 """
@@ -23,39 +23,41 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _CPU_FACTS = Path("/proc/cpuinfo")
 
 
-def resolve_device(wanted: Device) -> str:
-    """`cpu` or `cuda`. Raises UsageError for `cuda` where no GPU can be used: never a silent run on the CPU."""
-    if wanted == "cpu":
+def resolve_device(requested: Device) -> str:
+    """`cpu` or `cuda`. Raises UsageError for `cuda` without a usable GPU, instead of running on the CPU silently."""
+    if requested == "cpu":
         return "cpu"
-    if wanted not in ("auto", "cuda"):
-        raise UsageError(f"device '{wanted}' is unknown: expected auto, cpu or cuda")
+    if requested not in ("auto", "cuda"):
+        raise UsageError(f"device '{requested}' is unknown: expected auto, cpu or cuda")
     problem = _cuda_problem()
     if problem is None:
         return "cuda"
-    if wanted == "auto":
+    if requested == "auto":
         return "cpu"
-    raise UsageError(f"device cuda was asked for, but {problem}: choose --device cpu or auto, or run where a GPU is")
+    raise UsageError(
+        f"device cuda was requested, but {problem}: choose --device cpu or auto, or use a machine with a GPU"
+    )
 
 
-def resolve_precision(wanted: Literal["auto"] | Precision, device: str) -> Precision:
-    """`auto` is bf16 where `device` (of this machine) computes it in hardware, fp32 elsewhere."""
-    if wanted == "fp32" or wanted == "bf16":
-        return wanted
-    if wanted != "auto":
-        raise UsageError(f"precision '{wanted}' is unknown: expected auto, fp32 or bf16")
+def resolve_precision(requested: Literal["auto"] | Precision, device: str) -> Precision:
+    """Resolve `auto` to bf16 if `device` (of this machine) computes it in hardware, else to fp32."""
+    if requested == "fp32" or requested == "bf16":
+        return requested
+    if requested != "auto":
+        raise UsageError(f"precision '{requested}' is unknown: expected auto, fp32 or bf16")
     return "bf16" if (_cuda_has_bf16() if device.startswith("cuda") else _cpu_has_bf16()) else "fp32"
 
 
 def default_batch_size(device: str) -> int:
-    """Slices a forward pass: what a processor's caches hold, what fills a GPU.
+    """Slices per forward pass: as many as a CPU's caches hold, or as fill a GPU.
 
-    Measured on two cores for every family: eight is the best or within a few percent of it.
+    Measured on two CPU cores for every family of models: eight is the best, or within a few percent of it.
     """
     return 128 if device.startswith("cuda") else 8
 
 
 def _cuda_problem() -> str | None:
-    """Why CUDA cannot be used here, or None. A GPU that is listed but too old for this torch counts as unusable."""
+    """Why CUDA cannot be used here, or None. A GPU too old for this torch is listed, but counts as unusable."""
     with needs_extra():
         import torch
 
@@ -82,18 +84,18 @@ def _cpu_has_bf16(facts: Path = _CPU_FACTS) -> bool:
     return any(line.startswith("flags") and not _BF16_FLAGS.isdisjoint(line.split()) for line in text.splitlines())
 
 
-# Of mallopt(3), and what each is set to. Feature maps of a batch are smaller than 32 MiB, the most that glibc takes for
-# the third. A thread other than the main one, as Ray Data runs its actors', takes memory in heaps of 64 MiB; the second
-# keeps it from giving an empty heap back.
+# Parameters of mallopt(3) and their values. Feature maps of a batch are smaller than 32 MiB, glibc's maximum for the
+# mmap threshold. Ray Data runs actors in threads other than the main one, whose memory comes in heaps of 64 MiB; the
+# top pad keeps glibc from returning an empty heap.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _KEPT = {_TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}
 
 
 def tune_malloc() -> bool:
-    """Let this process's malloc keep what is freed, up to a GiB, for the next pass; False where it is not glibc's.
+    """Let glibc's malloc keep up to a GiB of freed memory for the next pass; False if this is not glibc.
 
-    By itself it gives large blocks back to the kernel, which clears and hands out their pages anew in every pass: up to
-    a quarter of an embedding actor's time. For processes that do nothing but run a model.
+    By default it returns large blocks to the kernel, which clears their pages again in every pass: up to a quarter of
+    an embedding actor's time. Meant for processes that only run a model.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -104,7 +106,7 @@ def tune_malloc() -> bool:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import large libraries without looking for garbage, which there is hardly any of: a quarter of torch's time."""
+    """Pause garbage collection during large imports: it finds hardly any, and takes a quarter of torch's import."""
     was_on = gc.isenabled()
     gc.disable()
     try:

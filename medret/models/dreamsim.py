@@ -1,14 +1,15 @@
 """DreamSim (Fu et al., arXiv 2306.09344): one to three LoRA-tuned ViTs, their features concatenated.
 
-Built from the dreamsim package's own parts (its ViT, its table of models, its normalisation), with three changes
-that leave the vectors as they are: the LoRA matrices are added to the weights they adapt, attention is torch's fused
-one, and the last block of a branch is read directly instead of by a hook. No code is fetched: the package gets its
-DINO and DINOv2 backbones by running their hub repositories, here the published tensors go into the package's own ViT.
-For DINOv2 that ViT resamples positions from 518 to 224 px as facebookresearch/dinov2 does (bicubic, offset 0.1, not
-antialiased), other than the model `dinov2`, which follows timm.
+Built from the dreamsim package's own parts (its ViT, its table of models, its normalisation), with three changes that
+keep the vectors the same: the LoRA matrices are added to the weights they adapt, attention is torch's fused one, and
+the last block of a branch is read directly instead of by a hook. No code is fetched: the package runs hub repositories
+to get its DINO and DINOv2 backbones; here the published tensors are loaded into the package's own ViT. For DINOv2 that
+ViT resamples the position embedding from 518 to 224 px as facebookresearch/dinov2 does (bicubic, offset 0.1, not
+antialiased), whereas the model `dinov2` follows timm.
 
-A DINO branch gives the class token after its last block, before the final norm; a CLIP branch its projected
-embedding. Input in [0, 1], normalised by each branch in its own way; output mean-subtracted, then of unit length.
+A DINO branch outputs the class token after its last block, before the final norm; a CLIP branch its projected
+embedding. The input lies in [0, 1], and each branch normalises it; from the output its mean is subtracted, then it is
+scaled to unit length.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ _CLIP_DIM = 512
 _INIT_STD = 0.02
 _DINOV2_SIDE_PX = 518
 _ADAPTER_KEY = re.compile(r"base_model\.model\.extractor_list\.(\d+)\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-# Settings of peft that change what an adapter means; the published ones leave them off.
+# Settings of peft that change what an adapter computes; the published adapters leave them off.
 _ADAPTER_PLAIN = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
 
 
 class FusedAttention(nn.Module):
-    """The package's attention, computed without storing the (tokens, tokens) matrix."""
+    """The package's attention, without storing the (tokens, tokens) matrix."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Branch(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def _as_clip(self, quick_gelu: bool) -> None:
-        """CLIP's differences: a norm before the blocks, its epsilon, its activation, a projection at the end."""
+        """Apply CLIP's differences: a norm before the blocks, its epsilon, its activation, a projection at the end."""
         self.vit.pos_drop = nn.LayerNorm(self.vit.embed_dim)
         self.proj = nn.Parameter(torch.randn(self.vit.embed_dim, _CLIP_DIM) * self.vit.embed_dim**-0.5)
         for module in self.vit.modules():
@@ -120,19 +121,19 @@ class DreamSim(nn.Module):
 
 @functools.cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(1, 3, 1, 1) on the device, sent there once: a copy in every pass would make the GPU wait for the host."""
+    """(1, 3, 1, 1) on the device, copied there once: a copy per pass would make the GPU wait for the host."""
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def load_dreamsim(spec: ModelSpec, weights: Weights) -> DreamSim:
-    """The model with its adapters merged and its attention fused. Raises WeightsError."""
+    """Load the model, with its adapters merged and its attention fused. Raises WeightsError."""
     model = build(weights, lambda: DreamSim(spec.architecture))
     if not weights.random:
         adapters = _read_adapters(weights.files, len(model.branches))
         for index, (model_type, branch) in enumerate(zip(model.model_types, model.branches, strict=True)):
             state, path = _branch_state(model_type, weights.files)  # one branch in memory at a time
             _merge(adapters[index], state, weights.files["lora_weights"])
-            fill(branch, _fold_layer_scale(state), path, spec.name)
+            fill(branch, _merge_layer_scale(state), path, spec.name)
     for branch in model.branches:
         assert isinstance(branch, Branch)
         branch.fuse()
@@ -140,12 +141,12 @@ def load_dreamsim(spec: ModelSpec, weights: Weights) -> DreamSim:
 
 
 def _branch_state(model_type: str, files: Mapping[str, Path]) -> tuple[State, Path]:
-    """The published tensors of one branch, by the names of `Branch`."""
+    """Read the published tensors of one branch, under the names of `Branch`."""
     path = files.get(model_type, files.get("backbone"))
     if path is None or ("clip" in model_type) != (model_type in files):
-        raise WeightsError(f"weights of DreamSim: there is no file for its branch {model_type} among {sorted(files)}")
+        raise WeightsError(f"weights of DreamSim: no file for its branch {model_type} among {sorted(files)}")
     state = read_state(path)
-    state.pop("mask_token", None)  # DINOv2's training-time token
+    state.pop("mask_token", None)  # used by DINOv2 in training only
     return {key if key == "proj" else f"vit.{key}": value for key, value in state.items()}, path
 
 
@@ -162,7 +163,7 @@ def _read_adapters(files: Mapping[str, Path], branches: int) -> list[dict[str, d
     for key, tensor in read_state(path).items():
         match = _ADAPTER_KEY.fullmatch(key)
         if match is None or int(match[1]) >= branches:
-            raise WeightsError(f"weights {path}: {key} adapts no layer of this DreamSim model")
+            raise WeightsError(f"weights {path}: {key} does not adapt a layer of this DreamSim model")
         scaled = tensor.float() * (float(alpha) / rank if match[3] == "B" else 1)
         adapters[int(match[1])].setdefault(f"vit.{match[2]}.weight", {})[match[3]] = scaled
     return adapters
@@ -173,23 +174,23 @@ def _merge(adapters: Mapping[str, Mapping[str, Tensor]], state: State, path: Pat
     for name, pair in adapters.items():
         weight = state.get(name)
         if weight is None:
-            raise WeightsError(f"weights {path}: {name} is adapted, and is no layer of this DreamSim model")
+            raise WeightsError(f"weights {path}: {name} is adapted, but is not a layer of this DreamSim model")
         if (
             pair.keys() != {"A", "B"}
             or pair["A"].ndim != 2
             or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape)
         ):
-            raise WeightsError(f"weights {path}: the adapter of {name} is not complete or of another shape")
+            raise WeightsError(f"weights {path}: the adapter of {name} is incomplete or has another shape")
         state[name] = weight.float() + pair["B"] @ pair["A"]
 
 
-def _fold_layer_scale(state: State) -> State:
-    """DINOv2 scales what each half block adds; the package's ViT does not, so the scales go into the layers before."""
-    folded = dict(state)
+def _merge_layer_scale(state: State) -> State:
+    """Multiply DINOv2's scales of each half block's output into the layer before: the package's ViT has none."""
+    merged = dict(state)
     for name, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
-        for key in [key for key in folded if key.endswith(f".{name}.gamma")]:
-            gamma, into = folded.pop(key), key.replace(f"{name}.gamma", layer)
-            if f"{into}.weight" in folded and folded[f"{into}.weight"].shape[0] == gamma.shape[0]:
-                folded[f"{into}.weight"] = folded[f"{into}.weight"].float() * gamma.float()[:, None]
-                folded[f"{into}.bias"] = folded[f"{into}.bias"].float() * gamma.float()
-    return folded
+        for key in [key for key in merged if key.endswith(f".{name}.gamma")]:
+            gamma, into = merged.pop(key), key.replace(f"{name}.gamma", layer)
+            if f"{into}.weight" in merged and merged[f"{into}.weight"].shape[0] == gamma.shape[0]:
+                merged[f"{into}.weight"] = merged[f"{into}.weight"].float() * gamma.float()[:, None]
+                merged[f"{into}.bias"] = merged[f"{into}.bias"].float() * gamma.float()
+    return merged

@@ -26,10 +26,10 @@ from medret.recipe import Precision
 
 
 class Encoder:
-    """A model on a device, with one static batch shape: every forward pass sees `batch_size` slices.
+    """A model on a device, with one static batch shape: every forward pass takes `batch_size` slices.
 
-    A shape that never changes keeps a slice's vector the same wherever it stands and whatever stands beside it, and
-    suits compiled kernels.
+    With a constant shape a slice's vector does not depend on its place in a batch or on the other slices, and compiled
+    kernels fit.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Encoder:
         threads: int | None = None,
         backend: str | None = None,
     ) -> None:
-        """device: as `resolve_device` gives it. threads: of torch in this process; None leaves torch's choice.
+        """Load the model. Raises WeightsError when the weights are not the model's.
 
-        backend: of torch.compile, such as `inductor`; None runs the model as it is.
-
-        Raises WeightsError when the weights are not those of the model.
+        device: from `resolve_device`.
+        threads: of torch in this process; None keeps torch's default.
+        backend: of torch.compile, such as `inductor`; None does not compile.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
@@ -56,12 +56,12 @@ class Encoder:
         self.spec, self.batch_size = spec, batch_size
         self._device = torch.device(device)
         model = load_model(spec, weights)
-        # convolutions are faster over channels-last data, on the CPU and on tensor cores
+        # Convolutions are faster over channels-last data, on the CPU and on tensor cores.
         self._layout = torch.channels_last if is_convolutional(model) else torch.contiguous_format
         model = fuse_batch_norms(model, spec.image_size) if spec.fuse_bn else model
         model = model.to(self._device).to(memory_format=self._layout)
         model = in_bf16(model) if precision == "bf16" else model
-        # what takes float32 rounds later: under autocast layer by layer, in DreamSim after each branch's normalisation
+        # A model that takes float32 rounds later: under autocast per layer, in DreamSim after a branch normalises.
         takes_float32 = isinstance(model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
         self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
         if self._device.type == "cpu" and backend is None:
@@ -74,7 +74,7 @@ class Encoder:
         self._gain, self._offset = 1 / (255 * std), -mean / std
 
     def embed(self, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, side, side) uint8 -> (n, dim) float32, as the model gives them, not normalised. n may be 0."""
+        """(n, side, side) uint8 -> (n, dim) float32, not normalised. n may be 0."""
         side = self.spec.image_size
         if slices.dtype != np.uint8 or slices.ndim != 3 or slices.shape[1:] != (side, side):
             raise ValueError(f"slices are {slices.dtype} {slices.shape}, expected uint8 (n, {side}, {side})")
@@ -86,9 +86,11 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, slices: NDArray[np.uint8]) -> torch.Tensor:
-        """At most batch_size slices -> (n, dim) float32 on the device; the rest of the batch is zeros, cut off."""
+        """At most batch_size slices -> (n, dim) float32 on the device. Zeros fill up the batch and are cut off."""
         shape, pinned = (self.batch_size, *slices.shape[1:]), self._device.type == "cuda"
-        batch = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)  # pinned, it travels while the GPU computes
+        batch = torch.zeros(
+            shape, dtype=torch.uint8, pin_memory=pinned
+        )  # pinned memory is copied while the GPU computes
         batch.numpy()[: len(slices)] = slices
         grey = batch.to(self._device, non_blocking=True)[:, None].to(torch.float32)
         images = torch.addcmul(self._offset, grey, self._gain)
@@ -111,41 +113,41 @@ class Float32(nn.Module):
         self.layer = layer
 
     def forward(self, images: Tensor) -> Tensor:
-        """Any floating-point input; float32 out."""
+        """Any floating-point input, float32 output."""
         with torch.autocast(images.device.type, enabled=False):
             output: Tensor = self.layer(images.float())
         return output
 
 
 class Autocast(nn.Module):
-    """A model whose matrix products run in bf16, with the layers' own choice for the rest."""
+    """A model under autocast: matrix products in bf16, other layers as autocast chooses."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 in; bf16 or float32 out."""
+        """float32 input, bf16 or float32 output."""
         with torch.autocast(images.device.type, torch.bfloat16):
             output: Tensor = self.model(images)
         return output
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether the model is more of a convolutional network than a transformer with a patch embedding."""
+    """Whether the model is a convolutional network; a transformer's patch embedding does not make it one."""
     return any(isinstance(layer, nn.BatchNorm2d) or _is_depthwise(layer) for layer in model.modules())
 
 
 def in_bf16(model: nn.Module) -> nn.Module:
-    """The model, changed in place, computing in bf16. It takes float32 or, if cast whole, bf16 images."""
+    """Change the model, in place, to compute in bf16. It takes float32 images or, if cast whole, bf16 ones."""
     if not is_convolutional(model):
         return model.to(torch.bfloat16)
     names = [name for name, layer in model.named_modules() if isinstance(layer, _Convolution)]
-    first = next((place for place, name in enumerate(names) if _is_depthwise(model.get_submodule(name))), -1)
+    first = next((number for number, name in enumerate(names) if _is_depthwise(model.get_submodule(name))), -1)
     for name in names[: first + 1]:
         model.set_submodule(name, Float32(model.get_submodule(name)))
     kept = {id(layer.layer) for layer in model.modules() if isinstance(layer, Float32)}
-    for layer in model.modules():  # cast once here instead of by autocast in every pass
+    for layer in model.modules():  # cast once here, not by autocast in every pass
         if isinstance(layer, _Convolution | nn.Linear) and id(layer) not in kept:
             layer.to(torch.bfloat16)
     return Autocast(model)

@@ -1,4 +1,4 @@
-"""`hf:` models: transformers' own class for the configuration, filled from a file, never with code from the hub."""
+"""`hf:` models: transformers' own class for a configuration, filled from a file, never running code from the hub."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_
 
 
 def vision_config(content: dict[str, Any], where: str) -> Any:
-    """The configuration of the image model: of the tower, when `content` is one of an image-text model.
+    """The configuration of the image model; for an image-text model, that of its image tower.
 
-    Raises UsageError when transformers does not know the kind of model by itself, or refuses the values.
+    Raises UsageError when transformers itself has no such type of model, or refuses the values.
     """
     kind = str(content.get("model_type"))
     plain = {key: value for key, value in _plain(content).items() if key != "model_type"}
     if kind not in transformers.CONFIG_MAPPING:
         raise UsageError(
-            f"{where}: transformers {transformers.__version__} has no model of type '{kind}' of its own, and medret "
-            "runs no code that comes with weights"
+            f"{where}: transformers {transformers.__version__} has no model of type '{kind}', and medret does not run "
+            "code that comes with weights"
         )
     try:
         config = transformers.AutoConfig.for_model(kind, **plain)
     except Exception as error:
-        raise UsageError(f"{where}: config.json is none of a {kind}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{where}: config.json does not fit {kind}: {' '.join(str(error).split())}") from error
     config = getattr(config, "vision_config", config)
     if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # masked autoencoders hide patches, which is of use in training alone
+        config.mask_ratio = 0.0  # masked autoencoders hide patches, which only training needs
     return config
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what names code, kernels or a number format to use."""
+    """The configuration without the keys that select code, kernels or a number format."""
     kept = {key: value for key, value in content.items() if not key.startswith("_") and key not in _NOT_ARCHITECTURE}
     return {key: _plain(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def build_hf(config: Any, where: str) -> nn.Module:
-    """The module for a configuration, randomly initialised. Raises UsageError when it is not an image model."""
+    """Build the module for a configuration, randomly initialised. Raises UsageError if it is not an image model."""
     try:
         auto: Any = transformers.AutoModel
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
@@ -63,12 +63,12 @@ def build_hf(config: Any, where: str) -> nn.Module:
 
 
 def build_pooled(config: Any, where: str) -> Pooled:
-    """The module that gives one vector an image, randomly initialised. Raises UsageError as `build_hf` does."""
+    """`build_hf`, pooled to one vector per image."""
     return Pooled(build_hf(config, where), use_pooler=True)
 
 
 def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
-    """The module with its weights. Raises WeightsError or UsageError."""
+    """Build the module and load its weights. Raises WeightsError or UsageError."""
     if weights.random:
         config = vision_config(json.loads(spec.config_json or "{}"), spec.name)
         model: Pooled = build(weights, lambda: build_pooled(config, spec.name))
@@ -104,7 +104,7 @@ def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers reports keys and progress on the terminal; what matters of it is judged here."""
+    """Keep transformers from printing keys and progress: `_filled` checks what matters of them."""
     from transformers.utils import logging as log
 
     logging: Any = log

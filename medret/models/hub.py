@@ -37,7 +37,10 @@ _NAMED_SHA256 = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 
 
 def fetch(origin: Origin, cache_dir: Path) -> tuple[FileSet, str]:
-    """The files of one origin, and where they came from in words. cache_dir: for what an address gives."""
+    """Fetch the files of one origin; return them, and in words where they came from.
+
+    cache_dir: where files from an address are downloaded to.
+    """
     if isinstance(origin, PackageFile):
         return _from_package(origin)
     if isinstance(origin, HubFile):
@@ -48,7 +51,7 @@ def fetch(origin: Origin, cache_dir: Path) -> tuple[FileSet, str]:
 
 
 def torch_hub_file(name: str) -> Path | None:
-    """A checkpoint that torch.hub has already downloaded, by its name."""
+    """The path of a checkpoint that torch.hub has already downloaded; None if it has not."""
     home = os.environ.get("TORCH_HOME")
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     path = (Path(home).expanduser() if home else cache / "torch") / "hub" / "checkpoints" / name
@@ -77,9 +80,9 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
     absent = f"{origin.repo} on the Hugging Face hub holds no {' or '.join(origin.names)}"
     known = [huggingface_hub.try_to_load_from_cache(origin.repo, name) for name in origin.names]
     for name, cached in zip(origin.names, known, strict=True):
-        if isinstance(cached, str):  # what is cached needs no network, and stays what earlier runs used
+        if isinstance(cached, str):  # needs no network, and is what earlier runs used
             return _hub_files(origin, name, Path(cached))
-    if None not in known:  # the cache also remembers what was not there
+    if None not in known:  # the cache also remembers which files do not exist
         raise NotFoundError(absent)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise WeightsError("HF_HUB_OFFLINE is set and the file is not in the Hugging Face cache")
@@ -88,7 +91,7 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
         try:
             path = huggingface_hub.hf_hub_download(origin.repo, name, etag_timeout=READ_TIMEOUT_S)
             return _hub_files(origin, name, Path(path))
-        except LocalEntryNotFoundError as error:  # the connection went away
+        except LocalEntryNotFoundError as error:  # the connection broke
             raise WeightsError(f"the Hugging Face hub stopped answering: {error}") from error
         except EntryNotFoundError:
             continue
@@ -114,7 +117,10 @@ def _from_url(origin: UrlFile, cache_dir: Path) -> tuple[FileSet, str]:
 
 
 def _reach(url: str, name: str) -> None:
-    """One request with a hard time limit (a resolver that never answers obeys no socket timeout)."""
+    """Send one request with a hard time limit (a DNS resolver that never answers ignores socket timeouts).
+
+    Raises WeightsError when nothing answers.
+    """
     problem: list[str] = ["no answer in time"]
 
     def ask() -> None:
@@ -122,7 +128,7 @@ def _reach(url: str, name: str) -> None:
             request = urllib.request.Request(url, method="HEAD")  # noqa: S310  the registry's, or the hub's endpoint
             with urllib.request.urlopen(request, timeout=REACH_TIMEOUT_S):  # noqa: S310
                 problem.clear()
-        except urllib.error.HTTPError:  # it answers
+        except urllib.error.HTTPError:  # an error page is an answer
             problem.clear()
         except (OSError, ValueError) as error:
             problem[0] = _first_line(getattr(error, "reason", error))
@@ -168,7 +174,7 @@ def _first_line(error: object) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-# A path on this machine, or a function that gives the bytes.
+# A path on this machine, or a function that returns the bytes.
 Entry = Path | Callable[[], bytes]
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -178,81 +184,85 @@ MAX_FILES_LISTED = 10_000  # a folder with more is not a folder of weights
 
 @dataclass(frozen=True)
 class FileSet:
-    """Files by name (path below the place they were found in, with forward slashes). label: the place."""
+    """Files by name: the path below the place they were found in, with forward slashes. label: that place."""
 
     label: str
     entries: Mapping[str, Entry] = field(default_factory=dict)
 
     def __or__(self, other: FileSet) -> FileSet:
-        """Both sets; where a name is in both, this one's file."""
+        """The files of both sets; this set's file where both have the name."""
         return FileSet(self.label, {**other.entries, **self.entries})
 
 
-def open_files(given: str, *, archive: bool = False) -> FileSet:
-    """The files behind a path or URI. archive: a single file is a zip, and its members are meant.
+def open_files(weights_uri: str, *, archive: bool = False) -> FileSet:
+    """List the files behind a path or URI. archive: a single file is a zip; return its members.
 
-    Raises WeightsError when there is nothing there or it is not understood, StorageError when it cannot be read.
+    Raises WeightsError when nothing is found or the URI is not understood, StorageError when it cannot be read.
     """
     try:
-        uri = normalise_uri(given)
+        uri = normalise_uri(weights_uri)
         if not scheme_of(uri):
-            return _local_files(Path(uri), given, archive)
+            return _local_files(Path(uri), weights_uri, archive)
         with reaching(uri, "read"):
             fs, root = open_filesystem(uri)
             if fs.isfile(root):
-                files = FileSet(given, {root.rsplit("/", 1)[-1]: partial(fs.cat_file, root)})
-                return _members(given, io.BytesIO(fs.cat_file(root))) if archive else files
+                files = FileSet(weights_uri, {root.rsplit("/", 1)[-1]: partial(fs.cat_file, root)})
+                return _members(weights_uri, io.BytesIO(fs.cat_file(root))) if archive else files
             paths = tree(fs, root)
     except UsageError as error:
         raise WeightsError(str(error)) from error
     except FileNotFoundError:
         paths = {}
     if not paths:
-        raise WeightsError(f"weights {redacted(given)}: no such file or folder")
+        raise WeightsError(f"weights {redacted(weights_uri)}: no such file or folder")
     below = len(root.rstrip("/")) + 1
     entries: dict[str, Entry] = {path[below:]: partial(fs.cat_file, path) for path in paths}
-    return FileSet(given, entries)
+    return FileSet(weights_uri, entries)
 
 
-def _local_files(root: Path, given: str, archive: bool) -> FileSet:
+def _local_files(root: Path, weights_uri: str, archive: bool) -> FileSet:
     if root.is_file():
-        return _members(given, root) if archive else FileSet(str(root), {root.name: root})
+        return _members(weights_uri, root) if archive else FileSet(str(root), {root.name: root})
     if not root.is_dir():
-        raise WeightsError(f"weights {given}: no such file or folder")
+        raise WeightsError(f"weights {weights_uri}: no such file or folder")
     entries: dict[str, Entry] = {}
     for seen, path in enumerate(root.rglob("*")):
         if path.is_file():
             entries[path.relative_to(root).as_posix()] = path
         if seen > MAX_FILES_LISTED:
-            raise WeightsError(f"weights {given}: more than {MAX_FILES_LISTED} files, expected a model's folder")
+            raise WeightsError(f"weights {weights_uri}: more than {MAX_FILES_LISTED} files, expected a model's folder")
     return FileSet(str(root), dict(sorted(entries.items())))
 
 
-def _members(given: str, file: Path | io.BytesIO) -> FileSet:
+def _members(weights_uri: str, file: Path | io.BytesIO) -> FileSet:
     try:
         with zipfile.ZipFile(file) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except zipfile.BadZipFile as error:
-        raise WeightsError(f"weights {given}: {error}; expected a folder or a zip of the published files") from error
-    entries: dict[str, Entry] = {info.filename: partial(_read_member, given, file, info) for info in members}
-    return FileSet(given, entries)
+        raise WeightsError(
+            f"weights {weights_uri}: {error}; expected a folder or a zip of the published files"
+        ) from error
+    entries: dict[str, Entry] = {info.filename: partial(_read_member, weights_uri, file, info) for info in members}
+    return FileSet(weights_uri, entries)
 
 
-def _read_member(given: str, file: Path | io.BytesIO, info: zipfile.ZipInfo) -> bytes:
+def _read_member(weights_uri: str, file: Path | io.BytesIO, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > MAX_MEMBER_BYTES:
-        raise WeightsError(f"weights {given}: {info.filename} says it has {info.file_size} bytes, too many for weights")
+        raise WeightsError(
+            f"weights {weights_uri}: {info.filename} declares {info.file_size} bytes, too many for weights"
+        )
     try:
         with zipfile.ZipFile(file) as archive, archive.open(info) as member:
-            data = member.read(info.file_size + 1)  # a member that lies about its size ends here
+            data = member.read(info.file_size + 1)  # stops a member that is larger than declared
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise WeightsError(f"weights {given}: {info.filename} cannot be read from the zip: {error}") from error
+        raise WeightsError(f"weights {weights_uri}: {info.filename} cannot be read from the zip: {error}") from error
     if len(data) != info.file_size:
-        raise WeightsError(f"weights {given}: {info.filename} is not as long as the zip says")
+        raise WeightsError(f"weights {weights_uri}: {info.filename} does not have the size that the zip declares")
     return data
 
 
 def select(parts: Sequence[WeightPart], files: FileSet) -> tuple[dict[str, Entry], list[WeightPart]]:
-    """The file for each part's role, and the parts that have none.
+    """Choose a file for each part; return role -> file, and the parts without a file.
 
     Raises WeightsError when a part takes any checkpoint and there are several.
     """
@@ -281,6 +291,6 @@ def _match(part: WeightPart, files: FileSet) -> str | None:
         return "model.safetensors"
     if len(candidates) > 1:
         raise WeightsError(
-            f"weights {files.label}: several files could be meant ({', '.join(sorted(candidates)[:6])}): name one"
+            f"weights {files.label}: several checkpoints fit ({', '.join(sorted(candidates)[:6])}): name one"
         )
     return candidates[0] if candidates else None

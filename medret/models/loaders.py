@@ -1,4 +1,4 @@
-"""A spec and its weights become a torch module: one entry for all families."""
+"""Load a torch module from a spec and its weights, for all families of models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PACKAGES: dict[Family, tuple[str, ...]] = {"timm": ("timm",), "dreamsim": ("dre
 
 
 def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
-    """The model in float32 on the CPU, ready for inference.
+    """Load the model in float32 on the CPU, ready for inference.
 
     It maps (n, 3, side, side) float32, normalised by the spec's mean and std, to (n, dim). Raises WeightsError when
-    the files changed since they were resolved, are damaged, or hold another model.
+    the files have changed since they were resolved, are damaged, or hold another model.
     """
     if weights.model != spec.name:
-        raise WeightsError(f"weights of {weights.model} were given for {spec.name}")
+        raise WeightsError(f"these are weights of {weights.model}, not of {spec.name}")
     check_weights(weights)
     with needs_extra():
         model = _loader(spec.family)(spec, weights)
@@ -35,7 +35,7 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
 
 
 def check_installed(spec: ModelSpec) -> None:
-    """Raises MissingPackageError unless what the model is built with is installed; imports nothing."""
+    """Raise MissingPackageError unless the packages that build the model are installed; imports nothing."""
     require("torch", "torchvision", "safetensors", *_PACKAGES[spec.family])
 
 

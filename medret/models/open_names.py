@@ -1,6 +1,6 @@
-"""`timm:NAME` and `hf:NAME`: any vision model of the two libraries, its facts read from their own records.
+"""`timm:NAME` and `hf:NAME`: the spec of any vision model of the two libraries, read from their own records.
 
-Widths and costs are measured by running the architecture on torch's meta device, which computes shapes and no numbers.
+Widths and costs are measured by running the architecture on torch's meta device, which computes shapes but no values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
 
-# As transformers writes it: by itself, and from version 5 on beside a tokenizer's.
+# transformers writes it alone or, from version 5 on, in one file with a tokenizer's.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _RENAMED = re.compile(r"FeatureExtractor$|ImageProcessorFast$")
 _NORMALISING = ("do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std")
@@ -33,36 +33,39 @@ _HF_PARTS = (
 )
 
 
-def open_spec(name: str, given: str | None = None) -> ModelSpec:
-    """The spec of `timm:NAME` or `hf:NAME`. given: for hf, a folder with config.json. See `model_spec`."""
+def open_spec(name: str, weights_uri: str | None = None) -> ModelSpec:
+    """The spec of `timm:NAME` or `hf:NAME`. weights_uri: for `hf:`, a folder with config.json. See `model_spec`."""
     library, _, model = name.partition(":")
     if not model:
         raise UsageError(f"model '{name}' has no name after the colon")
-    return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, given)
+    return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, weights_uri)
 
 
 def measure(make: Callable[[], nn.Module], image_size: int, what: str) -> tuple[int, float]:
-    """Width of the vector for one image, and 10^9 multiply-adds; UsageError when the model gives no single vector."""
+    """The width of one image's vector, and its cost in 10^9 multiply-adds.
+
+    Raises UsageError unless the model gives one vector per image.
+    """
     shape, flop, problem = _one_image(make, image_size, "meta")
-    if problem:  # some architectures look at values while they are made or run
+    if problem:  # some architectures read values while they are built or run
         with torch.random.fork_rng(devices=[]):
             shape, flop, problem = _one_image(make, image_size, "cpu")
     if problem:
-        raise UsageError(f"{what}: does not turn one {image_size} px image into a vector: {problem}")
+        raise UsageError(f"{what}: does not turn an image of {image_size} px into a vector: {problem}")
     if len(shape) != 2:
         raise UsageError(f"{what}: gives an array of shape {shape} for one image, expected one vector")
     return int(shape[1]), flop / 2e9
 
 
 def _one_image(make: Callable[[], nn.Module], image_size: int, device: str) -> tuple[tuple[int, ...], int, str]:
-    """The output's shape and the FLOP of one image, or the problem."""
+    """The output's shape and the FLOP for one image, or the problem."""
     try:
         with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
             shape = tuple(make().eval()(torch.empty(1, 3, image_size, image_size)).shape)
         return shape, counter.get_total_flops(), ""
     except UsageError:
         raise
-    except Exception as error:  # noqa: BLE001  whatever an architecture does with an image it cannot take
+    except Exception as error:  # noqa: BLE001  architectures fail in any way on an image they do not fit
         return (), 0, next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -97,10 +100,10 @@ def _timm_spec(name: str, model: str) -> ModelSpec:
     return replace(spec, dim=dim, gmacs=gmacs)
 
 
-def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
+def _hf_spec(name: str, model: str, weights_uri: str | None) -> ModelSpec:
     from medret.models.hf_models import build_pooled, vision_config
 
-    files, source = _hf_files(name, model, given)
+    files, source = _hf_files(name, model, weights_uri)
     content = _json(files, "config.json", name)
     if content is None:
         raise WeightsError(f"{name}: {files.label} holds no config.json")
@@ -111,7 +114,7 @@ def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
     origins: tuple[Origin, ...] = tuple(HubFile(model, part.names) for part in _HF_PARTS)
     spec = ModelSpec(
         name, "hf", str(content.get("model_type")), 0, image_size, mean, std, _UNKNOWN, "see the model's page",
-        source + ("" if shown else " (no preprocessor_config.json: ImageNet's mean and std assumed)"),
+        source + ("" if shown else " (without preprocessor_config.json: ImageNet's mean and std are assumed)"),
         origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
         parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
     )  # fmt: skip
@@ -119,10 +122,10 @@ def _hf_spec(name: str, model: str, given: str | None) -> ModelSpec:
     return replace(spec, dim=dim, gmacs=gmacs)
 
 
-def _hf_files(name: str, model: str, given: str | None) -> tuple[FileSet, str]:
-    """config.json and, where there is one, the configuration of the image processor."""
-    if given is not None and not given.startswith("random"):
-        return open_files(given), given
+def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, str]:
+    """Fetch config.json and, if there is one, the configuration of the image processor."""
+    if weights_uri is not None and not weights_uri.startswith("random"):
+        return open_files(weights_uri), weights_uri
     if Path(model).expanduser().is_dir():
         return open_files(model), model
     files = FileSet(model)
@@ -133,8 +136,8 @@ def _hf_files(name: str, model: str, given: str | None) -> tuple[FileSet, str]:
             if wanted == _PROCESSOR_FILES and isinstance(error, NotFoundError):
                 continue
             raise WeightsError(
-                f"{name}: no configuration at hand: {error}. Get config.json, preprocessor_config.json and "
-                f"model.safetensors of {model} where there is a network and pass --weights {name}=FOLDER"
+                f"{name}: no configuration found: {error}. Download config.json, preprocessor_config.json and "
+                f"model.safetensors of {model} on a machine with a network and pass --weights {name}=FOLDER"
             ) from error
     return files, f"{model} (Hugging Face hub)"
 
@@ -155,7 +158,7 @@ def _json(files: FileSet, wanted: str, name: str) -> dict[str, Any] | None:
 
 
 def _processor(files: FileSet, name: str) -> dict[str, Any] | None:
-    """The image processor's configuration, filled up with the values of its class in transformers; None without one."""
+    """The image processor's configuration over its class's defaults in transformers; None without a configuration."""
     content = next((found for file in _PROCESSOR_FILES if (found := _json(files, file, name)) is not None), None)
     if content is None:
         return None
@@ -166,14 +169,14 @@ def _processor(files: FileSet, name: str) -> dict[str, Any] | None:
     import transformers
 
     known = None if "auto_map" in content else getattr(transformers, _RENAMED.sub("ImageProcessor", kind), None)
-    usual = {key: getattr(known, key, None) for key in _NORMALISING}
-    return {key: value for values in (usual, content) for key, value in values.items() if value is not None}
+    defaults = {key: getattr(known, key, None) for key in _NORMALISING}
+    return {key: value for values in (defaults, content) for key, value in values.items() if value is not None}
 
 
 def _preprocessing(content: dict[str, Any], image_size: Any, name: str) -> tuple[int, Triple, Triple]:
-    """Side, mean and std as the model's image processor has them, for intensities in [0, 1].
+    """Image size in px, mean and std of the model's image processor, for intensities in [0, 1].
 
-    Raises UsageError when it does not say by which mean and std it normalises.
+    Raises UsageError when it normalises but does not state mean and std.
     """
     side = _side(content.get("crop_size")) if content.get("do_center_crop", True) else None
     side = side or _side(content.get("size")) or _side(image_size) or 224
@@ -182,21 +185,21 @@ def _preprocessing(content: dict[str, Any], image_size: Any, name: str) -> tuple
         normalises = content.get("do_normalize", True)
         missing = [key for key in ("image_mean", "image_std") if not content.get(key)]
         if normalises and missing:
-            own = " (it names code of its own, and medret runs no code that comes with weights)"
+            custom_code = " (it names custom code, and medret does not run code that comes with weights)"
             raise UsageError(
                 f"{name}: its preprocessor_config.json has no {' and no '.join(missing)}"
-                f"{own if 'auto_map' in content else ''}. Take both from the model's page, write them into that file "
-                f"in a folder with config.json and the weights, and pass --weights {name}=FOLDER"
+                f"{custom_code if 'auto_map' in content else ''}. Take both from the model's page, write them into "
+                f"that file in a folder with config.json and the weights, and pass --weights {name}=FOLDER"
             )
         mean = _triple(content["image_mean"]) if normalises else (0.0, 0.0, 0.0)
         std = _triple(content["image_std"]) if normalises else (1.0, 1.0, 1.0)
-        # mean and std apply after multiplication by this factor, which need not lead to [0, 1]
+        # Mean and std apply after multiplication by this factor, whose result need not lie in [0, 1].
         span = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
         if abs(span - 1) > 1e-3:
             mean = (mean[0] / span, mean[1] / span, mean[2] / span)
             std = (std[0] / span, std[1] / span, std[2] / span)
     if not 8 <= side <= 4096 or min(std) <= 0:
-        raise UsageError(f"{name}: input side {side} px with std {std} makes no sense")
+        raise UsageError(f"{name}: input side {side} px with std {std} is not possible")
     return side, mean, std
 
 

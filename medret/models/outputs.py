@@ -1,4 +1,4 @@
-"""From a network's outputs to one vector per image: transformers' outputs pooled, inner layers appended."""
+"""From a network's outputs to one vector per image: pool transformers' outputs, append inner layers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.nn.functional import cosine_similarity
 
 from medret.errors import UsageError
 
-# Names that transformers gives the parameter of a class token, which stands first among the tokens.
+# transformers' names for the parameter of a class token, which is the first of the tokens.
 _CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
-_HEADS = ("head.", "pooler.")  # a token in them asks the others, and stands not among them
-# Outputs that stand for the whole image, of models that have a token for it elsewhere than among the last tokens.
+_HEADS = ("head.", "pooler.")  # a token in a head attends to the others and is not one of them
+# Outputs that describe the whole image, in models whose class token is not among the last tokens.
 _SUMMARIES = ("summary", "cls_token_value")
-# What configurations of detectors and segmenters name: their outputs are of objects, not of the image.
+# Settings of detectors and segmenters, whose outputs describe objects, not the image.
 _QUERIES = ("num_queries", "num_object_queries", "num_detection_tokens")
 _SAME = 0.9999  # cosine
 
 
 class Pooled(nn.Module):
-    """A transformers vision model that returns one vector an image.
+    """A transformers vision model that returns one vector per image.
 
-    The pooled output where the model has one with trained weights, else the class token where there is one, else the
-    mean over all tokens or positions. What would mask patches at random sees all of them, in order.
+    The vector is the pooled output if the model has one with trained weights, else the class token if there is one,
+    else the mean over all tokens or pixels of the feature map. Models that mask patches at random see all of them, in
+    order.
     """
 
     def __init__(self, model: nn.Module, use_pooler: bool) -> None:
@@ -48,11 +49,11 @@ class Pooled(nn.Module):
         if last is None or last.ndim not in (3, 4):
             raise ValueError(f"{type(self.model).__name__} gives no features of the image")
         if last.ndim == 4:
-            return last.mean(_positions(last))
+            return last.mean(_spatial_axes(last))
         return last[:, 0] if self._has_class_token else last.mean(1)
 
     def _order(self, images: Tensor) -> dict[str, Tensor]:
-        """Of a masked autoencoder, which sorts patches by noise: noise that leaves them as they are."""
+        """For a masked autoencoder, which sorts patches by noise: ascending noise, which keeps their order."""
         if not self._masks:
             return {}
         embeddings: Any = self.model.embeddings
@@ -60,29 +61,29 @@ class Pooled(nn.Module):
         return {"noise": patches.expand(len(images), -1)}
 
 
-def _positions(features: Tensor) -> tuple[int, int]:
-    """Which axes of a feature map of a square image are its positions: two of one length."""
+def _spatial_axes(features: Tensor) -> tuple[int, int]:
+    """The height and width axes of a square image's feature map: two neighbours of equal length."""
     _, first, second, third = features.shape
     if second == third:
         return 2, 3
     if first == second:
         return 1, 2
-    raise ValueError(f"features of shape {tuple(features.shape)} do not tell positions from channels")
+    raise ValueError(f"features of shape {tuple(features.shape)} do not tell pixels from channels")
 
 
 def refuse_queries(model: nn.Module, where: str) -> None:
-    """Raises UsageError for a model whose outputs answer queries (detectors, encoder-decoders)."""
+    """Raise UsageError for a model whose outputs answer queries (detectors, encoder-decoders)."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False) or any(hasattr(config, name) for name in _QUERIES):
         raise UsageError(
-            f"{where}: {type(model).__name__} is a detector or an encoder-decoder: its vectors are of objects or of "
-            "text, not of the image; name the image encoder it is made of"
+            f"{where}: {type(model).__name__} is a detector or an encoder-decoder: its vectors describe objects or "
+            "text, not the image; name the image encoder inside it"
         )
 
 
 @torch.inference_mode()
 def check_repeatable(model: nn.Module, image_size: int, what: str) -> None:
-    """Raises UsageError unless each of two images gets one vector, the same whenever it is asked for, and wherever."""
+    """Raise UsageError unless each image gets one vector, equal in every call and at every place in the batch."""
     with torch.random.fork_rng(devices=[]):
         images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         once, again = model(images), model(images.flip(0))
@@ -91,15 +92,19 @@ def check_repeatable(model: nn.Module, image_size: int, what: str) -> None:
     lowest = float(cosine_similarity(once.float(), again.flip(0).float()).min())
     if not lowest > _SAME:
         raise UsageError(
-            f"{what}: gives one image another vector each time (cosine {lowest:.4f}); nothing can be found with it"
+            f"{what}: gives the same image different vectors (cosine {lowest:.4f}); searches need equal ones"
         )
 
 
 class WithLayers(nn.Module):
-    """A model whose vector goes on with the mean over positions of inner feature maps.
+    """A model whose output is followed by the spatial means of inner feature maps, in one vector.
+
+    The last layer of a network trained to name objects describes a picture in the words of its training data, an inner
+    layer what it looks like. For slices of unfamiliar scanners the second generalises better, and both together best
+    (docs/retrieval.md has the measurements).
 
     layers: names of submodules that give (n, channels, height, width). Each part is scaled to the length of the model's
-    own output, so that all count alike in a cosine; a part that is zero stays zero.
+    output, so that all count equally in a cosine; a zero part stays zero.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
@@ -117,6 +122,6 @@ class WithLayers(nn.Module):
         self._maps.clear()
         parts = [self.model(images), *(features.mean((2, 3), dtype=torch.float32) for features in self._maps)]
         self._maps.clear()
-        own = parts[0].float()
-        length = own.norm(dim=1, keepdim=True)
-        return torch.cat([own, *(nn.functional.normalize(part, dim=1) * length for part in parts[1:])], dim=1)
+        output = parts[0].float()
+        length = output.norm(dim=1, keepdim=True)
+        return torch.cat([output, *(nn.functional.normalize(part, dim=1) * length for part in parts[1:])], dim=1)

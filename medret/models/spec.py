@@ -1,4 +1,4 @@
-"""What is known about a model before any of its weights is read: plain, picklable data."""
+"""The facts about a model that are known before its weights are read: plain, picklable data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a model repository on the Hugging Face hub. names: the first that exists is taken."""
+    """A file of a model repository on the Hugging Face hub. names: tried in this order."""
 
     repo: str
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file published at an address. archive: a zip whose members are the files that are wanted."""
+    """A file published at an address. archive: a zip whose members are the weight files."""
 
     url: str
     archive: bool = False
@@ -44,7 +44,7 @@ class UrlFile:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on this machine, as the model's name gives it."""
+    """A folder on this machine, named by the model's name."""
 
     path: str
 
@@ -56,8 +56,8 @@ Origin = PackageFile | HubFile | UrlFile | Folder
 class WeightPart:
     """One file that a model needs.
 
-    role: its name in `Weights.files`. names: how the published file is called, best first, each matched against the
-    end of a path; empty: the only file that looks like a checkpoint.
+    role: its key in `Weights.files`. names: of the published file, best first, each matched against the end of a path;
+    empty: the only file that looks like a checkpoint.
     """
 
     role: str

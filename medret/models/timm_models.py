@@ -1,8 +1,8 @@
 """Models that timm builds: DINO, DINOv2, Swin, ResNet, EfficientNet-lite and any `timm:NAME`.
 
-A checkpoint may be in timm's layout or in the one its authors published; timm's own filter of the architecture
-translates (and resamples a position embedding). What timm does not know is here: RadImageNet's ResNet, and files
-that name their tensors otherwise but keep timm's order. The result must fill every tensor.
+A checkpoint may be in timm's layout or in the one its authors published, which timm's own filter for the architecture
+translates (it also resamples a position embedding). Layouts that timm does not know are translated here: RadImageNet's
+ResNet, and files with other tensor names in timm's order. The result must fill every tensor.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from medret.models.weights import Weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Wrappers that training code leaves around a backbone; "visual.trunk." is OpenCLIP's around a timm tower.
+# Prefixes that training code leaves before a backbone's names; OpenCLIP puts "visual.trunk." before a timm tower's.
 _PREFIXES = ("module.", "backbone.", "module.backbone.", "encoder.", "model.", "visual.trunk.", "_orig_mod.")
 # RadImageNet's ResNet50.pt holds torchvision's resnet50 as a sequence of its children.
 _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# Classifiers and training-time tensors, which an embedding does not use.
+# Classifiers and tensors of training, which an embedding does not use.
 _UNUSED = re.compile(r"(head|fc|classifier|head_dist)\.|head\.fc\.|mask_token$|.*(relative_position_index|attn_mask)$")
 
 
 def build_timm(spec: ModelSpec) -> nn.Module:
-    """The architecture without classifier, randomly initialised."""
+    """Build the architecture without its classifier, randomly initialised."""
     import timm
 
     options: dict[str, Any] = dict(spec.options)
@@ -39,7 +39,7 @@ def build_timm(spec: ModelSpec) -> nn.Module:
 
 
 def load_timm(spec: ModelSpec, weights: Weights) -> nn.Module:
-    """The module with its weights. Raises WeightsError."""
+    """Build the module and load its weights. Raises WeightsError."""
     model = build(weights, lambda: build_timm(spec))
     if weights.random:
         return model
@@ -53,7 +53,7 @@ def load_timm(spec: ModelSpec, weights: Weights) -> nn.Module:
 
 
 def _translate(state: State, model: nn.Module) -> State:
-    """The first reading of `state` that fits `model`; when none does, the one that comes closest."""
+    """The first reading of `state` that fits `model`; if none fits, the one with most of its names."""
     readings = list(_readings(state, model))
     for reading in readings:
         if mismatch(model, reading) is None:
@@ -65,7 +65,7 @@ def _translate(state: State, model: nn.Module) -> State:
 def _readings(state: State, model: nn.Module) -> Iterator[State]:
     wanted = model.state_dict().keys()
     for candidate in _unwrapped(state):
-        # a model may own a tensor of such a name: only what it lacks is unused
+        # the model may have a tensor of such a name: drop only names that it lacks
         yield {key: value for key, value in candidate.items() if key in wanted or not _UNUSED.match(key)}
         filtered = _filtered(candidate, model)
         if filtered is not None:
@@ -84,19 +84,19 @@ def _unwrapped(state: State) -> Iterator[State]:
 
 
 def _filtered(state: State, model: nn.Module) -> State | None:
-    """timm's translation of published layouts, kept by convention in the module that defines the architecture."""
+    """The state translated by timm's own filter, which the architecture's module holds by convention; None without."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return None
     try:
         result = translate(dict(state), model)
     except (KeyError, AttributeError, TypeError, ValueError, IndexError, RuntimeError, AssertionError):
-        return None  # a layout it does not know: the untranslated reading tells the user what was found
+        return None  # an unknown layout: the message about the untranslated reading says what was found
     return dict(result) if isinstance(result, Mapping) else None
 
 
 def _by_order(state: State, model: nn.Module, path: Path, what: str) -> State:
-    """Rename the tensors by position. The file's classifier (a weight and a bias) comes last and is dropped."""
+    """Rename the tensors by their order. Drops the file's classifier (a weight and a bias), which comes last."""
     wanted = model.state_dict()
     tensors: list[Tensor] = list(state.values())
     if len(tensors) != len(wanted) + 2:

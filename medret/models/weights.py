@@ -21,25 +21,27 @@ from medret.storage.objects import write_atomically
 _RANDOM = re.compile(r"random(?::(.*))?", re.DOTALL)
 
 
-def resolve_weights(spec: ModelSpec, given: str | None = None, *, cache_dir: Path | None = None) -> Weights:
+def resolve_weights(spec: ModelSpec, weights_uri: str | None = None, *, cache_dir: Path | None = None) -> Weights:
     """Find the weights of `spec` and checksum them.
 
-    given: path or fsspec URI of a file or folder (for DreamSim also of its published zip); `random` or
-    `random:SEED`; None: the package or hub that the model names. Local files are used where they lie, all others are
-    copied to `cache_dir` (`default_cache_dir()` when None). Raises WeightsError, within seconds when a hub is out
-    of reach, saying which file is needed, where it is published and how to give it.
+    weights_uri: path or fsspec URI of a file or folder (for DreamSim also of its published zip), `random` or
+        `random:SEED`; None takes the package or hub that the model names.
+    cache_dir: where files that are not local are copied to; `default_cache_dir()` when None.
+
+    Raises WeightsError, within seconds when a hub cannot be reached. It says which file is needed, where it is
+    published and how to pass it.
     """
-    random = _RANDOM.fullmatch(given) if given is not None else None
+    random = _RANDOM.fullmatch(weights_uri) if weights_uri is not None else None
     if random:
         return random_weights(spec, _seed(spec, random[1]))
     cache = cache_dir or default_cache_dir()
-    if given is not None:
-        files, source = open_files(given, archive=spec.family == "dreamsim"), given
-        found, missing = select(spec.parts, files | _beside(spec, given))
+    if weights_uri is not None:
+        files, source = open_files(weights_uri, archive=spec.family == "dreamsim"), weights_uri
+        found, missing = select(spec.parts, files | _beside(spec, weights_uri))
         if missing:
             raise WeightsError(_missing_text(spec, files, missing))
-        if "://" not in given:
-            source = str(Path(given).expanduser().absolute())
+        if "://" not in weights_uri:
+            source = str(Path(weights_uri).expanduser().absolute())
     else:
         files, source = _fetch_all(spec, cache)
         found, missing = select(spec.parts, files)
@@ -49,7 +51,7 @@ def resolve_weights(spec: ModelSpec, given: str | None = None, *, cache_dir: Pat
 
 
 def random_weights(spec: ModelSpec, seed: int = 0) -> Weights:
-    """Weights drawn from a seed: for trying things out; they know nothing."""
+    """Weights drawn from a seed, untrained: for trying medret out."""
     sha256 = hashlib.sha256(f"random:{spec.name}:{seed}".encode()).hexdigest()
     return Weights(spec.name, sha256, f"random weights (seed {seed})", random=True, seed=seed)
 
@@ -58,33 +60,33 @@ def _seed(spec: ModelSpec, text: str | None) -> int:
     if text is None:
         return 0
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise WeightsError(f"weights of {spec.name}: 'random:{text}' is not random:SEED with a seed of digits")
+        raise WeightsError(f"weights of {spec.name}: 'random:{text}' is not random:SEED, where SEED is digits")
     return int(text)
 
 
-def _beside(spec: ModelSpec, given: str) -> FileSet:
-    """Files that a release leaves out and its users have elsewhere: next to the zip, or in torch.hub's cache."""
+def _beside(spec: ModelSpec, weights_uri: str) -> FileSet:
+    """Files that a release leaves out: looked for beside the zip and in torch.hub's cache."""
     entries: dict[str, Entry] = {}
     for origin in spec.origins:
         if isinstance(origin, UrlFile) and not origin.archive:
-            folder = Path(given).expanduser().parent
+            folder = Path(weights_uri).expanduser().parent
             near = [folder / origin.name, folder / "checkpoints" / origin.name, torch_hub_file(origin.name)]
             path = next((path for path in near if path is not None and path.is_file()), None)
             if path is not None:
                 entries[origin.name] = path
-    return FileSet(given, entries)
+    return FileSet(weights_uri, entries)
 
 
 def _fetch_all(spec: ModelSpec, cache: Path) -> tuple[FileSet, str]:
     files = FileSet(spec.source)
     sources: list[str] = []
     if not spec.origins:
-        raise WeightsError(f"{spec.name}: its weights are on no hub that medret could ask. {_bring(spec)}")
+        raise WeightsError(f"{spec.name}: its weights are not on a hub that medret knows. {_how_to_pass(spec)}")
     for origin in spec.origins:
         try:
             more, source = fetch(origin, cache)
         except (WeightsError, NotFoundError) as error:
-            raise WeightsError(f"{spec.name}: no weights at hand: {error}. {_bring(spec)}") from error
+            raise WeightsError(f"{spec.name}: no weights found: {error}. {_how_to_pass(spec)}") from error
         files |= more
         sources.append(source)
     return files, ", ".join(sources)
@@ -110,26 +112,28 @@ def _gather(spec: ModelSpec, found: Mapping[str, Entry], source: str, cache: Pat
 def _missing_text(spec: ModelSpec, files: FileSet, missing: list[WeightPart]) -> str:
     wanted = ", ".join(" or ".join(part.names) or "a checkpoint (.safetensors, .pth, .pt, .bin)" for part in missing)
     held = ", ".join(sorted(files.entries)[:6]) + (", ..." if len(files.entries) > 6 else "")
-    return f"weights of {spec.name} in {files.label}: found {held or 'nothing'}, but no {wanted}. {_bring(spec)}"
+    return f"weights of {spec.name} in {files.label}: found {held or 'nothing'}, but no {wanted}. {_how_to_pass(spec)}"
 
 
-def _bring(spec: ModelSpec) -> str:
-    """How to get the files and hand them over."""
+def _how_to_pass(spec: ModelSpec) -> str:
+    """How to get the files and pass them to medret."""
     kind = "FOLDER_OR_ZIP" if spec.family == "dreamsim" else "FOLDER" if spec.family == "hf" else "FILE"
     names = ", ".join(part.names[-1] for part in spec.parts if part.names)
     return (
-        f"Needed: {spec.source}{f' ({names})' if names else ''}. Fetch it where there is a network and pass "
+        f"Needed: {spec.source}{f' ({names})' if names else ''}. Download it on a machine with a network and pass "
         f"--weights {spec.name}={kind}; --weights {spec.name}=random tries medret out with random weights"
     )
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights lie on this machine, and what they are.
+    """A model's weights on this machine.
 
-    sha256: of the file; of several, over their roles and checksums in order of role; of random ones, over the text
-    `random:<model>:<seed>`. files: role -> local path, empty when random. source: what a person reads. seed: of
-    random weights.
+    sha256: of the file; for several files, of their roles and checksums in order of role; for random weights, of the
+        text `random:<model>:<seed>`.
+    source: where they come from, in words.
+    files: role -> local path, empty for random weights.
+    seed: of random weights.
     """
 
     model: str
@@ -141,7 +145,7 @@ class Weights:
 
 
 def combined_sha256(checksums: Mapping[str, str]) -> str:
-    """One checksum for a model's files. checksums: role -> sha256."""
+    """One checksum for all files of a model. checksums: role -> sha256."""
     if len(checksums) == 1:
         return next(iter(checksums.values()))
     text = "".join(f"{role} {sha256}\n" for role, sha256 in sorted(checksums.items()))
@@ -149,7 +153,7 @@ def combined_sha256(checksums: Mapping[str, str]) -> str:
 
 
 def files_sha256(files: Mapping[str, Path]) -> str:
-    """`combined_sha256` of files on disk. Raises WeightsError for one that cannot be read."""
+    """`combined_sha256` of files on disk. Raises WeightsError for a file that cannot be read."""
     checksums = {}
     for role, path in files.items():
         try:
@@ -161,7 +165,7 @@ def files_sha256(files: Mapping[str, Path]) -> str:
 
 
 def check_weights(weights: Weights) -> None:
-    """Raises WeightsError when the files are no longer those that were resolved."""
+    """Raise WeightsError if the files have changed since they were resolved."""
     if weights.random:
         return
     found = files_sha256(weights.files)
@@ -174,12 +178,12 @@ def check_weights(weights: Weights) -> None:
 
 
 def read_contents(weights: Weights) -> dict[str, bytes]:
-    """role -> bytes of every file: what the driver sends to the nodes. Empty for random weights."""
+    """Read every file: role -> bytes, as the driver sends them to the nodes. Empty for random weights."""
     return {role: path.read_bytes() for role, path in weights.files.items()}
 
 
 def staged_weights(weights: Weights, cache_dir: Path | None = None) -> Weights | None:
-    """The same weights in this node's cache, checked; None when they are not there (or not whole)."""
+    """The same weights in this node's cache, checked; None if they are missing or damaged."""
     if weights.random:
         return weights
     folder = _folder(weights, cache_dir)
@@ -192,10 +196,10 @@ def staged_weights(weights: Weights, cache_dir: Path | None = None) -> Weights |
 def stage_weights(
     weights: Weights, contents: Mapping[str, bytes | memoryview], cache_dir: Path | None = None
 ) -> Weights:
-    """Put `contents` (role -> bytes) into this node's cache unless they are there, and name the files there.
+    """Write `contents` (role -> bytes) to this node's cache unless it has them; return the weights there.
 
-    cache_dir: `default_cache_dir()` when None. Safe under concurrent processes. Raises WeightsError when the bytes
-    are not those the weights' sha256 names, or the cache cannot be written.
+    cache_dir: `default_cache_dir()` when None. Concurrent processes may all call this. Raises WeightsError when the
+    bytes do not have the weights' sha256, or the cache cannot be written.
     """
     found = staged_weights(weights, cache_dir)
     if found is not None:
@@ -217,9 +221,7 @@ def stage_weights(
         ) from error
     found = staged_weights(weights, cache_dir)
     if found is None:
-        raise WeightsError(
-            f"cache {folder} does not keep what is written to it; set {CACHE_VARIABLE} to another folder"
-        )
+        raise WeightsError(f"cache {folder} lost a file that was just written; set {CACHE_VARIABLE} to another folder")
     return found
 
 

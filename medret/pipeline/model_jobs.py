@@ -85,10 +85,12 @@ def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precisio
 
 def recipe_entry(job: ModelJob) -> RecipeEntry:
     """The manifest's entry for a model."""
-    given = Location(job.given).uri if job.given and not job.weights.random else job.given
+    weights_uri = job.weights_uri
+    if weights_uri and not job.weights.random:
+        weights_uri = Location(weights_uri).uri
     return RecipeEntry(
         recipe=job.recipe.to_json(),
         weights_source=job.weights.source,
-        weights_uri=given,
+        weights_uri=weights_uri,
         random_weights=job.weights.random,
     )

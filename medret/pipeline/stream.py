@@ -35,11 +35,11 @@ IN_FLIGHT = 3  # calls queued at an actor: transfers overlap with computing
 
 @dataclass(frozen=True)
 class ModelJob:
-    """One model of the run. given: what the user gave as its weights. batch_size: slices a model call."""
+    """One model of the run. weights_uri: what the user passed as its weights. batch_size: slices per call."""
 
     spec: ModelSpec
     weights: Weights
-    given: str | None
+    weights_uri: str | None
     recipe: Recipe
     device: str
     batch_size: int

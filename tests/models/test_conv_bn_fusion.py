@@ -29,13 +29,13 @@ def lived_in(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])
-def test_a_folded_network_gives_the_same_without_norms(name: str) -> None:
+def test_a_fused_network_gives_the_same_without_norms(name: str) -> None:
     model = lived_in(timm.create_model(name, num_classes=0))
     images = torch.rand(2, 3, 160, 160)
     expected = model(images)
-    folded = fuse_batch_norms(model, 160)
-    assert norms(folded) == 0 < norms(model)
-    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
+    fused = fuse_batch_norms(model, 160)
+    assert norms(fused) == 0 < norms(model)
+    torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(images), expected)  # the model itself stays as it was
 
 
@@ -65,6 +65,6 @@ def test_a_convolution_that_serves_more_than_its_norm_keeps_it() -> None:
 def test_a_norm_before_its_convolution_stays() -> None:
     model = lived_in(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten()))
     images: Any = torch.rand(1, 3, 8, 8)
-    folded = fuse_batch_norms(model, 8)
-    assert norms(folded) == 1
-    torch.testing.assert_close(folded(images), model(images))
+    fused = fuse_batch_norms(model, 8)
+    assert norms(fused) == 1
+    torch.testing.assert_close(fused(images), model(images))

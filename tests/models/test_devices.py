@@ -27,7 +27,7 @@ def test_auto_takes_what_there_is(no_gpu: None) -> None:
 
 
 def test_cuda_without_a_gpu_is_an_error(no_gpu: None) -> None:
-    with pytest.raises(UsageError, match=r"device cuda was asked for, but .*--device cpu or auto") as caught:
+    with pytest.raises(UsageError, match=r"device cuda was requested, but .*--device cpu or auto") as caught:
         resolve_device("cuda")
     assert caught.value.exit_code == 2
 

@@ -217,7 +217,7 @@ def test_an_adapter_of_unknown_layers_is_refused(release: Path, tmp_path: Path) 
     from medret.models.weights import files_sha256
 
     files = {**weights.files, "lora_weights": tmp_path / "l"}
-    with pytest.raises(WeightsError, match="adapts no layer"):
+    with pytest.raises(WeightsError, match="does not adapt a layer"):
         Encoder(spec, Weights(spec.name, files_sha256(files), "", files))
 
 

@@ -134,12 +134,12 @@ def test_another_layout_is_refused(wrong: str, dinov2: Any) -> None:
     [
         (
             {"model_type": "their_own", "auto_map": {"AutoModel": "modeling.Own"}},
-            "runs no code that comes with weights",
+            "does not run code that comes with weights",
         ),
         ({"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}, "not images"),
         ({}, "no model of type 'None'"),
-        ({"model_type": "vit", "hidden_size": "wide"}, "config.json is none of a vit: .*hidden_size"),
-        ({"model_type": "clip", "vision_config": 7}, "config.json is none of a clip"),
+        ({"model_type": "vit", "hidden_size": "wide"}, "config.json does not fit vit: .*hidden_size"),
+        ({"model_type": "clip", "vision_config": 7}, "config.json does not fit clip"),
     ],
 )
 def test_configurations_that_are_no_image_model(config: dict[str, Any], message: str, tmp_path: Path) -> None:

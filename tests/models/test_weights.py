@@ -95,7 +95,7 @@ def test_a_place_without_weights_is_named(given: str, message: str) -> None:
 def test_a_folder_of_several_checkpoints_asks_which(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"several files could be meant \(a\.pth, b\.pth\)"):
+    with pytest.raises(WeightsError, match=r"several checkpoints fit \(a\.pth, b\.pth\)"):
         resolve_weights(model_spec("dinov1"), str(tmp_path))
 
 
@@ -129,7 +129,7 @@ def test_without_a_hub_the_message_says_how_to_bring_the_file(no_hub: None) -> N
         resolve_weights(model_spec("dinov1"))
     assert time.monotonic() - start < 15
     text = str(caught.value)
-    for part in ("dinov1: no weights at hand", "cannot be reached", "timm/vit_base_patch16_224.dino"):
+    for part in ("dinov1: no weights found", "cannot be reached", "timm/vit_base_patch16_224.dino"):
         assert part in text
     assert "--weights dinov1=FILE" in text
     assert "dino_vitbase16_pretrain.pth" in text
