@@ -28,8 +28,8 @@ def connected() -> Iterator[None]:
 
     Raises UnreachableError when the cluster does not answer, MedretError when Ray cannot be started here.
     """
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stream is told by medret, in one line
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # there Ray prints the logs of lost nodes
         if ray.is_initialized():
             yield

@@ -2,10 +2,11 @@
 
     python -m tests.chaos.campaign [--points 24] [--seed 0] [--folder DIR]        (make chaos)
 
-A store with a snapshot gets an archive that has changed. One run after the other is killed with SIGKILL, at points
-spread over the run; each goes on where the one before was killed. After every kill the old snapshot must be live (the
-new one, if the kill came after the publication), `medret verify` must pass, and no finished volume may be lost or made
-again. At the end the store must hold the vectors and index files of an undisturbed run.
+A store with a snapshot (DIR/store of DIR/archive, made here if it does not exist) gets an archive that has changed. One
+run after the other is killed with SIGKILL, at points spread over the run; each goes on where the one before was killed.
+After every kill the old snapshot must be live (the new one, if the kill came after the publication), `medret verify`
+must pass, and no finished volume may be lost or made again. At the end the store must hold the vectors and index files
+of an undisturbed run.
 
 Kills are timed by watching the store, so the product knows nothing of them. Points:
     time:S          the driver, S seconds after the start
@@ -195,7 +196,7 @@ def inspect(campaign: Campaign, point: str, *, ended: bool) -> None:
 
 
 def same(one: Path, other: Path) -> list[str]:
-    """What differs between the live snapshots of two stores: vectors, index files, ledgers."""
+    """What differs between the live snapshots of two stores: vectors, index files, ledgers, counts."""
     found = []
     for uri in (one, other):
         store = Location(uri)
@@ -213,7 +214,7 @@ def same(one: Path, other: Path) -> list[str]:
                     vectors[volume_id, row["kind"]] = rows[ids == volume_id].tobytes()
         indices = {path for path in files["path"].to_pylist() if path.startswith("indices/")}
         content = dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
-        found.append((vectors, indices, content, manifest.counts))
+        found.append((vectors, indices, content, (manifest.counts, manifest.slices)))
     names = ("vectors", "index files", "contents", "counts")
     return [name for name, a, b in zip(names, *found, strict=True) if a != b]
 
@@ -251,8 +252,9 @@ def main() -> int:
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="medret-chaos-"))
     archive, store, calm, before = (folder / name for name in ("archive", "store", "calm", "before"))
     log = folder / "log"
-    make_archive(archive)
-    settle(command(archive, store), log)
+    if not store.exists():
+        make_archive(archive)
+        settle(command(archive, store), log)
     change_archive(archive)
     shutil.copytree(store, calm)
     shutil.copytree(store, before)

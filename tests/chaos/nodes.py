@@ -4,8 +4,9 @@
 
 A head without CPUs and two worker nodes, all on this machine, with token authentication. At each point, one worker node
 is killed: a or b, before the first block, while reading, embedding or writing, or while indices are built. The run
-must end with exit code 0, with the vectors, index files and counts of an undisturbed one, and tell of the loss in one
-line. At the points of the driver, it gets SIGTERM, and must end with exit code 1 and one line, and give its lease back.
+must end with exit code 0, with the vectors, index files and counts of an undisturbed one (DIR/store of DIR/archive,
+made here if it does not exist), and tell of the loss in one line. At the points of the driver, it gets SIGTERM, and
+must end with exit code 1 and one line, and give its lease back.
 
 All is timed by watching the store and the names of Ray's processes, so the product knows nothing of it.
 """
@@ -47,7 +48,7 @@ def main() -> int:
     # Sockets of Ray lie in the temporary folder: its path must be short.
     with tempfile.TemporaryDirectory(prefix="mr", ignore_cleanup_errors=True) as short:
         folder = arguments.folder or Path(short)
-        make_archive(folder / "archive")
+        calm = folder / "store"
         os.environ["RAY_TMPDIR"] = short
         Path(short, "ray").mkdir()
         from ray.cluster_utils import Cluster  # reads the environment when it is imported
@@ -56,15 +57,17 @@ def main() -> int:
         cluster = Cluster(initialize_head=True, head_node_args=head)
         nodes = {name: cluster.add_node(**WORKER) for name in "ab"}
         try:
-            calm = run(cluster, folder, "calm", None, None)
-            bad = calm["problems"]
+            bad = []
+            if not calm.exists():
+                make_archive(folder / "archive")
+                bad += run(cluster, folder, calm.name, None, None)["problems"]
             for point in arguments.points.split(","):
                 name, _, moment = point.partition(":")
                 found = run(cluster, folder, point.replace(":", "-"), nodes.get(name), moment)
                 if name in nodes:
                     nodes[name] = cluster.add_node(**WORKER)
                 if name in nodes and not found["problems"]:
-                    found["problems"] = differences(folder, found, calm)
+                    found["problems"] = [f"other {what}" for what in same(folder / found["name"], calm)]
                 said = "; ".join(found["problems"]) or ("as undisturbed" if name in nodes else "stopped well")
                 print(f"{point:>15}  {found['seconds']:.0f} s  {said}", flush=True)
                 bad += found["problems"]
@@ -90,10 +93,10 @@ def run(cluster: Any, folder: Path, name: str, node: Any, moment: str | None) ->
             break
         time.sleep(POLL_S)
     try:
-        out, errors = process.communicate(timeout=RUN_S)
+        _, errors = process.communicate(timeout=RUN_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        out, errors = process.communicate()
+        _, errors = process.communicate()
     code, line = (0, "lost node") if node else (1, "medret index: stopped by SIGTERM") if moment else (0, None)
     problems = []
     if process.returncode != code:
@@ -102,18 +105,7 @@ def run(cluster: Any, folder: Path, name: str, node: Any, moment: str | None) ->
         problems.append(f"said {errors[:2000]!r}")
     refuse_if_held(Location(store))  # raises if the lease was not given back
     problems += [str(finding) for finding in verify_store(Location(store))] if process.returncode == 0 else []
-    result = json.loads(out) if process.returncode == 0 else {}
-    return {"name": name, "result": result, "problems": problems, "seconds": time.monotonic() - began}
-
-
-def differences(folder: Path, found: dict[str, Any], calm: dict[str, Any]) -> list[str]:
-    """In what a run that lost a node is another one than an undisturbed run."""
-    differ = [
-        f"{name}: {found['result'][name]}, undisturbed {calm['result'][name]}"
-        for name in ("counts", "slices")
-        if found["result"][name] != calm["result"][name]
-    ]
-    return differ + [f"other {what}" for what in same(folder / found["name"], folder / calm["name"])]
+    return {"name": name, "problems": problems, "seconds": time.monotonic() - began}
 
 
 def is_due(store: Path, moment: str) -> bool:

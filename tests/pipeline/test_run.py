@@ -70,6 +70,21 @@ def test_vectors_are_what_the_encoder_gives_directly(store: Path, phantom_archiv
     assert cosines.min() > 0.999
 
 
+def test_a_write_that_fails_is_one_line(
+    store: Path, phantom_archive: Path, tmp_path: Path, opened: Opened, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As when the disk is full: Ray Data logged an error of its own before medret's."""
+    digest = opened(store).manifest.recipes[0].load().digest
+    blocked = tmp_path / "store" / "embeddings" / digest
+    blocked.parent.mkdir(parents=True)
+    blocked.write_bytes(b"")
+    only = ["--glob", "head_mri/head_mri_0.nii.gz", "--slices", "uniform:8"]
+    assert main(["index", str(phantom_archive), str(tmp_path / "store"), "--quiet", *only]) == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("medret index: ")
+    assert "cannot be written" in line
+
+
 def test_an_index_holds_the_directions_from_its_centre(store: Path, opened: Opened) -> None:
     found = opened(store)
     snapshot = medret.open_snapshot(store)
