@@ -1,19 +1,95 @@
-"""medret: content-based retrieval of 3D medical images at archive scale."""
+"""medret: content-based retrieval of 3D medical images at archive scale.
+
+What `__all__` names is public; everything else may change without notice. Importing medret loads neither faiss, torch
+nor ray: each is loaded when a function first needs it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
+from medret._version import __version__
+from medret.errors import (
+    BusyError,
+    CorruptError,
+    DroppedError,
+    GateError,
+    MedretError,
+    MissingPackageError,
+    NotFoundError,
+    StoppedError,
+    StorageError,
+    UnreachableError,
+    UsageError,
+    VersionError,
+    VolumeError,
+    WeightsError,
+)
+from medret.extras import needs_extra
+
 if TYPE_CHECKING:
-    from medret.search import Hit, Snapshot, open_snapshot
+    from medret.api import evaluate_snapshot, index_archive, plan_index
+    from medret.evaluate import Evaluation
+    from medret.pipeline.dry_run import IndexPlan
+    from medret.pipeline.result import IndexOutcome
+    from medret.search import Hit, SearchOptions, SliceMatch, SlicePair, Snapshot, open_snapshot
 
-__version__ = "0.1.0"
-__all__ = ["Hit", "Snapshot", "__version__", "open_snapshot"]
+__all__ = [
+    "BusyError",
+    "CorruptError",
+    "DroppedError",
+    "Evaluation",
+    "GateError",
+    "Hit",
+    "IndexOutcome",
+    "IndexPlan",
+    "MedretError",
+    "MissingPackageError",
+    "NotFoundError",
+    "SearchOptions",
+    "SliceMatch",
+    "SlicePair",
+    "Snapshot",
+    "StoppedError",
+    "StorageError",
+    "UnreachableError",
+    "UsageError",
+    "VersionError",
+    "VolumeError",
+    "WeightsError",
+    "__version__",
+    "evaluate_snapshot",
+    "index_archive",
+    "open_snapshot",
+    "plan_index",
+]
+
+_MODULES = {  # the module of each public name that is not loaded with medret
+    "Evaluation": "medret.evaluate",
+    "Hit": "medret.search",
+    "IndexOutcome": "medret.pipeline.result",
+    "IndexPlan": "medret.pipeline.dry_run",
+    "SearchOptions": "medret.search",
+    "SliceMatch": "medret.search",
+    "SlicePair": "medret.search",
+    "Snapshot": "medret.search",
+    "evaluate_snapshot": "medret.api",
+    "index_archive": "medret.api",
+    "open_snapshot": "medret.search",
+    "plan_index": "medret.api",
+}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user listens
 
 
-def __getattr__(name: str) -> Any:  # imports faiss and pyarrow on first use, never ray or torch
-    if name in __all__:
-        from medret import search
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'medret' has no attribute '{name}'")
+    with needs_extra():
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
-        return getattr(search, name)
-    raise AttributeError(f"module 'medret' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command
+from medret.cli.shared import add_command, note
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.cli.progress import clear, report, write_text
+    from medret.cli.shared import clear, report, write_text
     from medret.evaluate.duplicates import find_duplicates
     from medret.search import open_snapshot
 
@@ -88,7 +89,7 @@ def _print(found: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -
         f"{found.at_least:g} alike"
     )
     if found.crowded:
-        say(f"{found.crowded} volumes have more near neighbours than were looked at: raise --at-least", error=True)
+        note(f"{found.crowded} volumes have more near neighbours than were compared: raise --at-least", logging.WARNING)
     if leave_out:
         path = os.fspath(arguments.list) if arguments.list else "FILE"
         write = "written to" if arguments.list else "--list FILE writes"

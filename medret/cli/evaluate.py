@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, parse_weights, positive_int
+from medret.cli.shared import add_command, note, parse_weights, positive_int
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.cli.progress import clear, report, write_text
+    from medret.cli.shared import clear, report, write_text
     from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
     from medret.evaluate.compare import late_notes
@@ -150,15 +151,15 @@ def run(arguments: argparse.Namespace) -> int:
         for path in filter(None, (arguments.csv, arguments.html)):
             say(f"written: {path.resolve()}")
     for failure in panel.failures:
-        say(f"medret evaluate: {failure.reason}", error=True)
+        note(f"medret evaluate: {failure.reason}", logging.WARNING)
     if arguments.json:  # the table shows them too
         for warning in found.warnings:
-            say(f"medret evaluate: warning: {warning}", error=True)
+            note(f"medret evaluate: warning: {warning}", logging.WARNING)
     return 4 if panel.failures else 0
 
 
 def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:
-    from medret.cli.progress import report
+    from medret.cli.shared import report
     from medret.errors import UsageError
     from medret.evaluate import archive_panel
     from medret.evaluate.queries import file_panel

@@ -1,4 +1,4 @@
-"""`medret index`: bring a store up to date with an archive and publish a snapshot."""
+"""`medret index`: bring a store up to date with an archive. `medret plan`: say what that would do."""
 
 from __future__ import annotations
 
@@ -9,34 +9,44 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 
 from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
-from medret.errors import UsageError
 from medret.visible import say
 
 if TYPE_CHECKING:
     from medret.pipeline.request import IndexRequest
     from medret.pipeline.result import IndexOutcome
 
-DESCRIPTION = """\
-Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate them to volume
-vectors, build HNSW, LSH and exact indices over both, and publish all of it in STORE as one snapshot.
+PLAN = """\
+Say what `medret index` with the same options would do: how many volumes are new, changed, gone or in quarantine,
+how many bytes it would read, how many slices it would embed, and about how long that takes. It changes nothing
+and loads no model.
 
-ARCHIVE and STORE are folders or fsspec URIs (s3://bucket/prefix). A file that cannot be used is put into
-quarantine with a code and a reason; it never stops the run, and nothing is skipped silently.
+`touched` volumes have their old size but another time or etag. A run compares their contents and embeds only those
+that differ. The same holds for new volumes with the size of a known one: they may be copies.
+
+If `medret index` would refuse, for example because the archive has lost many volumes, this says so and why.
 """
 
-EPILOG = """\
+INDEX = """\
+Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate the slice vectors to
+volume vectors, build HNSW, LSH and exact indices over both, and publish everything in STORE as one snapshot.
+
+ARCHIVE and STORE are folders or fsspec URIs (s3://bucket/prefix). A file that cannot be used goes into quarantine
+with a code and a reason. It never stops the run, and no file is left out silently.
+"""
+
+EXAMPLES = """\
 examples:
   medret index ~/ct-archive ~/ct-store
-      the default model (weights ship with it, no download), 16 slices a volume, mean vectors
+      the default model (its weights are installed with medret), 16 slices per volume, mean vectors
 
   medret index s3://hospital/nifti s3://hospital/medret --labels labels.csv \\
       --model dinov2 --model dreamsim --slices uniform:20 --aggregation mean --aggregation gaussian:0.5,0.2
-      two models and two aggregations over one pass of the bytes; labels come back with every hit
+      two models and two aggregations, reading each volume once; every hit comes with its labels
 
   medret index archive store --model dinov2 --weights dinov2=/models/dinov2_vitb14_pretrain.pth
-      weights from a file instead of a hub (`medret models` lists the names and what file each wants)
+      weights from a file instead of a hub (`medret models` lists the names and the file that each needs)
 
-slice plans:    all | every:N | uniform:N | random:N (seeded by volume and --seed)
+slice plans:    all | every:N | uniform:N | random:N (random draws depend on the volume and --seed)
 aggregations:   mean | max | gaussian:CENTRE,SIGMA (relative position, 0..1) | uniform:N | random:N[,SEED]
 exit codes:     0 published, or nothing to do; 4 published, with volumes in quarantine; 3 refused to publish;
                 2 wrong usage; 5 another run holds the store; 1 failed
@@ -44,156 +54,204 @@ exit codes:     0 published, or nothing to do; 4 published, with volumes in quar
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = add_command(commands, "index", run, "embed an archive and publish a snapshot", DESCRIPTION, EPILOG)
-    add_options(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    """Add both commands to the parser."""
+    plan = add_command(commands, "plan", run_plan, "say what an index run would do", PLAN)
+    _add_options(plan)
+    plan.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+
+    index = add_command(commands, "index", run_index, "embed an archive and publish a snapshot", INDEX, EXAMPLES)
+    _add_options(index)
+    group = index.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    group.add_argument("--quiet", action="store_true", help="show no progress and no summary")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that a run is asked with: what `medret plan` takes as well."""
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run. Their destinations are the names of `medret.pipeline.request.IndexKeywords`."""
     parser.add_argument("archive", metavar="ARCHIVE", help="folder or URI with .nii and .nii.gz files below it")
-    parser.add_argument("store", metavar="STORE", help="folder or URI to publish in; made when absent")
+    parser.add_argument("store", metavar="STORE", help="folder or URI to publish in; created if it is missing")
+    _add_choices(parser)
+    _add_models(parser)
+    _add_resources(parser)
+    _add_limits(parser)
 
-    group = parser.add_argument_group("what to index")
-    group.add_argument(
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what to index").add_argument
+    add(
         "--labels",
         metavar="TABLE",
-        help="CSV or Parquet: path or volume_id, subject, modality, "
-        "body_region, organ; further columns are kept for filters (default: a dataset.json of MSD or nnU-Net)",
+        help="CSV or Parquet table with a column path or volume_id, and any of subject, modality, body_region, "
+        "organ; further columns are kept for filters (default: a dataset.json of MSD or nnU-Net, if there is one)",
     )
-    group.add_argument("--glob", metavar="PATTERN", help="only volumes whose path below ARCHIVE matches")
-    group.add_argument(
+    add("--glob", dest="pattern", metavar="PATTERN", help="index only volumes whose path below ARCHIVE matches")
+    add(
         "--exclude",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="no volumes whose path below ARCHIVE matches; repeatable",
+        help="leave out volumes whose path below ARCHIVE matches; repeatable",
     )
-    group.add_argument(
-        "--include-masks", action="store_true", help="index masks too, which are told by their names and contents"
+    add(
+        "--include-masks",
+        action="store_true",
+        help="index segmentations too; without this they are recognised by name and content and left out",
     )
-    group.add_argument(
+    add(
         "--max-volume-gib",
         type=positive_float,
         metavar="GIB",
-        help="larger volumes are quarantined, judged by their header before memory is taken (default 4)",
+        help="put volumes with more decoded voxels than this "
+        "into quarantine; checked in the header before memory is taken (default 4)",
     )
 
-    group = parser.add_argument_group("slices")
-    group.add_argument("--slices", default="uniform:16", metavar="PLAN", help="slice plan (default %(default)s)")
-    group.add_argument(
-        "--plane", action="append", choices=("axial", "coronal", "sagittal"), help="repeatable (default axial)"
+    add = parser.add_argument_group("slices").add_argument
+    add("--slices", metavar="PLAN", help="which slices are embedded (default uniform:16)")
+    add(
+        "--plane",
+        dest="planes",
+        action="append",
+        choices=("axial", "coronal", "sagittal"),
+        help="plane to slice along; repeatable (default axial)",
     )
-    group.add_argument(
-        "--window", default="soft_tissue", metavar="PRESET", help="HU window of CT (default %(default)s)"
+    add("--window", dest="ct_window", metavar="PRESET", help="HU window for CT (default soft_tissue)")
+    add(
+        "--crop",
+        choices=("foreground", "none"),
+        help="cut volumes to the body, or keep the field of view (default foreground)",
     )
-    group.add_argument("--crop", default="foreground", choices=("foreground", "none"), help="(default %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of random slice plans (default %(default)s)")
+    add("--seed", type=int, help="seed of random slice plans (default 0)")
 
-    group = parser.add_argument_group("models")
-    group.add_argument(
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("models").add_argument
+    add(
         "--model",
+        dest="models",
         action="append",
         metavar="NAME",
-        help="repeatable; see `medret models` (default: those of the store; efficientnet_lite0 for a new one)",
+        help="model to embed with, see `medret models`; "
+        "repeatable (default: the models of the store, or efficientnet_lite0 for a new store)",
     )
-    group.add_argument(
-        "--replace-models", action="store_true", help="let go of the store's models that no --model names"
-    )
-    group.add_argument(
+    add("--replace-models", action="store_true", help="drop those models of the store that no --model names")
+    add(
         "--weights",
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="weights of a model: a path, a URI, or `random` for trials of speed",
+        help="read a model's weights from a path or URI; `random` makes some up, to measure speed",
     )
-    group.add_argument("--aggregation", action="append", metavar="NAME", help="repeatable (default mean)")
-    group.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="(default %(default)s: a GPU where the cluster has one)",
+    add(
+        "--aggregation",
+        dest="aggregations",
+        action="append",
+        metavar="NAME",
+        help="how slice vectors become a volume vector; repeatable (default mean)",
     )
-    group.add_argument(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "bf16"),
-        help="(default %(default)s: bf16 where the hardware has it)",
-    )
+    add("--device", choices=("auto", "cpu", "cuda"), help="(default auto: a GPU if the cluster has one)")
+    add("--precision", choices=("auto", "fp32", "bf16"), help="(default auto: bf16 if the hardware has it)")
 
-    group = parser.add_argument_group("index")
-    group.add_argument("--hnsw-m", type=positive_int, metavar="M", help="links a node (default 32)")
-    group.add_argument("--ef-construction", type=positive_int, metavar="N", help="(default 200)")
-    group.add_argument("--ef-search", type=positive_int, metavar="N", help="(default 64)")
-    group.add_argument("--lsh-bits", type=positive_int, metavar="BITS", help="(default two a dimension)")
-    group.add_argument("--shard-rows", type=positive_int, metavar="ROWS", help="vectors an index shard")
+    add = parser.add_argument_group("index").add_argument
+    add("--hnsw-m", type=positive_int, metavar="M", help="HNSW links per node (default 32)")
+    add(
+        "--ef-construction",
+        dest="hnsw_ef_construction",
+        type=positive_int,
+        metavar="N",
+        help="HNSW candidates while building (default 200)",
+    )
+    add(
+        "--ef-search",
+        dest="hnsw_ef_search",
+        type=positive_int,
+        metavar="N",
+        help="HNSW candidates while searching (default 64)",
+    )
+    add("--lsh-bits", type=positive_int, metavar="BITS", help="LSH bits per vector (default two per dimension)")
+    add("--shard-rows", type=positive_int, metavar="ROWS", help="most vectors per index shard (default 262144)")
 
-    group = parser.add_argument_group("cluster")
-    group.add_argument("--batch-size", type=positive_int, metavar="SLICES", help="slices a model call")
-    group.add_argument("--actors", type=positive_int, metavar="N", help="embedding actors a model")
-    group.add_argument("--gpus-per-actor", type=positive_float, metavar="SHARE", help="share of a GPU, such as 0.5")
-    group.add_argument(
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("cluster").add_argument
+    add("--batch-size", type=positive_int, metavar="SLICES", help="slices per model call (default: by the device)")
+    add("--actors", type=positive_int, metavar="N", help="embedding actors per model (default: by the cluster)")
+    add("--gpus-per-actor", type=positive_float, metavar="SHARE", help="GPUs per actor, such as 0.5")
+    add(
         "--shard-volumes",
         type=positive_int,
-        default=64,
         metavar="N",
-        help="volumes an embedding shard, and the most that a killed run does again (default %(default)s)",
+        help="volumes per embedding shard; at most this many are embedded again after a crash (default 64)",
     )
 
-    group = parser.add_argument_group("running again and again")
-    group.add_argument("--retry-quarantined", action="store_true", help="try every volume in quarantine again")
-    group.add_argument(
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("running again, and when to refuse to publish").add_argument
+    add("--retry-quarantined", action="store_true", help="try every volume in quarantine again")
+    add(
         "--lease-seconds",
+        dest="lease_s",
         type=positive_float,
-        default=600.0,
         metavar="S",
-        help="a run that was not heard of for so long has lost the store (default %(default)g)",
+        help="a run that is silent for this long loses the store to the next run (default 600)",
     )
-    group.add_argument(
-        "--min-recall", type=share, default=0.9, metavar="R", help="recall@10 of each index (default %(default)g)"
-    )
-    group.add_argument(
+    add(
         "--max-gone",
         type=share,
-        default=0.2,
         metavar="SHARE",
-        help="of the live volumes, that may be lost: gone, or newly in quarantine; fewer than five always may "
-        "(default %(default)g)",
+        help="refuse if more than this share of the live volumes would be "
+        "lost: gone, or newly in quarantine; four or fewer never count (default 0.2)",
     )
-    group.add_argument(
-        "--max-quarantined", type=share, default=0.5, metavar="SHARE", help="of the volumes (default %(default)g)"
-    )
-    group.add_argument(
-        "--min-canary",
+    add(
+        "--max-quarantined",
         type=share,
-        default=0.999,
-        metavar="COSINE",
-        help="of unchanged volumes, embedded again, to their stored vectors (default %(default)g)",
+        metavar="SHARE",
+        help="refuse if more than this share of all volumes is in quarantine (default 0.5)",
     )
-    group.add_argument(
+    add(
         "--min-labelled",
         type=share,
-        default=0.5,
         metavar="SHARE",
-        help="of the volumes that had labels and stay, those that must have some (default %(default)g)",
+        help="refuse if, of the volumes that had labels and stay, fewer than this share still have some (default 0.5)",
+    )
+    add(
+        "--min-canary",
+        type=share,
+        metavar="COSINE",
+        help="refuse if unchanged volumes, embedded again, have a lower cosine to their stored vectors (default 0.999)",
+    )
+    add(
+        "--min-recall",
+        type=share,
+        metavar="R",
+        help="refuse if recall@10 of an index against exact search is lower (default 0.9)",
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Run `medret plan`."""
+    from medret.cli.tables import print_plan
+    from medret.pipeline.dry_run import plan_index
+
+    plan = plan_index(_request(arguments))
+    if arguments.json:
+        say(json.dumps(plan.to_json()))
+    else:
+        print_plan(plan)
+    return 0
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """Run `medret index`."""
     from medret.pipeline.stop import Stop
 
     stop = Stop()
     with stop.listening():  # before anything large is imported
         from medret.cli.tables import print_index_summary
+        from medret.pipeline import run
         from medret.pipeline.progress import Reporter
-        from medret.pipeline.run import run_index
 
         reporter = Reporter(quiet=arguments.quiet or arguments.json, warns=not arguments.quiet)
-        outcome = run_index(request_of(arguments), reporter, stop)
+        outcome = run.run_index(_request(arguments), reporter, stop)
     if arguments.json:
         say(json.dumps(to_json(outcome)))
     elif not arguments.quiet:
@@ -201,62 +259,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 4 if outcome.published and outcome.counts.quarantined else 0
 
 
-def request_of(arguments: argparse.Namespace) -> IndexRequest:
-    """Options to a request; raises UsageError."""
-    from medret.index import IndexSettings
-    from medret.pipeline.gates import GateLimits
-    from medret.pipeline.request import IndexRequest, parse_aggregations
-    from medret.recipe import SliceRecipe
-    from medret.volume import Limits
+def _request(arguments: argparse.Namespace) -> IndexRequest:
+    """Options to a request; those that are not given keep the defaults of `IndexRequest`. Raises UsageError."""
+    from medret.pipeline.request import IndexKeywords, IndexRequest
 
-    settings = {
-        "hnsw_m": arguments.hnsw_m,
-        "hnsw_ef_construction": arguments.ef_construction,
-        "hnsw_ef_search": arguments.ef_search,
-        "lsh_bits": arguments.lsh_bits,
-        "shard_rows": arguments.shard_rows,
-    }
-    limits: dict[str, Any] = (
-        {"max_voxels_bytes": int(arguments.max_volume_gib * 2**30)} if arguments.max_volume_gib else {}
-    )
-    if arguments.archive == arguments.store:
-        raise UsageError(f"ARCHIVE and STORE are both {arguments.store}; give the store a place of its own")
-    return IndexRequest(
-        archive=arguments.archive,
-        store=arguments.store,
-        labels=arguments.labels,
-        pattern=arguments.glob,
-        exclude=tuple(arguments.exclude),
-        include_masks=arguments.include_masks,
-        models=tuple(arguments.model or ()),
-        weights=parse_weights(arguments.weights),
-        slices=SliceRecipe(
-            planes=tuple(arguments.plane or ["axial"]),
-            slices=arguments.slices,
-            seed=arguments.seed,
-            ct_window=arguments.window,
-            crop=arguments.crop,
-        ),
-        aggregations=parse_aggregations(arguments.aggregation or ["mean"]),
-        index=IndexSettings(**{name: value for name, value in settings.items() if value is not None}),
-        limits=Limits(**limits),
-        device=arguments.device,
-        precision=arguments.precision,
-        batch_size=arguments.batch_size,
-        gpus_per_actor=arguments.gpus_per_actor,
-        actors=arguments.actors,
-        shard_volumes=arguments.shard_volumes,
-        replace_models=arguments.replace_models,
-        retry_quarantined=arguments.retry_quarantined,
-        lease_s=arguments.lease_seconds,
-        gates=GateLimits(
-            min_recall=arguments.min_recall,
-            max_gone=arguments.max_gone,
-            max_quarantined=arguments.max_quarantined,
-            min_canary=arguments.min_canary,
-            min_labelled=arguments.min_labelled,
-        ),
-    )
+    options = {name: getattr(arguments, name) for name in IndexKeywords.__annotations__}
+    options["weights"] = parse_weights(arguments.weights)
+    given = {name: value for name, value in options.items() if value is not None}
+    return IndexRequest.of(arguments.archive, arguments.store, given)
 
 
 def to_json(outcome: IndexOutcome) -> dict[str, Any]:

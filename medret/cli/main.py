@@ -1,33 +1,21 @@
-"""The `medret` command: parsing, exit codes, and one clear line for every foreseeable mistake."""
+"""The `medret` command: parsing, exit codes, and one clear line per foreseeable mistake."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import medret
-from medret.cli import (
-    demo,
-    duplicates,
-    evaluate,
-    export,
-    forget,
-    history,
-    index,
-    models,
-    plan,
-    search,
-    study,
-    unlock,
-    verify,
-)  # fmt: skip
+from medret._version import __version__
+from medret.cli import demo, duplicates, evaluate, export, index, models, search, store, study
+from medret.cli.shared import logging_to_stderr, note
 from medret.errors import MedretError, MissingPackageError
 from medret.extras import needs_extra, require
 from medret.storage import redacted
-from medret.visible import say, visible
+from medret.visible import visible
 
 EPILOG = """\
 exit codes:
@@ -38,31 +26,36 @@ exit codes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding lacks is no reason to fail
+    """Run one command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # never fail on a name that the encoding cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has printed its message: 2 for wrong usage, 0 after --help
         return int(stop.code or 0)
+    with logging_to_stderr(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         with needs_extra():
             code: int = arguments.run(arguments)
         return code
     except MedretError as error:
-        say(f"medret {arguments.command}: {redacted(str(error))}", error=True)
+        note(f"medret {arguments.command}: {redacted(str(error))}", logging.ERROR)
         return error.exit_code
     except KeyboardInterrupt:
-        say(f"medret {arguments.command}: interrupted; nothing was published", error=True)
+        note(f"medret {arguments.command}: interrupted; nothing was published", logging.ERROR)
         return 130
-    except BrokenPipeError:  # the reader of our output went away
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         return 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose messages show what was typed, and do no more."""
+    """A parser whose messages show what was typed without obeying escape sequences in it."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and exit with 2."""
@@ -90,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"medret {medret.__version__}")
+    parser.add_argument("--version", action="version", version=f"medret {__version__}")
     parser.add_argument(
         "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
         help="print a completion script for this shell, and exit",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = (demo, plan, index, search, evaluate, study, duplicates, export, verify, history, forget, unlock, models)
+    modules = (demo, index, search, evaluate, study, duplicates, export, store, models)
     for module in modules:
         module.add_parser(commands)
     return parser

@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = snapshot.search_many(arguments.query, arguments.k, **vars(options))
     results = list(zip(arguments.query, found, strict=True))
     if arguments.html:
-        from medret.cli.progress import write_text
+        from medret.cli.shared import write_text
         from medret.search.page import results_page
 
         page = results_page(

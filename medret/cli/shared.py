@@ -1,18 +1,28 @@
-"""What the commands share: their parsers' form and the types of their options."""
+"""What the commands share: the form of their parsers, types of options, progress, logging and files to write."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from medret.errors import UsageError
+from medret.visible import say, visible
+
+LOGGER = logging.getLogger("medret")
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}  # what every record has
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, description: str, epilog: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, description: str, epilog: str = ""
 ) -> argparse.ArgumentParser:
-    """Add a sub-command whose help keeps the line breaks of its texts."""
+    """Add a command whose help keeps the line breaks of its texts, with the options that every command has."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -22,7 +32,84 @@ def add_command(
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log on standard error what happens; -vv logs more"
+    )
+    parser.add_argument(
+        "--log-json",
+        action="store_true",
+        help="log on standard error as JSON, one object per line",
+    )
     return parser
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object: time, level, logger, message, and the fields that the call named in `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object on one line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(f"{record.levelname.lower()}: {record.name}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def logging_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
+    """Send medret's log to standard error, as -v or --log-json ask; without them, nowhere."""
+    if not (arguments.verbose or arguments.log_json):
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if arguments.log_json else _Lines())
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG if arguments.verbose > 1 else logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def note(text: str, level: int = logging.INFO) -> None:
+    """One line on standard error: to the log if that is JSON, else as it is."""
+    if any(isinstance(handler.formatter, JsonLines) for handler in LOGGER.handlers):
+        LOGGER.log(level, "%s", text)
+    else:
+        say(text, error=True)
+
+
+def report(text: str) -> None:
+    """One line of progress on a terminal, which the next one replaces."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{visible(text)}")
+        sys.stderr.flush()
+
+
+def clear() -> None:
+    """Remove the line of progress."""
+    report("")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and the folders above it; raises UsageError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error
 
 
 def positive_int(text: str) -> int:
@@ -58,10 +145,10 @@ def share(text: str) -> float:
 share.__name__ = "number from 0 to 1"
 
 
-def parse_weights(given: Sequence[str]) -> dict[str, str]:
+def parse_weights(texts: Sequence[str]) -> dict[str, str]:
     """`NAME=PATH` options to a mapping; raises UsageError."""
     weights: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise UsageError(f"--weights '{text}' is not of the form NAME=PATH, such as dinov2=/models/dinov2.pth")

@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.cli.progress import clear, write_text
+    from medret.cli.shared import clear, write_text
 
     study = _study(arguments)
     clear()
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    from medret.cli.progress import report
+    from medret.cli.shared import report
     from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options
     from medret.search import open_snapshot

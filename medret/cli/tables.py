@@ -12,6 +12,7 @@ from medret.terminal import Terminal
 
 if TYPE_CHECKING:
     from medret.models import ModelSpec
+    from medret.pipeline.dry_run import IndexPlan
     from medret.pipeline.result import IndexOutcome
     from medret.search import Hit
 
@@ -94,43 +95,43 @@ def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
 
 
 CAUSES = {
-    "unchanged": "as they are",
-    "resumed": "embedded by an unfinished run",
-    "returned": "with vectors of an older snapshot",
+    "unchanged": "stay as they are",
+    "resumed": "were embedded by an unfinished run",
+    "returned": "have vectors in an older snapshot",
     "new": "to embed",
     "changed": "to embed",
     "recipe": "to embed with further models",
-    "retried": "in quarantine, to be tried again",
-    "refused": "in quarantine, as they are",
-    "touched": "written to; contents are compared first",
-    "gone": "no longer listed; to be left out",
+    "retried": "in quarantine; to try again",
+    "refused": "in quarantine; stay there",
+    "touched": "were written to; their contents are compared first",
+    "gone": "are not in the archive any more; to leave out",
 }
 
 
-def print_plan(plan: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """What a run would do. labels: what is said of them, line by line."""
+def print_plan(plan: IndexPlan) -> None:
+    """What a run would do."""
     console = Terminal()
-    live = plan["snapshot"] or "none yet"
-    table = Table(title=f"{plan['listed']} objects; live snapshot: {live}", title_justify="left", show_header=False)
+    live = plan.snapshot or "none yet"
+    table = Table(title=f"{plan.listed} objects; live snapshot: {live}", title_justify="left", show_header=False)
     for cause, meaning in CAUSES.items():
-        if plan["plan"].get(cause):
-            table.add_row(cause, str(plan["plan"][cause]), meaning)
-    for rule, count in sorted(plan["skipped"].items()):
+        if plan.causes.get(cause):
+            table.add_row(cause, str(plan.causes[cause]), meaning)
+    for rule, count in sorted(plan.skipped.items()):
         table.add_row("skipped", str(count), rule)
     console.print(table)
-    for line in (*labels, *_without_hu(plan["labels"])):
+    for line in (*plan.label_notes, *_without_hu(plan.labels)):
         console.print(line, soft_wrap=True)
-    if ignored := plan["ignored_reports"]:
-        console.print(f"ignored: {len(ignored)} files in runs/ that are no run reports, such as {ignored[0]}")
-    for difference in plan["embeds_anew"]:
-        console.print(f"everything is embedded anew: {difference}", soft_wrap=True)
-    for refusal in plan["refusals"]:
+    if ignored := plan.ignored_reports:
+        console.print(f"ignored: {len(ignored)} files in runs/ that are not run reports, such as {ignored[0]}")
+    for difference in plan.embeds_anew:
+        console.print(f"every volume is embedded again: {difference}", soft_wrap=True)
+    for refusal in plan.refusals:
         console.print(f"medret index would refuse: {refusal}", soft_wrap=True)
-    if plan["up_to_date"]:
+    if plan.up_to_date:
         console.print("up to date: a run would do nothing")
         return
-    seconds = "" if plan["seconds"] is None else f", about {plan['seconds']:.0f} s at the speed of earlier runs"
-    console.print(f"at most {plan['bytes'] / 2**20:.1f} MiB to read, {plan['slices']} slices to embed{seconds}")
+    seconds = "" if plan.seconds is None else f", about {plan.seconds:.0f} s at the speed of earlier runs"
+    console.print(f"at most {plan.size_bytes / 2**20:.1f} MiB to read, {plan.slices} slices to embed{seconds}")
 
 
 def print_hits(query: str, hits: Sequence[Hit], score: str) -> None:

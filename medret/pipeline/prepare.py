@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
-import medret
+from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
 from medret.pipeline.ledger import labels_differ
@@ -112,7 +112,7 @@ def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
     """Digest of all that decides whether a volume is refused: this medret, limits, recipes and aggregations."""
     return digest_of(
         {
-            "medret": medret.__version__,
+            "medret": __version__,
             "limits": asdict(request.volume_limits),
             "recipes": sorted(recipe.digest for recipe in recipes),
             "aggregations": sorted(aggregation.name for aggregation in request.aggregations),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import medret
+from medret._version import __version__
 from medret.errors import GateError, MedretError, StorageError
 from medret.storage import Location
 
@@ -67,7 +67,7 @@ def write_report(
         "run": run,
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
-        "medret": medret.__version__,
+        "medret": __version__,
         "python": platform.python_version(),
         "packages": _versions(),
         "phases_s": dict(phases_s),

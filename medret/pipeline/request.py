@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypedDict
 
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
@@ -17,6 +17,7 @@ from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
 DEFAULT_MODEL = "efficientnet_lite0"
+NAME_LISTS = ("exclude", "models", "planes", "aggregations")  # options that are one name or several
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,29 @@ class IndexRequest:
     lease_s: float = LEASE_S
     gates: GateLimits = field(default_factory=GateLimits)
 
+    @classmethod
+    def of(cls, archive: str, store: str, options: Mapping[str, Any]) -> IndexRequest:
+        """A request from the flat options that `IndexKeywords` lists; raises UsageError."""
+        if unknown := sorted(options.keys() - IndexKeywords.__annotations__.keys()):
+            known = ", ".join(IndexKeywords.__annotations__)
+            raise UsageError(f"index has no option '{unknown[0]}'; there are {known}")
+        left: dict[str, Any] = {name: _names(value) if name in NAME_LISTS else value for name, value in options.items()}
+
+        def take(kind: type) -> Any:
+            """An instance of a dataclass, with those of the options that are its fields."""
+            return kind(**{name: left.pop(name) for name in [f.name for f in fields(kind)] if name in left})
+
+        slices, index, gates = take(SliceRecipe), take(IndexSettings), take(GateLimits)
+        limits = Limits()
+        if (gib := left.pop("max_volume_gib", None)) is not None:
+            limits = Limits(max_voxels_bytes=int(gib * 2**30))
+        aggregations = tuple(parse_aggregation(text) for text in left.pop("aggregations", ("mean",)))
+        left |= {"slices": slices, "index": index, "gates": gates, "limits": limits, "aggregations": aggregations}
+        return cls(archive, store, **left)
+
     def __post_init__(self) -> None:
+        if self.archive == self.store:
+            raise UsageError(f"archive and store are both {self.store}; give the store a place of its own")
         for what, uri in (("archive", self.archive), ("store", self.store), *self.weights.items()):
             refuse_secrets(uri, what)
         parse_slice_plan(self.slices.slices)
@@ -83,6 +106,46 @@ class IndexRequest:
         return replace(self.limits, refuse_masks=not self.include_masks)
 
 
-def parse_aggregations(texts: list[str]) -> tuple[Aggregation, ...]:
-    """Names of aggregations to values; raises UsageError."""
-    return tuple(parse_aggregation(text) for text in texts)
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+class IndexKeywords(TypedDict, total=False):
+    """The options of an index run, as keywords.
+
+    `IndexRequest`, `SliceRecipe`, `IndexSettings` and `GateLimits` explain them and hold their defaults.
+    aggregations: names such as `mean` or `gaussian:0.5,0.2`. max_volume_gib: the largest volume that is decoded.
+    """
+
+    labels: str | None
+    pattern: str | None
+    exclude: str | Sequence[str]
+    include_masks: bool
+    max_volume_gib: float
+    models: str | Sequence[str]
+    weights: Mapping[str, str]
+    replace_models: bool
+    planes: str | Sequence[str]
+    slices: str
+    seed: int
+    ct_window: str
+    crop: str
+    aggregations: str | Sequence[str]
+    hnsw_m: int
+    hnsw_ef_construction: int
+    hnsw_ef_search: int
+    lsh_bits: int
+    shard_rows: int
+    device: str
+    precision: str
+    batch_size: int
+    actors: int
+    gpus_per_actor: float
+    shard_volumes: int
+    retry_quarantined: bool
+    lease_s: float
+    min_recall: float
+    max_gone: float
+    max_quarantined: float
+    min_canary: float
+    min_labelled: float

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 from msgspec.structs import asdict
 
-import medret
+from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.batch_schema import CANARIES
@@ -211,7 +211,7 @@ def _run(run: _Run) -> IndexOutcome:
         run.lease.check()
         snapshot_id, manifest = publish(
             store, ledger, files, indices.tombstones,
-            parent=state.previous.id, medret_version=medret.__version__, run=log.run,
+            parent=state.previous.id, medret_version=__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.digest_inputs(), indices=indices.entries, counts=counts,

@@ -166,7 +166,7 @@ def test_a_lease_of_a_clock_that_was_ahead_is_said_and_can_be_broken(
     assert "broke the lease of far away, process 1, run x" in capsys.readouterr().out
     take(store, "heir", 60).give_back()
     assert main(["unlock", store.uri]) == 0
-    assert "nobody holds it; the last was" in capsys.readouterr().out
+    assert "nobody holds it; the last holder was" in capsys.readouterr().out
 
 
 def test_a_lease_that_looks_alive_is_broken_by_force_alone(store: Location, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_litter_is_passed_over_and_counted(published: tuple[Location, str], caps
     assert main(["verify", store.uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["litter"] == len(litter)
     assert main(["verify", store.uri]) == 0
-    assert f"passed over {len(litter)} files" in capsys.readouterr().out
+    assert f"ignored {len(litter)} files" in capsys.readouterr().out
 
 
 def test_no_store_is_a_usage_error(tmp_path: Path) -> None:
