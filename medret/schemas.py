@@ -56,6 +56,8 @@ ROWS = pa.schema(
 # --- snapshot --------------------------------------------------------------------------------------------------
 
 # One row a listed object that is a volume: where its vectors lie, or why there are none.
+LABELS = ("subject", "modality", "body_region", "organ")  # columns of the ledger that every archive may have
+
 LEDGER = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from medret.errors import UsageError
 from medret.index import EXACT, HNSW
+from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.late import SliceSets, late_scores, plane_codes
-from medret.search.ledger import LABELS
 from medret.search.matching import SliceVectors
 from medret.snapshot import read_ledger
 from medret.storage import Location

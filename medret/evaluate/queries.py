@@ -12,8 +12,8 @@ from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
 from medret.evaluate.configs import Selection, arms_of
 from medret.evaluate.query_set import Failure, QuerySet, known_labels
+from medret.schemas import LABELS
 from medret.search import Snapshot
-from medret.search.ledger import LABELS
 from medret.search.query import QueryVectors
 
 

@@ -18,7 +18,7 @@ from medret.evaluate.relevance import text_column, values_of
 from medret.evaluate.report_gallery import choose, gallery, read_images
 from medret.evaluate.report_map import legend_names, map_points
 from medret.evaluate.report_plots import Bar, bars, colour_of, key, matrix, scatter
-from medret.evaluate.report_style import STYLE
+from medret.evaluate.report_style import report_frame
 from medret.evaluate.report_tables import (
     among,
     arms_table,
@@ -31,7 +31,6 @@ from medret.evaluate.report_tables import (
 )
 from medret.evaluate.result import Evaluation
 from medret.search import Snapshot
-from medret.search.page_style import document
 
 
 def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well this archive is searched") -> str:
@@ -48,7 +47,7 @@ def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well th
     ]
     main = "\n".join(sections)
     header, footer = _header(snapshot, found, title), _footer(snapshot, found)
-    return document(title, STYLE, f"{header}\n<main>\n{main}\n</main>\n{footer}")
+    return report_frame(title, f"{header}\n<main>\n{main}\n</main>\n{footer}")
 
 
 def _header(snapshot: Snapshot, found: Evaluation, title: str) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SUBJECT, text_column, values_of
 from medret.evaluate.result import Evaluation
+from medret.html.images import IMAGE_SIZE, ImageRequest, VolumeImages
 from medret.search import Snapshot
-from medret.search.page_images import SIDE_PX, ImageRequest, Shown, read_tiles
-from medret.search.resolve import sha256_of
+from medret.search.page import read_images as read_volumes
 
 QUERIES_SHOWN = 5
 HITS_SHOWN = 5
@@ -69,28 +69,27 @@ def _shelf(found: Evaluation, exclude: str, level: str, row: int) -> Shelf:
     return Shelf(row, float(detail.values[level][row, NAMES.index("mAP")]), hits)
 
 
-def read_images(snapshot: Snapshot, found: Evaluation, shelves: Sequence[Shelf]) -> dict[tuple[str, int], str | Shown]:
+def read_images(
+    snapshot: Snapshot, found: Evaluation, shelves: Sequence[Shelf]
+) -> dict[tuple[str, int], str | VolumeImages]:
     """("query" or "hit", row) -> the middle slices of a volume, or why there are none. Each is read once."""
     wanted: dict[tuple[str, int], ImageRequest] = {}
     for shelf in shelves:
         wanted["query", shelf.query] = _wanted(found, "query", shelf.query)
         for row, _, _ in shelf.hits:
             wanted["hit", row] = _wanted(found, "hit", row)
-    recipe = snapshot.recipe(found.leading.model).slices
-    images = read_tiles(
-        list(wanted.values()), recipe, lambda uri, data: snapshot.identify(uri, sha256_of(data)), snapshot.place
-    )
+    images = read_volumes(snapshot, list(wanted.values()), found.leading.model)
     return {key: images[one] for key, one in wanted.items()}
 
 
 def _wanted(found: Evaluation, side: str, row: int) -> ImageRequest:
     labels = found.panel.queries if side == "query" else found.panel.candidates
     values = {name: labels[name][row].as_py() for name in ("volume_id", "uri", "modality")}
-    return ImageRequest(str(values["uri"]), (str(values["volume_id"]), values["modality"]), frozenset())
+    return ImageRequest(str(values["uri"]), (str(values["volume_id"]), values["modality"]))
 
 
 def gallery(
-    found: Evaluation, level: str, shelves: Sequence[Shelf], images: Mapping[tuple[str, int], str | Shown]
+    found: Evaluation, level: str, shelves: Sequence[Shelf], images: Mapping[tuple[str, int], str | VolumeImages]
 ) -> str:
     """The shelves as a list."""
     items = []
@@ -108,7 +107,7 @@ def _figure(
     found: Evaluation,
     level: str,
     key: tuple[str, int],
-    images: Mapping[tuple[str, int], str | Shown],
+    images: Mapping[tuple[str, int], str | VolumeImages],
     kind: str,
     words: str,
 ) -> str:
@@ -121,8 +120,8 @@ def _figure(
         picture = f'<div class="absent" role="note"><strong>No image</strong><span>{escape(image)}</span></div>'
     else:
         tile = image.middle[len(image.middle) // 2]
-        alt = f"{side} {name}, {label}: {tile.plane} {tile.position}"
-        picture = f'<img src="{tile.source}" alt="{escape(alt)}" width="{SIDE_PX}" height="{SIDE_PX}">'
+        alt = f"{side} {name}, {label}: {tile.plane} {tile.slice_index}"
+        picture = f'<img src="{tile.source}" alt="{escape(alt)}" width="{IMAGE_SIZE}" height="{IMAGE_SIZE}">'
     shown = escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
     caption = f'<b>{escape(label)}</b><span class="id">{shown}</span>{escape(words)}'
     return f'<figure class="{kind}">{picture}<figcaption>{caption}</figcaption></figure>'

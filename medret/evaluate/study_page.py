@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html import escape
 
-from medret.evaluate.report_style import STYLE
+from medret.evaluate.report_style import report_frame
 from medret.evaluate.study import Study
-from medret.search.page_style import document
 
 
 def study_page(study: Study) -> str:
@@ -29,7 +28,7 @@ def study_page(study: Study) -> str:
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>
 </main>
 <footer>Stored vectors were reused: nothing was embedded. For research: not a medical device.</footer>"""
-    return document(title, STYLE, body)
+    return report_frame(title, body)
 
 
 def _cell(value: object) -> str:

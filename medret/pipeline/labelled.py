@@ -10,8 +10,8 @@ import pyarrow as pa
 from medret.archive import LabelJoin, Listing
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits, label_gate
-from medret.pipeline.ledger import LABELS
 from medret.pipeline.progress import Reporter
+from medret.schemas import LABELS
 
 
 def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: GateLimits) -> None:

@@ -13,12 +13,10 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SOURCE, file_row
 from medret.pipeline.plan import TRANSIENT_CODES, Plan, Step, Target, fallback
 from medret.pipeline.store_state import StoreState
-from medret.schemas import FILES, LEDGER, QUARANTINE, in_order, in_parts, taken
+from medret.schemas import FILES, LABELS, LEDGER, QUARANTINE, in_order, in_parts, taken
 from medret.snapshot import Counts
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
-
-LABELS = ("subject", "modality", "body_region", "organ")
 
 
 def source(steps: Sequence[Step], canaries: Sequence[Step] = ()) -> pa.Table:

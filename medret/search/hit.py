@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medret.html.hits import HitCard
+    from medret.html.images import ImageRequest, VolumeImages
 
 Range = tuple[int, int]
 
@@ -76,3 +80,24 @@ class Hit:
             "labels": dict(self.labels),
             "slices": None if self.slices is None else self.slices.to_json(),
         }
+
+    @property
+    def best_pair(self) -> SlicePair | None:
+        """The slice of the query and the slice of the hit that are most alike."""
+        return self.slices.pairs[0] if self.slices and self.slices.pairs else None
+
+    def image_request(self) -> ImageRequest:
+        """What to read in order to show the hit."""
+        from medret.html.images import ImageRequest
+
+        pair = self.best_pair
+        slices = frozenset({(pair.plane, pair.hit)} if pair else ())
+        return ImageRequest(self.uri, (self.volume_id, self.labels.get("modality")), slices)
+
+    def card(self, images: VolumeImages | str) -> HitCard:
+        """The hit as `medret.html` shows it. images: its slices, or why there are none."""
+        from medret.html.hits import BestPair, HitCard
+
+        best = self.best_pair
+        pair = BestPair(best.plane, best.query, best.hit, best.score) if best else None
+        return HitCard(self.rank, self.volume_id, self.uri, self.score, self.labels, pair, images)

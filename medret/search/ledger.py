@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from medret.embeddings.parquet import as_corrupt, check_required, judged, open_parquet, read_parquet
 from medret.errors import CorruptError
 from medret.index.columns import Coded, Maps, index_array, int32_view
-from medret.schemas import LEDGER
+from medret.schemas import LABELS, LEDGER
 
-LABELS = ("subject", "modality", "body_region", "organ")
 COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
 MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABELS)
 KEYS = ("volume_id", "uri", *LABELS)

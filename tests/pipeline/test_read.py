@@ -18,10 +18,10 @@ import pytest
 
 from medret.archive import ArchiveObject, list_archive
 from medret.errors import QuarantineCode, VolumeError
+from medret.html.images import ImageRequest, load_images
 from medret.pipeline.content_hashes import _hash_all, equal_samples
 from medret.pipeline.read import Content, _with_contents
 from medret.recipe import SliceRecipe
-from medret.search.page_images import ImageRequest, read_tiles
 from medret.search.resolve import read_query
 from medret.storage import Location, StoredObject
 from medret.volume import Limits
@@ -68,9 +68,11 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     assert {item.volume_id: read_query(item.uri) for item in listing.objects} == written
     unlike = [replace(item, etag=None, size_bytes=1) for item in listing.objects]
     assert equal_samples([unlike]) == set()
-    wanted = [ImageRequest(item.uri, ("x", None), frozenset()) for item in listing.objects]
-    tiles = read_tiles(wanted, SliceRecipe(), lambda uri, data: (uri, None), lambda volume_id, uri: uri)
-    assert all("not_nifti" in str(shown) for shown in tiles.values())
+    requests = [ImageRequest(item.uri, ("x", None)) for item in listing.objects]
+    images = load_images(
+        requests, SliceRecipe(), locate=lambda request: request.uri, identify=lambda uri, data: (uri, None)
+    )
+    assert all("not_nifti" in str(shown) for shown in images.values())
 
 
 @pytest.mark.s3

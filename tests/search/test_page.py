@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medret.html.images import middle_slices
 from medret.recipe import SliceRecipe
 from medret.search import Hit, Snapshot, open_snapshot
 from medret.search.hit import SliceMatch, SlicePair
 from medret.search.page import results_page
-from medret.search.page_images import middle_slices
 from medret.volume import SliceRef, read_volume
 
 RECIPE = SliceRecipe(planes=("axial", "sagittal"))  # that of the synthetic store
