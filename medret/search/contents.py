@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
 from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
 from medret.search.kept import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
-from medret.search.ledger import Ledger, LedgerRow, mask_of, read_label_table
+from medret.search.ledger import Ledger, LedgerRow, read_label_table
 from medret.search.matching import SliceVectors
 from medret.search.modes import Indices, rank_volumes
 from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
@@ -33,6 +33,9 @@ from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.listed import check_files
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.storage import Location
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 FILTERS_KEPT = 16
 
@@ -66,7 +69,7 @@ class Contents:
         self.settings = IndexSettings.from_json(manifest.index_settings)
         self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
-        self.kept = lru_cache(FILTERS_KEPT)(self._kept)
+        self._kept_by_text = lru_cache(FILTERS_KEPT)(self._kept)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -146,12 +149,12 @@ class Contents:
             raise UsageError(f"{row.volume_id} cannot be read: {place.reason}")
         return place
 
-    def _kept(self, where: str) -> CandidateFilter:
-        """The volumes that a filter keeps; raises UsageError. `kept` remembers the last few."""
-        from medret.search.filters import parse_filter
+    def _kept(self, where: str | pc.Expression) -> CandidateFilter:
+        """The volumes that a filter keeps; raises UsageError."""
+        from medret.search.filters import kept_rows, parse_filter
 
-        mask = mask_of(parse_filter(where)(self.labels))
-        return CandidateFilter(self.labels["volume_id"].combine_chunks(), mask)
+        condition = parse_filter(where, self.labels) if isinstance(where, str) else where
+        return CandidateFilter(self.labels["volume_id"].combine_chunks(), kept_rows(condition, self.labels))
 
     def excluded(self, queries: Sequence[QueryVectors], exclude: str) -> list[frozenset[str]]:
         """The volumes that each query must not find, as the option `exclude` says; raises UsageError."""
@@ -159,9 +162,12 @@ class Contents:
             return [query.own_ids if exclude == SELF else frozenset[str]() for query in queries]
         return excluded_of(queries, exclude, self.labels)
 
-    def query_groups(self, excluded: Sequence[AbstractSet[str]], where: str | None) -> list[QueryGroup]:
+    def query_groups(self, excluded: Sequence[AbstractSet[str]], where: str | pc.Expression | None) -> list[QueryGroup]:
         """Groups of queries that are searched together, and what they may find; raises UsageError for the filter."""
-        kept = None if where is None else self.kept(where)
+        if where is None:
+            kept = None
+        else:  # an expression has no hash
+            kept = self._kept_by_text(where) if isinstance(where, str) else self._kept(where)
         masked = any(len(volume_ids) > MANY for volume_ids in excluded)
         ids = self.labels["volume_id"].combine_chunks() if masked else None
         return list(query_groups(excluded, kept, ids))

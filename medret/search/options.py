@@ -83,6 +83,11 @@ class SearchOptions:
         for name, value, values in (("mode", self.used_mode, MODES), ("fuse", self.fuse, FUSIONS)):
             if value not in values:
                 raise UsageError(f"{name} '{value}' is not available; there are {', '.join(values)}")
+        if not isinstance(self.where, str | None):
+            import pyarrow.compute as pc  # a search without a filter does not load it
+
+            if not isinstance(self.where, pc.Expression):
+                raise UsageError(f"where is a {type(self.where).__name__}, expected a text or a pyarrow expression")
         check_count("per_slice", self.per_slice, "slices")
         check_count("candidates", self.candidates, "volumes")
         weighted_names("model", self.model)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from medret.errors import UsageError
-from medret.search.filters import parse_filter
-from medret.search.ledger import mask_of
+from medret.search.filters import kept_rows, parse_filter
+from medret.search.options import SearchOptions
 
 TABLE = pa.table(
     {
@@ -57,8 +58,11 @@ TABLE = pa.table(
     ],
 )
 def test_what_is_kept(text: str, kept: str) -> None:
-    mask = mask_of(parse_filter(text)(TABLE))
-    assert "".join(value for value, own in zip("abcde", mask, strict=True) if own) == kept
+    assert _kept(parse_filter(text, TABLE)) == kept
+
+
+def _kept(condition: pc.Expression) -> str:
+    return "".join(value for value, own in zip("abcde", kept_rows(condition, TABLE), strict=True) if own)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_what_is_kept(text: str, kept: str) -> None:
 )
 def test_what_is_not_understood(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        parse_filter(text)
+        parse_filter(text, TABLE)
     assert "\n" not in str(raised.value)
 
 
@@ -94,13 +98,46 @@ def test_a_column_that_is_not_there() -> None:
     with pytest.raises(
         UsageError, match=r"no column 'Organ'; the snapshot has volume_id, modality, organ, kV, slice th"
     ):
-        parse_filter("Organ = 'liver'")(TABLE)
+        parse_filter("Organ = 'liver'", TABLE)
 
 
 def test_text_is_not_compared_with_numbers() -> None:
     with pytest.raises(UsageError, match=r"column 'organ' is compared with a number, .*put the number in quotes"):
-        parse_filter("organ > 3")(TABLE)
+        parse_filter("organ > 3", TABLE)
 
 
 def test_an_empty_table() -> None:
-    assert mask_of(parse_filter("modality = 'CT' or kV > 3")(TABLE.slice(0, 0))).tolist() == []
+    empty = TABLE.slice(0, 0)
+    assert kept_rows(parse_filter("modality = 'CT' or kV > 3", empty), empty).tolist() == []
+
+
+def test_a_filter_as_long_as_may_be() -> None:
+    many = " or ".join(["organ = 'x'"] * 1300 + ["organ = 'lung'"])
+    assert _kept(parse_filter(many, TABLE)) == "b"
+    assert _kept(parse_filter("organ in (" + "'x', " * 3000 + "'lung')", TABLE)) == "b"
+
+
+def test_an_expression_of_pyarrow() -> None:
+    assert _kept(pc.field("modality") == "CT") == "ab"
+    assert _kept(~(pc.field("modality") == "CT")) == "ce"
+    assert _kept(pc.scalar(True)) == "abcde"
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (pc.field("Organ") == "liver", "there is no column 'Organ'; the snapshot has volume_id, modality, organ"),
+        (pc.field("organ") == 3, r"filter \(organ == 3\): .*; all columns of labels are text"),
+        (pc.field("organ").cast(pa.float64()) > 3, "filter .*; all columns of labels are text"),
+        (pc.field("organ"), "filter organ is string, expected a condition"),
+    ],
+)
+def test_an_expression_that_does_not_fit(condition: pc.Expression, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        kept_rows(condition, TABLE)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_filter_is_a_text_or_an_expression() -> None:
+    with pytest.raises(UsageError, match="where is a dict, expected a text or a pyarrow expression"):
+        SearchOptions.of({"where": {"modality": "CT"}})
