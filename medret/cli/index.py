@@ -250,7 +250,8 @@ def run_index(arguments: argparse.Namespace) -> int:
         from medret.pipeline import run
         from medret.pipeline.progress import Reporter
 
-        reporter = Reporter(quiet=arguments.quiet or arguments.json, warns=not arguments.quiet)
+        quiet = arguments.quiet or arguments.json or arguments.log_json
+        reporter = Reporter(quiet=quiet, warns=not (arguments.quiet or arguments.log_json))
         outcome = run.run_index(_request(arguments), reporter, stop)
     if arguments.json:
         say(json.dumps(to_json(outcome)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medret.errors import UsageError
+from medret.storage import redacted
 from medret.visible import say, visible
 
 LOGGER = logging.getLogger("medret")
@@ -52,8 +53,8 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in _STANDARD},
+            "message": redacted(record.getMessage()),
+            **{name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -62,7 +63,7 @@ class JsonLines(logging.Formatter):
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return visible(f"{record.levelname.lower()}: {record.name}: {record.getMessage()}")
+        return visible(redacted(f"{record.levelname.lower()}: {record.name}: {record.getMessage()}"))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -12,38 +13,45 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from medret.pipeline.counter import Counting, StageCount
 from medret.terminal import Terminal
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0
 
 
 class Reporter:
-    """Tells a person how far the run is: a live bar on a terminal, a line now and then elsewhere, nothing if quiet.
+    """Tells how far the run is: a live bar on a terminal, a line now and then elsewhere.
 
-    warns: whether it tells what went wrong on the way; by default, unless it is quiet.
+    quiet: sends these lines to the log instead, and shows no progress. warns: print warnings all the same; by default,
+    unless quiet. fields: what every line of the log carries, such as the run.
     """
 
     def __init__(self, *, quiet: bool = False, warns: bool | None = None) -> None:
         self.console = Terminal(stderr=True, quiet=quiet)
         self.quiet = quiet
-        self._warnings = Terminal(stderr=True, quiet=quiet if warns is None else not warns)
+        self.fields: dict[str, str] = {}
+        self._warns = not quiet if warns is None else warns
+        self._warnings = Terminal(stderr=True) if quiet else self.console  # which keeps a live bar below what it prints
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """Print one line, or log it."""
+        if self.quiet:
+            logger.info("%s", text, extra=self.fields)
+        else:
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line on something that went wrong and was put right."""
-        console = self._warnings if self.quiet else self.console  # which keeps a live bar below what it prints
-        console.print(text, markup=False, soft_wrap=True)
+        """Print one line on something that went wrong and was put right, or log it."""
+        if self._warns:
+            self._warnings.print(text, markup=False, soft_wrap=True)
+        else:
+            logger.warning("%s", text, extra=self.fields)
 
     @contextmanager
     def watching(self, counts: Counting, volumes: int, watched: str) -> Iterator[None]:
         """Show the progress of stage `watched` of `volumes` volumes until the block ends."""
-        if self.quiet:
-            yield
-            return
         stop = threading.Event()
-        show = self._bar if self.console.is_terminal else self._lines
+        show = self._bar if self.console.is_terminal and not self.quiet else self._lines
         thread = threading.Thread(target=show, args=(counts, volumes, watched, stop), daemon=True)
         thread.start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -63,6 +64,8 @@ from medret.snapshot.names import say_strangers
 from medret.storage import Location
 from medret.storage.filesystems import retries
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class _Run:
@@ -94,6 +97,8 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: Exit
     """held: keeps the lease."""
     stop.check()
     log, clock, store = begin(), time.monotonic(), Location(request.store)
+    reporter.fields = {"run": log.run}
+    logger.info("run %s: index %s", log.run, store.uri, extra=reporter.fields)
     refuse_if_held(store)
     asked, request = request, with_models(request, live_manifest(store))
     inputs = read_inputs(request, log)
@@ -183,6 +188,9 @@ def _run(run: _Run) -> IndexOutcome:
             wanted.ruleset_digest,
         )  # fmt: skip
         ledger = layout.ledger
+        for row in ledgers.stale(ledger).to_pylist():
+            fields = {**run.reporter.fields, "volume_id": row["volume_id"], "code": row["code"]}
+            logger.warning("cannot be read now, keeps its stored vectors: %s", row["volume_id"], extra=fields)
         counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
         log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger)}
         if counts.embedded + counts.unchanged == 0:
@@ -220,6 +228,7 @@ def _run(run: _Run) -> IndexOutcome:
         )  # fmt: skip
         with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
             clear_journal(store, _others_work(run, wanted))
+    logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
     return IndexOutcome(

@@ -11,6 +11,7 @@ would never expire, because its clock was wrong, is broken by hand: `medret unlo
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -25,6 +26,8 @@ import msgspec
 
 from medret.errors import BusyError, MedretError, UsageError
 from medret.storage import Location
+
+logger = logging.getLogger(__name__)
 
 LEASE = "LEASE"
 LEASE_S = 600.0
@@ -184,8 +187,10 @@ def _keep(lease: Lease, every_s: float, stop: threading.Event) -> None:
         try:
             lease.renew()
         except BusyError:
+            logger.error("lost the lease: another run may have taken the store")
             return  # the run finds out when it checks
-        except MedretError:
+        except MedretError as error:
+            logger.warning("the lease could not be renewed, trying again: %s", error)
             continue  # out of reach for the moment; the next try may still be in time
 
 

@@ -16,6 +16,7 @@ run report.
 from __future__ import annotations
 
 import errno
+import logging
 import random
 import threading
 import time
@@ -137,6 +138,7 @@ def _walks(fs: Any) -> bool:
     return type(fs).find is AbstractFileSystem.find
 
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 REQUEST_ATTEMPTS = 5  # of a single S3 request
@@ -191,6 +193,7 @@ def with_retries(operation: Callable[[], Result]) -> Result:
         except Exception as error:
             if not is_transient(error):
                 raise
+            logger.warning("attempt %d of %d failed, trying again: %r", attempt, ATTEMPTS, error)
         _count()
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5))
     return operation()
@@ -220,3 +223,5 @@ def _seen(response: Any = None, caught_exception: Any = None, attempts: int = 1,
     bad = caught_exception is not None or (response is not None and response[0].status_code >= 500)
     if bad and attempts < REQUEST_ATTEMPTS:
         _count()
+        problem = caught_exception or f"status {response[0].status_code}"
+        logger.info("S3 request failed, attempt %d of %d: %s", attempts, REQUEST_ATTEMPTS, problem)
