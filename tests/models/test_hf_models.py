@@ -246,7 +246,7 @@ def test_a_processor_that_does_not_say_its_mean_is_refused(
     path.write_text(json.dumps({"size": 56, **processor}))
     with pytest.raises(UsageError, match=r"no image_mean.*--weights hf:some/model=FOLDER") as caught:
         model_spec("hf:some/model", folder)
-    assert ("code of its own" in str(caught.value)) is ("auto_map" in processor)
+    assert ("custom code" in str(caught.value)) is ("auto_map" in processor)
     path.write_text(json.dumps({"size": 56, **processor, "image_mean": MEAN, "image_std": STD}))
     spec = model_spec("hf:some/model", folder)
     assert (spec.mean, spec.std) == (MEAN, STD)
