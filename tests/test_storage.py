@@ -126,7 +126,7 @@ def test_a_server_that_ignores_conditions_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(s3_proxy, "ignored", frozenset({ignored}))
         for _ in range(2):
-            with pytest.raises(StorageError, match=f"(?i)the server ignores {ignored} of a write"):
+            with pytest.raises(StorageError, match=f"(?i)the server ignores {ignored} when writing"):
                 store.compare_and_swap("LEASE", None, b"mine")
         assert store.details() == {}
     assert store.compare_and_swap("LEASE", None, b"mine")

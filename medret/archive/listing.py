@@ -29,7 +29,7 @@ from fsspec.utils import glob_translate
 
 from medret.errors import NotFoundError, UsageError
 from medret.storage import Location, escaped, identity_of, is_text, reaching
-from medret.storage.objects import Beat, patiently
+from medret.storage.objects import Beat, with_stall_limit
 
 _SURPRISING = ("no_access", "not_a_file", "not_text_name")
 _SHOWN = 3  # paths of each of these
@@ -169,7 +169,7 @@ def walk(root: str) -> dict[str, Entry]:
     root = root or "/"
     with reaching(root, "listed"):
         try:
-            return patiently(lambda beat: _walk(root, beat), root)
+            return with_stall_limit(lambda beat: _walk(root, beat), root)
         except FileNotFoundError as error:
             raise NotFoundError(f"archive {root} does not exist; expected a folder of NIfTI files") from error
 

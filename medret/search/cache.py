@@ -21,7 +21,7 @@ from medret.cache import CACHE_VARIABLE, default_cache_dir
 from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location
-from medret.storage.objects import each_piece, replacing
+from medret.storage.objects import for_each_chunk, replacing
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 
@@ -116,7 +116,7 @@ def private_folder(folder: Path) -> None:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    each_piece(str(path), digest.update)
+    for_each_chunk(str(path), digest.update)
     return digest.hexdigest()
 
 

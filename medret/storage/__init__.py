@@ -1,4 +1,4 @@
-"""Bytes in and out of any fsspec store: whole objects, atomic writes, content-addressed names."""
+"""Read and write whole objects in any fsspec store, atomically, under content-addressed names."""
 
 from medret.storage.filesystems import in_words, is_store_failure, open_filesystem, reaching, tree
 from medret.storage.location import NAME_DIGITS, Location, WrittenFile, read_checked

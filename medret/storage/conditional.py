@@ -1,8 +1,8 @@
-"""Writes to S3 that happen only if the object is as expected: one writer wins, whichever machine it is on.
+"""Conditional writes to S3: an object is written only if it is as expected, so one of several writers wins.
 
-Some servers that speak S3 take a conditional write and ignore its condition: every run would get the lease. So the
-server of a store is asked once: a write whose condition is not met must be refused. The answer stands in `CONDITIONAL`
-in the store, for the endpoint that gave it.
+Some S3 servers accept a conditional write and ignore its condition: every run would then get the lease. Each store is
+therefore probed once: a write whose condition is not met must be refused. The result is kept in the store's object
+`CONDITIONAL`, for the endpoint that was probed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class S3Store:
     uri: str
 
     def compare_and_swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
-        """Write an object only if it still holds `expected` (None: is not there); whether it was written."""
+        """Write an object only if it still holds `expected` (None: does not exist); return whether it was written."""
         self.check()
         condition: dict[str, str] = {"IfNoneMatch": "*"}
         if expected is not None:
             try:
-                # The tag is asked for before the bytes: if they change in between, the condition fails.
+                # Get the tag before the bytes: if they change in between, the condition fails.
                 self.fs.invalidate_cache()
                 tag = with_retries(lambda: self.fs.info(f"{self.root}/{relative}", refresh=True))["ETag"]
             except FileNotFoundError:
@@ -42,13 +42,13 @@ class S3Store:
         if self._read_or_none(relative) != expected:
             return False
         if not self._put(relative, new, condition):
-            # A repeated request may have met its own first attempt, which did write.
+            # The first attempt of a retried request may have written after all.
             return self._read_or_none(relative) == new
         self.fs.invalidate_cache()
         return True
 
     def check(self) -> None:
-        """Raise StorageError if the endpoint is one that writes although a condition is not met."""
+        """Raise StorageError if the endpoint writes although a condition is not met."""
         answer = self._answer()
         if self._read_or_none(CONDITIONAL) == answer:
             return
@@ -62,17 +62,17 @@ class S3Store:
             return
         with_retries(lambda: self.fs.rm_file(f"{self.root}/{CONDITIONAL}"))
         raise StorageError(
-            f"{self.uri}: the server ignores {' and '.join(ignored)} of a write, so that two runs could publish at "
-            "once and undo each other's work; use one that honours conditional writes, or a folder on disk"
+            f"{self.uri}: the server ignores {' and '.join(ignored)} when writing, so two runs could publish at once "
+            "and undo each other's work; use a server that honours conditional writes, or a folder on disk"
         )
 
     def _answer(self) -> bytes:
-        """What the probe of this endpoint leaves: a store that was copied to another one is asked again there."""
+        """What the probe leaves behind. It names the endpoint: a store copied to another one is probed again there."""
         endpoint = self.fs.s3.meta.endpoint_url
         return json.dumps({"endpoint": endpoint, "root": self.root, "honours": ["If-None-Match", "If-Match"]}).encode()
 
     def _put(self, relative: str, data: bytes, condition: dict[str, str]) -> bool:
-        """Whether it was written; False where the condition was not met."""
+        """Write the object; False if the condition was not met."""
         bucket, key, _ = self.fs.split_path(f"{self.root}/{relative}")
         try:
             with_retries(lambda: self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition))

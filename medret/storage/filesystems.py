@@ -29,24 +29,48 @@ from medret.errors import MedretError, MissingPackageError, StorageError, Unreac
 from medret.extras import missing_package
 from medret.storage.uris import redacted, scheme_of
 
-_OF_STORES = (OSError, ValueError, EOFError, NotImplementedError)
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Details = dict[str, dict[str, Any]]
+
+REQUEST_ATTEMPTS = 5  # per S3 request
+ATTEMPTS = 4  # per whole operation
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 20.0
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30  # between two chunks of a body
+
+_STORE_ERRORS = (OSError, ValueError, EOFError, NotImplementedError)
+_TRANSIENT_ERRNO = frozenset(
+    {errno.EREMOTEIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+)
+_TRANSIENT_NAMES = frozenset(
+    {
+        "ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError", "IncompleteRead",
+        "IncompleteReadError", "ReadTimeoutError", "ConnectTimeoutError", "FSTimeoutError", "HTTPClientError",
+        "ResponseStreamingError", "ConnectionClosedError", "SocketTimeoutError", "AioReadTimeoutError",
+    }
+)  # fmt: skip
+
+_lock = threading.Lock()
+_counted = 0
 
 
 def is_store_failure(error: Exception) -> bool:
-    """True for what lies outside the program: the system's errors, and any that a library has defined for itself."""
+    """Whether an error comes from outside the program: from the system, or of a type that a library defines."""
     if isinstance(error, MedretError):
         return False
-    return isinstance(error, _OF_STORES) or type(error).__module__ != "builtins"
+    return isinstance(error, _STORE_ERRORS) or type(error).__module__ != "builtins"
 
 
 def in_words(error: BaseException) -> str:
-    """An error of another library as one line, without the secrets of URIs in it."""
+    """Another library's error as one line, with secrets in URIs redacted."""
     return redacted(" ".join(str(error).split()) or type(error).__name__)
 
 
 @contextmanager
 def reaching(uri: str, verb: str) -> Iterator[None]:
-    """Turn failures of a store, whatever its library calls them, into StorageError; FileNotFoundError stays."""
+    """Turn any failure of a store into a StorageError; FileNotFoundError stays. verb: a participle, such as "read"."""
     try:
         yield
     except FileNotFoundError as error:
@@ -66,19 +90,19 @@ def reaching(uri: str, verb: str) -> Iterator[None]:
 
 
 def _was_unreachable(error: FileNotFoundError) -> bool:
-    """Whether a library only calls it so (fsspec's HTTP does): nobody answered, or the connection broke."""
+    """Whether the server did not answer or the connection broke: fsspec's HTTP reports that as a missing file."""
     return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
 
 
 def _unreachable(uri: str, verb: str, error: BaseException) -> UnreachableError:
-    cure = "check the address, the credentials and the network"
-    return UnreachableError(f"{redacted(uri)} cannot be {verb}: {in_words(error)}; {cure}")
+    advice = "check the address, the credentials and the network"
+    return UnreachableError(f"{redacted(uri)} cannot be {verb}: {in_words(error)}; {advice}")
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the filesystem's own path. uri: as it stands, see `uris`.
+    """Open the fsspec filesystem of a URI; return it and the filesystem's own path.
 
-    Raises UsageError, MissingPackageError, UnreachableError.
+    uri: used literally (see storage.uris). Raises UsageError, MissingPackageError, UnreachableError.
     """
     import fsspec
 
@@ -90,19 +114,18 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         needed = MissingPackageError(f"{redacted(uri)} needs a library that is not installed: {in_words(error)}")
         raise missing_package(error) or needed from error
     except ValueError as error:
-        raise UsageError(f"{redacted(uri)}: {scheme}:// is no kind of place that is known") from error
+        raise UsageError(f"{redacted(uri)}: medret knows no filesystem for {scheme}://") from error
     options |= kind._get_kwargs_from_urls(uri)  # noqa: SLF001  # such as the host
     with reaching(uri, "opened"):
         return fsspec.filesystem(scheme or "file", **options), str(kind._strip_protocol(uri))
 
 
-Details = dict[str, dict[str, Any]]
-
-
 def tree(fs: Any, root: str) -> Details:
-    """What the filesystem says of each file, by its own path; of `root` itself where that is a file.
+    """List all files below `root`: the filesystem's own path -> its details. If `root` is a file, just that one.
 
-    Raises FileNotFoundError where nothing is, or what the filesystem's library raises.
+    One listing if the store has such a request, else folder by folder, because fsspec's own walk silently passes over
+    folders that it cannot list: an archive would look as if it had shrunk. Raises FileNotFoundError if nothing is
+    there, or whatever the filesystem's library raises.
     """
     fs.invalidate_cache()
     if not _walks(fs):
@@ -116,7 +139,7 @@ def tree(fs: Any, root: str) -> Details:
         except FileNotFoundError:
             if folder == root:
                 raise
-            continue  # removed meanwhile
+            continue  # removed since its parent was listed
         for detail in listing:
             name = detail["name"].rstrip("/")
             if detail["type"] != "directory":
@@ -129,7 +152,7 @@ def tree(fs: Any, root: str) -> Details:
 
 
 def _walks(fs: Any) -> bool:
-    """Whether its `find` is fsspec's walk, and not a listing of its own."""
+    """Whether its `find` is fsspec's walk instead of its own listing."""
     from fsspec.asyn import AsyncFileSystem
     from fsspec.spec import AbstractFileSystem
 
@@ -138,55 +161,30 @@ def _walks(fs: Any) -> bool:
     return type(fs).find is AbstractFileSystem.find
 
 
-logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-REQUEST_ATTEMPTS = 5  # of a single S3 request
-ATTEMPTS = 4  # of a whole operation
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 20.0
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 30  # between two pieces of a body
-
-_PASSING_ERRNO = frozenset(
-    {errno.EREMOTEIO, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
-)
-_PASSING_NAMES = frozenset(
-    {
-        "ClientPayloadError", "ClientOSError", "ServerDisconnectedError", "ConnectionResetError", "IncompleteRead",
-        "IncompleteReadError", "ReadTimeoutError", "ConnectTimeoutError", "FSTimeoutError", "HTTPClientError",
-        "ResponseStreamingError", "ConnectionClosedError", "SocketTimeoutError", "AioReadTimeoutError",
-    }
-)  # fmt: skip
-
-_lock = threading.Lock()
-_counted = 0
-
-
 def retries() -> int:
-    """How many requests or operations this process has had to repeat."""
+    """How many requests and operations this process has repeated."""
     return _counted
 
 
 def _count() -> None:
-    global _counted  # noqa: PLW0603  # one number a process, whatever opened the filesystem
+    global _counted  # noqa: PLW0603  # one count per process, over all filesystems
     with _lock:
         _counted += 1
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is one that goes away: the store is busy or broke the connection; not a wrong address."""
+    """Whether an error may go away: the store is busy or broke the connection. A wrong address does not."""
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
     if isinstance(error, TimeoutError | ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
         return True
-    if isinstance(error, OSError) and error.errno in _PASSING_ERRNO:
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return True
-    return type(error).__name__ in _PASSING_NAMES
+    return type(error).__name__ in _TRANSIENT_NAMES
 
 
 def with_retries(operation: Callable[[], Result]) -> Result:
-    """What `operation` gives, tried again while its errors are passing ones; then the last error."""
+    """Call `operation`, retrying transient errors with exponential backoff; re-raise the last one."""
     for attempt in range(1, ATTEMPTS):
         try:
             return operation()
@@ -200,7 +198,7 @@ def with_retries(operation: Callable[[], Result]) -> Result:
 
 
 def options_of(protocol: str) -> dict[str, Any]:
-    """fsspec options that make a filesystem of that protocol repeat and count its requests."""
+    """fsspec options that make filesystems of this protocol retry and count their requests."""
     return _s3_options() if protocol in ("s3", "s3a") else {}
 
 
@@ -219,7 +217,7 @@ def _s3_options() -> dict[str, Any]:
 
 
 def _seen(response: Any = None, caught_exception: Any = None, attempts: int = 1, **_: Any) -> None:
-    """Called after every attempt at a request; says nothing about whether there is another, and counts bad ones."""
+    """Count a failed attempt at a request that will be repeated. Returns None: botocore's own handlers decide that."""
     bad = caught_exception is not None or (response is not None and response[0].status_code >= 500)
     if bad and attempts < REQUEST_ATTEMPTS:
         _count()

@@ -1,7 +1,7 @@
-"""A folder in an object store or on disk, which everything that medret writes lies in.
+"""A folder in an object store or on disk, where medret writes all its files.
 
-Every file that medret writes (CURRENT excepted) carries the first 16 hex digits of its sha256 in its name. A
-retried task that writes the same content writes the same file, and a reader can check what it opens.
+The name of every file except CURRENT carries the first 16 hex digits of its sha256. A retried task that writes the same
+content writes the same file, and a reader can check what it opens.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class WrittenFile:
 class Location:
     """A folder in an object store or on disk: a filesystem and a root path.
 
-    On disk it is read without fsspec, whose import takes longer than a search. Raises UsageError for a URI that is not
-    understood, or that carries a credential; UnreachableError where opening the filesystem asks a server.
+    Files on disk are read without fsspec, whose import takes longer than a search. Raises UsageError for a URI that is
+    not understood or carries a credential, UnreachableError if opening the filesystem needs a server that fails.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
@@ -62,7 +62,7 @@ class Location:
         return Location, (self.uri,)
 
     def path(self, relative: str) -> str:
-        """The filesystem's own path of `relative`; raises CorruptError for one that does not stay below the root."""
+        """The filesystem's own path of `relative`; raises CorruptError if it does not stay below the root."""
         return f"{self.root}/{check_relative(relative)}" if relative else self.root
 
     def uri_of(self, relative: str) -> str:
@@ -70,9 +70,9 @@ class Location:
         return f"{self.uri}/{relative}" if relative else self.uri
 
     def local_path(self, relative: str) -> Path | None:
-        """A path on this machine's disk, or None when the location is remote.
+        """A path on this machine's disk, or None if the location is remote.
 
-        Raises CorruptError for one that leads out of the root through a link: whoever made it chose what is read.
+        Raises CorruptError if it leaves the root through a link, by which the store's maker could choose what is read.
         """
         if not self.is_local:
             return None
@@ -84,8 +84,8 @@ class Location:
         real = os.path.realpath(path)
         if real != self._real_root and not real.startswith(f"{self._real_root}/"):
             raise CorruptError(
-                f"{path} is a link, or lies below one, that leads out of {self.uri} to {real}; medret follows none: "
-                "put the file itself there"
+                f"{path} is a link, or lies below one, that leads out of {self.uri} to {real}; medret does not follow "
+                "such links: put the file itself there"
             )
 
     @cached_property
@@ -93,13 +93,13 @@ class Location:
         return os.path.realpath(self.root or "/").rstrip("/")
 
     def exists(self, relative: str) -> bool:
-        """Whether an object of that name is there now (never answered from a listing cache)."""
+        """Whether the object exists now (never answered from a listing cache)."""
         with reaching(self.uri_of(relative), "read"):
             self.fs.invalidate_cache()
             return bool(with_retries(lambda: self.fs.exists(self.path(relative))))
 
     def read(self, relative: str, at_most_bytes: int | None = None) -> bytes:
-        """The whole object; raises FileNotFoundError, StorageError, and CorruptError if it is larger than allowed."""
+        """Read the object; raises FileNotFoundError, StorageError, and CorruptError if it is larger than allowed."""
         end = None if at_most_bytes is None else at_most_bytes + 1
         data: bytes
         with reaching(self.uri_of(relative), "read"):
@@ -108,7 +108,7 @@ class Location:
             else:
                 data = with_retries(lambda: self.fs.cat_file(self.path(relative), end=end))
         if at_most_bytes is not None and len(data) > at_most_bytes:
-            raise CorruptError(f"{self.uri_of(relative)} is larger than the {at_most_bytes} bytes that it may have")
+            raise CorruptError(f"{self.uri_of(relative)} is larger than the expected {at_most_bytes} bytes")
         return data
 
     def download(self, relative: str, to: Path) -> None:
@@ -117,7 +117,7 @@ class Location:
             with_retries(lambda: self.fs.get_file(self.path(relative), str(to)))
 
     def write(self, relative: str, data: bytes) -> None:
-        """Write one object so that a reader sees the old bytes or the new ones, never a part; raises StorageError."""
+        """Write one object. Readers see the old bytes or the new ones, never a part. Raises StorageError."""
         with self._writing(relative):
             self._write(relative, data)
 
@@ -126,8 +126,8 @@ class Location:
         try:
             with reaching(self.uri_of(relative), "written"):
                 yield
-        except FileNotFoundError as error:  # an object store makes folders by itself, but no bucket
-            raise NotFoundError(f"{self.uri} cannot be written to: {in_words(error)}; make it first") from error
+        except FileNotFoundError as error:  # object stores create folders, but not buckets
+            raise NotFoundError(f"{self.uri} cannot be written to: {in_words(error)}; create it first") from error
 
     def _write(self, relative: str, data: bytes) -> None:
         if not self.is_local:  # one PUT is atomic in S3, GCS and Azure
@@ -146,14 +146,14 @@ class Location:
         return WrittenFile(relative, sha256, len(data))
 
     def files(self, folder: str = "") -> list[str]:
-        """Paths (below this location) of all files below `folder`, sorted; an absent folder has none.
+        """Paths below this location of all files in `folder`, sorted; none if there is no such folder.
 
-        Without those by which writers are kept apart: they are no part of what is stored.
+        The files that keep writers apart are left out: they are not content.
         """
         return sorted(path for path in self.details(folder) if path not in (LOCK, CONDITIONAL))
 
     def details(self, folder: str = "") -> dict[str, dict[str, Any]]:
-        """What fsspec says of all files below `folder`, by their path below this location ("": it is itself a file)."""
+        """fsspec's details of all files below `folder`, by path below this location ("" if the location is a file)."""
         try:
             with reaching(self.uri_of(folder), "listed"):
                 found = tree(self.fs, self.path(folder))
@@ -165,18 +165,18 @@ class Location:
         }
 
     def modified_at(self, relative: str) -> datetime:
-        """When the object was written; raises FileNotFoundError, StorageError."""
+        """The time of the object's last change; raises FileNotFoundError, StorageError."""
         with reaching(self.uri_of(relative), "read"):
             moment: datetime = with_retries(lambda: self.fs.modified(self.path(relative)))
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     def size_bytes(self, relative: str) -> int:
-        """How large the object is; raises FileNotFoundError, StorageError."""
+        """The object's size; raises FileNotFoundError, StorageError."""
         with reaching(self.uri_of(relative), "read"):
             return int(with_retries(lambda: self.fs.size(self.path(relative))) or 0)
 
     def delete(self, relative: str) -> None:
-        """Remove one object; one that is not there is as good as removed. Of a link, the link goes."""
+        """Remove one object, if it exists. A link is removed itself, not its target."""
         with reaching(self.uri_of(relative), "deleted"), suppress(FileNotFoundError):
             path = self.path(relative)
             if not self.is_local:
@@ -187,17 +187,17 @@ class Location:
             self._drop_empty(Path(path).parent)
 
     def _drop_empty(self, folder: Path) -> None:
-        """Remove a folder that holds nothing any more, and those above it: an object store has no empty folders."""
-        with suppress(OSError):  # something is in it, or another thread was faster
+        """Remove an empty folder, and those above it that become empty: object stores have no empty folders."""
+        with suppress(OSError):  # it is not empty, or another thread removed it
             while folder != Path(self.root):
                 folder.rmdir()
                 folder = folder.parent
 
     def compare_and_swap(self, relative: str, expected: bytes | None, new: bytes) -> bool:
-        """Write a small object only if it still holds `expected` (None: is not there); whether it was written.
+        """Write a small object only if it still holds `expected` (None: does not exist); return whether it was written.
 
-        One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere it is a comparison followed
-        by a write, which two writers of the same second could both pass.
+        One atomic step on disk (under a lock file) and on S3 (a conditional PUT). Elsewhere a comparison followed by a
+        write, in which two writers in the same second could both succeed.
         """
         with self._writing(relative):
             if self.is_local:
@@ -225,14 +225,14 @@ class Location:
         Path(self.root).mkdir(parents=True, exist_ok=True)
         file = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go of by closing, also by a process that is killed
+            fcntl.flock(file, fcntl.LOCK_EX)  # closing releases it, also when the process is killed
             yield
         finally:
             os.close(file)
 
 
 def read_checked(location: Location, relative: str, sha256: str, size_bytes: int | None = None) -> bytes:
-    """The object's bytes; raises CorruptError unless they have that sha256, or if there are more than size_bytes."""
+    """Read an object; raises CorruptError unless it has this sha256 and at most size_bytes."""
     try:
         data = location.read(relative, size_bytes)
     except FileNotFoundError as error:

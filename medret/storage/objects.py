@@ -25,33 +25,41 @@ from typing import Any, TypeVar
 from medret.storage.filesystems import open_filesystem, reaching, with_retries
 from medret.storage.uris import plain_path, scheme_of
 
+Result = TypeVar("Result")
+Beat = Callable[[], None]  # reports progress
+
+# Longer than an NFS client waits before it asks again (three minutes by default) and than it takes to mount a tape;
+# shorter than a night.
+STALL_S = 300.0
+STALL_AGAIN_S = 10.0  # while an earlier read of this process still waits, most likely for the same mount
+CHUNK_BYTES = 8 << 20
+
+_waiting: set[threading.Thread] = set()
+
 
 @dataclass(frozen=True)
 class Identity:
-    """By what an object is known again. etag: without quotes, where the store has one. mtime: ISO 8601 in UTC."""
+    """What tells one version of an object from another. etag: without quotes, if the store has one. mtime: ISO, UTC."""
 
     size_bytes: int
     etag: str | None
     mtime: str | None
 
-    def is_same(self, before: Identity) -> bool:
-        """By the etag where there is one: some stores list times with fractions that they do not give later."""
-        same = self.etag == before.etag if self.etag else self.mtime == before.mtime
-        return same and self.size_bytes == before.size_bytes
+    def is_same(self, earlier: Identity) -> bool:
+        """Compare size and etag, or size and time without an etag: some stores later drop the fractions of a time."""
+        same = self.etag == earlier.etag if self.etag else self.mtime == earlier.mtime
+        return same and self.size_bytes == earlier.size_bytes
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One object. uri: taken as it stands, whatever letters are in it.
-
-    What is done with it may raise anything that its filesystem's library raises.
-    """
+    """One object. uri: used literally, without patterns. Methods raise whatever its filesystem's library raises."""
 
     uri: str
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on this machine's disks and mounts, which are read without fsspec."""
+        """Whether it is on this machine's disks and mounts, which are read without fsspec."""
         return not scheme_of(self.uri)
 
     @cached_property
@@ -59,7 +67,7 @@ class StoredObject:
         return open_filesystem(self.uri)
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes:
-        """All bytes, or those from `start` to `end`, as far as there are any."""
+        """Read all bytes, or those from `start` to `end` that exist."""
         if self.is_local:
             return with_retries(lambda: read_file(plain_path(self.uri), start or 0, end))
         fs, path = self._opened
@@ -67,24 +75,24 @@ class StoredObject:
         return data
 
     def sha256(self) -> str:
-        """Of all bytes, read in pieces: an object of any size needs little memory."""
+        """The sha256 of all bytes, read in chunks: an object of any size needs little memory."""
         return with_retries(self._sha256)
 
     def _sha256(self) -> str:
         digest = hashlib.sha256()
         if self.is_local:
-            each_piece(plain_path(self.uri), digest.update)
+            for_each_chunk(plain_path(self.uri), digest.update)
             return digest.hexdigest()
         fs, path = self._opened
-        with fs.open(path, "rb", block_size=PIECE_BYTES, cache_type="readahead") as file:
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
+        with fs.open(path, "rb", block_size=CHUNK_BYTES, cache_type="readahead") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
         return digest.hexdigest()
 
     def identity(self) -> Identity:
-        """What the store says now, never what it said when it was listed."""
+        """Ask the store now; an earlier listing is never used."""
         if self.is_local:
-            status = with_retries(lambda: patiently(lambda _: Path(plain_path(self.uri)).stat(), self.uri))
+            status = with_retries(lambda: with_stall_limit(lambda _: Path(plain_path(self.uri)).stat(), self.uri))
             return identity_of({"size": status.st_size, "mtime": status.st_mtime})
         fs, path = self._opened
         fs.invalidate_cache(fs._parent(path))  # noqa: SLF001
@@ -92,13 +100,13 @@ class StoredObject:
 
 
 def read_uri(uri: str) -> bytes:
-    """The whole object behind a URI or local path; raises FileNotFoundError, UsageError, StorageError."""
+    """Read the whole object behind a URI or local path; raises FileNotFoundError, UsageError, StorageError."""
     with reaching(uri, "read"):
         return StoredObject(uri).read()
 
 
 def identity_of(detail: Mapping[str, Any]) -> Identity:
-    """What an fsspec listing says of an object."""
+    """The identity in an entry of an fsspec listing."""
     return Identity(int(detail.get("size") or 0), _etag(detail), _mtime(detail))
 
 
@@ -108,7 +116,7 @@ def _etag(detail: Mapping[str, Any]) -> str | None:
 
 
 def _mtime(detail: Mapping[str, Any]) -> str | None:
-    """The time of the last change, under the names that stores give it."""
+    """The time of the last change; each store has its own name for it."""
     for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = detail.get(name)
         if isinstance(value, datetime):
@@ -117,46 +125,39 @@ def _mtime(detail: Mapping[str, Any]) -> str | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
                 return datetime.fromtimestamp(value, UTC).isoformat(timespec="microseconds")
-            except (ValueError, OverflowError, OSError):  # years that no calendar has: damaged, and still a time
+            except (
+                ValueError,
+                OverflowError,
+                OSError,
+            ):  # a year outside the calendar, which still tells versions apart
                 return f"@{value!r}"
         if isinstance(value, str) and value:
             return value
     return None
 
 
-Result = TypeVar("Result")
-Beat = Callable[[], None]
-
-# Longer than an NFS client waits before it asks again (three minutes by default), and than tapes are mounted for a
-# recall; shorter than a night.
-STALL_S = 300.0
-STALL_AGAIN_S = 10.0  # while an earlier read of this process still waits: most likely for the same mount
-PIECE_BYTES = 8 << 20
-
-_waiting: set[threading.Thread] = set()
-
-
 class StalledError(OSError):
-    """A file gave no byte for so long that it was given up."""
+    """A file returned no byte for so long that medret gave up on it."""
 
 
 class NotAFileError(OSError):
-    """What was opened is a FIFO, a socket or a device."""
+    """The opened path is a FIFO, a socket or a device."""
 
 
-def patiently(operation: Callable[[Beat], Result], name: str) -> Result:
-    """What `operation` gives, or StalledError when it shows no sign of life for `STALL_S`.
+def with_stall_limit(operation: Callable[[Beat], Result], name: str) -> Result:
+    """Call `operation` in its own thread; raise StalledError when it makes no progress for `STALL_S`.
 
-    operation: runs in a thread of its own and calls the function that it gets whenever it makes progress. name: what it
-    works on, for the message.
+    operation: takes a function, which it must call whenever it makes progress. name: its file or folder, for the
+    message.
     """
-    said: queue.SimpleQueue[tuple[Result | None, BaseException | None] | None] = queue.SimpleQueue()
+    # None reports progress, a pair is the result or the error.
+    reports: queue.SimpleQueue[tuple[Result | None, BaseException | None] | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            said.put((operation(lambda: said.put(None)), None))
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            said.put((None, error))
+            reports.put((operation(lambda: reports.put(None)), None))
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
+            reports.put((None, error))
         finally:
             _waiting.discard(thread)
 
@@ -165,50 +166,50 @@ def patiently(operation: Callable[[Beat], Result], name: str) -> Result:
     thread.start()
     while True:
         try:
-            found = said.get(timeout=limit_s)
+            report = reports.get(timeout=limit_s)
         except queue.Empty:
             _waiting.add(thread)
             raise StalledError(
-                errno.ETIMEDOUT, f"nothing came for {limit_s:g} s; is the mount it lies on alive?", name
+                errno.ETIMEDOUT, f"nothing came for {limit_s:g} s; does its mount still answer?", name
             ) from None
-        if found is not None:
-            result, error = found
+        if report is not None:
+            result, error = report
             if error is not None:
                 raise error
             return result  # type: ignore[return-value]  # without an error it is the result
 
 
 def read_file(path: str, start: int = 0, end: int | None = None) -> bytes:
-    """Bytes `start` to `end` (default: all) of a regular file; raises OSError."""
-    return patiently(lambda beat: _read(path, start, end, beat), path)
+    """Read bytes `start` to `end` (default: all) of a regular file; raises OSError."""
+    return with_stall_limit(lambda beat: _read(path, start, end, beat), path)
 
 
-def each_piece(path: str, operation: Callable[[bytes], object]) -> None:
-    """Call `operation` with the bytes of a regular file, piece by piece; raises OSError."""
+def for_each_chunk(path: str, operation: Callable[[bytes], object]) -> None:
+    """Call `operation` with each chunk of a regular file, in order; raises OSError."""
 
-    def pieces(beat: Beat) -> None:
+    def read_chunks(beat: Beat) -> None:
         with _opened(path) as file:
-            while piece := file.read(PIECE_BYTES):
-                operation(piece)
+            while chunk := file.read(CHUNK_BYTES):
+                operation(chunk)
                 beat()
 
-    patiently(pieces, path)
+    with_stall_limit(read_chunks, path)
 
 
 def _read(path: str, start: int, end: int | None, beat: Beat) -> bytes:
-    content = io.BytesIO()  # gives its own memory away at the end: nothing is held twice
+    content = io.BytesIO()  # getvalue() hands over its memory without a copy
     with _opened(path) as file:
         file.seek(start)
-        left = PIECE_BYTES if end is None else end - start
-        while piece := file.read(min(left, PIECE_BYTES)):
-            content.write(piece)
-            left -= len(piece) if end is not None else 0
+        left = CHUNK_BYTES if end is None else end - start
+        while chunk := file.read(min(left, CHUNK_BYTES)):
+            content.write(chunk)
+            left -= len(chunk) if end is not None else 0
             beat()
     return content.getvalue()
 
 
 def _opened(path: str) -> io.FileIO:
-    """A regular file, opened without waiting for whoever might write into it."""
+    """Open a regular file, without waiting for a writer to a FIFO."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode):
@@ -216,12 +217,12 @@ def _opened(path: str) -> io.FileIO:
     os.close(file)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    raise NotAFileError(errno.EINVAL, "it is no regular file, but a FIFO, a socket or a device", path)
+    raise NotAFileError(errno.EINVAL, "it is not a regular file, but a FIFO, a socket or a device", path)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, renamed onto it at the end: readers see the old file or all of the new one."""
+    """Yield a temporary path, renamed onto `path` at the end: readers see the old file or the complete new one."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -232,7 +233,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a local file that appears whole, or not at all, also after a crash."""
+    """Write a local file that appears whole or not at all, even after a crash."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,7 +1,7 @@
-"""What a URI or a path says by itself: whose it is, what of it may be shown, and whether it stays below a root.
+"""URIs and paths as text: the scheme, secrets to redact, and whether a path stays below a root.
 
-A URI is taken as it stands: it names one place. It is no pattern (`*`, `?` and `[` are letters of a name) and no chain
-of filesystems (`zip://a.nii::s3://...`), so that every name that a store can hold can be read.
+A URI is used literally and names one place. It is not a pattern (`*`, `?` and `[` are letters of a name) and not a
+chain of filesystems (`zip://a.nii::s3://...`), so every name that a store can hold can be read.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from medret.errors import CorruptError, UsageError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")  # two letters at least: one is a Windows drive
 LOCAL_SCHEMES = ("file", "local")
-# fsspec's filesystems that show what lies within, or behind, another one.
+# fsspec's filesystems that show the content of another one.
 WRAPPING = frozenset(
     {"blockcache", "cached", "dir", "filecache", "generic", "libarchive", "reference", "simplecache", "tar", "zip"}
 )
 
-# user:password@, also where the password holds a slash; a port is no password.
+# user:password@, also if the password contains a slash; a port is not a password.
 _PASSWORD = re.compile(r"(://)[^\s/@:\[]*:(?!\d+(?:[/\s?#]|$))(?:[^\s/@]*(?:@[^\s/@]*)*@|[^\s@]*@)")
 _WEB_USER = re.compile(r"(https?://)[^\s/@]+@", re.IGNORECASE)  # a token alone
 _QUERY_SECRET = re.compile(
@@ -28,7 +28,7 @@ _QUERY_SECRET = re.compile(
 
 
 def scheme_of(uri: str) -> str:
-    """The filesystem that a URI names, as `s3`; "" for a path of this disk."""
+    """The scheme of a URI, such as `s3`; "" for a local path."""
     scheme, mark, _ = uri.partition("://")
     if mark and _SCHEME.fullmatch(scheme):
         return "" if scheme in LOCAL_SCHEMES else scheme
@@ -37,17 +37,17 @@ def scheme_of(uri: str) -> str:
 
 
 def normalise_uri(uri: str | os.PathLike[str]) -> str:
-    """An absolute path for a place on this disk, the URI without a trailing slash for any other; raises UsageError."""
+    """An absolute path for a local place, else the URI without a trailing slash; raises UsageError."""
     text = os.fspath(uri)
     if not text:
         raise UsageError("an empty path was given where a folder or URI is expected")
     if "\0" in text or not is_text(text):
-        raise UsageError(f"path {escaped(text)} is not UTF-8 text; rename it, or give a link to it with such a name")
+        raise UsageError(f"path {escaped(text)} is not UTF-8 text; rename it, or pass a link to it whose name is")
     scheme = scheme_of(text)
     if scheme in WRAPPING:
         raise UsageError(
-            f"{redacted(text)}: medret reads no {scheme}: filesystem within another; unpack it, or give the place "
-            "itself"
+            f"{redacted(text)}: medret does not read a {scheme}: filesystem inside another; unpack it, or pass the "
+            "place itself"
         )
     if scheme:
         return text.rstrip("/")
@@ -55,14 +55,14 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
 
 
 def plain_path(uri: str) -> str:
-    """The path of a file of this disk that may be given as `file:///...`."""
+    """A local path without a leading `file://`."""
     for scheme in LOCAL_SCHEMES:
         uri = uri.removeprefix(f"{scheme}://")
     return uri
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is UTF-8: on disk it need not be, and Python then shows its bytes as lone surrogates."""
+    """Whether a name is UTF-8. On disk it need not be; Python then shows its bytes as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -71,34 +71,34 @@ def is_text(name: str) -> bool:
 
 
 def escaped(name: str) -> str:
-    r"""A name that need not be text, for a person to read: `caf\xe9.nii`."""
+    r"""Any name as readable text: `caf\xe9.nii`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", r"\x00")
 
 
 def redacted(text: str) -> str:
-    """A URI, or any text with URIs in it, with `***` in place of passwords and of secrets in queries."""
+    """The text with `***` in place of passwords, and of secrets in the queries of URIs."""
     text = _PASSWORD.sub(r"\1***@", text)
     return _QUERY_SECRET.sub(r"\1***", _WEB_USER.sub(r"\1***@", text))
 
 
 def refuse_secrets(uri: str, what: str) -> None:
-    """Raise UsageError if a URI that will be written into a store carries a credential. what: it is, in words."""
+    """Raise UsageError if a URI carries a credential, which the store would record. what: names the URI, in words."""
     if redacted(uri) == uri:
         return
     scheme = scheme_of(uri)
     how = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme in ("s3", "s3a") else ""
     how = how or f"FSSPEC_{scheme.upper()}_USERNAME and FSSPEC_{scheme.upper()}_PASSWORD, or the library's own profile"
     raise UsageError(
-        f"{what} {redacted(uri)} carries a credential, which would stand in the store for others to read; give it in "
-        f"the environment instead ({how})"
+        f"{what} {redacted(uri)} carries a credential, which the store would record for others to read; set it in the "
+        f"environment instead ({how})"
     )
 
 
 def check_relative(relative: str) -> str:
-    """The path of an object below a location, if it stays there; raises CorruptError, since only damage says others."""
+    """Return the path if it stays below its location, else raise CorruptError: medret never writes such a path."""
     if relative and (not is_text(relative) or {"", ".", ".."} & set(relative.split("/")) or "\0" in relative):
         raise CorruptError(
-            f"path {escaped(relative)!r} is not one of a file below its store: it is damaged, or was made to lead "
+            f"path {escaped(relative)!r} does not name a file below its store: it is damaged, or was forged to lead "
             "elsewhere"
         )
     return relative

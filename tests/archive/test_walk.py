@@ -106,6 +106,6 @@ def test_a_folder_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     read_end, write_end = os.pipe()
     monkeypatch.setattr(local_files, "STALL_S", 0.2)
     monkeypatch.setattr("medret.archive.listing.os.scandir", lambda _: os.read(read_end, 1))
-    with pytest.raises(StorageError, match=r"cannot be listed: .*is the mount it lies on alive"):
+    with pytest.raises(StorageError, match=r"cannot be listed: .*does its mount still answer"):
         list_archive(str(tmp_path))
     os.write(write_end, b"x")

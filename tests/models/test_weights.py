@@ -79,7 +79,7 @@ def test_several_files_have_one_checksum() -> None:
     [
         ("/no/such/file.pth", "no such file or folder"),
         ("memory://nothing/here", "no such file or folder"),
-        ("nosuchscheme://bucket/file", "no kind of place that is known"),
+        ("nosuchscheme://bucket/file", "medret knows no filesystem for"),
         ("", "empty path"),
         ("random:x", "random:SEED"),
         ("random:-1", "random:SEED"),

@@ -124,7 +124,7 @@ def test_a_bad_file_is_named_with_its_code(
 def test_a_remote_file_that_is_not_there(phantoms: tuple[Snapshot, Path]) -> None:
     with pytest.raises(UsageError, match=r"query memory://nowhere/case\.nii\.gz: no such file"):
         phantoms[0].search("memory://nowhere/case.nii.gz")
-    with pytest.raises(UsageError, match="nosuchscheme://a/b: nosuchscheme:// is no kind of place"):
+    with pytest.raises(UsageError, match="nosuchscheme://a/b: medret knows no filesystem for nosuchscheme://"):
         phantoms[0].search("nosuchscheme://a/b")
 
 

@@ -113,7 +113,7 @@ def test_only_plain_files_inside_the_store_are_read(store: Location, tmp_path: P
         else:
             (tmp_path / path.name).write_bytes(held)
             path.symlink_to(tmp_path / path.name)
-    told = "no regular file" if made == "fifo" else "leads out of"
+    told = "not a regular file" if made == "fifo" else "leads out of"
     with pytest.raises(MedretError, match=told):
         search_it(store)
     with pytest.raises(MedretError, match=told):

@@ -130,7 +130,7 @@ def test_an_unreachable_volume_leaves_a_note(snapshot: Snapshot, phantom_archive
     page = _Page(results_page(snapshot, [("vector", None, hits)]))
     assert "the file is no longer there" in page.text
     assert "not_nifti: " in page.text
-    assert "no kind of place that is known" in page.text
+    assert "medret knows no filesystem for" in page.text
     assert "has no voxels" in page.text
     assert len(page.images) == 4 + 1
 
