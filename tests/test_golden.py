@@ -1,0 +1,59 @@
+"""A store that an earlier medret wrote: it is read as before, and written as before (tests/golden/make.py)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medret import open_snapshot
+from medret.cli import main
+from medret.snapshot import current_id, snapshot_ids
+from medret.storage import Location
+from tests.golden.make import FIRST, SECOND, answers, files, index, machine
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    """A copy of the archive and its store."""
+    return shutil.copytree(GOLDEN, tmp_path / "golden")
+
+
+def test_it_verifies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(GOLDEN / "store")]) == 0
+    assert len(snapshot_ids(Location(GOLDEN / "store"))) == 2
+    assert open_snapshot(GOLDEN / "store").manifest.tables_of("tombstones"), "the second snapshot has some"
+
+
+def test_it_gives_the_same_hits() -> None:
+    for name, hits in answers(GOLDEN / "store").items():
+        expected = EXPECTED["answers"][name]
+        assert [volume_id for volume_id, _ in hits] == [volume_id for volume_id, _ in expected], name
+        assert [score for _, score in hits] == pytest.approx([score for _, score in expected], abs=1e-4), name
+
+
+@pytest.mark.ray
+def test_a_run_over_a_copy_embeds_nothing_and_the_next_is_idle(golden: Path, ray_session: None) -> None:
+    """The copy has other times and another address: it is compared by content, and published once."""
+    store, before = Location(golden / "store"), files(golden / "store")
+    assert index(golden, golden / "store", *SECOND) == 4, "one is in quarantine"
+    counts = open_snapshot(golden / "store").manifest.counts
+    assert (counts.embedded, counts.unchanged, counts.quarantined) == (0, 7, 1)
+    assert files(golden / "store") == before
+    published = current_id(store)
+    assert index(golden, golden / "store", *SECOND) == 0
+    assert current_id(store) == published
+
+
+@pytest.mark.ray
+def test_the_same_archive_gives_the_same_files(golden: Path, ray_session: None) -> None:
+    if machine() != EXPECTED["machine"]:
+        pytest.skip("another processor, or another version of a library, gives other bits")
+    for options in (FIRST, SECOND):
+        index(golden, golden / "new", *options)
+    assert files(golden / "new") == files(golden / "store")
