@@ -111,7 +111,7 @@ def evaluate_snapshot(
         UsageError: A column or a name does not exist, or nothing can be scored.
     """
     from medret.evaluate import Options, Selection, archive_panel, evaluate
-    from medret.evaluate.queries import file_panel
+    from medret.evaluate.query_sets import file_panel
 
     selection = Selection(models, aggregations, indices, modes)
     options = Options(levels=levels, excludes=excludes, selection=selection)

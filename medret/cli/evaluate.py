@@ -116,8 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.cli.shared import clear, report, write_text
     from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
-    from medret.evaluate.compare import late_notes
-    from medret.evaluate.confounds import SOURCE
+    from medret.evaluate.figures import late_notes
+    from medret.evaluate.levels import SOURCE
     from medret.search import open_snapshot
 
     if arguments.seed < 0:
@@ -162,7 +162,7 @@ def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selecti
     from medret.cli.shared import report
     from medret.errors import UsageError
     from medret.evaluate import archive_panel
-    from medret.evaluate.queries import file_panel
+    from medret.evaluate.query_sets import file_panel
 
     without = _names(arguments.without)
     if not arguments.queries:

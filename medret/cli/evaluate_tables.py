@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from medret.evaluate.compare import late_notes
+from medret.evaluate.figures import late_notes
 from medret.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -98,11 +98,11 @@ def _study(arguments: argparse.Namespace) -> Study:
         bootstrap=Bootstrap(seed=arguments.seed),
     )
     if arguments.question == "aggregation":
-        from medret.evaluate.study_aggregation import study_aggregation
+        from medret.evaluate.study_similarity import study_aggregation
 
         return study_aggregation(snapshot, options, model=arguments.model, seeds=arguments.draws, report=report)
     if arguments.question == "ensemble":
-        from medret.evaluate.study_ensemble import study_ensemble
+        from medret.evaluate.study_similarity import study_ensemble
 
         return study_ensemble(snapshot, options, aggregation=arguments.aggregation, report=report)
     from medret.evaluate.study_index import DIMS, SIZES, study_index

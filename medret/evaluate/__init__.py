@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from medret.evaluate.averages import Bootstrap
 from medret.evaluate.configs import SearchConfig, Selection
-from medret.evaluate.plan import Options
-from medret.evaluate.query_set import QuerySet, archive_panel
-from medret.evaluate.result import Evaluation, Row
-from medret.evaluate.run import evaluate
+from medret.evaluate.evaluation import evaluate
+from medret.evaluate.figures import Evaluation, Row
+from medret.evaluate.levels import Options
+from medret.evaluate.query_sets import QuerySet, archive_panel
 
 __all__ = [
     "Bootstrap",

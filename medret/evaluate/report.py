@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.evaluate.averages import MACRO, MICRO
-from medret.evaluate.compare import late_notes
+from medret.evaluate.figures import Evaluation, late_notes
 from medret.evaluate.relevance import text_column, values_of
 from medret.evaluate.report_gallery import choose, gallery, read_images
 from medret.evaluate.report_map import legend_names, map_points
@@ -29,7 +29,6 @@ from medret.evaluate.report_tables import (
     scored,
     words,
 )
-from medret.evaluate.result import Evaluation
 from medret.search import Snapshot
 
 

@@ -9,9 +9,9 @@ from html import escape
 
 import numpy as np
 
+from medret.evaluate.figures import Evaluation
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SUBJECT, text_column, values_of
-from medret.evaluate.result import Evaluation
 from medret.html.images import IMAGE_SIZE, ImageRequest, VolumeImages
 from medret.search import Snapshot
 from medret.search.page import read_images as read_volumes

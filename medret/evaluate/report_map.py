@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.evaluate.figures import Evaluation
 from medret.evaluate.relevance import text_column, values_of
 from medret.evaluate.report_plots import COLOURS, Point
-from medret.evaluate.result import Evaluation
 from medret.search import Snapshot
 
 POINTS_MAX = 3000

@@ -7,8 +7,8 @@ from html import escape
 
 from medret.evaluate.averages import MACRO, MICRO
 from medret.evaluate.configs import SearchConfig
+from medret.evaluate.figures import ALL, ANN_RECALL, Evaluation, Row
 from medret.evaluate.relevance import SELF
-from medret.evaluate.result import ALL, ANN_RECALL, Evaluation, Row
 
 HEADLINE = ("recall@1", "mAP", "precision@5", "ndcg@10")
 CLASS_METRICS = ("recall@1", "recall@10", "precision@5", "mAP", "ndcg@10")

@@ -15,12 +15,11 @@ from medret.embeddings import read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
+from medret.evaluate.levels import Options, exclude_names, find_confounds, level_names
 from medret.evaluate.metrics import NAMES
-from medret.evaluate.plan import Options, exclude_names, find_confounds, level_names
-from medret.evaluate.query_set import archive_panel
-from medret.evaluate.ranking import Ranking
+from medret.evaluate.query_sets import archive_panel
 from medret.evaluate.relevance import exclusion_of, level_of, subject_numbers
-from medret.evaluate.tally import Tally, scope_of
+from medret.evaluate.scoring import Ranking, Tally, scope_of
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.evaluate.ranking import RECALL_K, TIE_TOLERANCE
+from medret.evaluate.scoring import RECALL_K, TIE_TOLERANCE
 from medret.evaluate.study import Report, Study, read_slices
 from medret.evaluate.study_plots import Line, lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from medret.evaluate import Evaluation, Options, Selection, archive_panel, evaluate
-from medret.evaluate.compare import late_notes
+from medret.evaluate.figures import late_notes
 from medret.search import Snapshot
 
 

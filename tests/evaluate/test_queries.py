@@ -13,7 +13,7 @@ from medret.cli import main
 from medret.demo.phantoms import write_phantom
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, evaluate
-from medret.evaluate.queries import file_panel
+from medret.evaluate.query_sets import file_panel
 from medret.search import Snapshot
 
 KINDS = {"Lung": "chest_ct", "Liver": "abdomen_ct", "Brain": "head_mri"}

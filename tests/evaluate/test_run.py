@@ -259,7 +259,7 @@ def test_what_cannot_be_evaluated_is_one_line(snapshot: Snapshot, options: Optio
 def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(selection=Selection(["synthetic-model"], ["mean"]), levels=["organ"])
     whole = evaluate(snapshot, archive_panel(snapshot), options)
-    monkeypatch.setattr("medret.evaluate.run.BATCH_PAIRS", 48 * 5)
+    monkeypatch.setattr("medret.evaluate.evaluation.BATCH_PAIRS", 48 * 5)
     parts = evaluate(snapshot, archive_panel(snapshot), options)
     assert [row.value for row in whole.rows] == [row.value for row in parts.rows]
     assert (whole.details["subject"].hits == parts.details["subject"].hits).all()

@@ -12,10 +12,9 @@ from medret.cli import main
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_panel, evaluate
 from medret.evaluate.study import Study, read_slices
-from medret.evaluate.study_aggregation import study_aggregation
-from medret.evaluate.study_ensemble import study_ensemble
 from medret.evaluate.study_index import like_stored, study_index
 from medret.evaluate.study_page import study_page
+from medret.evaluate.study_similarity import study_aggregation, study_ensemble
 from medret.search import Snapshot, open_snapshot
 
 ORGAN = Options(levels=["organ"])

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.averages import MACRO, MICRO, Averages, average
 from medret.evaluate.configs import SearchConfig, arms_of, leading_arm
+from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row, row_of
+from medret.evaluate.levels import Options, exclude_names, find_confounds, level_names
 from medret.evaluate.metrics import METRICS, RANKS_MIN
-from medret.evaluate.plan import Options, exclude_names, find_confounds, left_out_of, level_names
-from medret.evaluate.query_set import QuerySet
-from medret.evaluate.ranking import RECALL_K, Ranking, neighbours_found, rank, spliced
+from medret.evaluate.query_sets import QuerySet
 from medret.evaluate.relevance import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
-from medret.evaluate.result import ALL, ANN_RECALL, Detail, Evaluation, Row, row_of
-from medret.evaluate.tally import Scope, Tally, scope_of
+from medret.evaluate.scoring import RECALL_K, Ranking, Scope, Tally, neighbours_found, rank, scope_of, spliced
 from medret.index import EXACT
 from medret.search import Snapshot
 from medret.search.options import LATE, VOLUME, SearchOptions
@@ -56,7 +55,7 @@ def evaluate(snapshot: Snapshot, panel: QuerySet, options: Options, report: Repo
         exclusion.column: [scope_of(level, exclusion, options.min_relevant, batch) for level in levels]
         for exclusion in exclusions
     }
-    left_out = [left_out_of(exclude, scope) for exclude, own in scopes.items() for scope in own]
+    left_out = [_left_out_of(exclude, scope) for exclude, own in scopes.items() for scope in own]
     if not any(one.counted for one in left_out):
         raise UsageError(
             f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
@@ -87,6 +86,21 @@ def evaluate(snapshot: Snapshot, panel: QuerySet, options: Options, report: Repo
         panel=panel,
         details=work.details,
         seconds=time.perf_counter() - started,
+    )
+
+
+def _left_out_of(exclude: str, scope: Scope) -> LeftOut:
+    """Which queries a scope leaves out."""
+    few = scope.labelled & ~scope.counted
+    by_class = zip(scope.level.classes, scope.level.queries[few].sum(axis=0).tolist(), strict=True)
+    return LeftOut(
+        exclude=exclude,
+        level=scope.level.name,
+        counted=int(scope.counted.sum()),
+        classes=int(scope.level.queries[scope.counted].any(axis=0).sum()),
+        too_few_relevant=int(few.sum()),
+        by_class={name: count for name, count in by_class if count},
+        unlabelled=int((~scope.labelled).sum()),
     )
 
 

@@ -1,0 +1,166 @@
+"""What an evaluation scores: its options, and the levels, exclusions and confounds that follow from the labels.
+
+A level is confounded if its label can be predicted from where a volume comes from: then a score says little about the
+content of the images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from medret.errors import UsageError
+from medret.evaluate.averages import Bootstrap
+from medret.evaluate.configs import Selection
+from medret.evaluate.query_sets import QuerySet
+from medret.evaluate.relevance import SELF, SUBJECT, Level, text_column, values_of
+from medret.schemas import LABELS
+from medret.search import Snapshot
+
+LEVELS = LABELS[1:]
+MIN_RELEVANT = 3
+SOURCE = "dataset"
+SEPARABLE = 0.5  # a `share` or `excess` from here on is a warning
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate. levels, excludes: empty for the usual ones. depth: of every list, instead of the usual ones.
+
+    sources: columns that a label may follow from; where it does, scores without hits of the same source are added.
+    """
+
+    levels: Sequence[str] = ()
+    excludes: Sequence[str] = ()
+    sources: Sequence[str] = (SOURCE,)
+    selection: Selection = field(default_factory=Selection)
+    min_relevant: int = MIN_RELEVANT
+    depth: int | None = None
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+def find_confounds(panel: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
+    """How far each level follows from each source column that there is."""
+    there = [source for source in sources if source in panel.candidates.column_names]
+    found = (confound(panel.candidates, level.name, source) for level in levels for source in there)
+    return [one for one in found if one is not None]
+
+
+def level_names(snapshot: Snapshot, panel: QuerySet, options: Options) -> list[str]:
+    """The levels that have labels on both sides."""
+    for name in options.levels:
+        if name not in panel.candidates.column_names:
+            raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(panel)}")
+    wanted = list(dict.fromkeys(options.levels or LEVELS))
+    sides = (panel.queries, panel.candidates)
+    found = [name for name in wanted if all(any(text_column(side, name)) for side in sides)]
+    if not found:
+        raise UsageError(
+            f"{snapshot.uri}: nothing can be scored, because no volume has a label of {', '.join(wanted)}; "
+            "index with --labels TABLE"
+        )
+    return found
+
+
+def exclude_names(panel: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]) -> list[str]:
+    """The columns by which candidates are left out; adds to the warnings what was asked for and cannot be."""
+    known = (*panel.candidates.column_names, SELF)
+    for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
+        if name not in known:
+            raise UsageError(f"--exclude or --source '{name}' is no label of the store, which has {_names(panel)}")
+    wanted = list(options.excludes) or [SUBJECT]
+    if SUBJECT in wanted and not any(text_column(panel.candidates, SUBJECT)):
+        warnings.append("no volume has a subject: each volume counts as a subject of its own, and only it is left out")
+        wanted = [SELF if name == SUBJECT else name for name in wanted]
+    wanted = list(dict.fromkeys([*wanted, *(found.source for found in confounds if found.warns)]))
+    for name in wanted:
+        missing = 0 if name == SELF else text_column(panel.queries, name).count(None)
+        if missing:
+            warnings.append(f"{missing} queries have no {name}: of each of them its own volume alone is left out")
+    return wanted
+
+
+def _names(panel: QuerySet) -> str:
+    return ", ".join(name for name in panel.candidates.column_names if name not in ("volume_id", "uri"))
+
+
+@dataclass(frozen=True)
+class Confound:
+    """How far a level's label follows from a source column.
+
+    single: classes all of whose volumes come from one source. share: volumes that have such a class.
+    predicted: volumes whose class is the most frequent one of the other volumes of their source. excess: how much of
+    what the most frequent class of all leaves open that settles: 0 nothing, 1 all.
+    """
+
+    level: str
+    source: str
+    single: tuple[str, ...]
+    classes: int
+    share: float
+    predicted: float
+    excess: float
+
+    @property
+    def warns(self) -> bool:
+        """Whether the label is separable by source."""
+        return max(self.share, self.excess) >= SEPARABLE
+
+    @property
+    def message(self) -> str:
+        """The warning, in a sentence."""
+        return (
+            f"{self.level} follows from {self.source}: {len(self.single)} of {self.classes} classes, with "
+            f"{self.share:.0%} of the volumes, come from one {self.source} each, and naming the most frequent "
+            f"{self.level} of a {self.source} is right for {self.predicted:.0%}; believe the score among other "
+            f"{self.source}s, not the one beside it"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a JSON object."""
+        return {
+            "level": self.level,
+            "source": self.source,
+            "classes_from_one_source": list(self.single),
+            "share": self.share,
+            "predicted_by_source": self.predicted,
+            "separable": self.warns,
+            "message": self.message,
+        }
+
+
+def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
+    """What the volumes with a label and a source say; None when there is one class or one source only."""
+    pairs = [
+        (value, origin)
+        for text, origin in zip(text_column(labels, level), text_column(labels, source), strict=True)
+        if origin is not None
+        for value in values_of(text)
+    ]
+    origins: defaultdict[str, set[str]] = defaultdict(set)
+    by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    counts: Counter[str] = Counter()
+    for value, origin in pairs:
+        origins[value].add(origin)
+        by_source[origin][value] += 1
+        counts[value] += 1
+    if len(origins) < 2 or len(by_source) < 2:
+        return None
+    single = tuple(sorted(value for value, found in origins.items() if len(found) == 1))
+    share = sum(counts[value] for value in single) / len(pairs)
+    predicted = sum(_right(own) for own in by_source.values()) / len(pairs)
+    floor = max(counts.values()) / len(pairs)
+    return Confound(level, source, single, len(origins), share, predicted, (predicted - floor) / (1 - floor))
+
+
+def _right(counts: Counter[str]) -> int:
+    """For how many volumes of a source the most frequent class of its other volumes is theirs."""
+    right = 0
+    for value, count in counts.items():
+        others = max((other for name, other in counts.items() if name != value), default=0)
+        right += count if count - 1 >= max(others, 1) else 0
+    return right

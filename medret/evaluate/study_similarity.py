@@ -1,0 +1,195 @@
+"""Studies of volume vectors by exact search: which aggregation is best, and whether two models beat one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.embeddings import Aggregation, parse_aggregation
+from medret.errors import UsageError
+from medret.evaluate.levels import Options
+from medret.evaluate.report_plots import Bar, bars
+from medret.evaluate.study import (
+    Report,
+    Similarity,
+    SimilarityScorer,
+    StoredSlices,
+    Study,
+    read_slices,
+    score_rows,
+    score_table,
+)
+from medret.evaluate.study_plots import grid
+from medret.index import centred, fit_centre
+from medret.search import Snapshot
+from medret.search.answer import RRF_CONSTANT
+
+COUNTS = (5, 10, 20)
+CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
+SIGMAS = (0.05, 0.1, 0.2, 0.4)
+SEEDS = 5
+
+
+def study_aggregation(
+    snapshot: Snapshot,
+    options: Options,
+    *,
+    model: str | None = None,
+    seeds: int = SEEDS,
+    centres: Sequence[float] = CENTRES,
+    sigmas: Sequence[float] = SIGMAS,
+    report: Report = lambda _: None,
+) -> Study:
+    """Aggregate the stored slice vectors in every way and score each by exact search."""
+    slices = read_slices(snapshot, model)
+    bench = SimilarityScorer(snapshot, options)
+    arms: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
+    for count in COUNTS:
+        arms[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
+        arms[f"uniform:{count}"] = [Aggregation("uniform", count=count)]
+    for centre in centres:
+        for sigma in sigmas:
+            gaussian = Aggregation("gaussian", centre=centre, sigma=sigma)
+            arms[gaussian.name] = [gaussian]
+    rows = []
+    for number, (name, own) in enumerate(arms.items(), start=1):
+        report(f"{number}/{len(arms)} {name}")
+        rows += score_rows(name, [bench.score(_aggregated_cosines(slices, bench, aggregation)) for aggregation in own])
+    table = score_table(rows)
+    most = int(np.diff(slices.starts).max())
+    notes = [f"slices stored: {most} a volume at most; a subsample of as many or more is the mean", *bench.notes]
+    return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(table, centres, sigmas), notes)
+
+
+def _aggregated_cosines(slices: StoredSlices, bench: SimilarityScorer, aggregation: Aggregation) -> Similarity:
+    number = {name: at for at, name in enumerate(slices.volume_ids)}
+    vectors = np.zeros((len(bench.volume_ids), slices.vectors.shape[1]), np.float32)
+    for row, name in enumerate(bench.volume_ids):
+        if name in number:
+            own = slices.of(number[name])
+            vectors[row] = aggregation.aggregate(slices.vectors[own], slices.relative[own], name)
+    if slices.centred:  # as an index over these vectors would be
+        total = vectors.sum(axis=0, dtype=np.float64)
+        vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
+
+    return _cosines(vectors)
+
+
+def _aggregation_plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -> list[tuple[str, str]]:
+    rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
+    plots = []
+    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
+        own = {row["arm"]: row for row in rows if (row["exclude"], row["level"]) == (exclude, level)}
+        heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
+        plain = [row for name, row in own.items() if not name.startswith("gaussian")]
+        drawn = bars([_bar(row) for row in plain], heading)
+        values = np.array([[own[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in sigmas] for centre in centres])
+        cells = grid(values, [f"centre {c:g}" for c in centres], [f"sigma {s:g}" for s in sigmas], heading)
+        plots += [(heading, drawn), (f"{heading}, Gaussian weights", cells)]
+    return plots
+
+
+def _bar(row: dict[str, object]) -> Bar:
+    known = row["low"] is not None or int(str(row["seeds"])) > 1
+    value, low, high, chance = (float(str(row[name] or 0)) for name in ("value", "low", "high", "chance"))
+    if int(str(row["seeds"])) > 1:  # whiskers of repeated draws: two standard deviations over seeds
+        spread = 2 * float(str(row["spread"]))
+        low, high = max(0.0, value - spread), min(1.0, value + spread)
+    return Bar(str(row["arm"]), int(str(row["n"])), value, low, high, chance, known, row["arm"] == "mean")
+
+
+WEIGHTS = (0.25, 0.5, 0.75)
+
+
+def study_ensemble(
+    snapshot: Snapshot,
+    options: Options,
+    *,
+    aggregation: str | None = None,
+    weights: Sequence[float] = WEIGHTS,
+    report: Report = lambda _: None,
+) -> Study:
+    """Score every model and every pair of models by exact search over volume vectors."""
+    if len(snapshot.models) < 2:
+        raise UsageError(
+            f"{snapshot.uri} has one model, {snapshot.models[0]}: an ensemble needs two; index with --model A --model B"
+        )
+    bench = SimilarityScorer(snapshot, options)
+    alone = {model: _model_cosines(snapshot, bench, model, aggregation) for model in snapshot.models}
+    arms: dict[str, Similarity] = dict(alone)
+    for one, other in combinations(snapshot.models, 2):
+        for weight in weights:
+            arms[f"{one} {weight:g} + {other} {1 - weight:g}"] = _concatenated(alone[one], alone[other], weight)
+        arms[f"{one} rrf {other}"] = _fused(alone[one], alone[other])
+    rows: list[dict[str, Any]] = []
+    for number, (name, similarity) in enumerate(arms.items(), start=1):
+        report(f"{number}/{len(arms)} {name}")
+        rows += score_rows(name, [bench.score(similarity)])
+    table = score_table(rows)
+    notes = [
+        "A + B: cosine of the weighted, concatenated vectors",
+        "rrf: reciprocal-rank fusion, the ranks counted among all other volumes",
+        *bench.notes,
+    ]
+    return Study("ensemble", snapshot.uri, snapshot.id, table, _ensemble_plots(table, set(alone)), notes)
+
+
+def _model_cosines(snapshot: Snapshot, bench: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
+    asked = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in bench.volume_ids)
+    vectors = np.array([query.volume for query in asked], np.float32)
+
+    return _cosines(vectors)
+
+
+def _cosines(vectors: NDArray[np.float32]) -> Similarity:
+    def similarity(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        cosines: NDArray[np.float32] = vectors[rows] @ vectors.T
+        return cosines
+
+    return similarity
+
+
+def _concatenated(one: Similarity, other: Similarity, weight: float) -> Similarity:
+    return lambda rows: weight * one(rows) + (1 - weight) * other(rows)
+
+
+def _fused(one: Similarity, other: Similarity) -> Similarity:
+    def similarity(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        fused = np.zeros((len(rows), 0))
+        for member in (one, other):
+            scores = np.asarray(member(rows), np.float64)
+            scores[np.arange(len(rows)), rows] = -np.inf  # a query's own volume takes no rank
+            ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
+            part = 1 / (RRF_CONSTANT + ranks)
+            fused = fused + part if fused.size else part
+        return fused
+
+    return similarity
+
+
+def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, str]]:
+    rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
+    plots = []
+    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
+        own = [row for row in rows if (row["exclude"], row["level"]) == (exclude, level)]
+        heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
+        drawn = [
+            Bar(
+                row["arm"],
+                row["n"],
+                row["value"],
+                row["low"] or 0,
+                row["high"] or 0,
+                row["chance"],
+                row["low"] is not None,
+                row["arm"] in alone,
+            )
+            for row in own
+        ]
+        plots.append((heading, bars(drawn, heading, name_px=330)))
+    return plots
