@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from medret.evaluate import Evaluation
     from medret.pipeline.dry_run import IndexPlan
     from medret.pipeline.result import IndexOutcome
-    from medret.search import Hit, SearchOptions, SliceMatch, SlicePair, Snapshot, open_snapshot
+    from medret.search import Hit, Hits, SearchOptions, SliceMatch, SlicePair, Snapshot, open_snapshot
 
 __all__ = [
     "BusyError",
@@ -43,6 +43,7 @@ __all__ = [
     "Evaluation",
     "GateError",
     "Hit",
+    "Hits",
     "IndexOutcome",
     "IndexPlan",
     "MedretError",
@@ -69,6 +70,7 @@ __all__ = [
 _MODULES = {  # the module of each public name that is not loaded with medret
     "Evaluation": "medret.evaluate",
     "Hit": "medret.search",
+    "Hits": "medret.search",
     "IndexOutcome": "medret.pipeline.result",
     "IndexPlan": "medret.pipeline.dry_run",
     "SearchOptions": "medret.search",

@@ -14,7 +14,6 @@ from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SUBJECT, text_column, values_of
 from medret.html.images import IMAGE_SIZE, ImageRequest, VolumeImages
 from medret.search import Snapshot
-from medret.search.page import read_images as read_volumes
 
 QUERIES_SHOWN = 5
 HITS_SHOWN = 5
@@ -78,7 +77,7 @@ def read_images(
         wanted["query", shelf.query] = _wanted(found, "query", shelf.query)
         for row, _, _ in shelf.hits:
             wanted["hit", row] = _wanted(found, "hit", row)
-    images = read_volumes(snapshot, list(wanted.values()), found.leading.model)
+    images = snapshot.read_images(list(wanted.values()), found.leading.model)
     return {key: images[one] for key, one in wanted.items()}
 
 

@@ -68,9 +68,12 @@ class _Figure:
     caption: str
 
 
-def render_hits(hits: Sequence[HitCard]) -> str:
-    """Render hits as a fragment for notebooks: a `<div>` with its own style, which changes nothing around it."""
-    return _render("hits_fragment.html.j2", hits=hits)
+def render_hits(hits: Sequence[HitCard], query: VolumeImages | str = "") -> str:
+    """Render hits as a fragment for notebooks: a `<div>` with its own style, which changes nothing around it.
+
+    query: its slices, shown beside those of the hits.
+    """
+    return _render("hits_fragment.html.j2", hits=hits, query=query)
 
 
 def render_page(title: str, queries: Sequence[QueryCard], **values: object) -> str:

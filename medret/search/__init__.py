@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Hit", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]
+__all__ = ["Hit", "Hits", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]
 
 if TYPE_CHECKING:
-    from medret.search.hit import Hit, SliceMatch, SlicePair
+    from medret.search.hit import Hit, Hits, SliceMatch, SlicePair
     from medret.search.options import SearchOptions
     from medret.search.snapshot import Snapshot, open_snapshot
 else:

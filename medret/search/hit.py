@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 if TYPE_CHECKING:
     from medret.html.hits import HitCard
@@ -101,3 +101,37 @@ class Hit:
         best = self.best_pair
         pair = BestPair(best.plane, best.query, best.hit, best.score) if best else None
         return HitCard(self.rank, self.volume_id, self.uri, self.score, self.labels, pair, images)
+
+
+class Hits(list[Hit]):
+    """The hits of one query, best first: a list that a notebook shows with its slices, as the page of results does.
+
+    show: hits to HTML; reads volumes, so it is called only when hits are shown. A copy of the list is a plain list.
+    """
+
+    def __init__(self, hits: Iterable[Hit] = (), show: Callable[[Sequence[Hit]], str] | None = None) -> None:
+        super().__init__(hits)
+        self._show = show
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Hits: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Hit | Hits:
+        """One hit, or some of them, which a notebook shows as well."""
+        return Hits(super().__getitem__(index), self._show) if isinstance(index, slice) else super().__getitem__(index)
+
+    def __reduce__(self) -> tuple[type[list[Hit]], tuple[list[Hit]]]:
+        return list, (list(self),)  # pickled without the snapshot
+
+    def _repr_html_(self) -> str | None:
+        return None if self._show is None else self._show(self)
+
+
+def query_request(uri: str, hits: Sequence[Hit]) -> ImageRequest:
+    """What to read in order to show a query: its volume, with the slices that its hits matched."""
+    from medret.html.images import ImageRequest
+
+    pairs = (hit.best_pair for hit in hits)
+    matched = frozenset((pair.plane, pair.query) for pair in pairs if pair and pair.query is not None)
+    return ImageRequest(uri, None, matched)

@@ -9,26 +9,31 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import pyarrow as pa
 
-from medret.errors import CorruptError, DroppedError, StorageError, UsageError
+from medret.errors import CorruptError, DroppedError, MedretError, StorageError, UsageError
 from medret.index import EXACT
 from medret.recipe import Recipe
 from medret.search.answer import answer
 from medret.search.contents import Contents, Member
-from medret.search.hit import Hit
+from medret.search.hit import Hit, Hits, query_request
 from medret.search.index_search import ScoredRow
 from medret.search.ledger import LedgerRow
 from medret.search.matching import SliceVectors
 from medret.search.options import DEFAULT_K, SLICE, SearchKeywords, SearchOptions
+from medret.search.places import Refused
 from medret.search.query import Query, QueryVectors, is_file
-from medret.search.resolve import Resolver
+from medret.search.resolve import Resolver, sha256_of
 from medret.snapshot import current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
 from medret.storage import Location, normalise_uri
+
+if TYPE_CHECKING:
+    from medret.html.images import ImageRequest, VolumeImages
 
 OPENINGS = 20  # tries, of which each but the last found another snapshot live when it failed
 
@@ -83,13 +88,13 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<Snapshot {self.id} of {self.uri}>"
 
-    def search(self, query: Query, k: int = DEFAULT_K, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    def search(self, query: Query, k: int = DEFAULT_K, **options: Unpack[SearchKeywords]) -> Hits:
         """The k hits most similar to a query, best first; see `search_many`."""
         return self.search_many([query], k, **options)[0]
 
     def search_many(
         self, queries: Sequence[Query], k: int = DEFAULT_K, **options: Unpack[SearchKeywords]
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The k hits most similar to each query, best first; the indices are searched once for all queries.
 
         A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
@@ -99,7 +104,8 @@ class Snapshot:
         when the snapshot was removed from the store: open it again.
         """
         with self._contents.reading():
-            return answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
+            found = answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
+        return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, found, strict=True)]
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
@@ -179,3 +185,34 @@ class Snapshot:
         """Where a volume of the snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
         row = self.volume(volume_id)
         return uri if row is None or row.uri != uri else self._contents.place(row)
+
+    def read_images(
+        self, requests: Sequence[ImageRequest], model: str | None = None
+    ) -> dict[ImageRequest, VolumeImages | str]:
+        """Read the images of volumes and query files, sliced as for `model`; as text, why a volume cannot be shown."""
+        from medret.html.images import NotShownError, load_images
+
+        def locate(request: ImageRequest) -> str:
+            place = request.uri if request.identity is None else self.place(request.identity[0], request.uri)
+            if isinstance(place, Refused):
+                raise NotShownError(place.reason)
+            return place
+
+        def identify(uri: str, data: bytes) -> tuple[str, str | None]:
+            return self.identify(uri, sha256_of(data))
+
+        return load_images(requests, self.recipe(model).slices, locate=locate, identify=identify)
+
+    def _show(self, query: Query, hits: Sequence[Hit]) -> str:
+        """Hits as HTML for a notebook."""
+        from medret.html.hits import render_hits
+
+        requests = [hit.image_request() for hit in hits]
+        try:
+            uri = self.uri_of_query(query)
+            of_query = None if uri is None else query_request(uri, hits)
+            images = self.read_images([*requests, of_query] if of_query else requests)
+        except MedretError as error:  # the query's file or the snapshot was removed since
+            of_query, images = None, dict.fromkeys(requests, str(error))
+        cards = [hit.card(images[request]) for hit, request in zip(hits, requests, strict=True)]
+        return render_hits(cards, images[of_query] if of_query else "")

@@ -161,3 +161,12 @@ def test_modality_is_the_given_one_or_that_of_the_same_content(
         with pytest.raises(UsageError, match="seen"):
             snapshot.search(archive / kind / f"{kind}_0.nii.gz", 1, modality=given)
     assert seen == list(expected.values())
+
+
+def test_a_notebook_shows_the_slices_of_query_and_hits(phantoms: tuple[Snapshot, Path]) -> None:
+    snapshot, archive = phantoms
+    shown = snapshot.search(archive / "head_mri/head_mri_0.nii.gz", 2)._repr_html_()
+    assert shown is not None
+    assert "query, axial" in shown
+    assert "hit, axial" in shown
+    assert shown.count("<img") > 4

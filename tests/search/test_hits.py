@@ -1,0 +1,50 @@
+"""Hits are a list that shows itself in a notebook."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from medret.errors import DroppedError
+from medret.search import Hits, Snapshot, open_snapshot
+
+
+@pytest.fixture(scope="module")
+def snapshot(made_store: Any) -> Snapshot:
+    return open_snapshot(made_store.uri)
+
+
+def test_hits_are_a_list(made_store: Any, snapshot: Snapshot) -> None:
+    hits = snapshot.search(made_store.ids[3], 5)
+    assert isinstance(hits, list)
+    assert hits == list(hits) == pickle.loads(pickle.dumps(hits))
+    assert type(pickle.loads(pickle.dumps(hits))) is list
+    assert [hit.rank for hit in hits[1:3]] == [2, 3]
+    assert json.loads(json.dumps([hit.to_json() for hit in hits]))[0]["rank"] == 1
+    assert Hits()._repr_html_() is None
+
+
+def test_hits_that_cannot_be_read_are_shown_without_pictures(made_store: Any, snapshot: Snapshot) -> None:
+    """The volumes of this store are not on this machine."""
+    hits = snapshot.search(made_store.ids[3], 5)
+    shown, first = hits._repr_html_(), hits[:1]._repr_html_()
+    assert shown
+    assert first
+    assert all(hit.volume_id.rpartition("/")[2] in shown for hit in hits)
+    assert "<img" not in shown
+    assert first.count("<li>") == 1
+    assert shown.count("<li>") == 5
+
+
+def test_nothing_is_read_before_hits_are_shown(
+    made_store: Any, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise DroppedError("the snapshot is gone")
+
+    monkeypatch.setattr(Snapshot, "read_images", fail)
+    hits = snapshot.search(made_store.ids[3], 2)
+    assert str(hits._repr_html_()).count("the snapshot is gone") == 2
