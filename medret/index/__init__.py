@@ -1,7 +1,7 @@
-"""Vectors to index files: HNSW, LSH and exact, sharded, deterministic, with their recall measured.
+"""Vectors to index files: HNSW, LSH and exact, sharded, deterministic, their recall measured.
 
-Frame of all vectors here: unit length, seen from the centre of their index, float16 on disk, compared by inner product
-(so scores are cosines).
+All vectors here have unit length after the centre of their index was subtracted. They are float16 on disk and compared
+by inner product, so scores are cosines.
 """
 
 from __future__ import annotations

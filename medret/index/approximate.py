@@ -24,16 +24,16 @@ from medret.index.exact import ExactIndex, float32_batches
 from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, hnsw_parameters, mask_of_rows, no_neighbours
 from medret.index.settings import IndexSettings
 
-# Kept vectors are not spread evenly: more are asked for than their share calls for.
+# Allowed vectors are not spread evenly: ask for more than their share of all.
 ASK_SLACK = 1.5
 
 
 class ApproximateIndex(ABC):
-    """An opened approximate index. What it finds is re-scored: all kinds report the same cosines."""
+    """An opened approximate index. Its candidates are re-scored, so all kinds report the same cosines."""
 
-    # What a filtered search costs, in vectors that are scanned in the same time: for each vector that the index is
-    # asked for, and for each that it holds. With fewer vectors kept than that, they are scanned. bench/filter.py, one
-    # thread, 50,000 synthetic vectors x 768, k = 10, milliseconds a query:
+    # The cost of a filtered search, in vectors scanned in the same time: per vector that the index is asked for, and
+    # per vector that it holds. If fewer vectors than that are kept, they are scanned. bench/filter.py, one thread,
+    # 50,000 synthetic vectors x 768, k = 10, milliseconds per query:
     #     kept       50 %   20 %   10 %    5 %    1 %   0.1 %
     #     scan        7.1    4.1    2.7    1.3    0.4    0.3
     #     HNSW        0.8    1.2    2.6    4.4   14.5    212
@@ -54,13 +54,13 @@ class ApproximateIndex(ABC):
         return self._exact.rows
 
     def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
-        """The best min(k, rows) rows for each of (q, dim) unit queries, approximately, none of them in `excluded`."""
+        """About the best min(k, rows) rows for each of (q, dim) unit queries, without the rows in `excluded`."""
         k = min(k, self.rows)
         if k <= 0 or not len(queries):
             return no_neighbours(len(queries))
-        hidden = self._distinct.hidden_by(excluded)
-        kept = self._total - (0 if hidden is None else len(hidden))
-        numbers = self._candidates(queries, k, hidden, kept)
+        excluded_numbers = self._distinct.excluded_numbers(excluded)
+        kept = self._total - (0 if excluded_numbers is None else len(excluded_numbers))
+        numbers = self._candidates(queries, k, excluded_numbers, kept)
         if numbers is None:
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)
@@ -75,42 +75,42 @@ class ApproximateIndex(ABC):
         return found
 
     def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The exact cosines of (q, dim) queries with their own (q, m) numbered vectors."""
+        """Exact cosines of each of (q, dim) queries with its (q, m) numbered vectors."""
         return self._exact.scores(queries, self._distinct.rows_of(numbers))
 
     @abstractmethod
     def _candidates(
-        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
+        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
-        """(q, m) numbers of distinct vectors, m >= k, none hidden, MISSING where there are fewer; None: scan instead.
+        """(q, m) numbers of distinct vectors, m >= k, none of them in `excluded`, MISSING where there are fewer.
 
-        kept: how many are not hidden.
+        excluded: numbers too. kept: how many vectors are not excluded. Returns None where a scan is faster.
         """
 
     def _asked(self, wanted: int, kept: int) -> int | None:
-        """Of how many nearest vectors about `wanted` are kept ones; None where a scan is the faster way."""
+        """How many nearest vectors to ask for, so that about `wanted` of them are kept; None if a scan is faster."""
         total = self._total
         asked = math.ceil(ASK_SLACK * wanted * total / max(kept, 1))
         walk = self.cost_asked * asked + self.cost_held * total
         return asked if walk < kept and asked < total else None
 
-    def _without(self, numbers: NDArray[np.int64], hidden: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-        """The first `wanted` numbers that are not hidden; none of a query that has fewer, which is scanned then."""
-        gone = (numbers == MISSING) | mask_of_rows(hidden, self._total)[numbers]
-        first = np.argsort(gone, axis=1, kind="stable")[:, :wanted]
-        left: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
-        left[np.take_along_axis(gone, first, axis=1).any(axis=1)] = MISSING
-        return left
+    def _first_allowed(self, numbers: NDArray[np.int64], excluded: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+        """The first `wanted` numbers that are not excluded; none for a query with fewer, which is then scanned."""
+        unusable = (numbers == MISSING) | mask_of_rows(excluded, self._total)[numbers]
+        first = np.argsort(unusable, axis=1, kind="stable")[:, :wanted]
+        allowed: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
+        allowed[np.take_along_axis(unusable, first, axis=1).any(axis=1)] = MISSING
+        return allowed
 
 
-_faiss: Any = faiss  # its type stubs know no storage
+_faiss: Any = faiss  # its type stubs lack `storage`
 
-# Up to so many hidden vectors are walked through, whichever they are; beyond, the search is widened by their share.
+# Up to this many excluded vectors are walked through; beyond, the search is widened by their share.
 EXCLUDED_MAX = 2048
 
 
 def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexHNSWSQ:
-    """The graph over (n, dim) distinct unit vectors. The same on every run only if FAISS has one thread."""
+    """Build the graph over (n, dim) distinct unit vectors. It is the same on every run only if FAISS has one thread."""
     quantiser: Any = faiss.ScalarQuantizer.QT_fp16  # the type stubs want an object where FAISS wants its enum
     index = faiss.IndexHNSWSQ(vectors.shape[1], quantiser, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = settings.hnsw_ef_construction
@@ -120,40 +120,39 @@ def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.I
 
 
 class HnswIndex(ApproximateIndex):
-    """An opened HNSW index. Hidden vectors are walked through but not returned."""
+    """An opened HNSW index. Excluded vectors are walked through but not returned."""
 
     cost_asked, cost_held = 24.0, 0.0
 
     def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
         super().__init__(index, exact, distinct)
         self._ef_search = ef_search
-        self._own = ExactIndex(_faiss.downcast_index(index.storage))
+        self._graph_vectors = ExactIndex(_faiss.downcast_index(index.storage))
         self._unfiltered = hnsw_parameters(ef_search, None, self._total)
 
     def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """From the graph's own vectors, which are the same bits and which the walk has just read."""
-        return self._own.scores(queries, numbers)
+        """Use the graph's vectors, which have the same bits and are in the cache after the walk."""
+        return self._graph_vectors.scores(queries, numbers)
 
     def _candidates(
-        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
+        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
-        total, dropped = self._total, 0 if hidden is None else len(hidden)
+        total, excluded_count = self._total, 0 if excluded is None else len(excluded)
         numbers: NDArray[np.int64]
-        if dropped <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + dropped) >= kept:
-            return None  # a small index: a scan is as fast, and misses nothing
-        if not dropped:
+        if excluded_count <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + excluded_count) >= kept:
+            return None  # in a small index a scan is as fast and misses nothing
+        if not excluded_count:
             _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
             return numbers
-        if hidden is not None and dropped > EXCLUDED_MAX:
+        if excluded is not None and excluded_count > EXCLUDED_MAX:
             asked = self._asked(k + TIE_MARGIN, kept)
             if asked is None:
                 return None
             asked = min(max(asked, self._ef_search), total)
             _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
-            return self._without(numbers, hidden, min(k + TIE_MARGIN, kept))
-        # Hidden vectors fill the candidate list too; where they are the nearest, a list no longer than they are many
-        # would hold nothing else.
-        parameters = hnsw_parameters(self._ef_search + dropped, hidden, total)
+            return self._first_allowed(numbers, excluded, min(k + TIE_MARGIN, kept))
+        # Excluded vectors take places in the candidate list too: make room for all of them, in case they are nearest.
+        parameters = hnsw_parameters(self._ef_search + excluded_count, excluded, total)
         _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=parameters)
         return numbers
 
@@ -162,7 +161,7 @@ TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits fl
 
 
 def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexLSH:
-    """Codes of (n, dim) distinct unit vectors. Thresholds come from at most 16,384 evenly spaced rows."""
+    """Build the codes of (n, dim) distinct unit vectors. Thresholds come from at most 16,384 evenly spaced rows."""
     rows, dim = vectors.shape
     index = faiss.IndexLSH(dim, settings.bits_for(dim), True, True)  # rotate, train thresholds
     sample = np.linspace(0, rows - 1, min(rows, TRAIN_ROWS)).round().astype(np.int64)
@@ -173,7 +172,7 @@ def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.In
 
 
 class LshIndex(ApproximateIndex):
-    """An opened LSH index. `candidates`: how many of the nearest codes are re-scored."""
+    """An opened LSH index. candidates: how many of the nearest codes are re-scored."""
 
     cost_asked, cost_held = 1.5, 0.1
 
@@ -182,16 +181,16 @@ class LshIndex(ApproximateIndex):
         self._count = candidates
 
     def _candidates(
-        self, queries: NDArray[np.float32], k: int, hidden: NDArray[np.int64] | None, kept: int
+        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
         total = self._total
         wanted = asked = max(self._count, k + TIE_MARGIN)
-        if hidden is not None:  # IndexLSH takes no selector: ask for more instead
-            few = len(hidden) <= self._count
+        if excluded is not None:  # IndexLSH takes no selector: ask for more instead
+            few = len(excluded) <= self._count
             share = None if few else self._asked(wanted, kept)
             if not few and share is None:
                 return None
-            asked = share or wanted + len(hidden)
+            asked = share or wanted + len(excluded)
         numbers: NDArray[np.int64]
         _, numbers = self._index.search(queries, min(asked, total))
-        return numbers if hidden is None else self._without(numbers, hidden, min(wanted, kept))
+        return numbers if excluded is None else self._first_allowed(numbers, excluded, min(wanted, kept))

@@ -29,11 +29,12 @@ NORM_TOLERANCE = 1e-2  # float16 keeps a unit vector's norm within 1e-3; beyond 
 
 @dataclass(frozen=True)
 class IndexShard:
-    """What `build_shard` wrote.
+    """The files that `build_shard` wrote.
 
-    shard: key that joins the files of one shard; made of their content, so equal input gives the equal key.
-    files: (kind, file) pairs, kind one of hnsw, lsh, exact, rows. recall: kind -> recall@10 against exact search.
-    seconds: kind -> wall time of building and writing it, recall included.
+    shard: key shared by the files of one shard, derived from their content, so equal input gives an equal key.
+    files: (kind, file) pairs; kind is hnsw, lsh, exact or rows.
+    recall: kind -> recall@10 against exact search.
+    seconds: kind -> wall time of building, writing and measuring it.
     """
 
     shard: str
@@ -55,10 +56,10 @@ def build_shard(
 ) -> IndexShard:
     """Index (n, dim) float16 unit vectors, n >= 1, described by `rows` (schemas.ROWS), into `folder` below the store.
 
-    Rows are put in volume_id order first, if they are not. FAISS has one thread, so that equal input gives equal
-    files on one kind of processor. `use_gpu` lets the recall measurement search exactly on a GPU where there is one.
-    Peak memory is about six times the vectors' own, and half a gigabyte.
-    Raises MedretError when the vectors are not finite unit vectors or the row table does not match them.
+    Rows are sorted by volume_id first. FAISS uses one thread, so that equal input gives equal files on one type of
+    processor. use_gpu: measure recall with exact search on a GPU if there is one. Peak memory is about six times that
+    of the vectors, plus half a gigabyte. Raises MedretError when the vectors are not finite unit vectors or the row
+    table does not match them.
     """
     _check(vectors, rows)
     order = row_order(rows)
@@ -135,7 +136,7 @@ def _check(vectors: NDArray[np.float16], rows: pa.Table) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """FAISS with one thread: with more, the order of insertion decides the HNSW graph."""
+    """Limit FAISS to one thread: with more, the order of insertion, and so the HNSW graph, is left to chance."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -151,10 +152,12 @@ TIE_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class RecallProbe:
-    """Queries drawn from a shard and the score that a true neighbour of each must reach.
+    """Queries drawn from a shard, and the score that a true neighbour of each must reach.
 
-    rows: (q,) the queries' own rows, which do not count as neighbours. queries: (q, dim) float32.
-    thresholds: (q,) float32, the exact k-th best score among the other rows. k: min(10, rows - 1).
+    rows: (q,) rows of the queries, which do not count as neighbours.
+    queries: (q, dim) float32.
+    thresholds: (q,) float32, the exact k-th best score among the other rows.
+    k: min(10, rows - 1).
     """
 
     rows: NDArray[np.int64]
@@ -164,7 +167,7 @@ class RecallProbe:
 
 
 def recall_probe(exact: ExactIndex, *, seed: int = 0, k: int = RECALL_K, queries_max: int = QUERIES_MAX) -> RecallProbe:
-    """Draw at most `queries_max` rows and find their exact k-th neighbours' scores."""
+    """Draw at most `queries_max` rows and find the scores of their exact k-th neighbours."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(exact.rows, min(queries_max, exact.rows), replace=False)).astype(np.int64)
     queries = exact.vectors(rows).astype(np.float32)
@@ -176,9 +179,9 @@ def recall_probe(exact: ExactIndex, *, seed: int = 0, k: int = RECALL_K, queries
 
 
 def recall_of(index: Searchable, exact: ExactIndex, probe: RecallProbe) -> float:
-    """Share of the k neighbours that `index` gives which are true ones, ties included: 0 to 1.
+    """The share of true neighbours, ties included, among the k that `index` finds: 0 to 1.
 
-    A neighbour is true when its exact score is at least the k-th exact score less 1e-6. A single vector has no
+    A neighbour is true if its exact score is at least the k-th exact score minus 1e-6. A single vector has no
     neighbours to miss: 1.
     """
     if probe.k == 0:
@@ -191,20 +194,20 @@ def recall_of(index: Searchable, exact: ExactIndex, probe: RecallProbe) -> float
 def _without_self(
     index: Searchable, own: NDArray[np.int64], queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best rows other than the query's own: (q, k) scores and rows."""
+    """The k best rows other than each query's own: (q, k) scores and rows."""
     found = index.search(queries, k + 1)
-    # Its own row last, or, where it was not among the k + 1, the worst of them.
+    # Drop the query's own row or, if it is not among the k + 1, the worst of them.
     order = np.argsort(found.rows == own[:, None], axis=1, kind="stable")[:, :k]
     return np.take_along_axis(found.scores, order, axis=1), np.take_along_axis(found.rows, order, axis=1)
 
 
 def size_bytes(index: Any) -> int:
-    """Bytes that a FAISS index takes on disk."""
+    """Size of a FAISS index on disk."""
     writer = faiss.VectorIOWriter()
     faiss.write_index(index, writer)
     return int(writer.data.size())
 
 
 def threads() -> int:
-    """Threads that FAISS builds and searches with."""
+    """Number of threads that FAISS builds and searches with."""
     return int(faiss.omp_get_max_threads())

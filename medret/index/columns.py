@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 
 def int32_view(column: pa.Int32Array) -> NDArray[np.int32]:
-    """The values of a column without nulls, not copied."""
+    """A view of the values of a column without nulls."""
     values = np.frombuffer(column.buffers()[1], np.int32)
     return values[column.offset : column.offset + len(column)]
 
 
 def index_array(rows: NDArray[np.int64] | Sequence[int]) -> pa.Int64Array:
     """Row numbers as Arrow's `take` wants them."""
-    wanted = np.ascontiguousarray(rows, dtype=np.int64)
-    return pa.Array.from_buffers(pa.int64(), len(wanted), [None, pa.py_buffer(wanted)])
+    values = np.ascontiguousarray(rows, dtype=np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 class Utf8:
-    """Single values of a string array without nulls, as UTF-8 bytes, read from its buffers: no Arrow scalar is made."""
+    """Single values of a string array without nulls, as UTF-8 bytes, read from its buffers without Arrow scalars."""
 
     def __init__(self, values: pa.StringArray) -> None:
         _, offsets, data = values.buffers()
@@ -59,16 +59,15 @@ class Strings:
 
 
 class Coded:
-    """Single values of a dictionary-encoded string array, None for nulls: for columns of few different values."""
+    """Single values of a dictionary-encoded string array, None for nulls: for columns with few distinct values."""
 
     def __init__(self, values: pa.DictionaryArray) -> None:
         self._names = Strings(values.dictionary)
         self._codes = memoryview(int32_view(values.indices).data)
         self._none = len(values.dictionary)
         if values.null_count:
-            held = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little").astype(np.bool_)
-            there = held[values.offset : values.offset + len(values)]
-            self._codes = memoryview(np.where(there, int32_view(values.indices), self._none).data)
+            valid = np.frombuffer(_bits(values), np.uint8).astype(np.bool_)
+            self._codes = memoryview(np.where(valid, int32_view(values.indices), self._none).data)
 
     def __getitem__(self, place: int) -> str | None:
         code = self._codes[place]
@@ -89,7 +88,7 @@ class Maps:
         self._keys, self._items = _texts(values.keys), _texts(values.items)
 
     def __getitem__(self, place: int) -> list[tuple[str, str | None]]:
-        """The entries in order; none of a null."""
+        """The entries in order; an empty list for a null."""
         if self._valid is not None and not self._valid[place]:
             return []
         keys, items = self._keys, self._items
@@ -97,21 +96,26 @@ class Maps:
 
 
 def _bits(values: pa.Array) -> memoryview:
-    """One byte a value: whether it is there."""
+    """One byte per value: 1 if it is valid, 0 if it is null."""
     bits = np.unpackbits(np.frombuffer(values.buffers()[0], np.uint8), bitorder="little")
     return memoryview(bits.data)[values.offset : values.offset + len(values)]
 
 
 MAGIC = b"ARROW1"
-FOOTER_BATCHES, MESSAGE_KIND, MESSAGE_BATCH, BATCH_COMPRESSION = 3, 1, 2, 3  # numbers of fields in their tables
-RECORD_BATCH = 3  # the kind of message
+FOOTER_BATCHES, MESSAGE_KIND, MESSAGE_BATCH, BATCH_COMPRESSION = 3, 1, 2, 3  # field numbers in their tables
+RECORD_BATCH = 3  # a kind of message
 
 
 def has_plain_buffers(data: Any) -> bool:
-    """True for the bytes (or a map) of a file of one uncompressed record batch; False for any other, damaged too."""
+    """Whether the bytes (or memory map) of an Arrow file hold exactly one record batch, uncompressed and undamaged.
+
+    Compressed buffers state their unpacked size, so a small file can ask for any amount of memory, and pyarrow unpacks
+    them as soon as it reads a batch. Only the flatbuffers that tell are read
+    (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
+    """
     try:
         return _is_plain(data)
-    except (struct.error, ValueError):  # a number in it leads out of it
+    except (struct.error, ValueError):  # an offset leads out of the file
         return False
 
 
@@ -128,7 +132,7 @@ def _is_plain(data: Any) -> bool:
     count, start = struct.unpack_from("<Iq", data, vector)
     if count != 1:
         return False
-    message = _follow(data, start + 8)  # after the mark of a message and its length
+    message = _follow(data, start + 8)  # after the message's marker and length
     kind, header = _field(data, message, MESSAGE_KIND), _field(data, message, MESSAGE_BATCH)
     if kind is None or header is None or data[kind] != RECORD_BATCH:
         return False
@@ -136,13 +140,13 @@ def _is_plain(data: Any) -> bool:
 
 
 def _follow(data: Any, place: int) -> int:
-    """Where the offset at a place leads."""
+    """The place that the offset at `place` points to."""
     (offset,) = struct.unpack_from("<I", data, _within(data, place))
     return _within(data, place + int(offset))
 
 
 def _field(data: Any, table: int, number: int) -> int | None:
-    """Where a field of a table lies; None where the table leaves it out."""
+    """The place of a field of a table; None if the table omits it."""
     (back,) = struct.unpack_from("<i", data, table)
     listed = _within(data, table - int(back))
     (listed_bytes,) = struct.unpack_from("<H", data, listed)

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first, no_neighbours, scan_parameters
 
-BATCH_ROWS = 16_384  # rows that are float32 at the same time while building
+BATCH_ROWS = 16_384  # rows converted to float32 at a time while building
 SCALE = 2.0**112  # of `scaled_float32`: float32's exponent counts from 127, that of float16 from 15
-RESCORE_BYTES = 2 << 20  # of the float64 copy of candidates while re-scoring: what stays in a core's cache
+RESCORE_BYTES = 2 << 20  # size of the float64 copy of candidates while re-scoring: it fits in a core's cache
 GPU_MAX_K = 2048  # FAISS's limit on k for a GPU index
 GPU_MIN_QUERIES = 32  # below this, copying a shard to the GPU costs more than scanning it once on the CPU
 GPU_BATCH_ROWS = 65_536
 
 
 def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
-    """An inner-product index over (n, dim) float16 vectors; float16 codes are the vectors' own bits."""
+    """Build an inner-product index over (n, dim) float16 vectors; its codes are the vectors' own bits."""
     index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for batch in float32_batches(vectors):
         index.add(batch)
@@ -40,9 +40,9 @@ def float32_batches(vectors: NDArray[np.float16], batch_rows: int = BATCH_ROWS) 
 
 
 def scaled_float32(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(..., 2 dim) bytes of finite float16 numbers to (..., dim): each exactly, divided by SCALE.
+    """(..., 2 dim) bytes of finite float16 values -> (..., dim) float32, exactly the values divided by SCALE.
 
-    Their bits are put where float32 has them, in less than half the time that numpy's own conversion takes.
+    It moves their bits to where float32 has them, in less than half the time of numpy's conversion.
     """
     bits = codes.view(np.int16).astype(np.int32)
     bits <<= 13
@@ -53,7 +53,7 @@ def scaled_float32(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
 class ExactIndex:
     """An opened exact index: exhaustive search, and the vectors by row.
 
-    use_gpu: search batches on the GPU when there is one; they are copied there at the first such batch.
+    use_gpu: search batches on the GPU if there is one; the vectors are copied there at the first such batch.
     """
 
     def __init__(self, index: faiss.IndexScalarQuantizer, *, use_gpu: bool = False) -> None:
@@ -62,7 +62,7 @@ class ExactIndex:
         self._gpu: GpuFlat | None = None
         self.rows, self.dim = int(index.ntotal), int(index.d)  # vectors in the shard, width of a vector
         codes = index.codes
-        # uint8, because the codes start at an odd offset of the mapped file: float16 views would be unaligned.
+        # uint8, because the codes start at an odd offset of the mapped file: a float16 view would be unaligned.
         self._codes: NDArray[np.uint8] = (
             faiss.rev_swig_ptr(codes.data(), codes.size()).reshape(self.rows, 2 * self.dim)
             if self.rows
@@ -70,7 +70,7 @@ class ExactIndex:
         )
 
     def codes(self, rows: slice) -> NDArray[np.uint8]:
-        """The bytes of neighbouring vectors where they lie: (len(rows), 2 dim)."""
+        """The bytes of neighbouring vectors, not copied: (len(rows), 2 dim)."""
         return self._codes[rows]
 
     def vectors(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float16]:
@@ -79,9 +79,9 @@ class ExactIndex:
         return picked.view(np.float16)
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Exact inner products of (q, dim) queries with their own candidate `rows` (q, m): (q, m) float32.
+        """(q, m) float32: exact inner products of each of (q, dim) queries with its candidate `rows` (q, m).
 
-        Summed in float64, so that equal vectors get equal scores wherever they lie. Missing rows score -inf.
+        Sums are float64, so that equal vectors get equal scores in any row. Missing rows score -inf.
         """
         scores = np.empty(rows.shape, np.float32)
         if not rows.size:
@@ -97,15 +97,15 @@ class ExactIndex:
         return scores
 
     def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
-        """The best min(k, rows) rows for each query: a scan of all of them."""
+        """Scan all rows for the best min(k, rows) of each query."""
         k = min(k, self.rows)
         if k <= 0 or not len(queries):
             return no_neighbours(len(queries))
-        dropped = 0 if excluded is None else len(excluded)
+        excluded_count = 0 if excluded is None else len(excluded)
         wanted = min(k + TIE_MARGIN, self.rows)
-        on_gpu = self._on_gpu(len(queries), wanted + dropped)
+        on_gpu = self._on_gpu(len(queries), wanted + excluded_count)
         if on_gpu is not None:
-            found = on_gpu.search(queries, min(wanted + dropped, self.rows))
+            found = on_gpu.search(queries, min(wanted + excluded_count, self.rows))
             if excluded is not None:
                 found = np.where(np.isin(found, excluded), MISSING, found)
         else:
@@ -130,7 +130,7 @@ def gpu_available() -> bool:
 
 
 class GpuFlat:
-    """(n, dim) float16 vectors on the first GPU; products are accumulated in float32."""
+    """(n, dim) float16 vectors on the first GPU; FAISS sums their products in float32."""
 
     def __init__(self, vectors: NDArray[np.float16]) -> None:
         self._resources: Any = faiss.StandardGpuResources()
@@ -141,6 +141,6 @@ class GpuFlat:
             self._index.add(vectors[start : start + GPU_BATCH_ROWS].astype(np.float32))
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """The k best rows for each query, (q, k), to be re-scored by the caller."""
+        """The k best rows for each query, (q, k); the caller re-scores them."""
         _, rows = self._index.search(np.ascontiguousarray(queries), k)
         return np.asarray(rows, np.int64)

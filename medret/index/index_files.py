@@ -32,19 +32,19 @@ NO_LINK = -1
 
 
 class _Fields:
-    """The fields of a file in their order; raises ValueError for what cannot be."""
+    """Reads the fields of a file in order; raises ValueError for impossible ones."""
 
     def __init__(self, data: Any) -> None:
         self._data = memoryview(data)
         self._at = 0
 
     def take(self, form: str) -> tuple[Any, ...]:
-        """Numbers, little-endian and without padding."""
+        """Read numbers, little-endian and without padding."""
         size = struct.calcsize(f"<{form}")
         return struct.unpack(f"<{form}", self._bytes(size))
 
     def vector(self, dtype: str) -> NDArray[Any]:
-        """A counted array, not copied."""
+        """View an array that its length precedes."""
         (count,) = self.take("Q")
         return np.frombuffer(self._bytes(count * np.dtype(dtype).itemsize), dtype)
 
@@ -55,7 +55,7 @@ class _Fields:
         return self._data[self._at - size : self._at]
 
     def end(self) -> None:
-        """Nothing may follow."""
+        """Raise ValueError if bytes follow."""
         if self._at != len(self._data):
             raise ValueError(f"{len(self._data) - self._at} bytes follow its last field")
 
@@ -89,7 +89,7 @@ def _judge(path: Path, kind: str) -> None:
 
 
 def judge_bytes(data: bytes, kind: str) -> None:
-    """The same for a file's bytes; raises CorruptError."""
+    """The same check for a file's bytes; raises CorruptError."""
     if problem := _problem(data, kind):
         raise CorruptError(f"not an index that medret writes: {problem}")
 
@@ -104,26 +104,26 @@ def _problem(data: Any, kind: str) -> str | None:
     return None
 
 
-def _expect(holds: bool, what: str) -> None:
+def _expect(holds: bool, problem: str) -> None:
     if not holds:
-        raise ValueError(what)
+        raise ValueError(problem)
 
 
 def _header(fields: _Fields, mark: bytes, metric: int) -> tuple[int, int]:
-    found, dim, rows, _, _, trained, own_metric = fields.take("4siqqq?i")
+    found, dim, rows, _, _, trained, found_metric = fields.take("4siqqq?i")
     _expect(found == mark, f"it begins with {found!r}, expected {mark!r}")
-    _expect(0 < dim <= DIM_MAX and 0 <= rows < 2**31, f"it names {rows} vectors of {dim} dimensions")
-    _expect(trained and own_metric == metric, f"its metric is {own_metric}, expected {metric}")
+    _expect(0 < dim <= DIM_MAX and 0 <= rows < 2**31, f"it declares {rows} vectors of {dim} dimensions")
+    _expect(trained and found_metric == metric, f"its metric is {found_metric}, expected {metric}")
     return rows, dim
 
 
 def _exact(fields: _Fields) -> tuple[int, int]:
     rows, dim = _header(fields, b"IxSQ", INNER_PRODUCT)
-    *form, own_dim, code_bytes = fields.take("iifQQ")
-    found = (*form, own_dim, code_bytes, len(fields.vector("<f4")))
+    *form, code_dim, code_bytes = fields.take("iifQQ")
+    found = (*form, code_dim, code_bytes, len(fields.vector("<f4")))
     _expect(found == (FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {found}, expected float16 of {dim}")
-    held = len(fields.vector("u1"))
-    _expect(held == rows * code_bytes, f"it holds {held} bytes of vectors, expected {rows} x {code_bytes}")
+    size = len(fields.vector("u1"))
+    _expect(size == rows * code_bytes, f"it holds {size} bytes of vectors, expected {rows} x {code_bytes}")
     return rows, dim
 
 
@@ -135,24 +135,24 @@ def _hnsw(fields: _Fields) -> None:
     _expect(len(ends) <= LEVELS_MAX and len(chances) < LEVELS_MAX, f"its graph has {len(ends)} levels")
     _expect(len(ends) > 0 and ends[0] == 0 and bool((np.diff(ends) >= 0).all()), "its levels are out of order")
     _expect(len(levels) == rows and len(starts) == rows + 1, f"its graph has {len(levels)} nodes, expected {rows}")
-    _expect(rows == 0 or bool(levels.min() >= 1 and levels.max() < len(ends)), "a node has a level that is not there")
+    _expect(rows == 0 or bool(levels.min() >= 1 and levels.max() < len(ends)), "a node has a level that does not exist")
     steps = np.diff(starts.astype(np.int64))
     _expect(starts[0] == 0 and bool((steps == ends[levels]).all()), "the places of its links are out of order")
     _expect(int(starts[-1]) == len(links), f"it holds {len(links)} links, expected {int(starts[-1])}")
-    _expect(rows == 0 or (0 <= entry < rows and 0 <= top < levels[entry]), "its graph has no entrance")
+    _expect(rows == 0 or (0 <= entry < rows and 0 <= top < levels[entry]), "its graph has no valid entry point")
     _expect(not len(links) or bool(links.min() >= NO_LINK and links.max() < rows), "a link leads out of its graph")
     _expect(_leads_down(levels, starts, links, ends, top), "a link leads to a node that is not on its level")
     _expect(_exact(fields) == (rows, dim), f"its vectors are not {rows} of {dim} dimensions")
 
 
 def _leads_down(levels: NDArray[Any], starts: NDArray[Any], links: NDArray[Any], ends: NDArray[Any], top: int) -> bool:
-    """Whether each link above the lowest level leads to a node of that level: a walk goes on with that node's links."""
+    """Whether each link above the lowest level leads to a node of that level, whose links a walk would follow next."""
     if len(levels) and levels.max() > top + 1:
         return False
     for node in np.flatnonzero(levels > 1).tolist():
         for level in range(1, int(levels[node])):
-            own = links[int(starts[node]) + int(ends[level]) : int(starts[node]) + int(ends[level + 1])]
-            if (levels[own[own != NO_LINK]] <= level).any():
+            linked = links[int(starts[node]) + int(ends[level]) : int(starts[node]) + int(ends[level + 1])]
+            if (levels[linked[linked != NO_LINK]] <= level).any():
                 return False
     return True
 
@@ -161,13 +161,13 @@ def _lsh(fields: _Fields) -> None:
     rows, dim = _header(fields, b"IxHe", L2)
     bits, rotated, thresholds = fields.take("i??")
     _expect(0 < bits <= BITS_MAX and rotated and thresholds, f"it has {bits} bits, expected at most {BITS_MAX}")
-    held = len(fields.vector("<f4"))
+    count = len(fields.vector("<f4"))
     code_bytes, mark, has_bias = fields.take("i4s?")
-    _expect(held == bits and code_bytes == (bits + 7) // 8, f"it has {held} thresholds of {bits} bits")
+    _expect(count == bits and code_bytes == (bits + 7) // 8, f"it has {count} thresholds of {bits} bits")
     matrix, bias = len(fields.vector("<f4")), len(fields.vector("<f4"))
-    into = fields.take("ii?")
+    shape = fields.take("ii?")
     _expect(
-        (mark, has_bias, matrix, bias, *into) == (b"rrot", False, bits * dim, 0, dim, bits, True),
+        (mark, has_bias, matrix, bias, *shape) == (b"rrot", False, bits * dim, 0, dim, bits, True),
         f"its rotation has {matrix} numbers, expected {bits} x {dim}",
     )
     codes = len(fields.vector("u1"))
@@ -178,14 +178,14 @@ _CLASSES = {HNSW: faiss.IndexHNSWSQ, LSH: faiss.IndexLSH, EXACT: faiss.IndexScal
 
 
 def open_exact(path: Path, *, rows: int, dim: int, use_gpu: bool = False) -> ExactIndex:
-    """Map an exact index of `rows` x `dim`; raises CorruptError when the file is something else."""
+    """Map an exact index of `rows` x `dim`; raises CorruptError if the file is something else."""
     return ExactIndex(_read(path, EXACT, rows, dim), use_gpu=use_gpu)
 
 
 def open_approximate(
     path: Path, kind: str, exact: ExactIndex, distinct: Distinct, settings: IndexSettings
 ) -> Searchable:
-    """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError when the file is another."""
+    """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError if the file is another."""
     index = _read(path, kind, len(distinct.rows), exact.dim)
     if kind == HNSW:
         return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
@@ -193,7 +193,7 @@ def open_approximate(
 
 
 def exact_vectors(data: bytes) -> NDArray[np.float16]:
-    """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError when it is something else."""
+    """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError if it is something else."""
     judge_bytes(data, EXACT)
     index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()

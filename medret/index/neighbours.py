@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows beyond k that are asked of an index, so that equal scores at the cut are ordered by id and not by chance.
+# An index is asked for this many rows beyond k, so that rows with equal scores at the cut are ordered by id.
 TIE_MARGIN = 8
 MISSING = -1
 
@@ -35,12 +35,12 @@ class Searchable(Protocol):
         ...
 
     def search(self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None = None) -> Neighbours:
-        """The best min(k, rows) rows for each of (q, dim) unit queries, none of them in `excluded`."""
+        """The best min(k, rows) rows for each of (q, dim) unit queries, without the rows in `excluded`."""
         ...
 
 
 def no_neighbours(queries: int) -> Neighbours:
-    """The answer of a search that asks for nothing: (queries, 0)."""
+    """The result of a search for no rows: (queries, 0)."""
     return Neighbours(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
 
 
@@ -57,24 +57,24 @@ _faiss: Any = faiss  # its type stubs lack these classes and arguments
 
 
 def all_but(excluded: NDArray[np.int64] | None, rows: int) -> Any:
-    """The selector of every one of `rows` but `excluded`, one bit a row; None when nothing is excluded."""
+    """FAISS selector (bitmap) for all rows except `excluded`; None if nothing is excluded."""
     if excluded is None or not len(excluded):
         return None
     return _faiss.IDSelectorBitmap(np.packbits(~mask_of_rows(excluded, rows), bitorder="little"))
 
 
 def mask_of_rows(chosen: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
-    """(rows,) whether each row is among those chosen."""
+    """(rows,) whether each row is one of `chosen`."""
     mask = np.zeros(rows, np.bool_)
     mask[chosen] = True
     return mask
 
 
 def scan_parameters(excluded: NDArray[np.int64] | None, rows: int) -> Any:
-    """Of an exhaustive search."""
+    """FAISS's parameters for an exhaustive search."""
     return _faiss.SearchParameters(sel=all_but(excluded, rows))
 
 
 def hnsw_parameters(ef_search: int, excluded: NDArray[np.int64] | None, rows: int) -> Any:
-    """Of a search in an HNSW graph."""
+    """FAISS's parameters for a search in an HNSW graph."""
     return _faiss.SearchParametersHNSW(sel=all_but(excluded, rows), efSearch=ef_search)

@@ -1,9 +1,8 @@
-"""The row table of an index shard: what each of its vectors is, memory-mapped, with rows found by volume_id.
+"""The row table of an index shard: the volume and slice of each vector, memory-mapped, searched by volume_id.
 
-On disk: an uncompressed Arrow IPC file of one record batch, ordered by volume_id (as UTF-8 bytes), then by the name of
-the plane and by position. A volume's rows are then neighbours, found by binary search whatever the shard's size.
-Columns: those of `schemas.ROWS`, and `same_as`, the first row that holds the same vector (its own where it is the
-first).
+On disk it is an uncompressed Arrow IPC file of one record batch, sorted by volume_id (as UTF-8 bytes), name of the
+plane and slice index. The rows of a volume are therefore neighbours, found by binary search in a shard of any size.
+Columns: those of `schemas.ROWS`, and `same_as`, the first row that holds the same vector (possibly its own).
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from medret.schemas import ROWS
 SAME_AS = "same_as"
 ROW_FILE = ROWS.append(pa.field(SAME_AS, pa.int32(), nullable=False))
 NO_ROWS = slice(0, 0)
-MARKED = 32  # every so many-th id is kept at hand
+MARKED = 32  # every 32nd id is kept in memory
 
 
 def row_order(rows: pa.Table) -> NDArray[np.int64]:
-    """(n,) the rows by volume_id, plane and position, whatever the order in which they were made."""
+    """(n,) the order that sorts the rows by volume_id, plane and slice index."""
     import pyarrow.compute as pc
 
     order: NDArray[np.int64] = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ROWS.names]).to_numpy()
@@ -38,13 +37,13 @@ def row_order(rows: pa.Table) -> NDArray[np.int64]:
 
 
 def serialise_rows(rows: pa.Table, same_as: NDArray[np.int32]) -> bytes:
-    """The bytes of a row table's file; equal rows give equal bytes. Raises MedretError for other columns than ROWS'."""
+    """The bytes of a row table's file; equal rows give equal bytes. Raises MedretError for columns other than ROWS'."""
     if rows.schema.names != ROWS.names or rows.column("volume_id").null_count:
         raise MedretError(
             f"row table has columns {rows.schema.names} and {rows.column(0).null_count} nulls in the first, expected "
             f"{ROWS.names} with a volume_id in every row"
         )
-    # Built anew from values: buffers of a sliced or chunked table differ although its rows are the same.
+    # Rebuilt from values: the buffers of a sliced or chunked table differ although its rows are the same.
     columns = [pa.array(rows.column(field.name).to_pylist(), field.type) for field in ROWS]
     batch = pa.record_batch([*columns, pa.array(same_as, pa.int32())], schema=ROW_FILE)
     sink = pa.BufferOutputStream()
@@ -55,16 +54,16 @@ def serialise_rows(rows: pa.Table, same_as: NDArray[np.int32]) -> bytes:
 
 
 def read_rows(data: bytes, name: str) -> pa.Table:
-    """The rows in a row table's file, judged; raises CorruptError naming it."""
+    """The checked rows of a row table's file; raises CorruptError naming it."""
     return pa.Table.from_batches([_judged(pa.py_buffer(data), name)])
 
 
 def _judged(data: pa.Buffer, name: str) -> pa.RecordBatch:
     if not has_plain_buffers(memoryview(data)):
-        raise CorruptError(f"{name} is no row table that medret writes: its batch is compressed or cannot be found")
+        raise CorruptError(f"{name} is not a row table that medret writes: its batch is compressed or missing")
     batch = _batch(data, name)
     if problem := _problem(batch):
-        raise CorruptError(f"{name} is no row table that medret writes: {problem}")
+        raise CorruptError(f"{name} is not a row table that medret writes: {problem}")
     return batch
 
 
@@ -76,7 +75,7 @@ def _map(path: Path) -> Any:
 
 
 def _batch(source: Any, name: str) -> pa.RecordBatch:
-    """The one batch of a row table."""
+    """The single batch of a row table."""
     try:
         reader = pa.ipc.open_file(source)
         if reader.schema != ROW_FILE or reader.num_record_batches != 1:
@@ -85,12 +84,12 @@ def _batch(source: Any, name: str) -> pa.RecordBatch:
                 f"batches, expected {ROW_FILE.names} in one"
             )
         return reader.get_batch(0)
-    except (pa.ArrowException, OSError, ValueError) as error:  # a ValueError: names that are no UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise CorruptError(f"{name} cannot be read as a row table: {first_line(error)}") from error
 
 
 def _problem(batch: pa.RecordBatch) -> str:
-    """What is wrong with a row table's batch; nothing for a sound one."""
+    """What is wrong with a row table's batch; empty if nothing."""
     try:
         batch.validate(full=True)
     except pa.ArrowException as error:
@@ -101,29 +100,29 @@ def _problem(batch: pa.RecordBatch) -> str:
     if len(batch):
         rows, first = np.arange(len(batch)), int32_view(batch.column(SAME_AS))
         if ((first < 0) | (first > rows)).any() or (first[first] != first).any():
-            return f"its {SAME_AS} names rows that are not the first of theirs"
+            return f"its {SAME_AS} names rows that are not the first with their vector"
     return ""
 
 
 class SortedIds:
-    """Binary search in a string array that is sorted by UTF-8 bytes. Reads only the entries that it compares."""
+    """Binary search in a string array sorted by UTF-8 bytes. It reads only the entries that it compares."""
 
     def __init__(self, ids: pa.StringArray) -> None:
         self._ids = Utf8(ids)
 
     @cached_property
     def _marks(self) -> list[bytes]:
-        """Evenly spaced entries: the first half of a search is among them."""
+        """Evenly spaced entries, in which a search begins."""
         return [self._ids[place] for place in range(0, len(self._ids), MARKED)]
 
-    def find(self, wanted: str) -> slice:
-        """The places that hold `wanted`; an empty slice when there are none."""
-        ids, key, count = self._ids, wanted.encode(), len(self._ids)
+    def find(self, text: str) -> slice:
+        """The places that hold `text`; an empty slice if there are none."""
+        ids, key, count = self._ids, text.encode(), len(self._ids)
         mark = bisect_left(self._marks, key) * MARKED
         first = bisect_left(ids, key, max(0, mark - MARKED), min(mark, count))
         if first == count or ids[first] != key:
             return NO_ROWS
-        low, step = first, 1  # so many rows are the wanted one's, at least; the steps double
+        low, step = first, 1  # all rows up to `low` match; the steps double
         while low + step < count and ids[low + step] == key:
             low, step = low + step, 2 * step
         return slice(first, bisect_right(ids, key, low + 1, min(low + step, count)))
@@ -138,16 +137,16 @@ class RowTable:
 
     @staticmethod
     def judge(path: Path) -> None:
-        """Read all of a file that somebody else may have made; raises CorruptError if it is no sound row table.
+        """Check a whole file that anyone may have made; raises CorruptError unless it is a sound row table.
 
-        `open` and all that follows take the offsets and row numbers in it as they are.
+        `open` and all methods trust its offsets and row numbers.
         """
         with pa.memory_map(str(path)) as file:
             _judged(file.read_buffer(), str(path))
 
     @classmethod
     def open(cls, path: Path) -> RowTable:
-        """Map the file; raises CorruptError when it is no row table."""
+        """Map the file; raises CorruptError if it is not a row table."""
         return cls(_batch(_map(path), str(path)))
 
     def __len__(self) -> int:
@@ -159,19 +158,19 @@ class RowTable:
         return int32_view(self._batch.column(SAME_AS))
 
     def rows_of(self, volume_id: str) -> slice:
-        """The rows of one volume; an empty slice when the shard has none of it."""
+        """The rows of one volume; an empty slice if the shard has none."""
         return self._ids.find(volume_id)
 
     @cached_property
     def volumes(self) -> tuple[pa.StringArray, NDArray[np.int64]]:
-        """The volumes of the table, each once, and the first row of each, ascending."""
+        """The distinct volumes of the table, and the first row of each, ascending."""
         import pyarrow.compute as pc
 
         ids = self._batch.column("volume_id")
         if not len(ids):
             return ids, np.empty(0, np.int64)
-        other = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).cast(pa.uint8())
-        changes = np.frombuffer(other.buffers()[1], np.uint8)[other.offset : other.offset + len(other)]
+        differs = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).cast(pa.uint8())
+        changes = np.frombuffer(differs.buffers()[1], np.uint8)[differs.offset : differs.offset + len(differs)]
         firsts = np.concatenate([np.zeros(1, np.int64), np.flatnonzero(changes) + 1])
         return ids.take(index_array(firsts)), firsts
 
@@ -185,8 +184,8 @@ class RowTable:
         return str(self._volume_names[row])
 
     def slice_at(self, row: int) -> tuple[str, int]:
-        """Plane and position of one row, which is a slice's."""
-        return str(self._plane_names[row]), int(self._slice_positions[row])
+        """Plane and slice index of one row; not for volume vectors."""
+        return str(self._plane_names[row]), int(self._slice_indices[row])
 
     @cached_property
     def _volume_names(self) -> Strings:
@@ -197,7 +196,7 @@ class RowTable:
         return Strings(self._batch.column("plane"))
 
     @cached_property
-    def _slice_positions(self) -> NDArray[np.int32]:
+    def _slice_indices(self) -> NDArray[np.int32]:
         return int32_view(self._batch.column("position"))
 
     def planes(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[str | None]:
@@ -206,15 +205,15 @@ class RowTable:
         return picked
 
     def plane_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """The plane of each row as its place in PLANES; -1 for volume vectors."""
+        """The plane of each row, as its index in PLANES; -1 for volume vectors."""
         import pyarrow.compute as pc
 
         names = self._batch.column("plane").take(index_array(rows))
         codes = pc.fill_null(pc.index_in(names, value_set=pa.array(PLANES)), -1).cast(pa.int8())
         return np.frombuffer(codes.buffers()[1], np.int8)[codes.offset : codes.offset + len(codes)]
 
-    def positions(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[int | None]:
-        """The slice position (voxel index along the plane's axis, RAS+ order) of each row; None for volume vectors."""
+    def slice_indices(self, rows: NDArray[np.int64] | Sequence[int] | slice) -> list[int | None]:
+        """The slice index (voxel index along the plane's axis, RAS+ order) of each row; None for volume vectors."""
         picked: list[int | None] = self._picked("position", rows)
         return picked
 

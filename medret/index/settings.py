@@ -11,12 +11,12 @@ from medret.errors import UsageError
 HNSW, LSH, EXACT = "hnsw", "lsh", "exact"
 KINDS = (HNSW, LSH, EXACT)
 
-# Raise when the same vectors and settings would give other index files.
+# Increase when the same vectors and settings would give other index files.
 INDEX_VERSION = 1
 VERSION_KEY = "index_version"
 
-# LSH: two bits a dimension keep enough of the angles for re-scoring to find the true neighbours. The cap bounds the
-# rotation matrix, which every file carries (dim x bits float32) and whose QR decomposition costs bits^3.
+# LSH: with two bits per dimension the candidates still contain the true neighbours. The cap bounds the rotation matrix,
+# which every file contains (dim x bits float32) and whose QR decomposition costs bits^3.
 LSH_BITS_PER_DIM = 2
 LSH_BITS_MAX = 2048
 
@@ -25,12 +25,15 @@ LSH_BITS_MAX = 2048
 class IndexSettings:
     """Settings of all three kinds of index.
 
-    hnsw_m: links a node (twice as many on the lowest level). hnsw_ef_construction, hnsw_ef_search: length of the
-    candidate list while building and while searching. lsh_bits: bits a vector, a multiple of 8; None takes
-    `bits_for`'s rule. lsh_candidates: how many best candidates by Hamming distance are re-scored with the exact cosine.
-    shard_rows: most vectors in one shard. kinds: which indices are built; `exact` always is, because LSH candidates
-    are re-scored from it and stored vectors are read from it. centred: vectors are compared as directions from their
-    mean (medret.index.centre). Raises UsageError for values that cannot be meant.
+    hnsw_m: links per node (twice as many on the lowest level).
+    hnsw_ef_construction, hnsw_ef_search: length of the candidate list while building and while searching.
+    lsh_bits: bits per vector, a multiple of 8; None applies `bits_for`'s rule.
+    lsh_candidates: how many candidates, best by Hamming distance, are re-scored with the exact cosine.
+    shard_rows: maximum number of vectors per shard.
+    kinds: the indices to build. `exact` is required: LSH candidates are re-scored and stored vectors read from it.
+    centred: compare vectors as directions from their mean (medret.index.centre).
+
+    Raises UsageError for impossible values.
     """
 
     hnsw_m: int = 32
@@ -62,7 +65,7 @@ class IndexSettings:
             )
 
     def bits_for(self, dim: int) -> int:
-        """LSH bits a vector: `lsh_bits`, else 2 a dimension, rounded up to a multiple of 64, at most 2048."""
+        """LSH bits per vector: `lsh_bits`, else 2 per dimension, rounded up to a multiple of 64, at most 2048."""
         if self.lsh_bits is not None:
             return self.lsh_bits
         wanted = -(-LSH_BITS_PER_DIM * dim // 64) * 64
@@ -74,7 +77,7 @@ class IndexSettings:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> IndexSettings:
-        """Settings from `to_json` or `digest_inputs`; raises UsageError naming unknown keys and impossible values."""
+        """Settings from a result of `to_json` or `digest_inputs`; raises UsageError for unknown keys and bad values."""
         content = {name: value for name, value in content.items() if name != VERSION_KEY}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(content) - known)
@@ -86,9 +89,9 @@ class IndexSettings:
         return cls(**values)
 
     def digest_inputs(self) -> dict[str, Any]:
-        """All that decides the index files and their measured recall, as JSON.
+        """Everything that decides the index files and their measured recall, as JSON.
 
-        It goes into an index folder's digest, and into the manifest, where the next run compares it.
+        It goes into the digest of an index folder, and into the manifest, for the next run to compare.
         """
         return {VERSION_KEY: INDEX_VERSION, **self.to_json()}
 
@@ -99,11 +102,11 @@ def _within(name: str, value: object, low: int, high: int) -> None:
 
 
 def plan_shards(files: Sequence[tuple[str, int]], shard_rows: int) -> tuple[tuple[str, ...], ...]:
-    """Groups of whole embedding files, in the order given: (key, rows) pairs -> keys of each shard.
+    """Group whole embedding files into shards, in order: (key, rows) pairs -> keys of each shard.
 
-    A group is closed when the next file would take it beyond `shard_rows`; a file larger than that is a group of its
-    own. Only the last group changes when files are appended, so all other shards are kept. Files without
-    rows are left out. Raises UsageError for a negative count, a repeated key or shard_rows below 1.
+    A group ends when the next file would take it beyond `shard_rows`; a larger file forms its own group. Appending
+    files changes only the last group, so all other shards are kept. Files without rows are left out. Raises UsageError
+    for a negative count, a repeated key or shard_rows below 1.
     """
     if shard_rows < 1:
         raise UsageError(f"shard_rows is {shard_rows}, expected at least 1")

@@ -78,7 +78,7 @@ class StoredRows:
     def vectors(self) -> SliceVectors:
         """Their vectors. Of volume vectors, planes are None and positions -1."""
         table = self.shard.table
-        positions = [MISSING if position is None else position for position in table.positions(self.rows)]
+        positions = [MISSING if position is None else position for position in table.slice_indices(self.rows)]
         vectors = self.shard.exact.vectors(self.rows).astype(np.float32)
         return SliceVectors(vectors, table.planes(self.rows), np.array(positions, np.int64))
 

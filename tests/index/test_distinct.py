@@ -21,7 +21,7 @@ def test_expansion_is_what_a_search_of_all_rows_would_give(held: list[int], excl
     first = np.array([held.index(value) for value in held], np.int32)
     distinct = Distinct(first)
     gone = np.array(sorted(row for row in excluded if row < len(held)), np.int64)
-    hidden = distinct.hidden_by(gone)
+    hidden = distinct.excluded_numbers(gone)
     numbers = np.setdiff1d(np.arange(len(distinct.rows)), [] if hidden is None else hidden)
     padded = np.concatenate([numbers, [MISSING]])[None]
     scores = np.where(padded == MISSING, -np.inf, np.array([*held, 0])[distinct.rows_of(padded)]).astype(np.float32)

@@ -32,7 +32,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert table.rows_of("c") == slice(0, 0)
     assert table.volume_ids(np.array([4, 0])) == ["ä/é", "a"]
     assert table.planes(table.rows_of("a")) == ["axial", "coronal"]
-    assert table.positions([2]) == [2]
+    assert table.slice_indices([2]) == [2]
 
 
 def test_equal_rows_give_equal_bytes() -> None:

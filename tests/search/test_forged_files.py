@@ -63,7 +63,7 @@ def _same_as(value: int) -> Callable[[dict[str, Any]], None]:
 def test_a_forged_row_table_is_one_line(store: Location, change: Callable[[dict[str, Any]], None]) -> None:
     """E2: it ended the process, took 16 GiB, or was a traceback."""
     forge_file(store, "rows", _rows_file(change))
-    assert "is no row table that medret writes" in refusal(store)
+    assert "is not a row table that medret writes" in refusal(store)
     everything(store)
 
 
