@@ -1,7 +1,8 @@
-"""Counting work where it happens. One actor beside the driver adds up; what is lost with it is a figure, never the run.
+"""Count work where it happens. One actor beside the driver adds up; losing it costs a figure, never the run.
 
-The same actor tells tasks when the run is to stop, and how often their work was begun before: Ray repeats without end
-what dies with its process, be it a lost node or a volume that kills its reader.
+The same actor tells tasks when the run is to stop, and how often their work was begun before: Ray repeats, without
+limit, whatever dies with its process, be it because of a lost node or because of a volume that kills its reader. Ray
+serves the sums to Prometheus beside its own metrics.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medret.errors import MedretError
-from medret.pipeline.metrics import RunMetrics
 from medret.pipeline.timeline import Timeline
 from medret.storage.filesystems import retries
 
@@ -48,6 +49,29 @@ class StageCount:
 
 
 NO_COUNTS: Mapping[str, StageCount] = {}
+
+
+class RunMetrics:
+    """Counters of the work done. deploy/grafana.json shows them."""
+
+    def __init__(self) -> None:
+        by_stage = ("stage",)
+        self._volumes = metrics.Counter("medret_volumes", "volumes through a stage", by_stage)
+        self._slices = metrics.Counter("medret_slices", "slices through a stage", by_stage)
+        self._seconds = metrics.Counter("medret_stage_seconds", "seconds of processing in a stage", by_stage)
+        self._retries = metrics.Counter("medret_storage_retries", "storage requests that were repeated", by_stage)
+        self._codes = metrics.Counter("medret_quarantined", "volumes put into quarantine", ("code",))
+
+    def stage(self, stage: str, volumes: int, slices: int, seconds: float, retries: int) -> None:
+        """Add a batch of a stage."""
+        counters = (self._volumes, self._slices, self._seconds, self._retries)
+        for counter, value in zip(counters, (volumes, slices, seconds, retries), strict=True):
+            if value > 0:
+                counter.inc(value, {"stage": stage})
+
+    def quarantined(self, code: str) -> None:
+        """Add a refused volume."""
+        self._codes.inc(1, {"code": code})
 
 
 class StageCounter:

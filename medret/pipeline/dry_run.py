@@ -9,13 +9,21 @@ from typing import Any
 from medret.errors import GateError
 from medret.pipeline import gates
 from medret.pipeline.estimate import estimate
-from medret.pipeline.insist import embedded_anew, losses, other_source, refuse_replacing, with_models
-from medret.pipeline.labelled import check_labels, label_facts, label_lines
+from medret.pipeline.insist import (
+    check_labels,
+    embedded_anew,
+    label_facts,
+    label_lines,
+    losses,
+    other_source,
+    refuse_replacing,
+    with_models,
+)
 from medret.pipeline.model_jobs import recipe_of
 from medret.pipeline.plan import Plan
 from medret.pipeline.prepare import Inputs, State, is_up_to_date, plan_run, read_inputs, read_state
-from medret.pipeline.report import begin
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.run_report import begin
 from medret.pipeline.store_state import live_manifest
 from medret.storage import Location
 

@@ -14,8 +14,8 @@ from medret.pipeline.indices import Indices
 from medret.pipeline.insist import losses, other_source
 from medret.pipeline.plan import Plan
 from medret.pipeline.prepare import Inputs, State
-from medret.pipeline.report import Log
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.run_report import Log
 from medret.pipeline.stream import Streamed
 from medret.snapshot import Counts
 from medret.storage import Location

@@ -14,8 +14,8 @@ from medret.pipeline.ledger import labels_differ
 from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
 from medret.pipeline.older import NOTHING, Older, read_older
 from medret.pipeline.plan import Plan, Target, make_plan
-from medret.pipeline.report import Log
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.run_report import Log
 from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes, read_known
 from medret.recipe import Precision, Recipe, digest_of
 from medret.snapshot import Journal

@@ -17,18 +17,16 @@ from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.batch_schema import CANARIES
-from medret.pipeline.cluster import Capacity, capacity_now, device_for
+from medret.pipeline.cluster import Capacity, capacity_now, device_for, watching_nodes
 from medret.pipeline.connect import connected
 from medret.pipeline.content_hashes import content_hashes, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
-from medret.pipeline.insist import embedded_anew, refuse_replacing, with_models
+from medret.pipeline.insist import check_labels, embedded_anew, label_facts, refuse_replacing, say_labels, with_models
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
-from medret.pipeline.labelled import check_labels, label_facts, say_labels
 from medret.pipeline.materialize import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
-from medret.pipeline.nodes import watching_nodes
 from medret.pipeline.older import NOTHING
 from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
 from medret.pipeline.prepare import (
@@ -42,7 +40,6 @@ from medret.pipeline.prepare import (
     ruleset_digest,
 )
 from medret.pipeline.progress import Reporter
-from medret.pipeline.report import Log, begin
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import (
     IndexOutcome,
@@ -52,6 +49,7 @@ from medret.pipeline.result import (
     say_plan,
     worst_recall,
 )
+from medret.pipeline.run_report import Log, begin
 from medret.pipeline.stop import Stop
 from medret.pipeline.store_state import live_manifest, unfinished_elsewhere
 from medret.pipeline.stream import ModelJob, Stages, Streamed

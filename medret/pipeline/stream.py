@@ -14,9 +14,9 @@ from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
 from medret.pipeline.batch_schema import CANARIES, from_ipc
 from medret.pipeline.cluster import PoolPlan
-from medret.pipeline.embed import EmbedStage
-from medret.pipeline.read import ReadStage
-from medret.pipeline.write import WriteStage
+from medret.pipeline.embed_stage import EmbedStage
+from medret.pipeline.read_stage import ReadStage
+from medret.pipeline.write_stage import WriteStage
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location

@@ -17,9 +17,8 @@ import pytest
 
 from medret.cache import default_cache_dir
 from medret.errors import MedretError, StoppedError, UnreachableError
-from medret.pipeline import connect, local_ray
-from medret.pipeline.connect import not_started, unreachable
-from medret.pipeline.local_ray import LOCK, guarded, local_folder, remove_leftovers
+from medret.pipeline import connect
+from medret.pipeline.connect import LOCK, guarded, local_folder, not_started, remove_leftovers, unreachable
 from tests.processes import family, is_alive
 
 
@@ -89,7 +88,7 @@ def test_a_signal_is_heard_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_folder_of_ray_is_private_and_goes_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A18, A20"""
-    monkeypatch.setattr(local_ray, "_base", lambda: tmp_path)
+    monkeypatch.setattr(connect, "_base", lambda: tmp_path)
     (tmp_path / "medret-mine").mkdir()  # a user's own
     with suppress(StoppedError), local_folder() as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -116,18 +115,18 @@ def test_a_temporary_folder_too_long_for_sockets_is_refused_only_where_it_was_as
     long.mkdir()
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    assert local_ray._base() == Path("/tmp")
+    assert connect._base() == Path("/tmp")
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     with pytest.raises(MedretError, match=r"RAY_TMPDIR=.* has \d+ bytes.*107.*at most \d+ bytes"):
-        local_ray._base()
+        connect._base()
 
 
 def test_nothing_of_ray_outlives_its_driver(tmp_path: Path) -> None:
     """A18: Ray's agents stayed for 12 s and more after a driver that was killed."""
     driver = """
 import subprocess, time
-from medret.pipeline.local_ray import guarded
-import medret.pipeline.local_ray as local
+from medret.pipeline.connect import guarded
+import medret.pipeline.connect as local
 with guarded() as group:
     local._group = group
     subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: None)

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from medret.errors import MedretError, QuarantineCode, VolumeError
-from medret.pipeline import deadly
+from medret.pipeline import read_stage
 from medret.pipeline.counter import Counting, StageCounter, Tally
-from medret.pipeline.deadly import DEATHS, HANG_S, surviving
+from medret.pipeline.read_stage import DEATHS, HANG_S, surviving
 
 VOLUMES = [f"v{number}" for number in range(8)]
 
@@ -95,13 +95,13 @@ def test_a_process_that_hangs_in_native_code_ends_itself() -> None:
     """A21: a read that never returns kept its task, and so the run and its lease, for ever."""
     script = """
 import ctypes
-from medret.pipeline import deadly
-deadly.HANG_S = 0.3
-with deadly.ended_if_hung():
+from medret.pipeline import read_stage
+read_stage.HANG_S = 0.3
+with read_stage.ended_if_hung():
     pass
 ctypes.PyDLL(None).usleep(500_000)  # holds the interpreter's lock
 print("alive", flush=True)
-with deadly.ended_if_hung():
+with read_stage.ended_if_hung():
     ctypes.PyDLL(None).sleep(30)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False)
@@ -133,6 +133,6 @@ def test_a_stream_outlives_its_poison() -> None:
     read = source.map_batches(_read, batch_format="pyarrow", batch_size=None, fn_kwargs={"counter": counting.handle})
     codes = {row["volume_id"]: row["code"] for row in read.take_all()}
     assert codes == dict.fromkeys(VOLUMES) | {"v2": "too_large"}
-    assert deadly.DEATHS == 2
+    assert read_stage.DEATHS == 2
     ray.kill(counting.handle)  # lost: a figure, never the run
     assert counting.stages() == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from medret.pipeline.nodes import NodeWatch, answers
+from medret.pipeline.cluster import NodeWatch, answers
 
 
 def node(name: str, cpus: float, *, alive: bool = True) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from medret.archive import ArchiveObject, list_archive
 from medret.errors import QuarantineCode, VolumeError
 from medret.html.images import ImageRequest, load_images
 from medret.pipeline.content_hashes import _hash_all, equal_samples
-from medret.pipeline.read import Content, _with_contents
+from medret.pipeline.read_stage import Content, _with_contents
 from medret.recipe import SliceRecipe
 from medret.search.resolve import read_query
 from medret.storage import Location, StoredObject

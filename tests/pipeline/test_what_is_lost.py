@@ -22,7 +22,7 @@ from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
 from medret.pipeline.materialize import lay_out
 from medret.pipeline.shards import write_shard
-from medret.pipeline.write import WriteStage
+from medret.pipeline.write_stage import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import current_id, read_journal, verify_store

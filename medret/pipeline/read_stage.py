@@ -1,12 +1,20 @@
-"""The first stage, in Ray tasks: the bytes of each object to uint8 slices."""
+"""The first stage, in Ray tasks: turn the bytes of each object into uint8 slices.
+
+Ray repeats a task whose process was killed. When such a task begins again, it reads one volume at a time and tells the
+counter before and after each: the one that was begun and never ended killed the process. A volume that killed its
+reader DEATHS times is quarantined; the others are read.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,14 +24,17 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SLICED, SOURCE, STOPPED, pixels_column
-from medret.pipeline.counter import Tally
-from medret.pipeline.deadly import ended_if_hung, surviving
+from medret.pipeline.counter import MOST_BEGINNINGS, Tally
 from medret.recipe import SliceRecipe
 from medret.storage import Identity, StoredObject, in_words
 from medret.volume import Limits, SlicedVolume, read_judged, read_volume
 
 READ_AT_ONCE = 4  # objects of an object store, side by side: as many are in memory
 READINGS = 3  # of an object that someone is writing to
+DEATHS = 2  # alone; before that, the task died once with others
+HANG_S = 900.0  # of fetching a group of objects, or of decoding one: a process that takes longer ends itself
+
+Contents = Iterator[tuple[dict[str, Any], bytes | VolumeError]]
 
 Content = bytes | VolumeError
 
@@ -141,3 +152,51 @@ def _steady(row: dict[str, Any], limits: Limits) -> Content:
     return VolumeError(
         QuarantineCode.CHANGED_WHILE_READING, f"it was written to during each of {READINGS} readings; last {found}"
     )
+
+
+@contextmanager
+def ended_if_hung() -> Iterator[None]:
+    """End this process if the block takes longer than HANG_S; heard even where native code never comes back."""
+    faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def surviving(
+    rows: Sequence[dict[str, Any]], contents: Callable[[Sequence[dict[str, Any]]], Contents], tally: Tally
+) -> Contents:
+    """Each row with its object's bytes, or why it is refused. contents: gives those of several rows."""
+    volumes = [row["volume_id"] for row in rows]
+    if tally.begin(volumes, most=DEATHS * len(rows) + MOST_BEGINNINGS) == 1:
+        yield from _watched(contents(rows))
+    else:
+        for row in rows:
+            deaths, seconds = tally.open(row["volume_id"])
+            if deaths >= DEATHS:
+                yield row, _refusal(deaths, seconds)
+            else:
+                yield from _watched(contents([row]))
+            tally.close(row["volume_id"])
+    tally.done(volumes)
+
+
+def _watched(found: Contents) -> Contents:
+    while True:
+        with ended_if_hung():
+            each = next(found, None)
+        if each is None:
+            return
+        yield each
+
+
+def _refusal(deaths: int, seconds: float) -> VolumeError:
+    if seconds >= HANG_S:
+        reason = f"reading it did not end within {HANG_S:g} s, {deaths} times; see whether its store answers"
+        return VolumeError(QuarantineCode.UNREADABLE, reason)
+    reason = (
+        f"the process that read it was killed, {deaths} times, as a machine does that runs out of memory; give workers "
+        "more memory, or lower --max-volume-gib"
+    )
+    return VolumeError(QuarantineCode.TOO_LARGE, reason)

@@ -15,7 +15,7 @@ from medret.archive import ArchiveObject, LabelJoin, Labels, Listing
 from medret.cli import main
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits
-from medret.pipeline.labelled import check_labels, ct_without_hu
+from medret.pipeline.insist import check_labels, ct_without_hu
 from medret.recipe import SliceRecipe
 from medret.schemas import LEDGER
 from medret.volume import read_volume
