@@ -1,4 +1,4 @@
-"""What an archive holds: its volumes, and what is known of each from a table of labels."""
+"""List the volumes of an archive and join labels to them."""
 
 from medret.archive.labels import LabelJoin, Labels, read_labels
 from medret.archive.listing import ArchiveObject, Listing, list_archive

@@ -23,7 +23,7 @@ _LABEL_COLUMNS = ("subject", "modality", "body_region", "organ")
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of a volume. metadata: further columns of the table, as text."""
+    """The labels of a volume. metadata: further columns of the table, as text."""
 
     subject: str | None = None
     modality: str | None = None
@@ -32,18 +32,20 @@ class Labels:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything is known."""
+        """Whether there is any label."""
         return any((self.subject, self.modality, self.body_region, self.organ, self.metadata))
 
 
 @dataclass(frozen=True)
 class LabelJoin:
-    """labels: volume_id -> Labels, of the volumes that a row or a dataset.json is about.
+    """Labels joined to the volumes of a listing.
 
-    source: URI of the table; "dataset.json"; None without any labels. unmatched_rows: of the table, that name no volume
-    of the listing, ambiguous_rows of them because they fit several equally well. unmatched_example: the first of them.
-    root: of a table from another machine, the folder that stands before the ids there. ignored: path -> why, of
-    dataset.json files that are of another kind.
+    labels: volume_id -> Labels, for the volumes that have a row or a dataset.json.
+    unmatched_rows: rows that do not name one volume of the listing; ambiguous_rows of them fit several equally well.
+    source: URI of the table, or "dataset.json"; None without labels.
+    unmatched_example: the first unmatched name. volume_example: the first volume's id.
+    root: for a table from another machine, the folder before the ids there.
+    ignored: path -> reason, for dataset.json files of other tools.
     """
 
     labels: Mapping[str, Labels]
@@ -57,7 +59,7 @@ class LabelJoin:
     ignored: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, as reports give them: without names, which may be those of patients. matched: volumes."""
+        """The counts for reports, without names, which may be those of patients. matched: number of volumes."""
         return {
             "source": self.source,
             "matched": len(self.labels),
@@ -69,7 +71,7 @@ class LabelJoin:
 
     @property
     def mismatch(self) -> str | None:
-        """Why a table that was given is of no use: none of its rows matches. None when it is of some."""
+        """Why the table is useless: none of its rows matches a volume. None if one does."""
         if self.labels or self.volume_example is None or self.source in (None, DESCRIPTION):
             return None
         if self.unmatched_example is None:
@@ -83,11 +85,12 @@ class LabelJoin:
 
 
 def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
-    """Read labels and join them to the volumes listed.
+    """Read labels and join them to the listed volumes.
 
-    table_uri: of a CSV or Parquet file; None: what dataset.json files in the archive say, if there are any.
-    Raises UsageError naming file and column: unreadable, no id column, two rows that disagree on one volume.
-    That no row matches is told by `LabelJoin.mismatch`.
+    table_uri: of a CSV or Parquet file; None reads the archive's dataset.json files, if there are any.
+
+    Raises UsageError, naming file and column, for an unreadable file, no id column, or two rows that disagree on one
+    volume. `LabelJoin.mismatch` tells whether no row matches.
     """
     if table_uri is None:
         return _from_descriptions(listing)
@@ -118,7 +121,7 @@ def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
 
 @dataclass(frozen=True)
 class _Joined:
-    """volume_ids: of each row, None where it names none or several. ambiguous: rows that name several."""
+    """volume_ids: one per row, None if it names none or several. ambiguous: number of rows that name several."""
 
     volume_ids: Sequence[str | None]
     ambiguous: int
@@ -126,42 +129,43 @@ class _Joined:
 
 
 def _joined(matches: Sequence[Match]) -> _Joined:
-    """Which volume each row is about.
+    """Decide which volume each row is about.
 
-    Paths of another machine count where they share one root, no row tells where the archive really lies, and no
-    plainer name means the same volume: a table over several archives must not label one by another.
+    Paths of another machine count only if they share one root, no row contains the archive's own location, and no
+    plainer name means the same volume: a table over several archives must not label one with the rows of another.
     """
     plain = {match.volume_ids[0] for match in matches if len(match.volume_ids) == 1 and match.root is None}
     roots = {match.root for match in matches if match.root is not None}
     trusted = len(roots) == 1 and not any(match.located for match in matches)
-    found: list[str | None] = []
+    volume_ids: list[str | None] = []
     for match in matches:
-        one = match.volume_ids[0] if len(match.volume_ids) == 1 else None
-        found.append(one if match.root is None or (trusted and one not in plain) else None)
-    several = sum(bool(match.volume_ids) and one is None for match, one in zip(matches, found, strict=True))
-    used = any(match.root is not None and one is not None for match, one in zip(matches, found, strict=True))
-    return _Joined(found, several, roots.pop() if used else None)
+        volume_id = match.volume_ids[0] if len(match.volume_ids) == 1 else None
+        volume_ids.append(volume_id if match.root is None or (trusted and volume_id not in plain) else None)
+    pairs = list(zip(matches, volume_ids, strict=True))
+    ambiguous = sum(bool(match.volume_ids) and volume_id is None for match, volume_id in pairs)
+    used = any(match.root is not None and volume_id is not None for match, volume_id in pairs)
+    return _Joined(volume_ids, ambiguous, roots.pop() if used else None)
 
 
 def _match(columns: Mapping[str, int], row: tuple[str | None, ...], finder: Finder) -> Match:
-    """Of a row's ids, what the first stands for that fits one volume, paths of another machine last."""
+    """The match of the first of a row's ids that fits one volume; paths of another machine are tried last."""
     matches = [match for name in _ids(columns, row) if (match := finder.find(name)).volume_ids]
     return min(matches, key=lambda match: (len(match.volume_ids) > 1, match.root is not None), default=Match())
 
 
 def _known_columns(table: Table) -> dict[str, int]:
-    """Known column name -> its number; names are taken in any case."""
+    """Known column name -> its number. Case does not matter."""
     columns: dict[str, int] = {}
     for number, name in enumerate(table.columns):
         known = name.lower()
         if known not in (*ID_COLUMNS, *_LABEL_COLUMNS):
             continue
         if known in columns:
-            raise UsageError(f"{table.name}: column {known} stands there twice")
+            raise UsageError(f"{table.name}: column {known} appears twice")
         columns[known] = number
     if not any(name in columns for name in ID_COLUMNS):
         raise UsageError(
-            f"{table.name}: no column volume_id or path tells which volume a row is about; "
+            f"{table.name}: there is no column volume_id or path to name each row's volume; "
             f"its columns are {', '.join(table.columns)}"
         )
     return columns
@@ -191,7 +195,7 @@ def _labels_of(table: Table, columns: Mapping[str, int], row: tuple[str | None, 
 
 
 def _difference(one: Labels, other: Labels) -> str:
-    """The first column on which two rows differ, and both values."""
+    """The first column in which two rows differ, and both values."""
     for name in _LABEL_COLUMNS:
         if getattr(one, name) != getattr(other, name):
             return f"{name} is {getattr(one, name)!r} and {getattr(other, name)!r}"
@@ -201,7 +205,7 @@ def _difference(one: Labels, other: Labels) -> str:
 
 
 def _from_descriptions(listing: Listing) -> LabelJoin:
-    """Labels by task for all volumes beside or below a dataset.json; the deeper one counts."""
+    """Label all volumes beside or below a dataset.json by its task; the deepest file counts."""
     tasks, ignored = read_descriptions(listing.archive_uri, listing.descriptions)
     labels: dict[str, Labels] = {}
     for item in listing.objects:

@@ -32,13 +32,13 @@ from medret.storage import Location, escaped, identity_of, is_text, reaching
 from medret.storage.objects import Beat, with_stall_limit
 
 _SURPRISING = ("no_access", "not_a_file", "not_text_name")
-_SHOWN = 3  # paths of each of these
+_SHOWN = 3  # example paths per rule
 DESCRIPTION = "dataset.json"  # of the Medical Segmentation Decathlon, at the root or one folder below
 
 
 @dataclass(frozen=True)
 class ArchiveObject:
-    """A volume as the store lists it. etag: without quotes, where the store has one. mtime: ISO 8601 in UTC."""
+    """A volume as the store lists it. etag: without quotes, if the store has one. mtime: ISO 8601 in UTC."""
 
     volume_id: str
     uri: str
@@ -51,9 +51,10 @@ class ArchiveObject:
 class Listing:
     """Everything below an archive's prefix.
 
-    objects: the volumes, in the order of their ids. skipped: rule -> how many objects it left out (never 0).
-    surprises: rule -> some paths that it left out, where a person may not expect it; names that are no text escaped.
-    descriptions: the dataset.json files seen on the way, as paths below the archive.
+    objects: the volumes, sorted by id.
+    skipped: rule -> number of objects that it left out (never 0).
+    surprises: rule -> example paths, for the rules that users may not expect; names that are not text are escaped.
+    descriptions: paths below the archive of the dataset.json files found.
     """
 
     archive_uri: str
@@ -73,11 +74,12 @@ def list_archive(
 ) -> Listing:
     """List an archive.
 
-    uri: any fsspec URI or local path; of a folder, or of a single volume, which is then an archive of one.
-    pattern, exclude: globs. Without a slash they are matched against file names, else against paths below the archive,
-    where `*` stays within a folder and `**` is any number of folders. include_masks: what is named as a mask is a
-    volume.
-    Raises UsageError for a URI or glob that is not understood, NotFoundError when there is nothing, StorageError when
+    uri: any fsspec URI or local path, of a folder or of a single volume.
+    pattern, exclude: globs. Without a slash they match file names, else paths below the archive, where `*` stays within
+        a folder and `**` stands for any number of folders.
+    include_masks: also list files whose names are those of masks.
+
+    Raises UsageError for a URI or glob that is not understood, NotFoundError when nothing is there, StorageError when
     the archive cannot be read.
     """
     keep = [_matcher(pattern)] if pattern is not None else []
@@ -116,14 +118,14 @@ def list_archive(
 
 
 def _find(location: Location) -> dict[str, Entry]:
-    """Everything there, by its path below the archive; by "" where the URI names a single object."""
+    """All objects, by path below the archive; by "" if the URI names a single object."""
     if location.is_local:
         return walk(location.root)
     return {path: Entry(detail) for path, detail in location.details().items()}
 
 
 def _skip_rule(path: str, entry: Entry, *, masks: bool) -> str | None:
-    """What the object itself says, whatever is asked for. masks: are volumes."""
+    """The rule that leaves the object out, apart from the user's patterns. masks: do not leave out masks."""
     parts = path.split("/")
     if any(part.startswith(".") for part in parts):
         return "hidden"
@@ -143,7 +145,7 @@ def _matcher(pattern: str) -> Callable[[str], object]:
     try:
         return re.compile(glob_translate(anywhere.removeprefix("./"))).match
     except (ValueError, re.error) as error:
-        raise UsageError(f"pattern {pattern!r} is no glob that is understood: {error}") from error
+        raise UsageError(f"pattern {pattern!r} is not a valid glob: {error}") from error
 
 
 def _is_description(path: str) -> bool:
@@ -153,18 +155,19 @@ def _is_description(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a listing says of an object. detail: as fsspec names it. rule: why it can be no volume, if that shows."""
+    """An object in a listing. detail: in fsspec's words. rule: why it cannot be a volume, if the listing shows that."""
 
     detail: Mapping[str, Any]
     rule: str | None = None
 
 
 def walk(root: str) -> dict[str, Entry]:
-    """Everything below `root`, by path; by "" where it is itself a file; nothing where it is an empty folder.
+    """Everything below a local folder, by path; by "" if `root` is a file.
 
-    Raises NotFoundError where nothing is, UsageError where it is neither folder nor file, and StorageError where it, or
-    a folder below it, cannot be listed for another reason than its permissions, or gives no answer for minutes: a
-    broken mount must not look like an archive that shrank.
+    It follows links, walks no circle and opens no file. fsspec would silently leave out linked folders, and fail on a
+    single folder without permission. Raises NotFoundError if nothing is there, UsageError if it is neither folder nor
+    file, and StorageError if a folder does not answer for minutes or cannot be listed for a reason other than its
+    permissions: a broken mount must not look like an archive that shrank.
     """
     root = root or "/"
     with reaching(root, "listed"):
@@ -181,14 +184,14 @@ def _walk(root: str, beat: Beat) -> dict[str, Entry]:
     if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"archive {root} is neither a folder nor a file")
     found: dict[str, Entry] = {}
-    # Each folder with the real paths of itself and of those it was reached through: a link back to one ends there.
+    # Each folder with its real path and those of the folders above it: a link back to one of them is not followed.
     folders: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
     while folders:
         below, chain = folders.pop()
         try:
             with os.scandir(f"{root}/{below}") as entries:
                 names = [entry.name for entry in entries]
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # removed since its parent was listed
             continue
         except OSError as error:
             if not below or not (isinstance(error, PermissionError) or _is_hidden(below)):
@@ -199,7 +202,7 @@ def _walk(root: str, beat: Beat) -> dict[str, Entry]:
             path = below + name
             try:
                 status = Path(root, path).stat()
-            except OSError:  # a link to nothing, to itself, to where one may not go: said when it is read
+            except OSError:  # a link to nothing, to itself or to a forbidden place: reported when it is read
                 found[path] = Entry({})
                 continue
             if stat.S_ISDIR(status.st_mode):
@@ -232,7 +235,19 @@ _NUMBERED = re.compile(r"(segmentation|seg|label|mask)s?[_ -]?\d+")
 
 
 def is_mask_name(path: str) -> bool:
-    """Whether a path below an archive is that of a mask: by its file's name, or that of a folder."""
+    """Whether a file's name, or that of a folder above it, names a segmentation, as public collections name theirs.
+
+        MSD, nnU-Net, AMOS          labelsTr/, labelsTs/, labelsVa/, gt_segmentations/
+        TotalSegmentator            CASE/segmentations/liver.nii.gz
+        KiTS                        case_00000/segmentation.nii.gz
+        LiTS, Synapse               segmentation-0.nii, label0001.nii.gz
+        BraTS, ISLES, ACDC, MM-WHS  CASE_seg.nii.gz, CASE-seg.nii.gz, CASE_msk.nii.gz, CASE_gt.nii.gz, CASE_label.nii.gz
+        BIDS derivatives            SUBJECT_desc-brain_mask.nii.gz, SUBJECT_dseg.nii.gz, SUBJECT_label-GM_probseg.nii.gz
+        FreeSurfer, 3D Slicer       aparc+aseg.nii.gz, CASE_synthseg.nii.gz, CASE-label.nii.gz
+
+    Only a whole last word counts: `segmented_liver.nii.gz`, `T1_masked.nii.gz` and `mask_ct.nii.gz` are images.
+    path: below the archive.
+    """
     *folders, name = path.lower().split("/")
     stem = name.removesuffix(".gz").removesuffix(".nii")
     named = _LAST_WORD.fullmatch(stem) or _NUMBERED.fullmatch(stem)

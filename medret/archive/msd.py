@@ -1,6 +1,6 @@
-"""dataset.json of the Medical Segmentation Decathlon and of nnU-Net: a task's name -> modality, body region, organ.
+"""Labels from dataset.json of the Medical Segmentation Decathlon and nnU-Net: task -> modality, body region, organ.
 
-The table is that of the retrieval benchmark on MSD (Khun Jush et al., arXiv 2311.13547).
+The table comes from the retrieval benchmark on MSD (Khun Jush et al., arXiv 2311.13547).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORGANS = {
     "Spleen": ("CT", "Abdomen"),
     "Prostate": ("MRI", "Pelvis"),
 }
-# Names that tasks go by, in lower case without anything but letters.
+# Names of tasks, in lower case, letters only.
 _ALIASES = {
     "brats": "Brain",
     "braintumour": "Brain",
@@ -38,14 +38,14 @@ _ALIASES = {
     "coloncancer": "Colon",
     **{organ.lower(): organ for organ in ORGANS},
 }
-_OWN_KEYS = frozenset({"modality", "channel_names", "numTraining", "tensorImageSize", "file_ending"})
-_MAX_BYTES = 64 << 20  # a file that lists a million cases has about as much
+_KNOWN_KEYS = frozenset({"modality", "channel_names", "numTraining", "tensorImageSize", "file_ending"})
+_MAX_BYTES = 64 << 20  # about the size of a file that lists a million cases
 _TASK_FOLDER = re.compile(r"(?:Task|Dataset)\d+_(.+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class MsdTask:
-    """What a dataset.json says of all its volumes. organ, body_region: None for a task that is not of MSD."""
+    """The labels that a dataset.json gives all its volumes. organ, body_region: None for a task that is not MSD's."""
 
     name: str
     modality: str | None
@@ -54,9 +54,9 @@ class MsdTask:
 
 
 def read_descriptions(archive_uri: str, paths: Sequence[str]) -> tuple[dict[str, MsdTask], dict[str, str]]:
-    """Folder -> task of the dataset.json files of MSD and nnU-Net, and path -> reason of those that are none.
+    """Read the dataset.json files of MSD and nnU-Net: folder -> task, and path -> reason for the files ignored.
 
-    paths: below the archive. Many tools call a file dataset.json: one that is another's is no fault of the archive.
+    paths: below the archive. Many tools write a file dataset.json, so another tool's is not an error.
     """
     tasks: dict[str, MsdTask] = {}
     ignored: dict[str, str] = {}
@@ -70,15 +70,15 @@ def read_descriptions(archive_uri: str, paths: Sequence[str]) -> tuple[dict[str,
                 raise
             ignored[path] = f"it cannot be read as JSON: {in_words(error)}"
             continue
-        if isinstance(content, dict) and (_OWN_KEYS & content.keys() or _TASK_FOLDER.fullmatch(folder)):
+        if isinstance(content, dict) and (_KNOWN_KEYS & content.keys() or _TASK_FOLDER.fullmatch(folder)):
             tasks[below] = msd_task(content, folder)
         else:
-            ignored[path] = f"it is not MSD's or nnU-Net's: it has none of {', '.join(sorted(_OWN_KEYS))}"
+            ignored[path] = f"it is not MSD's or nnU-Net's: it has none of {', '.join(sorted(_KNOWN_KEYS))}"
     return tasks, ignored
 
 
 def _read(uri: str) -> Any:
-    """The JSON value in a file, whose size is bounded before it is read. Raises ValueError and what stores raise."""
+    """Read the JSON value of a file of bounded size. Raises ValueError, or whatever the store raises."""
     data = StoredObject(uri).read(0, _MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
@@ -86,7 +86,7 @@ def _read(uri: str) -> Any:
 
 
 def msd_task(content: dict[str, Any], folder: str) -> MsdTask:
-    """The task of a dataset.json. folder: the one it lies in, such as Task09_Spleen; its name counts first."""
+    """The task of a dataset.json. folder: the one that contains it, such as Task09_Spleen; its name is tried first."""
     match = _TASK_FOLDER.fullmatch(folder)
     names = [match[1]] if match else []
     if isinstance(content.get("name"), str):
@@ -102,7 +102,7 @@ def _organ(name: str) -> str | None:
 
 
 def _modality(content: dict[str, Any]) -> str | None:
-    """One word for all channels; None when they are unknown or of several kinds."""
+    """The modality of all channels; None if it is unknown or they differ."""
     channels = content.get("modality", content.get("channel_names"))
     words = channels.values() if isinstance(channels, dict) else channels if isinstance(channels, list) else [channels]
     kinds = {modality_of(word) if isinstance(word, str) else None for word in words}

@@ -1,11 +1,11 @@
-"""A table of labels as text: CSV, TSV or Parquet, as pandas, R, Excel and BIDS write them.
+"""Read a table of labels as text: CSV, TSV or Parquet, as pandas, R, Excel and BIDS write them.
 
-delimiter       comma, semicolon, tab, bar, or (R's own) space: what the line of names has most of outside quotes;
-                a first line `sep=;` says it
+delimiter       comma, semicolon, tab, bar, or (in R's files) space: the most frequent in the header line outside
+                quotes, or the one that a first line `sep=;` declares
 encoding        UTF-8, or UTF-16 with a byte order mark (Excel's "Unicode Text")
-nothing         an empty cell and the words in MISSING, in any case, are no value
-ignored         a first column without a name (the index of pandas, the row names of R), columns without name and
-                content, empty lines
+missing values  empty cells and the words in MISSING, in any case
+ignored         a first column without a name (pandas' index, R's row names), columns without name and content, empty
+                lines
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from medret.errors import NotFoundError, UsageError
 from medret.storage import normalise_uri, read_uri, redacted
 
-# BIDS demands n/a; the others are what pandas, R and Excel write where there is no value.
+# BIDS requires n/a; pandas, R and Excel write the others for a missing value.
 MISSING = frozenset({"", "-", "n/a", "na", "#n/a", "<na>", "nan", "nat", "none", "null"})
 
-ID_COLUMNS = ("volume_id", "path")  # a row says in one of them which volume it is about
+ID_COLUMNS = ("volume_id", "path")  # a row names its volume in one of them
 
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_FILES = (
@@ -38,12 +38,12 @@ _OTHER_FILES = (
 _DELIMITERS = "\t;,|"
 _SEP_LINE = re.compile(r"\"?sep=(.)\"?[ \t]*", re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
-_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # the names of pandas for a column without one
+_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # pandas' names for a column without one
 
 
 @dataclass(frozen=True)
 class Table:
-    """name: URI of the file, without secrets. rows: a cell for each column, None where there is no value; stripped."""
+    """name: URI of the file, without secrets. rows: one stripped cell per column, None for a missing value."""
 
     name: str
     columns: tuple[str, ...]
@@ -51,7 +51,7 @@ class Table:
 
 
 def read_table(uri: str) -> Table:
-    """Read a table with a line of names first; raises UsageError."""
+    """Read a table whose first line holds the column names; raises UsageError."""
     place = normalise_uri(uri)
     name = redacted(place)
     try:
@@ -65,7 +65,7 @@ def read_table(uri: str) -> Table:
 
 
 def _without_unnamed(name: str, columns: Sequence[str], rows: Sequence[tuple[str | None, ...]]) -> Table:
-    """The table without an index and without columns that are empty from top to bottom."""
+    """The table without its index and without columns that have neither name nor values."""
     kept = []
     for number, column in enumerate(columns):
         if _INDEX.fullmatch(column) and (number == 0 or column):
@@ -73,16 +73,16 @@ def _without_unnamed(name: str, columns: Sequence[str], rows: Sequence[tuple[str
         if column:
             kept.append(number)
         elif any(row[number] for row in rows):
-            raise UsageError(f"label table {name}: column {number + 1} has values and no name")
+            raise UsageError(f"label table {name}: column {number + 1} has values but no name")
     twice = sorted({columns[number] for number in kept if columns.count(columns[number]) > 1})
     if twice:
-        raise UsageError(f"label table {name}: column {twice[0]} stands there twice")
+        raise UsageError(f"label table {name}: column {twice[0]} appears twice")
     cells = tuple(tuple(row[number] for number in kept) for row in rows)
     return Table(name, tuple(columns[number] for number in kept), cells)
 
 
 def _text(name: str, data: bytes) -> str:
-    """The bytes as text, or a UsageError that says what they are instead."""
+    """Decode the bytes; raises UsageError, which says what the file is if it is not text."""
     for start, what in _OTHER_FILES:
         if data.startswith(start):
             raise UsageError(f"label table {name} is {what}")
@@ -90,7 +90,9 @@ def _text(name: str, data: bytes) -> str:
         try:
             return data.decode("utf-16")
         except UnicodeDecodeError as error:
-            raise UsageError(f"label table {name} begins as UTF-16 and is none: {error}; save it as UTF-8") from error
+            raise UsageError(
+                f"label table {name} has a UTF-16 byte order mark but is not UTF-16: {error}; save it as UTF-8"
+            ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,10 +109,12 @@ def _text(name: str, data: bytes) -> str:
 
 def _csv(name: str, data: bytes) -> tuple[list[str], list[tuple[str | None, ...]]]:
     text = _text(name, data)
-    said = _SEP_LINE.fullmatch(text.partition("\n")[0].rstrip("\r"))
-    skipped = 1 if said else 0
-    text = text.partition("\n")[2] if said else text
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=said[1] if said else _delimiter(text), strict=True)
+    declared = _SEP_LINE.fullmatch(text.partition("\n")[0].rstrip("\r"))
+    skipped = 1 if declared else 0
+    text = text.partition("\n")[2] if declared else text
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=declared[1] if declared else _delimiter(text), strict=True
+    )
     lines: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
@@ -136,10 +140,7 @@ def _csv(name: str, data: bytes) -> tuple[list[str], list[tuple[str | None, ...]
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter of the line of names: the one that sets an id column apart, else the most frequent.
-
-    What stands inside quotes delimits nothing.
-    """
+    """The delimiter of the header line: the one that separates an id column, else the most frequent outside quotes."""
     plain = _QUOTED.sub(lambda quoted: re.sub(f"[{_DELIMITERS} \r\n]", "_", quoted[0][1:-1]), text[: 1 << 20])
     names = next(iter(plain.strip(" \r\n").splitlines()), "").lower()
 
@@ -151,7 +152,7 @@ def _delimiter(text: str) -> str:
 
 
 def _has_row_names(columns: int, rows: Sequence[Sequence[str]]) -> bool:
-    """R writes no name for the column of row names, which are 1, 2, 3, ... unless they were given."""
+    """Whether the first column holds R's default row names 1, 2, 3, ..., for which R writes no column name."""
     return bool(rows) and all(
         len(cells) == columns + 1 and cells[0] == str(number) for number, cells in enumerate(rows, start=1)
     )
@@ -162,16 +163,16 @@ def _parquet(name: str, data: bytes) -> tuple[list[str], list[tuple[str | None, 
         content = pq.ParquetFile(pa.BufferReader(data)).read()
         columns = [[_cell(value) for value in column.to_pylist()] for column in content.columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"label table {name} is no readable Parquet file: {error}") from error
+        raise UsageError(f"label table {name} is not a readable Parquet file: {error}") from error
     return [column.strip() for column in content.column_names], list(zip(*columns, strict=True))
 
 
 def _cell(value: Any) -> str | None:
-    """A value of Parquet as text."""
+    """A Parquet value as text."""
     return _value(value.decode() if isinstance(value, bytes) else str(value))
 
 
 def _value(text: str) -> str | None:
-    """A cell's text; None where it stands for no value."""
+    """A cell's text; None if it stands for a missing value."""
     stripped = text.strip()
     return None if stripped.lower() in MISSING else stripped

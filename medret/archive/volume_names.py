@@ -1,8 +1,8 @@
-r"""Volumes by the names that people give them in a table.
+r"""Find volumes by the names that people write into tables.
 
-A name may be a volume's id, its whole URI or any tail of that, with `/` or `\`, in any Unicode form, with or without
-.nii or .nii.gz. An absolute path of another machine (`D:\data\sub-01\a.nii.gz`, `/mnt/data/sub-01/a.nii.gz`) ends in
-the id. Whole URIs of remote stores are compared as they are. A name counts where it fits one volume best.
+A name may be a volume's id, its whole URI or any tail of it, with `/` or `\`, in any Unicode form, with or without .nii
+or .nii.gz. An absolute path of another machine (`D:\data\sub-01\a.nii.gz`, `/mnt/data/sub-01/a.nii.gz`) ends in the id.
+Whole URIs of remote stores are compared literally. A name matches the volume that it fits best, if there is just one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _DRIVE = re.compile(r"/?([A-Za-z]:/.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Match:
-    """What a name stands for.
+    """The volumes that a name matches.
 
-    volume_ids: none, one, or several that it fits equally well. located: it names the archive's own place, or a part
-    of it. root: of a path of another machine, what stands before the volume's id.
+    volume_ids: none, one, or several that it fits equally well.
+    located: the name contains part of the archive's own location.
+    root: for a path of another machine, the part before the volume's id.
     """
 
     volume_ids: tuple[str, ...] = ()
@@ -34,7 +35,7 @@ class Match:
 
 @dataclass(frozen=True)
 class _Name:
-    """A name in parts. remote: a URI; absolute: a URI, or a path from the top."""
+    """A name in parts. remote: it is a URI. absolute: it is a URI or an absolute path."""
 
     folders: tuple[str, ...]
     file: str
@@ -67,33 +68,33 @@ class Finder:
         """The volumes that `name` fits best."""
         if name in self._ids:
             return Match((name,))
-        given = _parse(name)
-        fits = [(fit, volume) for volume in self._by_stem.get(given.stem, ()) if (fit := _fit(given, volume))]
+        parsed = _parse(name)
+        fits = [(fit, volume) for volume in self._by_stem.get(parsed.stem, ()) if (fit := _fit(parsed, volume))]
         if not fits:
             return Match()
         best = min(fit for fit, _ in fits)
         volumes = [volume for fit, volume in fits if fit == best]
-        first, depth = volumes[0], len(given.folders) - len(volumes[0].below.folders)
+        first, depth = volumes[0], len(parsed.folders) - len(volumes[0].below.folders)
         foreign = best[1] == _FOREIGN
         return Match(
             tuple(volume.volume_id for volume in volumes),
-            located=not foreign and len(given.folders) > len(first.below.folders),
-            root="/".join(given.folders[:depth]) or "/" if foreign else None,
+            located=not foreign and len(parsed.folders) > len(first.below.folders),
+            root="/".join(parsed.folders[:depth]) or "/" if foreign else None,
         )
 
 
 _ITSELF, _TAIL, _FOREIGN = range(3)
 
 
-def _fit(given: _Name, volume: _Volume) -> tuple[bool, int, int] | None:
-    """How well a name of the right stem fits, the least being best; None when it does not."""
-    other_suffix = given.file != volume.whole.file
-    count, whole, below = len(given.folders), volume.whole.folders, volume.below.folders
-    if given.folders == (whole if given.absolute else below):
+def _fit(name: _Name, volume: _Volume) -> tuple[bool, int, int] | None:
+    """How well a name with the right stem fits (smaller is better); None if it does not."""
+    other_suffix = name.file != volume.whole.file
+    count, whole, below = len(name.folders), volume.whole.folders, volume.below.folders
+    if name.folders == (whole if name.absolute else below):
         return other_suffix, _ITSELF, 0
-    if not given.absolute and count <= len(whole) and whole[len(whole) - count :] == given.folders:
+    if not name.absolute and count <= len(whole) and whole[len(whole) - count :] == name.folders:
         return other_suffix, _TAIL, 0
-    if given.absolute and not given.remote and given.folders[count - len(below) :] == below:
+    if name.absolute and not name.remote and name.folders[count - len(below) :] == below:
         return other_suffix, _FOREIGN, -len(below)
     return None
 

@@ -79,7 +79,7 @@ def test_words_for_nothing_are_no_value(tmp_path: Path, word: str) -> None:
         (b"\xd0\xcf\x11\xe0\xa1", "Excel workbook"),
         (gzip.compress(b"path\na\n"), "gzip: unpack it"),
         ("path\na\n".encode("utf-16-le"), "zero bytes"),
-        (b"\xff\xfep\x00\x00\xd8", "begins as UTF-16"),
+        (b"\xff\xfep\x00\x00\xd8", "UTF-16 byte order mark"),
         (b"sep=;\n", "empty"),
         (b"path,organ\nx,a.nii,Heart\n", "line 2: 3 cells"),
         (b"sep=;\npath;organ\na;b;c\n", "line 3: 3 cells"),
