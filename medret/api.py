@@ -110,17 +110,17 @@ def evaluate_snapshot(
     Raises:
         UsageError: A column or a name does not exist, or nothing can be scored.
     """
-    from medret.evaluate import Options, Selection, archive_panel, evaluate
-    from medret.evaluate.query_sets import file_panel
+    from medret.evaluate import Options, Selection, archive_queries, evaluate
+    from medret.evaluate.query_sets import file_queries
 
     selection = Selection(models, aggregations, indices, modes)
     options = Options(levels=levels, excludes=excludes, selection=selection)
     if min_relevant is not None:
         options = replace(options, min_relevant=min_relevant)
     if queries is not None:
-        panel = file_panel(snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None)
+        panel = file_queries(snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None)
     elif labels is not None or weights:
         raise UsageError("labels and weights belong to queries: without it the snapshot's own volumes are the queries")
     else:
-        panel = archive_panel(snapshot, frozenset(without))
+        panel = archive_queries(snapshot, frozenset(without))
     return evaluate(snapshot, panel, options)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Score the live snapshot of STORE: each volume asks for those of its class among the other subjects (or, with
---queries, labelled files ask for the volumes of the store). All arms, model x aggregation x index x mode, in one
+--queries, labelled files ask for the volumes of the store). All configs, model x aggregation x index x mode, in one
 run and one table, at the levels modality, body region and organ.
 """
 
 EPILOG = """\
 examples:
-  medret evaluate ~/ct-store                           every arm, other subjects
+  medret evaluate ~/ct-store                           every config, other subjects
   medret evaluate ~/ct-store --exclude dataset --html report.html
   medret evaluate ~/ct-store --index exact --mode late --json
   medret evaluate ~/ct-store --queries ~/new-cases --labels new-cases.csv
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
     snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
     selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
-    panel = _panel(arguments, snapshot, selection)
+    query_set = _query_set(arguments, snapshot, selection)
     options = Options(
         levels=arguments.level,
         excludes=arguments.exclude,
@@ -134,12 +134,12 @@ def run(arguments: argparse.Namespace) -> int:
         depth=arguments.depth,
         bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
     )
-    found = evaluate(snapshot, panel, options, report)
+    found = evaluate(snapshot, query_set, options, report)
     clear()
     if arguments.csv:
         write_text(arguments.csv, found.to_csv())
     if arguments.html:
-        from medret.evaluate.report import report_page
+        from medret.evaluate.evaluation_report import report_page
 
         write_text(arguments.html, report_page(snapshot, found))
     if arguments.json:
@@ -150,30 +150,30 @@ def run(arguments: argparse.Namespace) -> int:
         print_evaluation(found)
         for path in filter(None, (arguments.csv, arguments.html)):
             say(f"written: {path.resolve()}")
-    for failure in panel.failures:
+    for failure in query_set.failures:
         note(f"medret evaluate: {failure.reason}", logging.WARNING)
     if arguments.json:  # the table shows them too
         for warning in found.warnings:
             note(f"medret evaluate: warning: {warning}", logging.WARNING)
-    return 4 if panel.failures else 0
+    return 4 if query_set.failures else 0
 
 
-def _panel(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:
+def _query_set(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:
     from medret.cli.shared import report
     from medret.errors import UsageError
-    from medret.evaluate import archive_panel
-    from medret.evaluate.query_sets import file_panel
+    from medret.evaluate import archive_queries
+    from medret.evaluate.query_sets import file_queries
 
     without = _names(arguments.without)
     if not arguments.queries:
         for option in ("labels", "weights"):
             if getattr(arguments, option):
                 raise UsageError(f"--{option} is of --queries: without it the store's own volumes ask")
-        return archive_panel(snapshot, without, arguments.sample, arguments.seed)
+        return archive_queries(snapshot, without, arguments.sample, arguments.seed)
     if arguments.sample:
         raise UsageError("--sample draws from the store's own volumes, --queries asks with others: give one of them")
     weights = parse_weights(arguments.weights)
-    return file_panel(snapshot, arguments.queries, arguments.labels, selection, weights, without, report)
+    return file_queries(snapshot, arguments.queries, arguments.labels, selection, weights, without, report)
 
 
 def _names(path: Path | None) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The tables of `medret evaluate`: all arms in one, then the classes of the arm that search uses."""
+"""The tables of `medret evaluate`: all configs in one, then the classes of the config that search uses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def print_evaluation(found: Evaluation) -> None:
     """All of an evaluation that a person reads on the terminal."""
     console = Terminal()
     console.print(
-        f"snapshot {found.snapshot}: {found.panel.queries.num_rows} queries among "
-        f"{found.panel.candidates.num_rows} volumes; only queries with at least {found.min_relevant} relevant volumes "
-        "left count (--min-relevant)",
+        f"snapshot {found.snapshot}: {found.query_set.queries.num_rows} queries among "
+        f"{found.query_set.candidates.num_rows} volumes; only queries with at least {found.min_relevant} relevant "
+        "volumes left count (--min-relevant)",
         soft_wrap=True,
     )
     for exclude in found.excludes:
@@ -53,18 +53,18 @@ def _print_arms(console: Terminal, found: Evaluation, exclude: str) -> None:
     for level in levels:
         table.add_column(level, justify="right", no_wrap=True)
     table.add_row("  chance", "", *(_pair(found, found.leading, exclude, one, chance=True) for one in levels))
-    for arm in found.arms:
-        if arm.by_slices and arm.aggregation != found.arms[0].aggregation:
+    for config in found.configs:
+        if config.by_slices and config.aggregation != found.configs[0].aggregation:
             continue  # the aggregation plays no part
-        recall = found.figure(arm, exclude, "all", "all", "ann_recall@10")
-        name = f"* {arm.label}" if arm.default else f"  {arm.label}"
-        cells = (_pair(found, arm, exclude, level) for level in levels)
-        table.add_row(name, short(recall.value) if recall else "", *cells, style="bold" if arm.default else "")
+        recall = found.figure(config, exclude, "all", "all", "ann_recall@10")
+        name = f"* {config.label}" if config.default else f"  {config.label}"
+        cells = (_pair(found, config, exclude, level) for level in levels)
+        table.add_row(name, short(recall.value) if recall else "", *cells, style="bold" if config.default else "")
     console.print(table)
 
 
-def _pair(found: Evaluation, arm: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
-    rows = [found.figure(arm, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
+def _pair(found: Evaluation, config: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
+    rows = [found.figure(config, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
     return "/".join(short(row.chance if chance else row.value) for row in rows if row)
 
 

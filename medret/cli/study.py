@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         write_text(arguments.csv, study.to_csv())
     if arguments.html:
-        from medret.evaluate.study_page import study_page
+        from medret.evaluate.study import study_page
 
         write_text(arguments.html, study_page(study))
     if arguments.json:

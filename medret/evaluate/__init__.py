@@ -10,7 +10,7 @@ from medret.evaluate.configs import SearchConfig, Selection
 from medret.evaluate.evaluation import evaluate
 from medret.evaluate.figures import Evaluation, Row
 from medret.evaluate.levels import Options
-from medret.evaluate.query_sets import QuerySet, archive_panel
+from medret.evaluate.query_sets import QuerySet, archive_queries
 
 __all__ = [
     "Bootstrap",
@@ -20,6 +20,6 @@ __all__ = [
     "Row",
     "SearchConfig",
     "Selection",
-    "archive_panel",
+    "archive_queries",
     "evaluate",
 ]

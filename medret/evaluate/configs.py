@@ -30,18 +30,18 @@ class SearchConfig:
 
     @property
     def by_slices(self) -> bool:
-        """Whether slice vectors are searched, so that arms that differ in the aggregation alone are one."""
+        """Whether slice vectors are searched, so that configs that differ in the aggregation alone are one."""
         return self.mode != VOLUME
 
     @property
     def label(self) -> str:
-        """The arm in words."""
+        """The config in words."""
         return " ".join((self.model, *([] if self.by_slices else [self.aggregation]), self.index, self.mode))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which arms are wanted. An empty part takes all that the snapshot has."""
+    """Which configs are wanted. An empty part takes all that the snapshot has."""
 
     models: Sequence[str] = ()
     aggregations: Sequence[str] = ()
@@ -49,8 +49,8 @@ class Selection:
     modes: Sequence[str] = ()
 
 
-def arms_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
-    """The arms of a snapshot; raises UsageError for a name that it does not have."""
+def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
+    """The configs of a snapshot; raises UsageError for a name that it does not have."""
     models = _chosen("model", selection.models, snapshot.models, snapshot)
     wanted = [parse_aggregation(name).name for name in selection.aggregations]
     aggregations = _chosen("aggregation", wanted, snapshot.aggregations, snapshot)
@@ -68,9 +68,9 @@ def arms_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     ]
 
 
-def leading_arm(arms: Sequence[SearchConfig]) -> SearchConfig:
-    """The arm that a report is about: the one that search uses, else the first exact one, else the first."""
-    return min(arms, key=lambda arm: (not arm.default, arm.index != "exact"))
+def leading_config(configs: Sequence[SearchConfig]) -> SearchConfig:
+    """The config that a report is about: the one that search uses, else the first exact one, else the first."""
+    return min(configs, key=lambda config: (not config.default, config.index != "exact"))
 
 
 def _chosen(what: str, wanted: Sequence[str], there: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:

@@ -57,20 +57,20 @@ class Row:
         return not math.isnan(self.low)
 
     @property
-    def arm(self) -> tuple[str, str, str, str]:
-        """The names of the row's arm."""
+    def config(self) -> tuple[str, str, str, str]:
+        """The names of the row's config."""
         return self.model, self.aggregation, self.index, self.mode
 
 
 def row_of(
-    arm: SearchConfig, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int
+    config: SearchConfig, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int
 ) -> Row:
     """One figure of some averages: their row `at`, column `number`."""
     return Row(
-        arm.model,
-        arm.aggregation,
-        arm.index,
-        arm.mode,
+        config.model,
+        config.aggregation,
+        config.index,
+        config.mode,
         exclude,
         level,
         class_,
@@ -81,7 +81,7 @@ def row_of(
         chance=float(means.chance[at, number]),
         n=int(means.queries[at]),
         subjects=int(means.subjects[at]),
-        default=arm.default,
+        default=config.default,
     )
 
 
@@ -100,7 +100,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Detail:
-    """What the leading arm found, query by query, under one exclusion.
+    """What the leading config found, query by query, under one exclusion.
 
     hits, scores: (q, 10), numbers of candidates, -1 past the end. values: level -> (q, metrics), NaN where not counted.
     """
@@ -117,7 +117,7 @@ class Evaluation:
     store: str
     snapshot: str
     rows: Sequence[Row]
-    arms: Sequence[SearchConfig]
+    configs: Sequence[SearchConfig]
     leading: SearchConfig
     levels: Sequence[str]
     excludes: Sequence[str]
@@ -128,26 +128,28 @@ class Evaluation:
     depths: Mapping[str, int]
     min_relevant: int
     bootstrap: Bootstrap
-    panel: QuerySet
+    query_set: QuerySet
     details: Mapping[str, Detail] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def figure(self, arm: SearchConfig, exclude: str, level: str, class_: str, metric: str) -> Row | None:
+    def figure(self, config: SearchConfig, exclude: str, level: str, class_: str, metric: str) -> Row | None:
         """One row, if there is such a one."""
-        return self._by_key.get((arm.model, arm.aggregation, arm.index, arm.mode, exclude, level, class_, metric))
+        return self._by_key.get(
+            (config.model, config.aggregation, config.index, config.mode, exclude, level, class_, metric)
+        )
 
     @property
     def _by_key(self) -> dict[tuple[str, ...], Row]:
         held: dict[tuple[str, ...], Row] | None = self.__dict__.get("_index")
         if held is None:
-            held = {(*row.arm, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
+            held = {(*row.config, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
             object.__setattr__(self, "_index", held)
         return held
 
-    def classes_of(self, arm: SearchConfig, exclude: str, level: str) -> list[str]:
+    def classes_of(self, config: SearchConfig, exclude: str, level: str) -> list[str]:
         """The classes that have figures, sorted."""
-        wanted = (arm.model, arm.aggregation, arm.index, arm.mode)
-        found = {row.class_ for row in self.rows if (row.arm, row.exclude, row.level) == (wanted, exclude, level)}
+        wanted = (config.model, config.aggregation, config.index, config.mode)
+        found = {row.class_ for row in self.rows if (row.config, row.exclude, row.level) == (wanted, exclude, level)}
         return sorted(found - {MACRO, MICRO, ALL})
 
     def to_json(self) -> dict[str, Any]:
@@ -155,8 +157,8 @@ class Evaluation:
         return {
             "store": self.store,
             "snapshot": self.snapshot,
-            "queries": self.panel.queries.num_rows,
-            "candidates": self.panel.candidates.num_rows,
+            "queries": self.query_set.queries.num_rows,
+            "candidates": self.query_set.candidates.num_rows,
             "excludes": list(self.excludes),
             "levels": list(self.levels),
             "min_relevant": self.min_relevant,
@@ -167,7 +169,7 @@ class Evaluation:
             "left_out": [asdict(one) for one in self.left_out],
             "warnings": list(self.warnings),
             "confounds": [one.to_json() for one in self.confounds],
-            "failed_queries": [asdict(one) for one in self.panel.failures],
+            "failed_queries": [asdict(one) for one in self.query_set.failures],
             "seconds": round(self.seconds, 3),
             "rows": [row.to_json() for row in self.rows],
         }
@@ -194,21 +196,21 @@ def late_notes(found: Evaluation) -> list[str]:
 
 def _late_arms(found: Evaluation) -> Iterator[SearchConfig]:
     """One a model: with the exact index where that was run."""
-    for model in dict.fromkeys(arm.model for arm in found.arms):
-        own = [arm for arm in found.arms if (arm.model, arm.mode) == (model, LATE)]
+    for model in dict.fromkeys(config.model for config in found.configs):
+        own = [config for config in found.configs if (config.model, config.mode) == (model, LATE)]
         if own:
-            yield min(own, key=lambda arm: arm.index != EXACT)
+            yield min(own, key=lambda config: config.index != EXACT)
 
 
 def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
     mine = found.figure(late, exclude, level, MACRO, METRIC)
     for mode in (VOLUME, VOTE):
-        arm = replace(late, mode=mode)
-        theirs = found.figure(arm, exclude, level, MACRO, METRIC)
+        config = replace(late, mode=mode)
+        theirs = found.figure(config, exclude, level, MACRO, METRIC)
         if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:
             continue
         classes = [
-            _difference(found, late, arm, exclude, level, name) for name in found.classes_of(late, exclude, level)
+            _difference(found, late, config, exclude, level, name) for name in found.classes_of(late, exclude, level)
         ]
         apart = "their intervals do not overlap" if mine.high < theirs.low else "their intervals overlap"
         if not (mine.has_interval and theirs.has_interval):
@@ -221,7 +223,7 @@ def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -
 
 def _difference(found: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str) -> str:
     """The queries whose first hit is right, where late has fewer of them."""
-    mine, theirs = (found.figure(arm, exclude, level, name, METRIC) for arm in (late, other))
+    mine, theirs = (found.figure(config, exclude, level, name, METRIC) for config in (late, other))
     if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:
         return ""
     right = [round(row.value * row.n) for row in (mine, theirs)]

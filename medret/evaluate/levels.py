@@ -43,20 +43,20 @@ class Options:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
 
-def find_confounds(panel: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
+def find_confounds(query_set: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
     """How far each level follows from each source column that there is."""
-    there = [source for source in sources if source in panel.candidates.column_names]
-    found = (confound(panel.candidates, level.name, source) for level in levels for source in there)
+    there = [source for source in sources if source in query_set.candidates.column_names]
+    found = (confound(query_set.candidates, level.name, source) for level in levels for source in there)
     return [one for one in found if one is not None]
 
 
-def level_names(snapshot: Snapshot, panel: QuerySet, options: Options) -> list[str]:
+def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> list[str]:
     """The levels that have labels on both sides."""
     for name in options.levels:
-        if name not in panel.candidates.column_names:
-            raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(panel)}")
+        if name not in query_set.candidates.column_names:
+            raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(query_set)}")
     wanted = list(dict.fromkeys(options.levels or LEVELS))
-    sides = (panel.queries, panel.candidates)
+    sides = (query_set.queries, query_set.candidates)
     found = [name for name in wanted if all(any(text_column(side, name)) for side in sides)]
     if not found:
         raise UsageError(
@@ -66,26 +66,28 @@ def level_names(snapshot: Snapshot, panel: QuerySet, options: Options) -> list[s
     return found
 
 
-def exclude_names(panel: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]) -> list[str]:
+def exclude_names(
+    query_set: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]
+) -> list[str]:
     """The columns by which candidates are left out; adds to the warnings what was asked for and cannot be."""
-    known = (*panel.candidates.column_names, SELF)
+    known = (*query_set.candidates.column_names, SELF)
     for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
         if name not in known:
-            raise UsageError(f"--exclude or --source '{name}' is no label of the store, which has {_names(panel)}")
+            raise UsageError(f"--exclude or --source '{name}' is no label of the store, which has {_names(query_set)}")
     wanted = list(options.excludes) or [SUBJECT]
-    if SUBJECT in wanted and not any(text_column(panel.candidates, SUBJECT)):
+    if SUBJECT in wanted and not any(text_column(query_set.candidates, SUBJECT)):
         warnings.append("no volume has a subject: each volume counts as a subject of its own, and only it is left out")
         wanted = [SELF if name == SUBJECT else name for name in wanted]
     wanted = list(dict.fromkeys([*wanted, *(found.source for found in confounds if found.warns)]))
     for name in wanted:
-        missing = 0 if name == SELF else text_column(panel.queries, name).count(None)
+        missing = 0 if name == SELF else text_column(query_set.queries, name).count(None)
         if missing:
             warnings.append(f"{missing} queries have no {name}: of each of them its own volume alone is left out")
     return wanted
 
 
-def _names(panel: QuerySet) -> str:
-    return ", ".join(name for name in panel.candidates.column_names if name not in ("volume_id", "uri"))
+def _names(query_set: QuerySet) -> str:
+    return ", ".join(name for name in query_set.candidates.column_names if name not in ("volume_id", "uri"))
 
 
 @dataclass(frozen=True)

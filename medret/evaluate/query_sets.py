@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medret.archive import Labels, list_archive, read_labels
 from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
-from medret.evaluate.configs import Selection, arms_of
+from medret.evaluate.configs import Selection, configs_of
 from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
@@ -52,7 +52,7 @@ class QuerySet:
     KEPT_MAX = 4096
 
     def vectors(self, rows: NDArray[np.int64], model: str, aggregation: str) -> list[QueryVectors]:
-        """The vectors of these queries; those of small panels are kept, because every arm asks for them again."""
+        """The vectors of these queries; those of small panels are kept, because every config asks for them again."""
         asked = []
         for row in rows.tolist():
             key = (row, model, aggregation)
@@ -82,7 +82,7 @@ def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
     return labels.take(pa.array(rows, pa.int64())) if without else labels
 
 
-def archive_panel(
+def archive_queries(
     snapshot: Snapshot, without: AbstractSet[str] = frozenset(), sample: int | None = None, seed: int = 0
 ) -> QuerySet:
     """Every volume of a snapshot, or `sample` of them drawn at random, asks for the others.
@@ -102,7 +102,7 @@ def archive_panel(
     return QuerySet(queries, labels, [(int(row),) for row in rows], resolve, hidden=frozenset(without))
 
 
-def file_panel(
+def file_queries(
     snapshot: Snapshot,
     archive_uri: str,
     labels_uri: str | None,
@@ -122,7 +122,7 @@ def file_panel(
     if join.mismatch:
         raise UsageError(join.mismatch)
     known = {one.volume_id: join.labels.get(one.volume_id, Labels()) for one in listing.objects}
-    first = arms_of(snapshot, selection)[0]
+    first = configs_of(snapshot, selection)[0]
     encoded: dict[tuple[str, str, str], QueryVectors] = {}
 
     def encode(one: ArchiveObject, model: str, aggregation: str) -> QueryVectors:

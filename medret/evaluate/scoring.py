@@ -35,7 +35,7 @@ class Ranking:
 
 def rank(
     snapshot: Snapshot,
-    arm: SearchConfig,
+    config: SearchConfig,
     queries: Sequence[QueryVectors],
     depth: int,
     excluded: Sequence[AbstractSet[str]],
@@ -45,10 +45,10 @@ def rank(
     found = snapshot.rank(
         queries,
         depth,
-        model=arm.model,
-        aggregation=arm.aggregation,
-        index=arm.index,
-        mode=arm.mode,
+        model=config.model,
+        aggregation=config.aggregation,
+        index=config.index,
+        mode=config.mode,
         excluded=excluded,
     )
     return as_arrays(found, depth, number_of)
@@ -144,7 +144,7 @@ def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) 
 
 @dataclass
 class Tally:
-    """Metrics of one arm, query by query; filled in batches. values: (q, metrics), NaN where not yet measured."""
+    """Metrics of one config, query by query; filled in batches. values: (q, metrics), NaN where not yet measured."""
 
     scope: Scope
     values: NDArray[np.float64] = field(init=False)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
@@ -17,9 +19,10 @@ from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
 from medret.evaluate.levels import Options, exclude_names, find_confounds, level_names
 from medret.evaluate.metrics import NAMES
-from medret.evaluate.query_sets import archive_panel
+from medret.evaluate.query_sets import archive_queries
 from medret.evaluate.relevance import exclusion_of, level_of, subject_numbers
 from medret.evaluate.scoring import Ranking, Tally, scope_of
+from medret.html.render import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
@@ -58,7 +61,7 @@ class Study:
     store: str
     snapshot: str
     table: pa.Table
-    plots: Sequence[tuple[str, str]]
+    plots: Sequence[tuple[str, Markup]]
     notes: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +72,12 @@ class Study:
     def to_csv(self) -> str:
         """The table as CSV text."""
         return csv_text(self.table.column_names, zip(*(one.to_pylist() for one in self.table.columns), strict=True))
+
+
+def study_page(study: Study) -> str:
+    """Render a study as a self-contained page: its plots, notes and table."""
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return render("study.html.j2", title=f"Study: {study.name}", study=study, made=made)
 
 
 @dataclass(frozen=True)
@@ -148,24 +157,24 @@ class SimilarityScorer:
     """Scores similarities of the volumes of a snapshot, all by exact comparison, at every level and exclusion."""
 
     def __init__(self, snapshot: Snapshot, options: Options) -> None:
-        self._panel = archive_panel(snapshot)
-        count = self._panel.candidates.num_rows
+        self._query_set = archive_queries(snapshot)
+        count = self._query_set.candidates.num_rows
         if count > VOLUMES_MAX:
             raise UsageError(f"{snapshot.uri} has {count} volumes: a study compares all with all, up to {VOLUMES_MAX}")
-        self.volume_ids: list[str] = self._panel.candidates["volume_id"].to_pylist()
+        self.volume_ids: list[str] = self._query_set.candidates["volume_id"].to_pylist()
         self._step = max(1, BATCH_PAIRS // count)
-        labels = self._panel.queries, self._panel.candidates
-        levels = [level_of(name, *labels) for name in level_names(snapshot, self._panel, options)]
+        labels = self._query_set.queries, self._query_set.candidates
+        levels = [level_of(name, *labels) for name in level_names(snapshot, self._query_set, options)]
         self.notes: list[str] = []
-        confounds = find_confounds(self._panel, levels, options.sources)
-        names = exclude_names(self._panel, options, confounds, self.notes)
-        self._exclusions = [exclusion_of(name, *labels, self._panel.own) for name in names]
+        confounds = find_confounds(self._query_set, levels, options.sources)
+        names = exclude_names(self._query_set, options, confounds, self.notes)
+        self._exclusions = [exclusion_of(name, *labels, self._query_set.own) for name in names]
         self._scopes = {
             exclusion.column: [scope_of(level, exclusion, options.min_relevant, self._step) for level in levels]
             for exclusion in self._exclusions
         }
         self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
-        self._subjects = subject_numbers(self._panel.queries)
+        self._subjects = subject_numbers(self._query_set.queries)
 
     def score(self, similarity: Similarity) -> list[Figure]:
         """Macro figures of ranking all volumes by a similarity."""
@@ -196,8 +205,8 @@ class SimilarityScorer:
         return figures
 
 
-def score_rows(arm: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, Any]]:
-    """Rows of SCORES: the mean of an arm's figures over its seeds, and their spread."""
+def score_rows(variant: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, Any]]:
+    """Rows of SCORES: the mean of an variant's figures over its seeds, and their spread."""
     rows = []
     for same in zip(*by_seed, strict=True):
         first = same[0]
@@ -205,7 +214,7 @@ def score_rows(arm: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, 
         means = {name: float(np.mean([getattr(one, name) for one in same])) for name in ("value", "low", "high")}
         known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
         fixed = {name: getattr(first, name) for name in ("exclude", "level", "metric", "chance", "n")}
-        rows.append({"arm": arm, **fixed, **known, "spread": float(np.std(values)), "seeds": len(same)})
+        rows.append({"arm": variant, **fixed, **known, "spread": float(np.std(values)), "seeds": len(same)})
     return rows
 
 

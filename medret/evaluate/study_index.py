@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
 from medret.evaluate.scoring import RECALL_K, TIE_TOLERANCE
 from medret.evaluate.study import Report, Study, read_slices
-from medret.evaluate.study_plots import Line, lines
+from medret.html.plots import Line, lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
 from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
 from medret.index.build import size_bytes, threads
@@ -156,12 +157,12 @@ def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
     }
 
 
-def _plots(table: pa.Table) -> list[tuple[str, str]]:
+def _plots(table: pa.Table) -> list[tuple[str, Markup]]:
     rows = table.to_pylist()
     plots = []
     for dim in dict.fromkeys(row["dim"] for row in rows):
         own = [row for row in rows if row["dim"] == dim]
-        arms = list(dict.fromkeys((row["index"], row["setting"]) for row in own))
+        variants = list(dict.fromkeys((row["index"], row["setting"]) for row in own))
         for column, title, log in (
             ("recall_at_10", "recall@10 of exact search", False),
             ("p50_ms", "median latency, ms", True),
@@ -172,7 +173,7 @@ def _plots(table: pa.Table) -> list[tuple[str, str]]:
                     f"{index} {setting}".strip(),
                     [(r["vectors"], r[column]) for r in own if (r["index"], r["setting"]) == (index, setting)],
                 )
-                for index, setting in arms
+                for index, setting in variants
             ]
             heading = f"dim {dim}: {title}"
             plots.append((heading, lines(series, "vectors", title, heading, log)))

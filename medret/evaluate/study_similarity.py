@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
-from medret.evaluate.report_plots import Bar, bars
 from medret.evaluate.study import (
     Report,
     Similarity,
@@ -24,7 +24,7 @@ from medret.evaluate.study import (
     score_rows,
     score_table,
 )
-from medret.evaluate.study_plots import grid
+from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot
 from medret.search.answer import RRF_CONSTANT
@@ -47,29 +47,31 @@ def study_aggregation(
 ) -> Study:
     """Aggregate the stored slice vectors in every way and score each by exact search."""
     slices = read_slices(snapshot, model)
-    bench = SimilarityScorer(snapshot, options)
-    arms: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
+    scorer = SimilarityScorer(snapshot, options)
+    variants: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
     for count in COUNTS:
-        arms[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
-        arms[f"uniform:{count}"] = [Aggregation("uniform", count=count)]
+        variants[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
+        variants[f"uniform:{count}"] = [Aggregation("uniform", count=count)]
     for centre in centres:
         for sigma in sigmas:
             gaussian = Aggregation("gaussian", centre=centre, sigma=sigma)
-            arms[gaussian.name] = [gaussian]
+            variants[gaussian.name] = [gaussian]
     rows = []
-    for number, (name, own) in enumerate(arms.items(), start=1):
-        report(f"{number}/{len(arms)} {name}")
-        rows += score_rows(name, [bench.score(_aggregated_cosines(slices, bench, aggregation)) for aggregation in own])
+    for number, (name, own) in enumerate(variants.items(), start=1):
+        report(f"{number}/{len(variants)} {name}")
+        rows += score_rows(
+            name, [scorer.score(_aggregated_cosines(slices, scorer, aggregation)) for aggregation in own]
+        )
     table = score_table(rows)
     most = int(np.diff(slices.starts).max())
-    notes = [f"slices stored: {most} a volume at most; a subsample of as many or more is the mean", *bench.notes]
+    notes = [f"slices stored: {most} a volume at most; a subsample of as many or more is the mean", *scorer.notes]
     return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(table, centres, sigmas), notes)
 
 
-def _aggregated_cosines(slices: StoredSlices, bench: SimilarityScorer, aggregation: Aggregation) -> Similarity:
+def _aggregated_cosines(slices: StoredSlices, scorer: SimilarityScorer, aggregation: Aggregation) -> Similarity:
     number = {name: at for at, name in enumerate(slices.volume_ids)}
-    vectors = np.zeros((len(bench.volume_ids), slices.vectors.shape[1]), np.float32)
-    for row, name in enumerate(bench.volume_ids):
+    vectors = np.zeros((len(scorer.volume_ids), slices.vectors.shape[1]), np.float32)
+    for row, name in enumerate(scorer.volume_ids):
         if name in number:
             own = slices.of(number[name])
             vectors[row] = aggregation.aggregate(slices.vectors[own], slices.relative[own], name)
@@ -80,7 +82,7 @@ def _aggregated_cosines(slices: StoredSlices, bench: SimilarityScorer, aggregati
     return _cosines(vectors)
 
 
-def _aggregation_plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -> list[tuple[str, str]]:
+def _aggregation_plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -> list[tuple[str, Markup]]:
     rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
     plots = []
     for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
@@ -119,28 +121,28 @@ def study_ensemble(
         raise UsageError(
             f"{snapshot.uri} has one model, {snapshot.models[0]}: an ensemble needs two; index with --model A --model B"
         )
-    bench = SimilarityScorer(snapshot, options)
-    alone = {model: _model_cosines(snapshot, bench, model, aggregation) for model in snapshot.models}
-    arms: dict[str, Similarity] = dict(alone)
+    scorer = SimilarityScorer(snapshot, options)
+    alone = {model: _model_cosines(snapshot, scorer, model, aggregation) for model in snapshot.models}
+    variants: dict[str, Similarity] = dict(alone)
     for one, other in combinations(snapshot.models, 2):
         for weight in weights:
-            arms[f"{one} {weight:g} + {other} {1 - weight:g}"] = _concatenated(alone[one], alone[other], weight)
-        arms[f"{one} rrf {other}"] = _fused(alone[one], alone[other])
+            variants[f"{one} {weight:g} + {other} {1 - weight:g}"] = _concatenated(alone[one], alone[other], weight)
+        variants[f"{one} rrf {other}"] = _fused(alone[one], alone[other])
     rows: list[dict[str, Any]] = []
-    for number, (name, similarity) in enumerate(arms.items(), start=1):
-        report(f"{number}/{len(arms)} {name}")
-        rows += score_rows(name, [bench.score(similarity)])
+    for number, (name, similarity) in enumerate(variants.items(), start=1):
+        report(f"{number}/{len(variants)} {name}")
+        rows += score_rows(name, [scorer.score(similarity)])
     table = score_table(rows)
     notes = [
         "A + B: cosine of the weighted, concatenated vectors",
         "rrf: reciprocal-rank fusion, the ranks counted among all other volumes",
-        *bench.notes,
+        *scorer.notes,
     ]
     return Study("ensemble", snapshot.uri, snapshot.id, table, _ensemble_plots(table, set(alone)), notes)
 
 
-def _model_cosines(snapshot: Snapshot, bench: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
-    asked = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in bench.volume_ids)
+def _model_cosines(snapshot: Snapshot, scorer: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
+    asked = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
     vectors = np.array([query.volume for query in asked], np.float32)
 
     return _cosines(vectors)
@@ -172,7 +174,7 @@ def _fused(one: Similarity, other: Similarity) -> Similarity:
     return similarity
 
 
-def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, str]]:
+def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, Markup]]:
     rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
     plots = []
     for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):

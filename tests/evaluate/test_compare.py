@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from medret.evaluate import Evaluation, Options, Selection, archive_panel, evaluate
+from medret.evaluate import Evaluation, Options, Selection, archive_queries, evaluate
 from medret.evaluate.figures import late_notes
 from medret.search import Snapshot
 
@@ -20,7 +20,7 @@ def _with(found: Evaluation, mode: str, name: str, value: float) -> Evaluation:
 
 def test_it_is_said_where_late_interaction_is_worse(snapshot: Snapshot) -> None:
     selection = Selection([snapshot.models[0]], ["mean"], ["exact"], ["volume", "late"])
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], selection=selection))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], selection=selection))
     better = _with(_with(found, "late", "Liver", 1.0), "volume", "Liver", 0.5)
     assert late_notes(better) == []
     (note,) = late_notes(_with(_with(found, "late", "Liver", 0.0), "volume", "Liver", 1.0))
@@ -31,5 +31,5 @@ def test_it_is_said_where_late_interaction_is_worse(snapshot: Snapshot) -> None:
 
 def test_without_late_there_is_nothing_to_say(snapshot: Snapshot) -> None:
     selection = Selection([snapshot.models[0]], ["mean"], ["exact"], ["volume"])
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], selection=selection))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], selection=selection))
     assert late_notes(found) == []

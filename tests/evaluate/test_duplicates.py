@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medret.errors import UsageError
-from medret.evaluate import Options, Selection, archive_panel, evaluate
+from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.evaluate.duplicates import ROUNDING, find_duplicates
 from medret.search import Snapshot, open_snapshot
 
@@ -75,11 +75,11 @@ def test_every_pair_is_found_that_a_comparison_of_all_finds(twins: Snapshot) -> 
 def test_what_is_left_out_is_neither_asked_nor_found(twins: Snapshot) -> None:
     without = frozenset(find_duplicates(twins).to_leave_out())
     selection = Selection(aggregations=["mean"])
-    found = evaluate(twins, archive_panel(twins, without), Options(selection=selection, min_relevant=1))
-    assert found.panel.queries.num_rows == found.panel.candidates.num_rows == 27
+    found = evaluate(twins, archive_queries(twins, without), Options(selection=selection, min_relevant=1))
+    assert found.query_set.queries.num_rows == found.query_set.candidates.num_rows == 27
     assert all(row.n <= 27 for row in found.rows)
     with pytest.raises(UsageError, match="has no volume 'nobody', which is to be left out"):
-        archive_panel(twins, frozenset({"nobody"}))
+        archive_queries(twins, frozenset({"nobody"}))
 
 
 @pytest.mark.parametrize("at_least", [0.0, -1.0, 1.5, float("nan")])

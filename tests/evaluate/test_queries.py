@@ -13,7 +13,7 @@ from medret.cli import main
 from medret.demo.phantoms import write_phantom
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, evaluate
-from medret.evaluate.query_sets import file_panel
+from medret.evaluate.query_sets import file_queries
 from medret.search import Snapshot
 
 KINDS = {"Lung": "chest_ct", "Liver": "abdomen_ct", "Brain": "head_mri"}
@@ -47,7 +47,7 @@ def queries(tmp_path: Path) -> Path:
 
 def test_files_ask_and_what_cannot_be_read_is_listed(snapshot: Snapshot, queries: Path) -> None:
     selection = Selection(models=[snapshot.models[0]], indices=["exact"])
-    panel = file_panel(snapshot, str(queries / "cases"), str(queries / "cases.csv"), selection, {})
+    panel = file_queries(snapshot, str(queries / "cases"), str(queries / "cases.csv"), selection, {})
     assert panel.queries.num_rows == 9
     assert panel.candidates.num_rows == 48
     (failure,) = panel.failures
@@ -83,7 +83,7 @@ def test_a_query_that_is_in_the_store_does_not_find_itself(stores: Any, tmp_path
         for n, v in enumerate(volumes)
     ]
     snapshot = open_snapshot(stores.make_store(tmp_path / "store", volumes, ledger=rows).uri)
-    panel = file_panel(snapshot, str(queries / "cases"), str(queries / "cases.csv"), Selection(), {})
+    panel = file_queries(snapshot, str(queries / "cases"), str(queries / "cases.csv"), Selection(), {})
     assert panel.own[0] == (3,)
     assert set(panel.own[1:]) == {()}
     options = Options(selection=Selection(aggregations=["mean"], modes=["volume"]), min_relevant=7)
@@ -96,4 +96,4 @@ def test_a_query_that_is_in_the_store_does_not_find_itself(stores: Any, tmp_path
 def test_an_archive_of_nothing_usable(snapshot: Snapshot, tmp_path: Path) -> None:
     (tmp_path / "x.nii").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="none of its 1 files can be used as a query"):
-        file_panel(snapshot, str(tmp_path), None, Selection(), {})
+        file_queries(snapshot, str(tmp_path), None, Selection(), {})

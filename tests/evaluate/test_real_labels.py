@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medret.embeddings import EmbeddedVolume
-from medret.evaluate import Options, Selection, archive_panel, evaluate
+from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.search import open_snapshot
 
 
@@ -28,7 +28,7 @@ def test_what_is_counted_on_real_labels(shared_data: Path, stores: Any, tmp_path
         rows.append(stores.ledger_row(label["volume_id"], **values, metadata=[("dataset", label["dataset"])]))
     snapshot = open_snapshot(stores.make_store(tmp_path / "store", tuple(volumes), ledger=rows).uri)
     selection = Selection(aggregations=["mean"], indices=["exact"], modes=["volume"])
-    found = evaluate(snapshot, archive_panel(snapshot), Options(selection=selection))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(selection=selection))
     counted = {(one.level, one.exclude): (one.counted, one.classes) for one in found.left_out}
     assert counted["organ", "subject"] == (156, 8)
     assert counted["organ", "dataset"] == (31, 4)

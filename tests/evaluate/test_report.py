@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medret.demo.phantoms import write_phantom
-from medret.evaluate import Evaluation, Options, Selection, archive_panel, evaluate
-from medret.evaluate.report import confusion, report_page
-from medret.evaluate.report_map import principal_components
-from medret.evaluate.report_plots import Bar, Point, bars, matrix, scatter
+from medret.evaluate import Evaluation, Options, Selection, archive_queries, evaluate
+from medret.evaluate.evaluation_report import confusion, principal_components, report_page
+from medret.html.plots import Bar, Point, bars, matrix, scatter
 from medret.search import Snapshot, open_snapshot
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -80,7 +79,7 @@ def pictured(stores: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sna
     made = stores.make_store(folder / "store", volumes, ledger=rows, archive=str(folder / "archive"))
     snapshot = open_snapshot(made.uri)
     options = Options(selection=Selection(aggregations=["mean"], modes=["volume"]))
-    return snapshot, evaluate(snapshot, archive_panel(snapshot), options)
+    return snapshot, evaluate(snapshot, archive_queries(snapshot), options)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ def test_every_text_is_escaped(stores: Any, tmp_path: Path) -> None:
     ]
     made = stores.make_store(tmp_path / "store", volumes, ledger=rows, archive=f"/archive/{EVIL}")
     snapshot = open_snapshot(made.uri)
-    text = report_page(snapshot, evaluate(snapshot, archive_panel(snapshot), Options()), title=EVIL)
+    text = report_page(snapshot, evaluate(snapshot, archive_queries(snapshot), Options()), title=EVIL)
     assert "<script" not in text
     assert "alert('x')" not in text
     assert _Page(text).text.count("<script>alert('x')") > 8

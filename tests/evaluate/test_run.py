@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from medret.errors import UsageError
-from medret.evaluate import Options, Selection, archive_panel, evaluate
+from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.evaluate.configs import MODES
 from medret.index.rows import RowTable
 from medret.search import Snapshot
@@ -136,7 +136,7 @@ def assert_equal_to_brute_force(
 ) -> dict[tuple[str, str], float]:
     selection = Selection([snapshot.models[0]], [snapshot.aggregations[0]], ["exact"], [mode])
     options = Options(levels=[level], excludes=[exclude], selection=selection, min_relevant=least)
-    found = evaluate(snapshot, archive_panel(snapshot), options)
+    found = evaluate(snapshot, archive_queries(snapshot), options)
     expected = brute_force(snapshot, snapshot.labels().to_pylist(), exclude, level, mode, least)
     got = {(row.class_, row.metric): row.value for row in found.rows if row.exclude == exclude}
     for key, value in expected.items():
@@ -157,17 +157,17 @@ def test_modes_by_slices_are_those_of_brute_force(snapshot: Snapshot, mode: str)
 
 
 def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=1))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(min_relevant=1))
     arms = {(row.index, row.aggregation, row.mode) for row in found.rows}
     assert arms == {(i, a, m) for i in ("hnsw", "lsh", "exact") for a in ("mean", "max") for m in MODES}
-    assert len({row.arm for row in found.rows if row.default}) == 1
+    assert len({row.config for row in found.rows if row.default}) == 1
     assert {row.exclude for row in found.rows} >= {"subject"}
     assert found.leading.default
     for row in found.rows:
         assert 0 <= row.low <= row.value + 1e-12 <= row.high + 2e-12
         assert row.high <= 1 + 1e-12
         assert 0 < row.chance <= 1
-    for arm in found.arms:
+    for arm in found.configs:
         recall = found.figure(arm, "subject", "all", "all", "ann_recall@10")
         assert (recall is None) == (arm.index == "exact")
         if recall:
@@ -181,7 +181,7 @@ def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
 
 
 def test_queries_that_cannot_be_scored_are_left_out_and_counted(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot), Options(min_relevant=6, levels=["organ"], selection=ONE))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(min_relevant=6, levels=["organ"], selection=ONE))
     left = next(one for one in found.left_out if one.exclude == "subject")
     assert left.unlabelled == 1
     assert left.too_few_relevant >= 4
@@ -196,12 +196,12 @@ def test_a_level_that_follows_from_the_source_is_warned_about(
 ) -> None:
     by_organ = {"Liver": "A", "Lung": "B", "Brain": "C"}
     confounded = store_of({"metadata": lambda number, organ: [("dataset", by_organ[organ])]})
-    found = evaluate(confounded, archive_panel(confounded), Options(selection=Selection(indices=["exact"])))
+    found = evaluate(confounded, archive_queries(confounded), Options(selection=Selection(indices=["exact"])))
     assert any("organ follows from dataset" in text for text in found.warnings)
     assert any("no query has 3 relevant volumes left" in text for text in found.warnings)  # not one of another dataset
     assert {row.exclude for row in found.rows if row.level == "organ"} == {"subject"}
     mixed = store_of({"metadata": lambda number, organ: [("dataset", "ABCDE"[number % 5])]})
-    found = evaluate(mixed, archive_panel(mixed), Options(selection=Selection(indices=["exact"])))
+    found = evaluate(mixed, archive_queries(mixed), Options(selection=Selection(indices=["exact"])))
     assert not found.warnings
     assert list(found.excludes) == ["subject"]
 
@@ -226,7 +226,7 @@ def store_of(stores: Any, tmp_path: Path) -> Callable[[dict[str, Any]], Snapshot
 
 def test_without_subjects_each_volume_is_one(store_of: Callable[[dict[str, Any]], Snapshot]) -> None:
     without = store_of({"subject": lambda number, organ: None})
-    found = evaluate(without, archive_panel(without), Options(selection=Selection(indices=["exact"])))
+    found = evaluate(without, archive_queries(without), Options(selection=Selection(indices=["exact"])))
     assert list(found.excludes) == ["self"]
     assert any("no volume has a subject" in text for text in found.warnings)
     assert next(row for row in found.rows if row.class_ == "micro").subjects == 30
@@ -235,7 +235,7 @@ def test_without_subjects_each_volume_is_one(store_of: Callable[[dict[str, Any]]
 def test_without_labels_there_is_one_clear_line(store_of: Callable[[dict[str, Any]], Snapshot]) -> None:
     without = store_of({"organ": lambda number, organ: None})
     with pytest.raises(UsageError, match="nothing can be scored, because no volume has a label"):
-        evaluate(without, archive_panel(without), Options())
+        evaluate(without, archive_queries(without), Options())
 
 
 @pytest.mark.parametrize(
@@ -252,30 +252,30 @@ def test_without_labels_there_is_one_clear_line(store_of: Callable[[dict[str, An
 )
 def test_what_cannot_be_evaluated_is_one_line(snapshot: Snapshot, options: Options, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        evaluate(snapshot, archive_panel(snapshot), options)
+        evaluate(snapshot, archive_queries(snapshot), options)
     assert "\n" not in str(caught.value)
 
 
 def test_batches_do_not_change_figures(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(selection=Selection(["synthetic-model"], ["mean"]), levels=["organ"])
-    whole = evaluate(snapshot, archive_panel(snapshot), options)
+    whole = evaluate(snapshot, archive_queries(snapshot), options)
     monkeypatch.setattr("medret.evaluate.evaluation.BATCH_PAIRS", 48 * 5)
-    parts = evaluate(snapshot, archive_panel(snapshot), options)
+    parts = evaluate(snapshot, archive_queries(snapshot), options)
     assert [row.value for row in whole.rows] == [row.value for row in parts.rows]
     assert (whole.details["subject"].hits == parts.details["subject"].hits).all()
 
 
 def test_a_sample_of_the_queries_is_scored_against_all(snapshot: Snapshot) -> None:
-    found = evaluate(snapshot, archive_panel(snapshot, sample=20, seed=1), Options(min_relevant=1, selection=ONE))
-    assert found.panel.queries.num_rows == 20
-    assert found.panel.candidates.num_rows == 48
+    found = evaluate(snapshot, archive_queries(snapshot, sample=20, seed=1), Options(min_relevant=1, selection=ONE))
+    assert found.query_set.queries.num_rows == 20
+    assert found.query_set.candidates.num_rows == 48
     assert all(row.n <= 20 for row in found.rows)
 
 
 def test_lists_that_end_early_count_what_they_lack_as_not_found(snapshot: Snapshot) -> None:
     selection = Selection(indices=["exact"], aggregations=["mean"], modes=["volume"])
     whole, short = (
-        evaluate(snapshot, archive_panel(snapshot), Options(depth=depth, levels=["body_region"], selection=selection))
+        evaluate(snapshot, archive_queries(snapshot), Options(depth=depth, levels=["body_region"], selection=selection))
         for depth in (None, 10)
     )
     for full, cut in zip(whole.rows, short.rows, strict=True):
@@ -290,7 +290,7 @@ def test_lists_that_end_early_count_what_they_lack_as_not_found(snapshot: Snapsh
 def test_a_level_of_several_values_is_relevant_where_they_share_one(snapshot: Snapshot) -> None:
     labels = snapshot.labels()
     assert "Liver;Lung" in labels["organ"].to_pylist()
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], min_relevant=1, selection=ONE))
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], min_relevant=1, selection=ONE))
     classes = {row.class_ for row in found.rows if row.level == "organ"}
     assert {"Liver", "Lung"} <= classes
     assert "Liver;Lung" not in classes

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from medret.cli import main
 from medret.errors import UsageError
-from medret.evaluate import Options, Selection, archive_panel, evaluate
-from medret.evaluate.study import Study, read_slices
+from medret.evaluate import Options, Selection, archive_queries, evaluate
+from medret.evaluate.study import Study, read_slices, study_page
 from medret.evaluate.study_index import like_stored, study_index
-from medret.evaluate.study_page import study_page
 from medret.evaluate.study_similarity import study_aggregation, study_ensemble
 from medret.search import Snapshot, open_snapshot
 
@@ -41,8 +41,8 @@ def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) ->
     assert {"mean", "max", "random:5", "random:10", "random:20", "uniform:5", "gaussian:0.5,0.2"} <= arms
     assert len([arm for arm in arms if arm.startswith("gaussian")]) == 20
     selection = Selection(models=[snapshot.models[0]], indices=["exact"], modes=["volume"])
-    found = evaluate(snapshot, archive_panel(snapshot), Options(levels=["organ"], selection=selection))
-    for arm in found.arms:
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], selection=selection))
+    for arm in found.configs:
         for metric in ("recall@1", "mAP"):
             row = found.figure(arm, "subject", "organ", "macro", metric)
             assert row is not None
@@ -133,5 +133,5 @@ def test_sizes_that_cannot_be_are_one_line(
 
 def test_texts_of_a_page_are_escaped(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[50], dims=[8])
-    evil = Study("<script>", "<script>", "<script>", study.table, [("<script>", "<svg></svg>")], ["<script>"])
+    evil = Study("<script>", "<script>", "<script>", study.table, [("<script>", Markup("<svg></svg>"))], ["<script>"])
     assert "<script" not in study_page(evil)

@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score
 
 import medret
 from medret.cli import main
-from medret.evaluate import Options, Selection, archive_panel, evaluate
+from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.snapshot import current_id, read_files, read_manifest, verify_store
 from medret.storage import Location
 from tests.walk import walk
@@ -100,7 +100,7 @@ def test_scores_are_those_of_another_implementation(
     """From the vectors in the exact index files, by plain loops and scikit-learn."""
     snapshot = medret.open_snapshot(indexed[0])
     options = Options(levels=["organ"], excludes=["subject"], selection=Selection(indices=["exact"], modes=[mode]))
-    found = evaluate(snapshot, archive_panel(snapshot), options)
+    found = evaluate(snapshot, archive_queries(snapshot), options)
     table = snapshot.labels().to_pylist()
     organs = [row["organ"] for row in table]
     subjects = [row["subject"] or row["volume_id"] for row in table]

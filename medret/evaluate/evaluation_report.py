@@ -1,0 +1,333 @@
+"""The report of an evaluation: one self-contained HTML file for readers of images.
+
+It shows how often each class is found and how certain that is, which classes are confused, and how the best and the
+worst queries look. This module chooses what is shown; `report.html.j2` has the texts and the layout.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from medret.evaluate.averages import MACRO, MICRO
+from medret.evaluate.configs import SearchConfig
+from medret.evaluate.figures import ALL, ANN_RECALL, Evaluation, Row, late_notes
+from medret.evaluate.metrics import NAMES
+from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
+from medret.html.images import IMAGE_SIZE, ImageRequest, Tile
+from medret.html.plots import COLOURS, Bar, Point, bars, colour_of, key, matrix, scatter
+from medret.html.render import render
+from medret.search import Snapshot
+
+HEADLINE = ("recall@1", "mAP", "precision@5", "ndcg@10")
+CLASS_METRICS = ("recall@1", "recall@10", "precision@5", "mAP", "ndcg@10")
+POINTS_MAX = 3000  # of the map; of larger archives a sample is drawn
+QUERIES_SHOWN = 5
+HITS_SHOWN = 5
+WORST_PER_CLASS = 2
+
+
+def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well this archive is searched") -> str:
+    """Render the page. Slices are read from the archive; a file that is out of reach leaves a note in its place."""
+    scored = _scored(found)
+    level = "organ" if any(name == "organ" for _, name in scored) else scored[0][1]
+    gallery_exclude = next(exclude for exclude, name in scored if name == level)
+    best, worst = _best_and_worst(found, gallery_exclude, level)
+    best_gallery, worst_gallery = _galleries(snapshot, found, gallery_exclude, level, (best, worst))
+    shown = {
+        "facts": _facts(snapshot, found),
+        "warnings": _warnings(snapshot, found),
+        "scored": scored,
+        "level": level,
+        "headline": [_headline(found, exclude, name) for exclude, name in scored],
+        "recalls": [_recall_plot(found, exclude, name) for exclude, name in scored],
+        "confusions": [_confusion_plot(found, exclude, name) for exclude, name in scored if name == level],
+        "map": _map(snapshot, found, level),
+        "gallery_exclude": gallery_exclude,
+        "best": best_gallery,
+        "worst": worst_gallery,
+        "chances": [_pair(found, found.leading, place, chance=True) for place in scored],
+        "configs": [_config(found, config, scored) for config in _distinct_configs(found)],
+        "notes": late_notes(found),
+        "class_metrics": CLASS_METRICS,
+        "classes": [_classes(found, exclude, name) for exclude, name in scored],
+        "footer": _footer(snapshot, found),
+    }
+    values = {"words": _words, "among": _among, "counts": _counts, "image_size": IMAGE_SIZE}
+    return render("report.html.j2", title=title, found=found, shown=shown, **values)
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def _words(name: str) -> str:
+    """A label column as a reader says it."""
+    return name.replace("_", " ")
+
+
+def _among(exclude: str) -> str:
+    """Which volumes may be found under an exclusion."""
+    return "all other volumes" if exclude == SELF else f"other {_words(exclude)}s"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _facts(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
+    return {
+        "archive": snapshot.manifest.archive_uri,
+        "volumes": str(found.query_set.candidates.num_rows),
+        "queries": str(found.query_set.queries.num_rows),
+        "searched as": found.leading.label,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _warnings(snapshot: Snapshot, found: Evaluation) -> list[str]:
+    random = [entry.recipe["model"]["name"] for entry in snapshot.manifest.recipes if entry.random_weights]
+    warnings = [f"{name}: random weights, for trying things out. Such figures say nothing." for name in random]
+    warnings += found.warnings
+    failures = found.query_set.failures
+    if failures:
+        names = ", ".join(failure.query for failure in failures)
+        warnings.append(f"{len(failures)} query files could not be used and are in no figure: {names}")
+    return warnings
+
+
+def _footer(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
+    recipe = snapshot.recipe(found.leading.model)
+    slices, model = recipe.slices, recipe.model
+    ranks = ", ".join(f"{index} {depth}" for index, depth in found.depths.items())
+    return {
+        "snapshot": f"{found.snapshot} of {found.store}",
+        "recipe": f"{recipe.digest}: slices {slices.slices}, planes {', '.join(slices.planes)}, crop {slices.crop}, "
+        f"CT window {slices.ct_window}, other percentiles {slices.percentiles[0]:g} to {slices.percentiles[1]:g}; "
+        f"{model.name} at {model.image_size} px, {model.precision}, weights {model.weights_sha256[:16]}",
+        "ranks per list": f"{ranks}; a volume beyond them counts as not found",
+        "medret": f"{snapshot.manifest.medret_version}. For research: not a medical device.",
+    }
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _scored(found: Evaluation) -> list[tuple[str, str]]:
+    """The (exclude, level) pairs that have figures."""
+    pairs = [(exclude, level) for level in found.levels for exclude in found.excludes]
+    return [pair for pair in pairs if found.figure(found.leading, *pair, MACRO, "mAP")]
+
+
+def _rows(found: Evaluation, exclude: str, level: str, class_: str, metrics: Sequence[str]) -> list[Row]:
+    rows = (found.figure(found.leading, exclude, level, class_, metric) for metric in metrics)
+    return [row for row in rows if row]
+
+
+def _headline(found: Evaluation, exclude: str, level: str) -> dict[str, Any]:
+    """Macro figures of the leading configuration."""
+    classes = len(found.classes_of(found.leading, exclude, level))
+    figures = _rows(found, exclude, level, MACRO, HEADLINE)
+    return {"level": level, "exclude": exclude, "classes": classes, "figures": figures}
+
+
+def _classes(found: Evaluation, exclude: str, level: str) -> dict[str, Any]:
+    """Figures of every class, then of the means."""
+    names = [*found.classes_of(found.leading, exclude, level), MACRO, MICRO]
+    rows = [(name, _rows(found, exclude, level, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
+    return {"level": level, "exclude": exclude, "rows": rows}
+
+
+def _distinct_configs(found: Evaluation) -> list[SearchConfig]:
+    """The configurations, each once: the aggregation plays no part where slices are searched."""
+    first = found.configs[0].aggregation
+    return [config for config in found.configs if not config.by_slices or config.aggregation == first]
+
+
+def _config(found: Evaluation, config: SearchConfig, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    recall = found.figure(config, found.excludes[0], ALL, ALL, ANN_RECALL)
+    figures = [_pair(found, config, place) for place in scored]
+    return {"config": config, "recall": f"{recall.value:.3f}" if recall else "exact", "figures": figures}
+
+
+def _pair(found: Evaluation, config: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
+    rows = [found.figure(config, *place, MACRO, metric) for metric in ("recall@1", "mAP")]
+    return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows if row)
+
+
+# --- plots -----------------------------------------------------------------------------------------------------------
+
+
+def _recall_plot(found: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
+    rows = []
+    for name in [MACRO, *found.classes_of(found.leading, exclude, level)]:
+        for row in _rows(found, exclude, level, name, ["recall@1"]):
+            figures = (row.value, row.low, row.high, row.chance)
+            rows.append(Bar(name, row.n, *figures, row.has_interval, name == MACRO))
+    heading = f"{_words(level)}, among {_among(exclude)}"
+    return heading, bars(rows, f"recall@1 by class: {heading}")
+
+
+def _confusion_plot(found: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
+    heading = f"among {_among(exclude)}"
+    return heading, matrix(*confusion(found, exclude, level), f"Confusion of {_words(level)}, {heading}")
+
+
+def confusion(found: Evaluation, exclude: str, level: str) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """Count the first hit's class (columns) by the query's class (rows), over the queries that were scored.
+
+    A query of several classes counts in each; a relevant first hit counts as the query's class.
+    """
+    detail = found.details[exclude]
+    of_queries, of_candidates = (
+        text_column(table, level) for table in (found.query_set.queries, found.query_set.candidates)
+    )
+    pairs: list[tuple[str, str]] = []
+    for row in np.flatnonzero(~np.isnan(detail.values[level][:, 0])):
+        labelled = (values_of(of_candidates[hit]) for hit in detail.hits[row] if hit >= 0)
+        first = next((values for values in labelled if values), None)
+        if first:
+            values = values_of(of_queries[row])
+            pairs += [(value, value if set(first) & set(values) else first[0]) for value in values]
+    rows = sorted({query for query, _ in pairs})
+    columns = rows + sorted({hit for _, hit in pairs} - set(rows))
+    counts = np.zeros((len(rows), len(columns)), np.int64)
+    for query, hit in pairs:
+        counts[rows.index(query), columns.index(hit)] += 1
+    return counts, rows, columns
+
+
+def _map(snapshot: Snapshot, found: Evaluation, level: str) -> dict[str, Any]:
+    """Volume vectors in two dimensions. Colours are the classes, the most frequent first; shapes the modalities."""
+    labels, config = found.query_set.candidates, found.leading
+    rows = np.arange(labels.num_rows)
+    if len(rows) > POINTS_MAX:
+        rows = np.sort(np.random.default_rng(found.bootstrap.seed).choice(rows, POINTS_MAX, replace=False))
+    ids = labels["volume_id"].to_pylist()
+    queries = [snapshot.resolve(ids[row], model=config.model, aggregation=config.aggregation) for row in rows]
+    places, variance = principal_components(np.array([query.volume for query in queries], np.float64))
+    classes = ["; ".join(values_of(text)) or "no label" for text in text_column(labels, level)]
+    modalities = [text or "unknown" for text in text_column(labels, "modality")]
+    colours, shapes = _by_count(classes), _by_count(modalities)
+    points = [
+        Point(
+            float(x),
+            float(y),
+            colours.index(classes[row]),
+            shapes.index(modalities[row]),
+            f"{ids[row]}: {classes[row]}, {modalities[row]}",
+        )
+        for row, (x, y) in zip(rows.tolist(), places, strict=True)
+    ]
+    legend = [(name, colour_of(number)) for number, name in enumerate(colours[: len(COLOURS)])]
+    if len(colours) > len(COLOURS):
+        legend.append((f"{len(colours) - len(COLOURS)} other classes", colour_of(-1)))
+    return {
+        "points": len(points),
+        "variance": variance,
+        "colours": legend,
+        "shapes": [(name, key(number)) for number, name in enumerate(shapes)],
+        "drawn": scatter(points, f"Embedding map coloured by {_words(level)}"),
+    }
+
+
+def _by_count(names: Sequence[str]) -> list[str]:
+    return [name for name, _ in sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))]
+
+
+def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Project (n, dim) vectors to (n, 2); also returns the share of their variance that is left.
+
+    The sign of an axis means nothing; it is chosen so that the point farthest from the middle is on the positive side.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    places = np.zeros((len(vectors), 2))
+    kept = min(2, len(lengths))
+    places[:, :kept] = left[:, :kept] * lengths[:kept]
+    signs = np.sign(places[np.abs(places).argmax(axis=0), np.arange(2)])
+    total = float((lengths**2).sum())
+    return places * np.where(signs == 0, 1, signs), float((lengths[:kept] ** 2).sum() / total) if total else 1.0
+
+
+# --- galleries -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One volume of a gallery. tile: its middle slice; None, with the reason, where it cannot be shown."""
+
+    kind: str
+    tile: Tile | None
+    reason: str
+    alt: str
+    label: str
+    volume_id: str
+    note: str
+
+
+def _best_and_worst(found: Evaluation, exclude: str, level: str) -> tuple[list[int], list[int]]:
+    """The queries of the best and the worst average precision: of different subjects, and of several classes."""
+    precision = found.details[exclude].values[level][:, NAMES.index("mAP")]
+    counted = np.flatnonzero(~np.isnan(precision))
+    order = counted[np.argsort(-precision[counted], kind="stable")]
+    best = _spread(found, level, order.tolist(), 1)
+    return best, _spread(found, level, [row for row in order[::-1].tolist() if row not in best], WORST_PER_CLASS)
+
+
+def _spread(found: Evaluation, level: str, rows: Sequence[int], per_class: int) -> list[int]:
+    """The first few rows, no two of the same subject and at most `per_class` of a class."""
+    classes = text_column(found.query_set.queries, level)
+    subjects = text_column(found.query_set.queries, SUBJECT)
+    chosen: list[int] = []
+    for row in rows:
+        of_class = sum(classes[other] == classes[row] for other in chosen)
+        known = subjects[row] is not None and subjects[row] in {subjects[other] for other in chosen}
+        if len(chosen) < QUERIES_SHOWN and of_class < per_class and not known:
+            chosen.append(row)
+    return chosen
+
+
+def _galleries(
+    snapshot: Snapshot, found: Evaluation, exclude: str, level: str, galleries: Sequence[Sequence[int]]
+) -> list[list[list[_Picture]]]:
+    """Per gallery and query: its picture, then those of its first hits. Every volume is read once."""
+    detail, labels = found.details[exclude], found.query_set
+    classes = text_column(labels.candidates, level)
+    hits = {row: [int(hit) for hit in detail.hits[row][:HITS_SHOWN] if hit >= 0] for rows in galleries for row in rows}
+    requests = {("query", row): _request(labels.queries, row) for row in hits}
+    requests |= {("hit", hit): _request(labels.candidates, hit) for shown in hits.values() for hit in shown}
+    images = snapshot.read_images(list(requests.values()), found.leading.model)
+
+    def picture(side: str, row: int, kind: str, note: str) -> _Picture:
+        table = labels.queries if side == "query" else labels.candidates
+        name = str(table["volume_id"][row].as_py())
+        values = [text_column(table, column)[row] for column in (level, "modality")]
+        label = ", ".join(value for value in values if value) or "no label"
+        shown = images[requests[side, row]]
+        if isinstance(shown, str):
+            return _Picture(kind, None, shown, "", label, name, note)
+        tile = shown.middle[len(shown.middle) // 2]
+        return _Picture(kind, tile, "", f"{side} {name}, {label}: {tile}", label, name, note)
+
+    def shelf(row: int) -> list[_Picture]:
+        precision = detail.values[level][row, NAMES.index("mAP")]
+        of_query = set(values_of(text_column(labels.queries, level)[row]))
+        pictures = [picture("query", row, "asked", f"average precision {precision:.2f}")]
+        for rank, hit in enumerate(hits[row], start=1):
+            kind = "hit good" if of_query & set(values_of(classes[hit])) else "hit bad"
+            pictures.append(picture("hit", hit, kind, f"#{rank}, score {detail.scores[row][rank - 1]:.3f}"))
+        return pictures
+
+    return [[shelf(row) for row in rows] for rows in galleries]
+
+
+def _request(table: Any, row: int) -> ImageRequest:
+    values = {name: table[name][row].as_py() for name in ("volume_id", "uri", "modality")}
+    return ImageRequest(str(values["uri"]), (str(values["volume_id"]), values["modality"]))
