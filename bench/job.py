@@ -165,8 +165,8 @@ def medret_job(folder: Path, models: Sequence[str], slices: int) -> dict[str, An
 
 def steady(report: dict[str, Any], model: str) -> float:
     """Slices per second of a run after its first batch, with the reading that was done before it added."""
-    told = report["timeline"]
-    span, read, step_s = told["stages"][f"embed {model}"], told["stages"]["read"]["busy_s"], told["step_s"]
+    timeline = report["timeline"]
+    span, read, step_s = timeline["stages"][f"embed {model}"], timeline["stages"]["read"]["busy_s"], timeline["step_s"]
     ahead_s = sum(read[: int(span["first_ended_s"] / step_s)])
     passed = span["ended_s"] - span["first_ended_s"] + ahead_s / CORES
     slices = span["slices"] - span["first_slices"]

@@ -1,14 +1,14 @@
-"""The rows between the stages: one row is one volume from the first stage to the last.
+"""The schemas of the batches between stages: one row is one volume from the first stage to the last.
 
-Nothing is shuffled, and a volume that failed stays a row with a code. These tables are private to the pipeline; the
-ledger, files and journal that they become have their schemas in medret.schemas.
+Nothing is shuffled, and a volume that failed stays in its row, with a code. These tables are private to the pipeline;
+the ledger, files and journal that are made from them have their schemas in medret.schemas.
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, modality, canary
-            out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<side>...
-    embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<side> drops it
-    write   out: one row a shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
+            out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<size>...
+    embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
+    write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
 
-A run that is told to stop lets the rest of its rows pass with the code STOPPED; nothing is written of them.
+Once a run is stopping, its remaining rows pass through with the code STOPPED, and nothing is written for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SOURCE = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("mtime", pa.string()),
         pa.field("modality", pa.string()),
-        pa.field("canary", pa.bool_()),  # embedded again to be compared with what is stored; not written
+        pa.field("canary", pa.bool_()),  # embedded again to compare with the stored vectors; not written
     ]
 )
 
@@ -76,7 +76,7 @@ def file_row(
 
 
 def ipc_bytes(table: pa.Table) -> bytes:
-    """A table as one Arrow IPC stream."""
+    """Serialise a table as one Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -85,13 +85,13 @@ def ipc_bytes(table: pa.Table) -> bytes:
 
 
 def from_ipc(cells: Sequence[bytes], schema: pa.Schema) -> pa.Table:
-    """Tables made by `ipc_bytes`, one below the other."""
+    """Concatenate the tables in `cells`, each written by `ipc_bytes`."""
     tables = [pa.ipc.open_stream(cell).read_all() for cell in cells]
     return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def pixels_column(image_size: int) -> str:
-    """Name of the column with a volume's slices at one side: (n, side, side) uint8, as bytes."""
+    """Name of the column with a volume's slices at one image size: (n, size, size) uint8, as bytes."""
     return f"pixels_{image_size}"
 
 

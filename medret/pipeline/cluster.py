@@ -14,17 +14,17 @@ import ray
 
 from medret.errors import UsageError
 
-# A read task asks for a whole CPU where the cluster has at least this many, else for a share of one.
+# A read task requests a whole CPU if nodes have at least this many, else a share of one.
 WHOLE_CPU_FROM = 2
-SMALLEST_PARTS = 10_000  # into which Ray divides a CPU
-BUSY_SHARE = 0.9  # of a core's time: an actor that needs more gets company
+SMALLEST_PARTS = 10_000  # Ray counts CPUs in ten-thousandths
+BUSY_SHARE = 0.9  # of a core's time; a model that needs more gets a further actor
 LOOK_EVERY_S = 2.0
 PROBE_S = 0.5
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has at the start. node_cpus: CPUs of its smallest node that has any."""
+    """The resources of the cluster at the start. node_cpus: CPUs of the smallest node that has any."""
 
     cpus: float
     gpus: float
@@ -33,9 +33,10 @@ class Capacity:
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """The embedding pool of each model, and the CPU that a read task asks for.
+    """The embedding pool of each model, and the CPUs of a read task.
 
-    sizes: actors of each model. num_cpus, num_gpus: Ray resources an actor. threads: torch threads an actor.
+    sizes: actors per model. num_cpus, num_gpus: Ray resources per actor. threads: torch threads per actor. read_cpus:
+    CPUs per read task.
     """
 
     sizes: tuple[int, ...]
@@ -53,17 +54,17 @@ def plan_pools(
     actors: int | None = None,
     gpus_per_actor: float | None = None,
 ) -> PoolPlan:
-    """How many actors each model gets and of what size, so that every pool can start and reading never starves.
+    """Size the actor pools so that every pool can start and reading never starves.
 
-    costs: what a slice costs each model, in any unit; 0 where it is not known, which counts as the dearest. All models
-    see every slice, so their actors are shared out in proportion: a run is as fast as its slowest pool.
-    Actors that take all CPUs deadlock the reads, so at least a quarter of them (one, on a small machine) stays free.
-    Raises UsageError if what was asked for does not fit.
+    costs: cost of one slice per model, in any unit; 0 if unknown, which counts as the highest. All models embed every
+    slice and the slowest pool sets the pace, so actors are shared out in proportion to cost. Actors that take all CPUs
+    would deadlock the reads, so at least a quarter of the CPUs (one, on a small machine) stays free.
+    Raises UsageError if the requested actors do not fit.
     """
     models, dearest = len(costs), max(costs) or 1.0
     costs = [cost or dearest for cost in costs]
     is_one_machine = capacity.node_cpus >= capacity.cpus
-    # Of several nodes, any may be lost: what is left must still hold a read task beside all actors.
+    # Any one of several nodes may be lost; the others must still have room for a read task beside all actors.
     read_cpus = 1.0 if capacity.node_cpus >= WHOLE_CPU_FROM else capacity.node_cpus / (4 if is_one_machine else 2)
     if device == "cuda":
         share = gpus_per_actor or 1 / math.ceil(models / capacity.gpus)
@@ -76,10 +77,10 @@ def plan_pools(
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(sizes))
         return PoolPlan(sizes, num_cpus, share, max(1, int(num_cpus)), read_cpus)
-    # Two processes of one thread embed 1.5 times as many slices as one of two threads. On one machine each core has
-    # one, and reading takes what it needs from what they do not ask for. On several, actors ask for so little that all
-    # of them fit beside a read task on the smallest node: wherever they are placed, and whichever nodes are lost, some
-    # node has room for reading. Ray spreads them; what is left of a lost node's actors crowds together.
+    # Two processes of one thread embed 1.5 times as many slices as one process of two threads. On one machine each core
+    # gets one actor, and reading uses the CPUs that actors do not request. On several nodes, actors request so little
+    # that all of them fit beside a read task on the smallest node: wherever Ray places them, and whichever nodes are
+    # lost, some node has room for reading. Ray spreads the actors; those of a lost node move to the others.
     budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
     if actors:
         sizes = (actors,) * models
@@ -93,18 +94,18 @@ def plan_pools(
 
 
 def _asked(cpus: float) -> float:
-    """What Ray can count: whole CPUs from one on, below that hundredths, or its smallest part."""
+    """Round down to what Ray can count: whole CPUs from one on, below that hundredths, or its smallest part."""
     parts = 1 if cpus >= 1 else 100 if cpus >= 0.01 else SMALLEST_PARTS
     return max(math.floor(parts * cpus), 1) / parts
 
 
 def _places(gpus: float, share: float) -> int:
-    """How many actors fit: a GPU is shared by whole actors only."""
+    """How many actors fit. An actor with a share of a GPU never spans two GPUs."""
     return int(gpus) * int(1 / share + 1e-9) if share < 1 else int(gpus / share + 1e-9)
 
 
 def allot(places: int, costs: Sequence[float]) -> tuple[int, ...]:
-    """So many actors in all, at least one for each model: the next goes to the model whose actors have most to do."""
+    """Share out `places` actors, at least one per model. Each next one goes to the model with the busiest actors."""
     sizes = [1] * len(costs)
     while sum(sizes) < places:
         sizes[max(range(len(costs)), key=lambda at: costs[at] / sizes[at])] += 1
@@ -112,22 +113,22 @@ def allot(places: int, costs: Sequence[float]) -> tuple[int, ...]:
 
 
 def _on_one_machine(cores: float, cpus: float) -> int:
-    """Actors of a model that needs the time of so many cores.
+    """Actors for a model that needs the time of `cores` cores.
 
-    Actors of several models take turns: one that needs nearly all of a core's time would seldom get it.
+    Actors of several models take turns on a core: one that needs nearly all of its time would rarely get it.
     """
     return max(1, min(int(cpus), math.ceil(cores / BUSY_SHARE)))
 
 
 def capacity_now() -> Capacity:
-    """The connected cluster's resources."""
+    """The resources of the connected cluster."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [node.get("CPU", 0.0) for node in nodes]
     return Capacity(sum(cpus), sum(node.get("GPU", 0.0) for node in nodes), min((c for c in cpus if c), default=1.0))
 
 
 def device_for(wanted: str, capacity: Capacity) -> str:
-    """`cpu` or `cuda`; asking for cuda on a cluster without a GPU is an error, never a silent CPU run."""
+    """`cpu` or `cuda`. Raises UsageError for cuda on a cluster without a GPU, instead of running on the CPU."""
     if wanted == "cuda" and capacity.gpus <= 0:
         raise UsageError(
             "--device cuda was asked for, but the Ray cluster has no GPU; add GPU nodes, or use --device auto or cpu"
@@ -139,7 +140,7 @@ def device_for(wanted: str, capacity: Capacity) -> str:
 
 @contextmanager
 def watching_nodes(warn: Callable[[str], None]) -> Iterator[list[str]]:
-    """Tell of every node that is lost while the block runs; gives the list of them, which grows."""
+    """Warn of every node that is lost while the block runs. Yields the growing list of their names."""
     watch = NodeWatch(warn, answers)
     over = threading.Event()
     thread = threading.Thread(target=_look, args=(watch, over), daemon=True)
@@ -152,9 +153,9 @@ def watching_nodes(warn: Callable[[str], None]) -> Iterator[list[str]]:
 
 
 class NodeWatch:
-    """What is known of the nodes. lost: names of those that were seen alive and are not any more.
+    """What is known about the nodes. lost: names of nodes that were alive and are not any more.
 
-    Ray takes a quarter of a minute to call a node dead. One whose port answered and now refuses is dead at once.
+    Ray takes a quarter of a minute to declare a node dead. A node whose port answered before and now refuses is dead.
     """
 
     def __init__(self, warn: Callable[[str], None], answers: Callable[[dict[str, Any]], bool | None]) -> None:
@@ -165,13 +166,13 @@ class NodeWatch:
         self.lost: list[str] = []
 
     def look(self, nodes: list[dict[str, Any]]) -> None:
-        """nodes: as `ray.nodes()` gives them."""
+        """Compare with the last look. nodes: as `ray.nodes()` returns them."""
         alive = {node["NodeID"]: node for node in nodes if node["Alive"] and not self._refuses(node)}
-        gone = [node for name, node in self._seen.items() if name not in alive]
+        lost = [node for name, node in self._seen.items() if name not in alive]
         self._seen = alive
         cpus = sum(node["Resources"].get("CPU", 0) for node in alive.values())
         left = f"{len(alive)} are left, with {cpus:g} CPUs" if cpus else "none that can work is left; waiting for one"
-        for node in gone:
+        for node in lost:
             name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
             self.lost.append(name)
             self._warn(f"lost node {name} of the cluster; what it had not finished is done again on others; {left}")
@@ -184,7 +185,7 @@ class NodeWatch:
 
 
 def answers(node: dict[str, Any]) -> bool | None:
-    """Whether a node's port accepts connections, or refuses them; None if neither is to be had."""
+    """True if the port of a node accepts connections, False if it refuses them, None if it does not answer."""
     try:
         with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=PROBE_S):
             return True
@@ -197,7 +198,7 @@ def answers(node: dict[str, Any]) -> bool | None:
 def _look(watch: NodeWatch, over: threading.Event) -> None:
     ended = False
     while True:
-        with suppress(Exception):  # a look that fails costs a line, never the run
+        with suppress(Exception):  # a failed look must not end the run
             watch.look(ray.nodes())
         if ended:
             return

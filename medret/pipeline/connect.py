@@ -33,37 +33,36 @@ from ray._private import ray_constants
 
 from medret.errors import MedretError, StoppedError, UnreachableError
 
-ANSWER_S = 60.0  # for a cluster to answer
-START_S = 240.0  # for a Ray of this machine to start: ten on a free one
+ANSWER_S = 60.0  # how long to wait for a cluster
+START_S = 240.0  # how long to wait for a Ray of this machine; ten seconds are enough on a free one
 BUSY_WORDS = ("timed out", "timeout", "failed to start")
 PREFIX = "medret-"
 LOCK = "medret-ray.lock"
 FILES = "r"
-SOCKET_PATH_BYTES = 107  # what Unix allows
+SOCKET_PATH_BYTES = 107  # the longest socket path that Unix allows
 SESSION = "session_2026-01-31_23-59-59_999999_{}/sockets/plasma_store"  # and the process id
-IDLE_WORKER_S = 600  # that a process of a local Ray is kept for the next task
+IDLE_WORKER_S = 600  # how long a local Ray keeps an idle process for the next task
 GUARD = 'trap "" HUP INT TERM; read _; kill -KILL 0'
 SETTINGS = {
-    # Ray Data's actors log a known harmless line as an error (ray-project/ray#53727) to every user's terminal, and Ray
-    # says there that it was told not to.
+    # Ray Data's actors log a known harmless line as an error to every user's terminal (ray-project/ray#53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Ray ends workers that idle for a second where they are more than the CPUs, actors among them: on a small machine
-    # nearly every reading and writing task then waits for a new process and its imports.
+    # Where there are more workers (actors included) than CPUs, Ray ends those that are idle for a second: on a small
+    # machine, nearly every reading and writing task would then wait for a new process and its imports.
     "RAY_idle_worker_killing_time_threshold_ms": str(1000 * IDLE_WORKER_S),
-    # Without a token of its own, Ray writes one into the home folder, for all to read.
+    # Without this token, Ray writes one into the home folder, readable by everyone.
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Use the Ray that is already connected, the cluster of RAY_ADDRESS (a submitted job), or one made for this run.
+    """Use the Ray that is connected already, the cluster at RAY_ADDRESS (a submitted job), or one made for this run.
 
     Raises UnreachableError when the cluster does not answer, MedretError when Ray cannot be started here.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stream is told by medret, in one line
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # there Ray prints the logs of lost nodes
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # medret reports a failed stream itself, in one line
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray prints the logs of lost nodes to stdout
         if ray.is_initialized():
             yield
             return
@@ -82,30 +81,30 @@ def connected() -> Iterator[None]:
 
 
 def unreachable(address: str, error: BaseException) -> MedretError:
-    """Why the cluster at RAY_ADDRESS cannot be used, and what to do, in one line."""
+    """An error that says why the cluster at RAY_ADDRESS cannot be used and what to do, in one line."""
     text = str(error)
     if "://" in address and not address.startswith("ray://"):
         cure = (
-            "that is the address of a dashboard, for `ray job submit --address`; a driver wants HOST:PORT of the "
+            "this is the address of a dashboard, for `ray job submit --address`; a driver needs HOST:PORT of the "
             "cluster's head, as in RAY_ADDRESS=10.0.0.1:6379, or no RAY_ADDRESS at all for a Ray of this machine"
         )
     elif "token" in text.lower() or "unauthenticated" in text.lower():
         cure = (
-            "it refused the token, or wants one: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as "
+            "it needs another token, or any: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as "
             "on its head"
         )
     elif isinstance(error, TimeoutError):
         cure = (
-            f"nothing answered within {ANSWER_S:g} s; see that its head is up and can be reached from here, or unset "
+            f"nothing answered within {ANSWER_S:g} s; check that its head is up and can be reached from here, or unset "
             "RAY_ADDRESS for a Ray of this machine"
         )
     else:
-        cure = f"{reason_of(error)}; see that its head is up, or unset RAY_ADDRESS for a Ray of this machine"
+        cure = f"{reason_of(error)}; check that its head is up, or unset RAY_ADDRESS for a Ray of this machine"
     return UnreachableError(f"the Ray cluster at RAY_ADDRESS={address} could not be reached: {cure}")
 
 
 def not_started(error: BaseException) -> MedretError:
-    """Why Ray did not start on this machine, and what to do, in one line."""
+    """An error that says why Ray did not start on this machine and what to do, in one line."""
     reason = reason_of(error)
     busy = isinstance(error, TimeoutError) or any(word in reason.lower() for word in BUSY_WORDS)
     advice = "; run again when the machine is less busy" if busy else ""
@@ -113,7 +112,7 @@ def not_started(error: BaseException) -> MedretError:
 
 
 def reason_of(error: BaseException) -> str:
-    """The line of an error of Ray that says most: the last of a trace, else the first that does not announce a list."""
+    """The most telling line of a Ray error: the last one of a trace, else the first that does not end in a colon."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Traceback" in text:
@@ -131,11 +130,11 @@ def _join(address: str) -> None:
 def _attached(
     connect: Callable[[], None], seconds: float, failure: Callable[[BaseException], MedretError]
 ) -> Iterator[None]:
-    """Be connected while the block runs.
+    """Stay connected while the block runs.
 
-    `connect` runs in a thread of its own, which stays until the end. There, Ray does not put its handler of SIGTERM
-    over the run's; a signal to the run is heard while Ray starts; and a cluster that never answers can be given up.
-    The thread stays because Linux kills Ray's processes when the thread that started them ends.
+    `connect` runs in a thread of its own. There, Ray cannot replace the run's handler of SIGTERM, the run hears signals
+    while Ray starts, and the run can give up a cluster that never answers. The thread lives until the end, because
+    Linux kills Ray's processes when the thread that started them ends.
     """
     found: list[BaseException] = []
     ready, over = threading.Event(), threading.Event()
@@ -164,14 +163,14 @@ def _attached(
 
 
 def _take_signals_back() -> None:
-    """Ray's native code puts a handler of its own over this process's: one that ends it with a trace."""
+    """Undo that Ray's native code replaced this process's handler by one that ends it with a trace."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager
 def _stderr_held_back() -> Iterator[None]:
-    """Drop what native code writes to standard error while Ray starts: what matters of it is in Ray's own error."""
+    """Drop what native code writes to standard error while Ray starts; Ray's own error says all that matters."""
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
@@ -185,7 +184,7 @@ def _stderr_held_back() -> Iterator[None]:
         os.close(terminal)
 
 
-_group: int | None = None  # of the processes that this process forks for Ray; None while it forks for others
+_group: int | None = None  # process group for processes forked for Ray; None while others are forked
 
 
 def _join_group() -> None:
@@ -198,10 +197,10 @@ os.register_at_fork(after_in_child=_join_group)
 
 @contextmanager
 def local_folder() -> Iterator[Path]:
-    """A folder for Ray, 0700, short enough for its sockets; removed in the end, with what earlier runs left behind.
+    """Make a folder for Ray (mode 0700, short enough for its sockets), and remove it in the end.
 
-    After a failure it stays for whoever reads the logs in it, until the next run. Raises MedretError where there is no
-    place for it.
+    Also removes what earlier runs left behind. After a failure the folder stays until the next run, for its logs.
+    Raises MedretError if no folder can be made.
     """
     base = _base()
     remove_leftovers(base)
@@ -209,8 +208,8 @@ def local_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     except OSError as error:
         raise MedretError(
-            f"Ray could not be started: no folder can be made in {base}: {error.strerror}; set TMPDIR to a folder that "
-            "can be written"
+            f"Ray could not be started: no folder can be made in {base}: {error.strerror}; set TMPDIR to a "
+            "writable folder"
         ) from error
     with (folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -223,7 +222,7 @@ def local_folder() -> Iterator[Path]:
 
 
 def remove_leftovers(base: Path) -> None:
-    """Remove folders of runs that have ended: medret's by name, this user's, and with a lock that nobody holds."""
+    """Remove the folders of runs that have ended: with medret's prefix, owned by this user, with a free lock."""
     for folder in base.glob(f"{PREFIX}????????"):
         with suppress(OSError):
             facts = folder.lstat()
@@ -235,32 +234,32 @@ def remove_leftovers(base: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """The lock goes last: without it, nobody would know the folder as a leftover."""
+    """Remove the lock last: a folder without it would not be recognised as a leftover."""
     shutil.rmtree(folder / FILES, ignore_errors=True)
     if not (folder / FILES).exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _base() -> Path:
-    """The folder for temporary files: RAY_TMPDIR if given, else the usual one, if Ray's socket names fit there."""
-    given = os.environ.get("RAY_TMPDIR")
-    base = Path(given or tempfile.gettempdir())
+    """The folder for temporary files: RAY_TMPDIR if set, else the usual one if Ray's socket paths fit, else /tmp."""
+    ray_tmpdir = os.environ.get("RAY_TMPDIR")
+    base = Path(ray_tmpdir or tempfile.gettempdir())
     below = f"/{PREFIX}XXXXXXXX/{FILES}/{SESSION.format(os.getpid())}"
     most = SOCKET_PATH_BYTES - len(below)
     if len(os.fsencode(base)) <= most:
         return base
-    if given:
+    if ray_tmpdir:
         raise MedretError(
-            f"Ray could not be started: RAY_TMPDIR={given} has {len(os.fsencode(base))} bytes, and names of Ray's "
-            f"sockets below it would pass the {SOCKET_PATH_BYTES} that the system allows; set it to a folder whose "
-            f"name has at most {most} bytes, such as /tmp"
+            f"Ray could not be started: RAY_TMPDIR={ray_tmpdir} has {len(os.fsencode(base))} bytes, so paths of Ray's "
+            f"sockets below it exceed the {SOCKET_PATH_BYTES} bytes that the system allows; set it to a folder whose "
+            f"path has at most {most} bytes, such as /tmp"
         )
-    return Path("/tmp")  # noqa: S108  # a folder of our own is made in it
+    return Path("/tmp")  # noqa: S108  # the run makes its own folder in it
 
 
 @contextmanager
 def guarded() -> Iterator[int]:
-    """The process group for Ray's processes; all in it are killed when the block or this process ends."""
+    """Yield a process group for Ray's processes. All of them are killed when the block or this process ends."""
     guard = subprocess.Popen(  # noqa: S603  # nothing in it comes from outside
         ["/bin/sh", "-c", GUARD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         process_group=0,
@@ -274,12 +273,12 @@ def guarded() -> Iterator[int]:
 
 
 def start(folder: Path, group: int) -> None:
-    """Start Ray with its files below `folder` and its processes in a process group, and connect to it."""
-    global _group  # noqa: PLW0603  # what is forked has no other way to know
+    """Start Ray with its files below `folder` and its processes in process group `group`, and connect to it."""
+    global _group  # noqa: PLW0603  # forked processes have no other way to know
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     clusters = ray_constants.ENABLE_RAY_CLUSTER
-    # The one way to have Ray listen on loopback alone: it takes any loopback address for the machine's outer one.
+    # The only way to make Ray listen on loopback alone: it replaces a loopback address by the machine's outer one.
     ray_constants.ENABLE_RAY_CLUSTER = False
     _group = group
     try:

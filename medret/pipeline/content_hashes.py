@@ -1,4 +1,4 @@
-"""Objects that may hold known content: hashed before it is decided whether to embed them."""
+"""Hash the objects whose content medret may know already, before deciding whether to embed them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import ray
 from medret.archive import ArchiveObject
 from medret.storage import Identity, StoredObject
 
-SAMPLE_BYTES = 64 * 1024  # in the middle of an object: enough to tell unlike volumes of one size apart
+SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
-HASHED_TOGETHER = 16  # objects a task
+HASHED_TOGETHER = 16  # objects per task
 
 
 def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
-    """volume_ids of the objects that are still alike within their group after a look at their middles.
+    """The volume_ids of objects whose middle bytes equal those of another object in their group.
 
-    Where the store has etags, the groups were made by them, and nothing is read.
+    If the store has etags, the groups are by etag already, and nothing is read.
     """
     alike: set[str] = set()
     with ThreadPoolExecutor(SAMPLERS) as pool:
@@ -37,7 +37,7 @@ def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
 
 
 def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
-    """sha256 by volume_id, computed in Ray tasks; an object that cannot be read, or is not as listed, has none."""
+    """sha256 by volume_id, computed in Ray tasks; none for objects that are unreadable or have changed."""
     task = ray.remote(num_cpus=1)(_hash_all)
     refs = [task.remote(items[at : at + HASHED_TOGETHER]) for at in range(0, len(items), HASHED_TOGETHER)]
     found: dict[str, str] = {}
@@ -50,7 +50,7 @@ def _sample(item: ArchiveObject) -> bytes | None:
     start = max(0, (item.size_bytes - SAMPLE_BYTES) // 2)
     try:
         data = StoredObject(item.uri).read(start, start + SAMPLE_BYTES)
-    except Exception:  # noqa: BLE001  # the read stage will say why
+    except Exception:  # noqa: BLE001  # the read stage reports why
         return None
     return hashlib.sha256(data).digest()
 

@@ -22,14 +22,14 @@ from medret.errors import MedretError
 from medret.pipeline.timeline import Timeline
 from medret.storage.filesystems import retries
 
-TALK_S = 0.5  # between two words of one task with the counter: one actor answers all tasks of a cluster
-ANSWER_S = 30.0  # that anyone waits for the counter
-MOST_BEGINNINGS = 8  # of one piece of work, before it is given up
+TALK_S = 0.5  # between two calls of one task to the counter, the one actor that serves all tasks of a cluster
+ANSWER_S = 30.0  # how long anyone waits for the counter
+MOST_BEGINNINGS = 8  # of one piece of work, before the run gives up
 
 
 @dataclass(frozen=True)
 class StageCount:
-    """What one stage has done. seconds: of processing, summed over its tasks. retries: requests that were repeated."""
+    """What one stage has done. seconds: processing time, summed over tasks. retries: repeated storage requests."""
 
     volumes: int = 0
     slices: int = 0
@@ -38,7 +38,7 @@ class StageCount:
     retries: int = 0
 
     def plus(self, other: StageCount) -> StageCount:
-        """Both together."""
+        """The sum of both."""
         return StageCount(
             self.volumes + other.volumes,
             self.slices + other.slices,
@@ -52,7 +52,7 @@ NO_COUNTS: Mapping[str, StageCount] = {}
 
 
 class RunMetrics:
-    """Counters of the work done. deploy/grafana.json shows them."""
+    """Prometheus counters of the work done, served by Ray; deploy/grafana.json shows them."""
 
     def __init__(self) -> None:
         by_stage = ("stage",)
@@ -63,21 +63,21 @@ class RunMetrics:
         self._codes = metrics.Counter("medret_quarantined", "volumes put into quarantine", ("code",))
 
     def stage(self, stage: str, volumes: int, slices: int, seconds: float, retries: int) -> None:
-        """Add a batch of a stage."""
+        """Add a batch of a stage. seconds: of processing."""
         counters = (self._volumes, self._slices, self._seconds, self._retries)
         for counter, value in zip(counters, (volumes, slices, seconds, retries), strict=True):
             if value > 0:
                 counter.inc(value, {"stage": stage})
 
     def quarantined(self, code: str) -> None:
-        """Add a refused volume."""
+        """Count a quarantined volume."""
         self._codes.inc(1, {"code": code})
 
 
 class StageCounter:
-    """Adds up what tasks and actors report; see `Counting` for the driver's side and `Tally` for a task's.
+    """Adds up what tasks and actors report. `Counting` is the driver's side, `Tally` the side of a task.
 
-    started: of the run, in seconds since the epoch.
+    started: start of the run, in seconds since the epoch.
     """
 
     def __init__(self, started: float) -> None:
@@ -91,29 +91,29 @@ class StageCounter:
         self._metrics = RunMetrics()
 
     def add(self, stage: str, added: StageCount, ended: float) -> None:
-        """Add a finished batch of a stage. ended: in seconds since the epoch."""
+        """Add a finished batch of a stage. ended: seconds since the epoch."""
         passed = ended - self._started
         self._timeline.add(stage, passed - added.seconds, passed, added.slices)
         self._stages[stage] = self._stages.get(stage, StageCount()).plus(added)
         self._metrics.stage(stage, added.volumes, added.slices, added.seconds, added.retries)
 
     def quarantined(self, code: str) -> None:
-        """Count a refused volume."""
+        """Count a quarantined volume."""
         self._metrics.quarantined(code)
 
     def begin(self, stage: str, key: str) -> int:
-        """How often a piece of work was begun, this time included, since it was last done."""
+        """Count that a piece of work begins; return how often it has begun since it was last done."""
         self._begun[stage, key] += 1
         return self._begun[stage, key]
 
     def done(self, stage: str, key: str) -> None:
-        """A piece of work is done."""
+        """Record that a piece of work is done."""
         del self._begun[stage, key]
 
     def open(self, volume_id: str, now: float) -> tuple[int, float]:
-        """A volume is about to be read: how often its reader died of it before, and the seconds that the last one took.
+        """Record that a volume is about to be read. Return how often its reader has died, and the last one's seconds.
 
-        now: in seconds since the epoch.
+        now: seconds since the epoch.
         """
         began = self._open.get(volume_id)
         self._deaths[volume_id] += began is not None
@@ -121,28 +121,28 @@ class StageCounter:
         return self._deaths[volume_id], now - (began or now)
 
     def close(self, volume_id: str) -> None:
-        """The volume was read, or refused."""
+        """Record that the volume was read or quarantined."""
         self._open.pop(volume_id, None)
 
     def stages(self) -> dict[str, StageCount]:
-        """The sums so far, by stage; what was done twice counts twice."""
+        """The sums so far, by stage; repeated work counts twice."""
         return dict(self._stages)
 
     def timeline(self) -> dict[str, Any]:
-        """Which stage was busy when; see Timeline.told."""
-        return self._timeline.told()
+        """When each stage was busy; see Timeline.to_json."""
+        return self._timeline.to_json()
 
     def stop(self) -> None:
-        """Let what is in flight finish, and begin nothing more."""
+        """Tell all tasks to finish what they have begun, and to begin nothing more."""
         self._stopping = True
 
     def stopping(self) -> bool:
-        """Whether the run is to stop."""
+        """Whether the run is stopping."""
         return self._stopping
 
 
 class Counting:
-    """The driver's side of the counter. A counter that does not answer says what it said last."""
+    """The driver's side of the counter. When the counter does not answer, its last answer stands."""
 
     def __init__(self, started: float) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -151,12 +151,12 @@ class Counting:
         self._last: dict[str, Any] = {}
 
     def stages(self) -> Mapping[str, StageCount]:
-        """What was done so far, by stage."""
+        """The sums so far, by stage."""
         found: Mapping[str, StageCount] = self._ask("stages", NO_COUNTS)
         return found
 
     def timeline(self) -> dict[str, Any]:
-        """Which stage was busy when; see Timeline.told."""
+        """When each stage was busy; see Timeline.to_json."""
         found: dict[str, Any] = self._ask("timeline", {"step_s": 0.0, "stages": {}})
         return found
 
@@ -172,9 +172,9 @@ class Counting:
 
 
 class Tally:
-    """One task's words with the counter; at most every TALK_S seconds, but for what is begun.
+    """One task's side of the counter. Reports at most every TALK_S seconds, except for what begins.
 
-    Counts the storage requests repeated since it was made.
+    Also counts the storage requests repeated since it was created.
     """
 
     def __init__(self, counter: Any, stage: str) -> None:
@@ -186,36 +186,36 @@ class Tally:
         self._stopping = False
 
     def begin(self, volumes: list[str], most: int = MOST_BEGINNINGS) -> int:
-        """How often this work was begun, now included; raises MedretError if that is more than `most` times."""
+        """Count that this work begins; return how often it has. Raise MedretError if that is more than `most` times."""
         times: int = _answer(self._counter.begin.remote, (self._stage, volumes[0]), 1)
         if times > most:
             raise MedretError(
                 f"{self._stage}: the process that worked on {volumes[0]} and the {len(volumes) - 1} volumes after it "
-                f"died {times - 1} times; see whether the machine has memory enough, and run again"
+                f"died {times - 1} times; check that the machine has enough memory, and run again"
             )
         return times
 
     def done(self, volumes: list[str]) -> None:
-        """What was begun with these volumes is done."""
+        """Record that the work on these volumes is done."""
         self._counter.done.remote(self._stage, volumes[0])
 
     def open(self, volume_id: str) -> tuple[int, float]:
-        """A volume is about to be read; see StageCounter.open."""
+        """Record that a volume is about to be read; see StageCounter.open."""
         found: tuple[int, float] = _answer(self._counter.open.remote, (volume_id, time.time()), (0, 0.0))
         return found
 
     def close(self, volume_id: str) -> None:
-        """The volume was read, or refused."""
+        """Record that the volume was read or quarantined."""
         self._counter.close.remote(volume_id)
 
     def add(self, volumes: int, slices: int, size_bytes: int, seconds: float) -> None:
-        """Count what was just finished; reported now or with what comes next, at the latest by `report`."""
+        """Count finished work. It is reported now, with later work, or at the latest by `report`."""
         self._unsaid = self._unsaid.plus(StageCount(volumes, slices, size_bytes, seconds))
         if time.monotonic() - self._said > TALK_S:
             self.report()
 
     def report(self) -> None:
-        """Report what was counted since the last time."""
+        """Report what was counted since the last report."""
         now = retries()
         said, self._unsaid = self._unsaid.plus(StageCount(retries=now - self._retries)), StageCount()
         self._retries, self._said = now, time.monotonic()
@@ -223,19 +223,19 @@ class Tally:
             self._counter.add.remote(self._stage, said, time.time())
 
     def is_stopping(self) -> bool:
-        """Whether the run is to stop; a counter that cannot answer stops nobody."""
+        """Whether the run is stopping; False if the counter does not answer."""
         if not self._stopping and time.monotonic() - self._asked > TALK_S:
             self._stopping = bool(_answer(self._counter.stopping.remote, (), False))
             self._asked = time.monotonic()
         return self._stopping
 
     def quarantined(self, code: str) -> None:
-        """Report a refused volume."""
+        """Report a quarantined volume."""
         self._counter.quarantined.remote(str(code))
 
 
 def _answer(ask: Any, words: tuple[Any, ...], otherwise: Any) -> Any:
-    """What the counter answers; `otherwise`, if it is lost or silent."""
+    """The counter's answer, or `otherwise` if it is lost or silent."""
     try:
         return ray.get(ask(*words), timeout=ANSWER_S)
     except (ray.exceptions.RayError, TimeoutError):

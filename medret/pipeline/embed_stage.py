@@ -1,4 +1,4 @@
-"""The second stage, in one pool of Ray actors a model: slices to vectors."""
+"""The second stage, in one pool of Ray actors per model: turn slices into vectors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from medret.recipe import Recipe
 
 
 class EmbedStage:
-    """One model in one actor: slices of several volumes in one stream of equally shaped batches."""
+    """One model in one actor. It embeds the slices of several volumes as one stream of batches of equal shape."""
 
     def __init__(
         self,
         spec: ModelSpec,
         weights: Weights,
-        contents: Mapping[str, Any],  # role -> object reference of the file's bytes, fetched where it is not staged yet
+        contents: Mapping[str, Any],  # role -> object reference to the file's bytes, fetched on nodes without the file
         recipe: Recipe,
         *,
         device: str,
@@ -48,7 +48,7 @@ class EmbedStage:
         self._tally = Tally(counter, f"embed {recipe.model.name}")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Adds the model's outputs to each row; rows with a code get none, and no row any once the run is to stop."""
+        """Append the model outputs to every row. Quarantined rows get null; so do all rows once the run is stopping."""
         started = time.monotonic()
         volumes = table["volume_id"].to_pylist()
         self._tally.begin(volumes)
@@ -75,7 +75,7 @@ class EmbedStage:
 
 
 def _pixels(table: pa.Table, side: int) -> list[Any]:
-    """The cells to embed; a row with a code has none, whatever an earlier stage left there."""
+    """The pixel cells to embed: null for quarantined rows, whatever an earlier stage left there."""
     cells, codes = table[pixels_column(side)], table["code"]
     return [cell if not code.is_valid else pa.scalar(None, cell.type) for cell, code in zip(cells, codes, strict=True)]
 

@@ -37,7 +37,7 @@ def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
 
 
 def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
-    """The lowest cosine of each canary (rows.CANARIES) to its stored slice vectors (files: schemas.FILES).
+    """The lowest cosine of each canary (batch_schema.CANARIES) to its stored slice vectors (files: schemas.FILES).
 
     One that was replaced since it was listed proves nothing, and is left out.
     """

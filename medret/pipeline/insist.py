@@ -23,10 +23,10 @@ from medret.snapshot import Manifest
 
 
 def losses(plan: Plan, known: StoreState, quarantined: Collection[str] = ()) -> Losses:
-    """Before contents are compared: at least. quarantined: ids of the volumes that are refused now.
+    """The volumes that the run would lose; before contents are compared, a lower bound.
 
-    A volume that is gone is not lost if its content, or while that is not known an object of its size that is to be
-    compared, is there under another name.
+    A volume that is gone is not lost if its content is listed under another name; while contents are not known yet, an
+    object of equal size that will be compared is enough. quarantined: ids of the volumes that are quarantined now.
     """
     moved = {step.content_sha256 for step in plan.of("copy")}
     possible = Counter(step.item.size_bytes for step in plan.of("check") if step.row is None)
@@ -44,7 +44,7 @@ def losses(plan: Plan, known: StoreState, quarantined: Collection[str] = ()) -> 
 
 
 def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:
-    """The likely cause of a loss, in words: the live snapshot is of another archive, or another part of it."""
+    """The likely cause of a loss: the live snapshot is of another archive, or another part of it. "" if it is not."""
     if manifest is None:
         return ""
     before = _source(manifest.archive_uri, manifest.pattern, manifest.exclude, include_masks=manifest.include_masks)
@@ -58,10 +58,10 @@ def _source(uri: str, pattern: str | None, exclude: Sequence[str], *, include_ma
 
 
 def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexRequest:
-    """The request with its models: those that it names, else those of the live snapshot, else the default.
+    """Fill in the models of a request that names none: those of the live snapshot, else the default.
 
-    Models of the store come with the weights that their names stand for, or with random ones as before. Raises
-    UsageError for weights that were given by path or URI: a store does not say what is loaded from where.
+    Models of the store get the weights that their names stand for, or random ones as before. Raises UsageError for
+    weights that were loaded from a path or URI: the store must not decide what is loaded from where.
     """
     if request.models:
         return request
@@ -81,24 +81,24 @@ def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexReques
 
 
 def model_names(manifest: Manifest) -> tuple[str, ...]:
-    """The models of a snapshot."""
+    """The names of a snapshot's models."""
     return tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
 
 
 def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
-    """Raise GateError if models of the live snapshot would go without a word."""
+    """Raise GateError if the run would drop models of the live snapshot and the request does not say so."""
     live = model_names(manifest) if manifest else ()
     dropped = [name for name in live if name not in request.models]
     if dropped and not request.replace_models:
         every = " ".join(f"--model {name}" for name in dict.fromkeys([*live, *request.models]))
         raise GateError(
             f"refused: the live snapshot has {', '.join(live)}, this run {', '.join(request.models)}: "
-            f"{', '.join(dropped)} would be searched no more. To have all: {every}; to let go: --replace-models"
+            f"{', '.join(dropped)} could not be searched any more. To keep all: {every}; to drop them: --replace-models"
         )
 
 
 def embedded_anew(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
-    """Why models of the live snapshot embed everything anew: what of their recipes differs, in words."""
+    """Why models of the live snapshot would embed every volume again: which options of their recipes differ."""
     before = {str(entry.recipe["model"]["name"]): entry for entry in manifest.recipes} if manifest else {}
     found = []
     for recipe in recipes:
@@ -127,8 +127,8 @@ def _short(value: object) -> str:
 def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: GateLimits) -> None:
     """Refuse labels that were meant for other volumes, before any work is done.
 
-    ledger: of the live snapshot (schemas.LEDGER), empty where there is none. Raises GateError where it had labels and
-    the next one would have far fewer, UsageError where a table matches nothing.
+    ledger: of the live snapshot (schemas.LEDGER), empty if there is none. Raises GateError if far fewer of its volumes
+    would keep labels, UsageError if no row of the table matches a volume.
     """
     had = _labelled(ledger) & {item.volume_id for item in listing.objects}
     kept = sum(bool(labels.labels.get(volume_id)) for volume_id in had)
@@ -144,7 +144,7 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
 
 
 def _labelled(ledger: pa.Table) -> set[str]:
-    """The volumes of a ledger that have any label."""
+    """The volumes of a ledger that have at least one label."""
     columns = [ledger[name].to_pylist() for name in (*LABELS, "metadata")]
     rows = zip(*columns, strict=True)
     return {volume_id for volume_id, row in zip(ledger["volume_id"].to_pylist(), rows, strict=True) if any(row)}
@@ -155,24 +155,24 @@ class _Facts(msgspec.Struct):
 
 
 def ct_without_hu(ledger: pa.Table) -> int:
-    """How many volumes are labelled CT and hold no Hounsfield units (medret.volume.facts)."""
+    """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.facts)."""
     decode = msgspec.json.Decoder(_Facts).decode
     return sum(decode(facts).ct_without_hu for facts in ledger["facts"].to_pylist() if facts)
 
 
 def label_facts(labels: LabelJoin, ledger: pa.Table) -> dict[str, Any]:
-    """The counts of a run's labels, for reports. ledger: what is known of the volumes."""
+    """Counts about the labels of a run, for reports. ledger: schemas.LEDGER of the volumes."""
     return {**labels.to_json(), "ct_without_hu": ct_without_hu(ledger)}
 
 
 def say_labels(reporter: Reporter, labels: LabelJoin) -> None:
-    """What was found in the table of labels, or in dataset.json files."""
+    """Report what the table of labels, or the dataset.json files, gave."""
     for line in label_lines(labels):
         reporter.say(line)
 
 
 def label_lines(labels: LabelJoin) -> list[str]:
-    """The same as lines of text."""
+    """What the table of labels, or the dataset.json files, gave, as lines of text."""
     lines = [f"{path} is ignored: {reason}" for path, reason in labels.ignored.items()]
     if labels.source is None:
         return [*lines, f"no labels: {labels.unlabelled_volumes} volumes have none (--labels TABLE gives them)"]
@@ -183,5 +183,5 @@ def label_lines(labels: LabelJoin) -> list[str]:
         f"{labels.unmatched_rows} rows match no volume{several}{such}"
     )
     if labels.root:
-        lines.append(f"paths of the table below {labels.root} are taken for those below the archive")
+        lines.append(f"paths below {labels.root} in the table are read as paths below the archive")
     return lines

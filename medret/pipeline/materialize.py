@@ -38,7 +38,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """One stream: objects (rows.SOURCE), the models that embed them, and their actors."""
+    """One stream: objects (batch_schema.SOURCE), the models that embed them, and their actors."""
 
     source: pa.Table
     jobs: tuple[ModelJob, ...]

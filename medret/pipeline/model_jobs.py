@@ -1,4 +1,4 @@
-"""The models of a run: their recipes, at the precision that the store or the device asks for."""
+"""The models of a run: their recipes, at the precision of the store, or else the best one of the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medret.recipe import ModelRecipe, Precision, Recipe
 from medret.snapshot import Journal, RecipeEntry
 from medret.storage import Location
 
-PROBE_GPUS = 0.01  # of a GPU: to ask what it computes in
+PROBE_GPUS = 0.01  # share of a GPU for the task that asks which precisions it computes in
 
 
 def precisions_at_hand(
@@ -25,7 +25,7 @@ def precisions_at_hand(
     previous: BaseSnapshot,
     journal: Journal,
 ) -> list[Precision | None]:
-    """The precision of each model as asked for; else as the store began with; None where the device decides."""
+    """The precision of each model: the requested one, else that of the store, else None: the device decides."""
     if request.precision != "auto":
         return [request.precision] * len(specs)
     entries = previous.manifest.recipes if previous.manifest else []
@@ -35,7 +35,7 @@ def precisions_at_hand(
     found: list[Precision | None] = []
     for spec, weight in zip(specs, weights, strict=True):
         precision = known.get((spec.name, weight.sha256))
-        for candidate in get_args(Precision):  # a first run that did not finish
+        for candidate in get_args(Precision):  # from a first run that did not finish
             if precision is None and recipe_of(request, spec, weight, candidate).digest in journalled:
                 precision = candidate
         found.append(precision)
@@ -49,10 +49,10 @@ def model_jobs(
     weights: Sequence[Weights],
     precisions: Sequence[Precision | None],
 ) -> list[ModelJob]:
-    """What each model of the request is to do, in the request's order. precisions: None takes the device's best."""
+    """One job per model, in the order of the request. precisions: None means the best one of the device."""
     best: Precision | None = None
     if None in precisions:
-        if device == "cuda":  # the driver's machine may have no GPU: ask a machine that has one
+        if device == "cuda":  # the driver's machine may have no GPU: ask one that has
             probe = ray.remote(num_cpus=0, num_gpus=PROBE_GPUS)(resolve_precision)
             asked: Any = probe.remote(request.precision, device)
             best = ray.get(asked)
@@ -60,8 +60,8 @@ def model_jobs(
             best = resolve_precision(request.precision, device)
     batch_size = request.batch_size or default_batch_size(device)
     jobs = []
-    for spec, weight, given in zip(specs, weights, precisions, strict=True):
-        precision = given or best
+    for spec, weight, fixed in zip(specs, weights, precisions, strict=True):
+        precision = fixed or best
         assert precision is not None
         recipe = recipe_of(request, spec, weight, precision)
         jobs.append(ModelJob(spec, weight, request.weights.get(spec.name), recipe, device, batch_size))
@@ -69,7 +69,7 @@ def model_jobs(
 
 
 def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precision: Precision) -> Recipe:
-    """The recipe of one model of a request."""
+    """The recipe of one model of the request."""
     model = ModelRecipe(
         name=spec.name,
         weights_sha256=weights.sha256,
@@ -84,7 +84,7 @@ def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precisio
 
 
 def recipe_entry(job: ModelJob) -> RecipeEntry:
-    """The manifest's entry for a model."""
+    """The entry of a model in the manifest."""
     weights_uri = job.weights_uri
     if weights_uri and not job.weights.random:
         weights_uri = Location(weights_uri).uri

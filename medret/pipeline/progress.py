@@ -1,4 +1,4 @@
-"""How far a run is, shown where a person looks."""
+"""Show people how far a run is."""
 
 from __future__ import annotations
 

@@ -29,29 +29,28 @@ from medret.recipe import SliceRecipe
 from medret.storage import Identity, StoredObject, in_words
 from medret.volume import Limits, SlicedVolume, read_judged, read_volume
 
-READ_AT_ONCE = 4  # objects of an object store, side by side: as many are in memory
-READINGS = 3  # of an object that someone is writing to
-DEATHS = 2  # alone; before that, the task died once with others
-HANG_S = 900.0  # of fetching a group of objects, or of decoding one: a process that takes longer ends itself
-
-Contents = Iterator[tuple[dict[str, Any], bytes | VolumeError]]
+READ_AT_ONCE = 4  # objects read from an object store in parallel, all in memory
+READINGS = 3  # attempts to read an object that someone is writing to
+DEATHS = 2  # of a reader that read this volume alone; the task had died once before, with others
+HANG_S = 900.0  # to fetch a group of objects or to decode one; a process that takes longer ends itself
 
 Content = bytes | VolumeError
+Contents = Iterator[tuple[dict[str, Any], Content]]
 
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Bytes of each object to uint8 slices at every side that a model of the run wants: one decode a volume."""
+    """Turns the bytes of each object into uint8 slices at every image size of the run. Decodes each volume once."""
 
     recipe: SliceRecipe
-    sides_px: tuple[int, ...]
+    image_sizes: tuple[int, ...]
     limits: Limits
     counter: Any
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
-        """table: SOURCE columns; yields one single-row table a volume, so that a large one is passed on early."""
+        """Yield one single-row table per volume, so that a large one moves on early. table: SOURCE columns."""
         tally = Tally(self.counter, "read")
-        fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.sides_px)]
+        fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.image_sizes)]
         schema = pa.schema(fields)
         started = time.monotonic()
         for row, content in surviving(table.to_pylist(), lambda rows: _with_contents(rows, self.limits), tally):
@@ -68,7 +67,7 @@ class ReadStage:
         tally.report()
 
     def _read(self, row: dict[str, Any], content: Content) -> tuple[dict[str, Any], int]:
-        """The row's further columns and how many slices it has."""
+        """The columns that reading adds to the row, and the number of slices."""
         sha256, volume = None, None
         code: QuarantineCode | None = None
         reason: str | None = None
@@ -77,7 +76,7 @@ class ReadStage:
                 raise content
             sha256 = hashlib.sha256(content).hexdigest()
             volume = read_volume(
-                content, row["volume_id"], self.recipe, self.sides_px, modality=row["modality"], limits=self.limits
+                content, row["volume_id"], self.recipe, self.image_sizes, modality=row["modality"], limits=self.limits
             )
         except VolumeError as error:
             code, reason = error.code, error.reason
@@ -88,13 +87,13 @@ class ReadStage:
             "code": [code],
             "reason": [reason],
             **_sliced_columns(volume),
-            **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.sides_px},
+            **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.image_sizes},
         }
         return columns, len(volume.slices) if volume else 0
 
 
 def _binary(pixels: NDArray[np.uint8] | None) -> pa.Array:
-    """One row that holds the array's own memory, not a copy of it; null for None."""
+    """A one-row column over the memory of the array, without a copy; null for None."""
     if pixels is None:
         return pa.nulls(1, pa.large_binary())
     ends = pa.py_buffer(np.array([0, pixels.nbytes], dtype=np.int64))
@@ -113,11 +112,11 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
 
 
 def _with_contents(rows: Sequence[dict[str, Any]], limits: Limits) -> Iterator[tuple[dict[str, Any], Content]]:
-    """Each row with its object's bytes, or why they could not be had.
+    """Each row with the bytes of its object, or with the reason why it cannot be read.
 
-    Size, etag and mtime of a row become those of the object that was read, if it was replaced since it was listed.
+    If an object was replaced since the listing, its row gets size, etag and mtime of what was read.
     """
-    if not rows or StoredObject(rows[0]["uri"]).is_local:  # one at a time: one file is in memory
+    if not rows or StoredObject(rows[0]["uri"]).is_local:  # one after the other: one file in memory
         yield from ((row, _steady(row, limits)) for row in rows)
         return
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
@@ -129,7 +128,7 @@ def _with_contents(rows: Sequence[dict[str, Any]], limits: Limits) -> Iterator[t
 
 
 def _steady(row: dict[str, Any], limits: Limits) -> Content:
-    """Bytes of an object that was the same before and after they were read, or why it has none."""
+    """The bytes of an object that did not change while it was read, or the reason why it cannot be used."""
     try:
         source = StoredObject(row["uri"])
         for _ in range(READINGS):
@@ -147,7 +146,7 @@ def _steady(row: dict[str, Any], limits: Limits) -> Content:
         return VolumeError(
             QuarantineCode.TOO_LARGE, f"reading its {row['size_bytes']} bytes exhausted the memory of a read task"
         )
-    except Exception as error:  # noqa: BLE001  # whatever a filesystem's library raises: it is this object's alone
+    except Exception as error:  # noqa: BLE001  # whatever a filesystem library raises concerns this object alone
         return VolumeError(QuarantineCode.UNREADABLE, f"{type(error).__name__}: {in_words(error)}")
     return VolumeError(
         QuarantineCode.CHANGED_WHILE_READING, f"it was written to during each of {READINGS} readings; last {found}"
@@ -156,7 +155,7 @@ def _steady(row: dict[str, Any], limits: Limits) -> Content:
 
 @contextmanager
 def ended_if_hung() -> Iterator[None]:
-    """End this process if the block takes longer than HANG_S; heard even where native code never comes back."""
+    """End this process if the block takes longer than HANG_S, even if native code never returns."""
     faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         yield
@@ -167,7 +166,7 @@ def ended_if_hung() -> Iterator[None]:
 def surviving(
     rows: Sequence[dict[str, Any]], contents: Callable[[Sequence[dict[str, Any]]], Contents], tally: Tally
 ) -> Contents:
-    """Each row with its object's bytes, or why it is refused. contents: gives those of several rows."""
+    """Each row with the bytes of its object, or with the reason for its quarantine. contents: reads several rows."""
     volumes = [row["volume_id"] for row in rows]
     if tally.begin(volumes, most=DEATHS * len(rows) + MOST_BEGINNINGS) == 1:
         yield from _watched(contents(rows))

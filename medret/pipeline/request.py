@@ -1,4 +1,4 @@
-"""What a user asks of an index run."""
+"""The options of an index run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
 DEFAULT_MODEL = "efficientnet_lite0"
-NAME_LISTS = ("exclude", "models", "planes", "aggregations")  # options that are one name or several
+NAME_LISTS = ("exclude", "models", "planes", "aggregations")  # options that take one name or several
 
 
 @dataclass(frozen=True)
 class IndexRequest:
     """One run of `medret index`.
 
-    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive; exclude: globs of
-    what is left out. include_masks: volumes that are named as masks, or look like one, are volumes all the same.
-    models: names, distinct; none: those of the live snapshot, else DEFAULT_MODEL. weights: model name -> path, URI or
-    `random[:SEED]`. batch_size: slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per
-    model. None of these: decided from device and cluster. shard_volumes: volumes per embedding shard, and so what a
-    killed run may have to do again. replace_models: models of the live snapshot that are not named may go.
-    retry_quarantined: try every refused volume again. lease_s: after which a silent run loses the store. gates: where
-    the checks before publication stand.
+    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive. exclude: globs to
+    leave out. include_masks: index what is named as a mask, or looks like one, too. models: distinct names; empty means
+    those of the live snapshot, else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
+    slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
+    cluster decide these three.) shard_volumes: volumes per embedding shard; at most this many are embedded again after
+    a crash. replace_models: drop models of the live snapshot that are not named. retry_quarantined: try every
+    quarantined volume again. lease_s: seconds of silence after which a run loses the store. gates: limits of the checks
+    before publication.
     """
 
     archive: str
@@ -102,7 +102,7 @@ class IndexRequest:
 
     @property
     def volume_limits(self) -> Limits:
-        """`limits`, and whether what looks like a mask is refused."""
+        """`limits`, and whether volumes that look like masks are quarantined."""
         return replace(self.limits, refuse_masks=not self.include_masks)
 
 

@@ -1,4 +1,4 @@
-"""What a run says: its outcome, its failure, and the lines on the way."""
+"""What a run reports: its outcome, its failure, and the lines on the way."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ RAISED = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception)\b")
 class IndexOutcome:
     """What a run did.
 
-    snapshot: the live one. published: whether this run made it. touched: volumes that were written to and are as they
-    were. resumed: volumes that an unfinished run had embedded. returned: volumes whose vectors an older snapshot had.
-    lost: of the volumes that were live. stale: schemas.QUARANTINE of volumes that cannot be read and keep their
-    vectors. labels: how they matched, in counts. slices: embedded by this run, by every model. quarantine:
-    schemas.QUARANTINE. seconds: of the whole run; streaming_s: of reading to writing. report: path below the store,
-    None where nothing was to be done.
+    snapshot: id of the live snapshot. published: whether this run published it. touched: volumes with a new mtime or
+    etag and the same content. resumed: volumes that an unfinished run had embedded. returned: volumes whose vectors
+    came from an older snapshot. lost: losses among the volumes that were live. stale: volumes that cannot be read now
+    and keep their vectors (schemas.QUARANTINE). skipped: objects skipped per rule. labels: how labels matched, in
+    counts. slices: slices embedded by this run, summed over models. quarantine: schemas.QUARANTINE. seconds: of the
+    whole run. streaming_s: seconds from reading to writing. recall: lowest recall@10 per index kind. report: path below
+    the store; None if there was nothing to do.
     """
 
     snapshot: str
@@ -57,12 +58,12 @@ class IndexOutcome:
 
     @property
     def slices_per_second(self) -> float:
-        """Slices embedded (by every model) a second of streaming."""
+        """Slices embedded per second of streaming, summed over models."""
         return self.slices / self.streaming_s if self.streaming_s > 0 else 0.0
 
 
 def failure_of(error: BaseException) -> MedretError:
-    """What went wrong in a worker, without the way it took through Ray; the whole trace stays in Ray's logs."""
+    """The error that a worker raised, without its path through Ray. Ray's logs keep the whole trace."""
     link: BaseException | None = error
     root = None
     while link is not None:
@@ -71,7 +72,7 @@ def failure_of(error: BaseException) -> MedretError:
         if not isinstance(link, ray.exceptions.RayError):
             root = link
         link = getattr(link, "cause", None) or link.__cause__
-    # Ray keeps the root of a chain alone: what medret said of it, with the path, is left in the text of the trace.
+    # Of a chain of errors, Ray keeps only the root. medret's own message, with the path, is in the text of the trace.
     if said := list(MEDRETS.finditer(str(error))):
         kind = getattr(errors, said[-1]["kind"], MedretError)
         return (kind if kind is not VolumeError else MedretError)(said[-1]["text"])
@@ -80,18 +81,18 @@ def failure_of(error: BaseException) -> MedretError:
 
 
 def _raised_last(text: str) -> str | None:
-    """The first line in which a trace ends: the exception that began it all."""
+    """The first line that names an exception: the one that caused the others."""
     return next((line for line in text.splitlines() if RAISED.match(line)), None)
 
 
 def _one_line(text: str) -> str:
-    """Without what Ray adds on how to set retries."""
+    """The text on one line, without Ray's advice on how to set retries."""
     text = RAYS_ADVICE.split(text)[0]
     return " ".join(line.strip() for line in text.splitlines() if line.strip()).removesuffix(": ")
 
 
 def request_facts(request: IndexRequest) -> dict[str, Any]:
-    """What was asked, for the run report."""
+    """The request, for the run report."""
     return {
         "archive": request.archive,
         "store": request.store,
@@ -110,7 +111,7 @@ def request_facts(request: IndexRequest) -> dict[str, Any]:
 
 
 def say_listing(reporter: Reporter, listing: Listing) -> None:
-    """What was found in the archive."""
+    """Report what the listing found."""
     skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
     size = sum(o.size_bytes for o in listing.objects) / 2**20
     reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
@@ -120,13 +121,13 @@ def say_listing(reporter: Reporter, listing: Listing) -> None:
 
 
 def say_plan(reporter: Reporter, plan: Plan) -> None:
-    """What becomes of it."""
+    """Report how many volumes the plan keeps, embeds, copies and drops, by cause."""
     causes = [f"{count} {cause}" for cause, count in sorted(plan.causes().items())]
     reporter.say(", ".join([*causes, f"{len(plan.gone)} gone"]))
 
 
 def worst_recall(entries: Sequence[Any]) -> dict[str, float]:
-    """The lowest recall@10 of each index kind over the snapshot's indices."""
+    """The lowest recall@10 per index kind over the snapshot's indices."""
     worst: dict[str, float] = {}
     for entry in entries:
         for kind, value in entry.recall.items():

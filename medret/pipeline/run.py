@@ -122,7 +122,7 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: Exit
             return _nothing_to_do(run, plan)
     with connected(), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
         try:
-            with stop.told():
+            with stop.explained():
                 return _run(run)
         except (MedretError, ray.exceptions.RayError) as error:
             failure = failure_of(error)

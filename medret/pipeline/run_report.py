@@ -1,4 +1,4 @@
-"""The run report: what a run was asked, what it did and how long each part took."""
+"""The run report: what a run was asked to do, what it did and how long each phase took."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("ray", "torch", "timm", "transformers", "dreamsim", "faiss-gpu", "fa
 
 @dataclass
 class Log:
-    """What the run report will say; filled while the run goes on."""
+    """Collects the content of the run report while the run goes on."""
 
     run: str
     started: datetime
@@ -31,7 +31,7 @@ class Log:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the block's wall time."""
+        """Measure the wall time of the block."""
         start = time.monotonic()
         try:
             yield
@@ -43,14 +43,14 @@ class Log:
         return write_report(store, self.run, self.started, self.phases_s, self.facts)
 
     def failed(self, store: Location, failure: MedretError) -> None:
-        """Write the report of a run that failed; where nothing can be written, the failure itself is what matters."""
+        """Write the report of a failed run, if the store can be written: the failure itself matters more."""
         self.facts |= {"outcome": "refused" if isinstance(failure, GateError) else "failed", "error": str(failure)}
         with suppress(StorageError):
             self.write(store)
 
 
 def begin() -> Log:
-    """The log of a run that starts now."""
+    """Start the log of a run, now."""
     started = datetime.now(UTC)
     return Log(run=f"{started:%Y%m%dT%H%M%SZ}", started=started)
 
@@ -60,7 +60,7 @@ def write_report(
 ) -> str:
     """Write runs/<run>-<sha256[:16]>.json; returns its path below the store.
 
-    phases_s: wall seconds of each part, in order. facts: whatever else is worth knowing, as JSON values.
+    phases_s: wall seconds per phase, in order. facts: everything else worth knowing, as JSON values.
     """
     finished = datetime.now(UTC)
     content = {

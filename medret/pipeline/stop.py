@@ -1,4 +1,4 @@
-"""SIGTERM: what is in flight is finished and kept, nothing more is begun, and the run ends with one line."""
+"""Handle SIGTERM: finish and keep the work in flight, begin nothing more, and end the run with one line."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Protocol
 from medret.errors import StoppedError
 
 TELL_EVERY_S = 0.2
-DRAIN_S = 240.0  # that a run waits for what is in flight: less than the five minutes that pods and services get
+DRAIN_S = 240.0  # how long a run waits for work in flight; Kubernetes pods and services get five minutes
 
 
-class Told(Protocol):
-    """What can be told to stop."""
+class Stoppable(Protocol):
+    """Anything that can be told to stop."""
 
     def stop(self) -> None:
         """Begin nothing more."""
 
 
 class Stop:
-    """Whether the run was told to stop. While a stream runs, it drains; at any other time, the run ends at once."""
+    """Whether the run was told to stop. A stream that is running drains; at any other time, the run ends at once."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -34,22 +34,22 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM while the block runs. Elsewhere than in the main thread, Python allows no handler."""
+        """Handle SIGTERM while the block runs; only in the main thread, since Python allows no handler in others."""
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.signal(signal.SIGTERM, self._on_signal)
         self._listening = True
         try:
-            with self.told():
+            with self.explained():
                 yield
         finally:
             self._listening = False
             signal.signal(signal.SIGTERM, before)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Tell of the signal that cut the block short, whatever came of it: native code fails in ways of its own."""
+    def explained(self) -> Iterator[None]:
+        """Raise StoppedError if the signal cut the block short, whatever error that caused in native code."""
         try:
             yield
         except StoppedError:
@@ -61,7 +61,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A first signal during the block does not cut it short: `check` tells of it afterwards."""
+        """Let the block finish after a first signal; `check` raises afterwards."""
         self._deferred = True
         try:
             yield
@@ -69,8 +69,8 @@ class Stop:
             self._deferred = False
 
     @contextmanager
-    def draining(self, stages: Told) -> Iterator[None]:
-        """While the block runs, a signal tells the stages (by way of their counter) to begin nothing more."""
+    def draining(self, stages: Stoppable) -> Iterator[None]:
+        """While the block runs, pass a signal on to the stages (their counter), which then begin nothing more."""
         over = threading.Event()
         thread = threading.Thread(target=self._pass_on, args=(stages, over), daemon=True)
         thread.start()
@@ -82,7 +82,7 @@ class Stop:
             thread.join(timeout=10)
 
     def check(self) -> None:
-        """Raises StoppedError if the run was told to stop."""
+        """Raise StoppedError if the run was told to stop."""
         if self._asked.is_set():
             raise StoppedError("stopped by SIGTERM; finished volumes are kept, and the next run goes on from there")
 
@@ -93,13 +93,13 @@ class Stop:
             self._cut_short = True
             self.check()
 
-    def _pass_on(self, stages: Told, over: threading.Event) -> None:
+    def _pass_on(self, stages: Stoppable, over: threading.Event) -> None:
         # Not in the signal handler: it may have interrupted Ray's own code.
         waited_s = 0.0
         while not over.wait(TELL_EVERY_S):
             if self._asked.is_set():
-                stages.stop()  # again and again: it may have been restarted since
+                stages.stop()  # repeatedly: the counter may have been restarted since
                 waited_s += TELL_EVERY_S
-                if waited_s > DRAIN_S:  # something hangs: as a second signal would
+                if waited_s > DRAIN_S:  # something hangs: end the run as a second signal would
                     os.kill(os.getpid(), signal.SIGTERM)
                     return

@@ -1,4 +1,4 @@
-"""The Ray Data stream: one pass over the bytes for all models."""
+"""The Ray Data stream: read every byte once, for all models."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from medret.schemas import FILES, LEDGER
 from medret.storage import Location
 from medret.volume import Limits
 
-# Volumes a block: what a read task gives and an actor's call embeds. The driver spends some 30 ms on each block, so a
-# large archive has large ones, as long as every actor gets many. A GPU embeds 64 volumes of 16 slices in a quarter of a
-# second, a core 16 in ten seconds: what a kill loses, and a run that is to stop waits for, should not be more. Powers
-# of two, as batches are: where a volume has one slice, a call fills its batches too.
+# Volumes per block: one read task returns a block, one call of an actor embeds it. The driver spends about 30 ms on
+# each block, so a large archive gets large blocks, as long as every actor gets many of them. A GPU embeds 64 volumes of
+# 16 slices in a quarter of a second, a core 16 volumes in ten seconds; a kill should not lose more work than that, and
+# a run that is stopping should not wait for more. Powers of two, as batch sizes are: calls then fill their batches
+# even if each volume has a single slice.
 LEAST_VOLUMES = 8
 MOST_VOLUMES = {"cpu": 16, "cuda": 64}
-CALLS_AN_ACTOR = 16
-READ_MEMORY_BYTES = 256 * 2**20  # of a read task, as Ray schedules it: a common volume decoded, and its slices
-IN_FLIGHT = 3  # calls queued at an actor: transfers overlap with computing
+CALLS_PER_ACTOR = 16
+READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
+IN_FLIGHT = 3  # calls queued per actor, so that transfers overlap with computing
 
 
 @dataclass(frozen=True)
 class ModelJob:
-    """One model of the run. weights_uri: what the user passed as its weights. batch_size: slices per call."""
+    """One model of the run. weights_uri: the weights that the user named. batch_size: slices per model call."""
 
     spec: ModelSpec
     weights: Weights
@@ -47,7 +48,7 @@ class ModelJob:
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages work with. ruleset_digest: see plan.Target. counter: a StageCounter."""
+    """What all stages share. ruleset_digest: see plan.Target. counter: handle of the StageCounter actor."""
 
     store: Location
     slices: SliceRecipe
@@ -60,10 +61,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a stream gave.
+    """The results of a stream.
 
-    ledger: schemas.LEDGER, of labels only the modality. files: schemas.FILES. canaries: rows.CANARIES. statistics: Ray
-    Data's, in words.
+    ledger: schemas.LEDGER; of the labels, only the modality. files: schemas.FILES. canaries: batch_schema.CANARIES.
+    statistics: Ray Data's own, as text.
     """
 
     ledger: pa.Table
@@ -73,14 +74,14 @@ class Streamed:
 
 
 def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> Streamed:
-    """Read, embed, reduce and write every object of `source` (rows.SOURCE)."""
+    """Read, embed, reduce and write every object of `source` (batch_schema.SOURCE)."""
     if source.num_rows == 0:
         return Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table())
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    # Blocks leave a stage in the order in which they came: which volumes share a shard does not depend on timing.
+    # Blocks leave every stage in their original order, so that timing does not decide which volumes share a shard.
     context.execution_options.preserve_order = True
-    # A large archive on a slow store may take long over one block; only a stuck run should be ended.
+    # One block of large volumes on a slow store may take hours; the timeout should end only a stuck run.
     context.execution_no_progress_timeout_s = 6 * 3600
     with DataContext.current(context):
         dataset = _build(source, jobs, pools, stages)
@@ -98,9 +99,9 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
 
 
 def block_volumes(volumes: int, actors: int, device: str) -> int:
-    """How many volumes are read by one task and embedded by one call."""
+    """Volumes per block: what one task reads and one call embeds."""
     size = LEAST_VOLUMES
-    while 2 * size <= min(MOST_VOLUMES[device], volumes // (CALLS_AN_ACTOR * actors)):
+    while 2 * size <= min(MOST_VOLUMES[device], volumes // (CALLS_PER_ACTOR * actors)):
         size *= 2
     return size
 
@@ -108,15 +109,15 @@ def block_volumes(volumes: int, actors: int, device: str) -> int:
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
     sides = tuple(sorted({job.recipe.model.image_size for job in jobs}))
     size = block_volumes(source.num_rows, max(pools.sizes), jobs[0].device)
-    # Not from_arrow: it starts a task for each block, only to count its rows.
+    # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
     dataset = dataset.map_batches(
         ReadStage(stages.slices, sides, stages.limits, stages.counter).run,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=pools.read_cpus,
-        # A share of memory that actors do not ask for also keeps Ray from fusing reading into the first pool, where it
-        # would wait for the model.
+        # Actors request no memory. This difference keeps Ray from fusing the read stage into the first pool, where
+        # reading would wait for the model.
         memory=READ_MEMORY_BYTES,
     )
     for place, job in enumerate(jobs):
@@ -144,10 +145,10 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         ).run,
         batch_format="pyarrow",
         batch_size=stages.shard_volumes,
-        num_cpus=0,  # light work that must never wait behind reading: what is written survives a crash
+        num_cpus=0,  # light work that must not queue behind reading: only what is written survives a crash
     )
 
 
 def _shared(weights: Weights) -> dict[str, ray.ObjectRef[bytes]]:
-    """Each weight file in the object store, for nodes that do not have it."""
+    """Put each weight file into Ray's object store, for the nodes that do not have it."""
     return {role: ray.put(data) for role, data in read_contents(weights).items()}

@@ -1,4 +1,4 @@
-"""Which stage was busy when: a record of fixed size for a run of any length."""
+"""When each stage was busy: a record of fixed size for a run of any length."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FIRST_STEP_S = 0.5
 
 @dataclass
 class Span:
-    """One stage. All times in seconds since the run began.
+    """One stage. All times are in seconds since the run began.
 
-    began_s: of its first call; first_ended_s, first_slices: the call that ended first; ended_s: of its last call.
-    busy_s: seconds of work in each step of the timeline; more than a step's length where calls ran side by side.
+    began_s: start of the first call. first_ended_s, first_slices: end and slices of the call that ended first. ended_s:
+    end of the last call. busy_s: seconds of work per step of the timeline; parallel calls add up to more than a step.
     """
 
     began_s: float
@@ -26,14 +26,14 @@ class Span:
 
 
 class Timeline:
-    """Busy seconds of every stage in equal steps of time. When there are too many, each step becomes twice as long."""
+    """Busy seconds per stage in equal time steps. When there are too many steps, they are joined in pairs."""
 
     def __init__(self) -> None:
         self.step_s = FIRST_STEP_S
         self.stages: dict[str, Span] = {}
 
     def add(self, stage: str, began_s: float, ended_s: float, slices: int) -> None:
-        """A call of `stage`, in seconds since the run began; what began before that counts from its start."""
+        """Add a call of `stage`; times in seconds since the run began. A negative start counts as 0."""
         began_s = max(0.0, began_s)
         ended_s = max(began_s, ended_s)
         span = self.stages.setdefault(stage, Span(began_s, ended_s, slices, ended_s))
@@ -47,8 +47,8 @@ class Timeline:
             edge = step * self.step_s
             span.busy_s[step] += min(ended_s, edge + self.step_s) - max(began_s, edge)
 
-    def told(self) -> dict[str, Any]:
-        """For the run report: JSON's own types, rounded to milliseconds."""
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values, rounded to milliseconds."""
         stages = {}
         for name, span in self.stages.items():
             facts = {key: round(value, 3) if isinstance(value, float) else value for key, value in vars(span).items()}
@@ -62,9 +62,12 @@ class Timeline:
             span.busy_s = [sum(span.busy_s[at : at + 2]) for at in range(0, len(span.busy_s), 2)]
 
 
-def idle_share(told: dict[str, Any], stage: str, at_once: int) -> float:
-    """The share of a stage's time, from its first call to its last, that `at_once` calls side by side left unused."""
-    span, step_s = told["stages"][stage], told["step_s"]
+def idle_share(timeline: dict[str, Any], stage: str, parallel: int) -> float:
+    """The share of a stage's time, from its first call to its last, that its `parallel` workers were idle.
+
+    timeline: as `Timeline.to_json` returns it.
+    """
+    span, step_s = timeline["stages"][stage], timeline["step_s"]
     length = span["ended_s"] - span["began_s"]
-    busy = sum(min(busy, step_s * at_once) for busy in span["busy_s"])
-    return max(0.0, 1 - busy / (length * at_once)) if length > 0 else 0.0
+    busy = sum(min(busy, step_s * parallel) for busy in span["busy_s"])
+    return max(0.0, 1 - busy / (length * parallel)) if length > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The last stage, in Ray tasks: a group of volumes, reduced, written as one embedding shard and journalled."""
+"""The last stage, in Ray tasks: reduce a group of volumes to vectors, write one embedding shard, journal it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from medret.schemas import FILES, LEDGER
 from medret.snapshot.journal import write_entry
 from medret.storage import Location
 
-NO_SHARD = "quarantine"  # in the name of a journal entry that holds refused volumes alone
+NO_SHARD = "quarantine"  # in the name of a journal entry that holds only quarantined volumes
 
 
 @dataclass(frozen=True)
 class WriteStage:
-    """Unit slice vectors and volume vectors of a group of volumes to one set of Parquet files."""
+    """Write the unit slice vectors and volume vectors of a group of volumes as one set of Parquet files."""
 
     store: Location
     recipes: tuple[Recipe, ...]
@@ -33,9 +33,9 @@ class WriteStage:
     counter: Any
 
     def run(self, table: pa.Table) -> pa.Table:
-        """Writes the shard; returns one row: `ledger` (schemas.LEDGER without labels), `files` and `canaries`, as IPC.
+        """Write the shard. Return one row of Arrow IPC: `ledger` (schemas.LEDGER, no labels), `files` and `canaries`.
 
-        When it returns, the group is durable: its vectors are in the store, and then the journal says so.
+        When this returns, the group is durable: first its vectors were written to the store, then the journal entry.
         """
         tally = Tally(self.counter, "write")
         started = time.monotonic()
@@ -69,7 +69,7 @@ class WriteStage:
         )
 
     def _reduce(self, row: dict[str, Any]) -> dict[Recipe, EmbeddedVolume] | None:
-        """The row's unit vectors for every recipe; None, and the row marked, if one of them has none."""
+        """Unit vectors of the row per recipe; None, and the row marked as quarantined, if a recipe gives none."""
         volumes = {}
         try:
             for recipe in self.recipes:

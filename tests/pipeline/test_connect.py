@@ -25,10 +25,10 @@ from tests.processes import family, is_alive
 @pytest.mark.parametrize(
     ("address", "error", "told"),
     [
-        ("http://10.0.0.1:8265", ConnectionError(), "a driver wants HOST:PORT"),
+        ("http://10.0.0.1:8265", ConnectionError(), "a driver needs HOST:PORT"),
         ("10.0.0.1:6379", RuntimeError("RPC error: Unauthenticated: wrong token"), "RAY_AUTH_TOKEN"),
         ("10.0.0.1:6379", TimeoutError(), "nothing answered within 60 s"),
-        ("10.0.0.1:6379", RuntimeError("To fix this, either:\nno head found.\n"), "no head found; see that its head"),
+        ("10.0.0.1:6379", RuntimeError("To fix this, either:\nno head found.\n"), "no head found; check that its head"),
     ],
 )
 def test_why_a_cluster_cannot_be_used_and_what_to_do_is_one_line(address: str, error: Exception, told: str) -> None:

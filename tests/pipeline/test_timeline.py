@@ -33,9 +33,9 @@ def test_idle_time_is_what_the_calls_leave() -> None:
     timeline = Timeline()
     timeline.add("embed", 0, 1, 1)
     timeline.add("embed", 3, 4, 1)
-    told = json.loads(json.dumps(timeline.told()))
-    assert idle_share(told, "embed", 1) == pytest.approx(0.5)
-    assert idle_share(told, "embed", 2) == pytest.approx(0.75)
+    record = json.loads(json.dumps(timeline.to_json()))
+    assert idle_share(record, "embed", 1) == pytest.approx(0.5)
+    assert idle_share(record, "embed", 2) == pytest.approx(0.75)
 
 
 def test_what_began_before_the_run_counts_from_its_start() -> None:

@@ -316,7 +316,7 @@ def test_models_of_the_store_are_not_dropped_without_a_word(
     only = ("--model", other, "--weights", f"{other}=random")
     code, planned = run("plan", model=())
     assert (code, planned["plan"]["unchanged"], planned["refusals"]) == (0, 20, [])
-    assert f"{MODEL} would be searched no more" in run("plan", model=only)[1]["refusals"][0]
+    assert f"{MODEL} could not be searched any more" in run("plan", model=only)[1]["refusals"][0]
     code, found = run("index", model=only)
     assert (code, "--replace-models" in found["error"]) == (3, True)
     code, found = run("index", "--replace-models", model=only)
