@@ -1,4 +1,4 @@
-"""How much work a plan is, and about how long it takes, by what earlier runs took."""
+"""Estimate the work of a plan, and its duration from the rate of earlier runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from medret.recipe import SliceRecipe
 from medret.snapshot.names import own
 from medret.storage import Location
 
-REPORTS_READ = 5  # the latest
-TYPICAL_SLICES = 100  # of a plane, where nothing better is known
+REPORTS_READ = 5  # the latest ones
+TYPICAL_SLICES = 100  # per plane, if nothing better is known
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The work of a plan.
 
-    size_bytes: to be read. slices: to be embedded, by every model. seconds: None if unknown. ignored: paths of files
-    beside the run reports that are none, or are damaged.
+    size_bytes: bytes to read. slices: slices to embed, summed over models. seconds: None if unknown. ignored: paths of
+    files among the run reports that are damaged or not reports.
     """
 
     size_bytes: int
@@ -37,7 +37,7 @@ class _Stage(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """What is read of a run report."""
+    """The part of a run report that the estimate reads."""
 
     phases_s: dict[str, float] = {}
     stages: dict[str, _Stage] = {}
@@ -46,16 +46,16 @@ class _Report(msgspec.Struct):
 def estimate(
     plan: Plan, models: Sequence[str], recipe: SliceRecipe, previous: BaseSnapshot, store: Location
 ) -> Estimate:
-    """What the plan costs at most: objects that must be hashed first count as if they were all to be embedded."""
+    """The most work that the plan can be: objects to hash first count as if all of them were embedded."""
     steps = plan.of("embed", "check")
-    slices = round(sum(len(step.missing) for step in steps) * slices_a_volume(recipe, previous))
+    slices = round(sum(len(step.missing) for step in steps) * slices_per_volume(recipe, previous))
     rate, ignored = _rate(store, models)
     size_bytes = sum(step.item.size_bytes for step in steps)
     return Estimate(size_bytes, slices, slices / rate if rate else None, ignored)
 
 
-def slices_a_volume(recipe: SliceRecipe, previous: BaseSnapshot) -> float:
-    """As the slice plan says; for plans that depend on the volume, as it was in the live snapshot."""
+def slices_per_volume(recipe: SliceRecipe, previous: BaseSnapshot) -> float:
+    """Slices per volume: by the slice plan or, if that depends on the volume, as in the live snapshot."""
     kind, _, number = recipe.slices.partition(":")
     if kind in ("uniform", "random"):
         return float(number) * len(recipe.planes)
@@ -66,7 +66,7 @@ def slices_a_volume(recipe: SliceRecipe, previous: BaseSnapshot) -> float:
 
 
 def _rate(store: Location, models: Sequence[str]) -> tuple[float | None, tuple[str, ...]]:
-    """Slices per second of the latest of some earlier runs with these models; files that are no run reports."""
+    """Slices per second of the latest run with these models, and the paths of files that are not run reports."""
     paths = store.files("runs")
     reports = own(paths, "report")
     ignored = sorted(set(paths).difference(reports))

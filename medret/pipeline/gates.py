@@ -1,4 +1,4 @@
-"""Checks before a snapshot is published. Pure functions; a gate that fails leaves the old snapshot live."""
+"""The checks before a snapshot is published. Pure functions; if a gate fails, the old snapshot stays live."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from medret.errors import GateError
 from medret.snapshot import Counts, GateEntry, IndexEntry
 
-DUPLICATES_FROM = 10  # new contents
-LOST_FROM = 5  # volumes: fewer are nobody's mistake
+DUPLICATES_FROM = 10  # new contents; fewer prove nothing
+LOST_FROM = 5  # volumes; losing fewer is not taken for a mistake
 LOST, VECTORS, DUPLICATES, CANARIES = "lost", "vectors", "duplicates", "canaries"
-# If one of these fails, the vectors themselves are in doubt, and must not be taken up by the next run.
+# If one of these fails, the vectors themselves are in doubt, and the next run must not use them.
 OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 
 
 @dataclass(frozen=True)
 class GateLimits:
-    """Where the gates stand.
+    """The limits of the gates.
 
     min_recall: recall@10 of each index. max_gone: share of the live snapshot's volumes that may be lost.
-    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine. min_labelled: share of the volumes that
-    had labels and stay.
+    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine to the stored vectors. min_labelled: share of
+    the volumes with labels, among those still listed, that must keep some.
     """
 
     min_recall: float = 0.9
@@ -40,8 +40,8 @@ class GateLimits:
 class Gate:
     """The outcome of one check.
 
-    found, limit: in words that name no volume, because manifests keep them. worst: id of the volume that is to be
-    looked at, for the terminal and the run report alone.
+    found, limit: texts that name no volume, because manifests keep them. worst: id of the volume to look at first, for
+    the terminal and the run report only.
     """
 
     name: str
@@ -51,15 +51,16 @@ class Gate:
     worst: str | None = None
 
     def entry(self) -> GateEntry:
-        """As the manifest records it."""
+        """The manifest's record of this gate."""
         return GateEntry(name=self.name, found=self.found, limit=self.limit)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What of the live snapshot's embedded volumes would be found no more.
+    """Volumes of the live snapshot that the new one would not find.
 
-    live: embedded volumes. gone: of them, listed no more under any name. quarantined: still listed, refused now.
+    live: embedded volumes of the live snapshot. gone: those not listed any more, under any name. quarantined: those
+    that are still listed and quarantined now.
     """
 
     live: int
@@ -68,20 +69,20 @@ class Losses:
 
     @property
     def lost(self) -> int:
-        """All that are lost."""
+        """Number of lost volumes, for either reason."""
         return self.gone + self.quarantined
 
 
 @dataclass(frozen=True)
 class VectorFacts:
-    """What a volumes file holds. keys: volume_id -> digest of its vector. bad: vectors not of length 1."""
+    """What a volumes file holds. keys: volume_id -> digest of its vector. bad: number of vectors not of length 1."""
 
     keys: Mapping[str, bytes]
     bad: int
 
 
 def recall_gate(entries: Sequence[IndexEntry], limits: GateLimits) -> Gate:
-    """Every index finds what exact search finds."""
+    """Check that every index finds what exact search finds."""
     worst = min(
         ((value, kind, entry.aggregation or "slices") for entry in entries for kind, value in entry.recall.items()),
         default=(1.0, "", ""),
@@ -91,7 +92,7 @@ def recall_gate(entries: Sequence[IndexEntry], limits: GateLimits) -> Gate:
 
 
 def quarantine_gate(counts: Counts, masks: int, limits: GateLimits) -> Gate:
-    """Not too many volumes were refused. masks: refused volumes that are segmentations, and so never were images."""
+    """Check that not too many volumes were quarantined. masks: quarantined segmentations, which do not count."""
     volumes = counts.listed - counts.skipped - masks
     refused = counts.quarantined - masks
     share = refused / volumes if volumes else 0.0
@@ -101,14 +102,14 @@ def quarantine_gate(counts: Counts, masks: int, limits: GateLimits) -> Gate:
 
 
 def label_gate(had: int, kept: int, limits: GateLimits) -> Gate:
-    """Labels were not lost. had: volumes that had labels and stay; kept: those of them that still have some."""
+    """Check that labels were not lost. had: volumes with labels that stay. kept: those of them that keep some."""
     found = f"labels for {kept} of the {had} volumes that had some and stay"
     limit = f"at least {limits.min_labelled:.0%} (--min-labelled)"
     return Gate("labels", kept >= limits.min_labelled * had, found, limit)
 
 
 def lost_gate(losses: Losses, limits: GateLimits) -> Gate:
-    """The archive still has most of what is live: a mount that is away is no archive that shrank."""
+    """Check that the archive still has most live volumes: an unmounted disk must not pass for a smaller archive."""
     share = losses.lost / losses.live if losses.live else 0.0
     found = (
         f"{losses.lost} of the {losses.live} live volumes ({share:.1%}: {losses.gone} gone, "
@@ -120,21 +121,21 @@ def lost_gate(losses: Losses, limits: GateLimits) -> Gate:
 
 
 def findable_gate(rows: Sequence[tuple[int, int]]) -> Gate:
-    """Searches can find what the ledger holds. rows: of each index, those that can be found and those of the ledger."""
+    """Check that searches find every row of the ledger. rows: per index, findable rows and rows of the ledger."""
     wrong = [f"{found} rows of an index, of {held} in the ledger" for found, held in rows if found != held]
     return Gate("findable", not wrong, ", ".join(wrong) or "every row", "every row of the ledger, once")
 
 
 def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
-    """The vectors that this run made are finite and of length 1."""
+    """Check that the new vectors are finite and of length 1."""
     bad = sum(one.bad for one in facts)
     return Gate(VECTORS, bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
 
 
 def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | None], limits: GateLimits) -> Gate:
-    """Volumes of different content have different vectors, by and large: a broken model gives one vector for all.
+    """Check that different contents mostly have different vectors: a broken model gives one vector for all.
 
-    content: sha256 by volume_id. A few volumes prove nothing: the same image may have been stored in two ways.
+    content: sha256 by volume_id. Fewer than DUPLICATES_FROM contents pass: one image may be stored in several ways.
     """
     groups: dict[bytes, set[str | None]] = {}
     for one in facts:
@@ -149,7 +150,7 @@ def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | Non
 
 
 def canary_gate(cosines: Mapping[str, float], limits: GateLimits) -> Gate:
-    """Volumes that did not change still get the stored vectors. cosines: the lowest of each canary's slices."""
+    """Check that unchanged volumes still get their stored vectors. cosines: the lowest per canary, over its slices."""
     if not cosines:
         return Gate(CANARIES, True, "none to compare", f"cosine above {limits.min_canary:g}")
     volume_id, lowest = min(cosines.items(), key=lambda item: item[1])
@@ -167,7 +168,7 @@ def lowest_cosine(one: NDArray[np.float16], other: NDArray[np.float16]) -> float
 
 
 def enforce(gates: Sequence[Gate], hints: str = "") -> list[GateEntry]:
-    """What the manifest says of the gates; raises GateError naming those that failed, and their numbers."""
+    """The manifest's records of the gates. Raises GateError, with names and numbers, if any gate failed."""
     failed = [gate for gate in gates if not gate.passed]
     if failed:
         what = "; ".join(

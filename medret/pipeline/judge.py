@@ -1,4 +1,4 @@
-"""What a run would publish, judged: by what is lost before anything is embedded, by all gates at the end."""
+"""Judge what a run would publish: by its losses before anything is embedded, by all gates at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medret.storage import Location
 
 
 def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Losses:
-    """What of the live snapshot would go; with the ledger of the new one, what it refuses too."""
+    """The losses of the live snapshot; with the ledger of the new one, newly quarantined volumes count too."""
     refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
     found = losses(plan, state.known, refused)
     log.facts["lost"] = asdict(found)
@@ -30,7 +30,7 @@ def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> 
 
 
 def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
-    """Raise GateError before anything is embedded, if too much of the live snapshot would go."""
+    """Raise GateError, before anything is embedded, if the run would lose too much of the live snapshot."""
     gates.enforce([gates.lost_gate(lost(state, log, plan), request.gates)], source_hint(request, inputs, state))
 
 
@@ -43,7 +43,7 @@ def all_gates(
     store: Location, request: IndexRequest, state: State, log: Log, plan: Plan, counts: Counts, made: Streamed,
     pool: pa.Table, ledger: pa.Table, indices: Indices,
 ) -> list[gates.Gate]:  # fmt: skip
-    """Every check before publication. pool: all embedding files at hand. ledger: of the new snapshot."""
+    """Run every check before publication. pool: all available embedding files. ledger: of the new snapshot."""
     limits = request.gates
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
     return [
@@ -58,6 +58,6 @@ def all_gates(
 
 
 def hints(request: IndexRequest, inputs: Inputs, state: State, ledger: pa.Table) -> str:
-    """What the message of a refusal adds: the quarantine by code, and where the archive may not be the one."""
+    """What a refusal adds to its message: quarantined volumes by code, and whether the archive may be the wrong one."""
     found = ledgers.codes(ledger)
     return (f" (quarantine: {found})" if found else "") + source_hint(request, inputs, state)
