@@ -60,7 +60,7 @@ def walk(snapshot: Snapshot, excludes: Sequence[str], filters: Mapping[str, tupl
 def _walk_parts(snapshot: Snapshot, asking: Sequence[str]) -> None:
     """The lower half of each volume asks."""
     for asked in asking:
-        positions = snapshot.resolve(asked).slices.positions
+        positions = snapshot.resolve(asked).slices.slice_indices
         assert positions is not None
         first, last = int(positions[0]), int(positions[len(positions) // 2])
         found = snapshot.search(asked, 2, slices=f"{first}:{last}")

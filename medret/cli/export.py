@@ -12,7 +12,7 @@ from medret.visible import say
 
 DESCRIPTION = """\
 Write the vectors of the live snapshot of STORE, with labels, to the Parquet file OUT: one row per volume, or with
---slices one per slice vector. Rows of volumes that are gone, which files of a store may still hold, are left out.
+--slices one per slice vector. Files of a store may still hold rows of removed volumes: these are not written.
 """
 
 EPILOG = """\
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.search.export import export_rows
 
     if arguments.slices and arguments.aggregation:
-        raise UsageError("--aggregation is of volume vectors: leave it out with --slices")
+        raise UsageError("--aggregation applies to volume vectors: remove it, or --slices")
     snapshot = open_snapshot(arguments.store, arguments.snapshot)
     rows = export_rows(
         snapshot, arguments.out, model=arguments.model, aggregation=arguments.aggregation, slices=arguments.slices

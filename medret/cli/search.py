@@ -27,12 +27,12 @@ read, sliced and embedded exactly as the snapshot's recipe says. Every hit says 
 the query's, and the contiguous range that matches best.
 
 modes:
-  volume   one vector a volume; score: their cosine
+  volume   one vector per volume; score: their cosine
   vote     each slice of the query finds its nearest slices; score: the volume's share of them
   max      the same; score: the best cosine among them
-  sum      the same; score: the sum of their cosines over the number of slices looked for
-  late     candidates from both indices, then all slices against all: the mean over the query's slices of the best
-           cosine in the volume. With --index exact every volume is a candidate
+  sum      the same; score: the sum of their cosines, divided by the number of slices looked for
+  late     candidates from both indices, then late interaction (MaxSim) over all their slices; score: the mean, over
+           the query's slices, of the best cosine in the volume. With --index exact every volume is a candidate
   slice    each hit is one slice
 """
 
@@ -49,8 +49,8 @@ examples:
   medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
 
 filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
-A column is a label or a column of the label table; one with spaces stands in double quotes. A number without quotes
-compares as a number.
+A column is a label or a column of the label table; put a name with spaces in double quotes. A number
+without quotes is compared as a number.
 """
 
 
@@ -91,7 +91,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help=f"one of those above (default {DEFAULTS.used_mode}; {LATE} for a part of a query)",
     )
-    group.add_argument("--where", metavar="FILTER", help="only volumes whose labels fit, see below")
+    group.add_argument("--where", metavar="FILTER", help="only volumes whose labels match, see below")
     group.add_argument(
         "--exclude",
         metavar="WHAT",
@@ -118,25 +118,25 @@ def _add_query_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--slices",
         metavar="FIRST:LAST",
-        help="only these slices, both inclusive: positions along the plane's axis (0: the most inferior, posterior or "
-        "left), or 40mm:58mm in scanner coordinates",
+        help="only these slices, both inclusive: slice indices along the plane's axis (0: the most inferior, "
+        "posterior or left), or 40mm:58mm in scanner coordinates",
     )
-    group.add_argument("--plane", metavar="PLANE", help="of --slices (default: the first that was embedded)")
+    group.add_argument("--plane", metavar="PLANE", help="the plane of --slices (default: the first that was embedded)")
     group.add_argument("--box", metavar="X0:X1,Y0:Y1,Z0:Z1", help="only this box: first and last voxel, RAS+ order")
     group.add_argument("--mask", metavar="FILE", help="only the box around a NIfTI mask on the query's grid")
     group.add_argument("--query-slices", metavar="PLAN", help="slice plan over the query's slices, such as uniform:8")
     group.add_argument(
         "--query-weights",
         metavar="WEIGHTS",
-        help="of the query's slices in vote, sum and late: uniform, or gaussian:CENTRE,SIGMA (default uniform)",
+        help="weights of the query's slices in vote, sum and late: uniform, or gaussian:CENTRE,SIGMA (default uniform)",
     )
-    group.add_argument("--modality", metavar="CT|MRI|...", help="of the query, where the voxels do not tell")
+    group.add_argument("--modality", metavar="CT|MRI|...", help="modality of the query, if its voxels do not show it")
     group.add_argument(
         "--weights",
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a model's weights, if they lie elsewhere here",
+        help="a model's weights, if they are elsewhere on this machine",
     )
 
 
@@ -146,8 +146,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = _options(arguments)
     snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
-    found = snapshot.search_many(arguments.query, arguments.k, **vars(options))
-    results = list(zip(arguments.query, found, strict=True))
+    answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))
+    results = list(zip(arguments.query, answers, strict=True))
     if arguments.html:
         from medret.cli.shared import write_text
         from medret.search.page import results_page
@@ -186,10 +186,10 @@ def _options(arguments: argparse.Namespace) -> SearchOptions:
     return SearchOptions(**{name: value for name, value in values.items() if value is not None})
 
 
-def _weighted(option: str, given: Sequence[str]) -> dict[str, float]:
+def _weighted(option: str, texts: Sequence[str]) -> dict[str, float]:
     """`NAME` or `NAME=WEIGHT` options; raises UsageError."""
     weights: dict[str, float] = {}
-    for text in given:
+    for text in texts:
         name, _, value = text.rpartition("=") if "=" in text else (text, "", "1")
         try:
             weight = float(value)

@@ -50,7 +50,7 @@ def answer(
     hits = []
     for query, ranking in zip(resolved, ranked, strict=True):
         stored = contents.stored(members[0].entry, None, [rows[scored.volume_id] for scored in ranking])
-        if query.slices.positions is None:
+        if query.slices.slice_indices is None:
             matches = _match_vector(query.slices.vectors[0], stored)
         else:
             pairs = zip(ranking, stored, strict=True)
@@ -209,7 +209,7 @@ def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: Stor
     if query.spacing_mm and hit_spacing_mm:
         spacings = zip(AXES, query.spacing_mm, hit_spacing_mm, strict=True)
         paces = {plane: query_mm / hit_mm for plane, query_mm, hit_mm in spacings}
-    return match_slices(query.slices, stored.vectors(), query.asked, paces)
+    return match_slices(query.slices, stored.vectors(), query.requested, paces)
 
 
 def _slice_hits(

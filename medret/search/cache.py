@@ -29,7 +29,7 @@ Judge = Callable[[Path], None]
 
 
 def no_judge(path: Path) -> None:
-    """For files that are judged whenever they are read."""
+    """For files that are checked whenever they are read."""
 
 
 class LocalFiles:
@@ -42,7 +42,7 @@ class LocalFiles:
     def path(self, relative: str, sha256: str, judge: Judge = no_judge) -> Path:
         """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not.
 
-        judge: asked what it thinks of the content before anything else reads it; raises CorruptError.
+        judge: checks the content before anything else reads it; raises CorruptError.
         """
         name = self._store.uri_of(relative)
         if not SHA256.fullmatch(sha256):  # it becomes the name of a file here
@@ -53,7 +53,7 @@ class LocalFiles:
             return local
         copy = self._cache / "files" / sha256
         if copy.exists():
-            with contextlib.suppress(CorruptError):  # a damaged copy is fetched anew, over the old one
+            with contextlib.suppress(CorruptError):  # a damaged copy is replaced by a new download
                 self._check(copy, sha256, str(copy), judge)
                 return copy
         self._download(relative, copy, sha256, name)
@@ -100,7 +100,7 @@ class LocalFiles:
         return self._cache / "checked" / hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _stamp(self, stamp: Path) -> None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs hashing again, nothing else
+        with contextlib.suppress(OSError):  # without a writable cache, files are hashed again; nothing else changes
             private_folder(stamp.parent)
             stamp.touch(FILE_MODE)
 

@@ -28,7 +28,7 @@ from medret.search.matching import SliceVectors
 from medret.search.modes import Indices, rank_volumes
 from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
 from medret.search.places import Refused, place_of
-from medret.search.query import Places, QueryVectors
+from medret.search.query import QueryVectors, SlicePositions
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.listed import check_files
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
@@ -98,14 +98,14 @@ class Contents:
 
     @cached_property
     def _dead(self) -> dict[str, frozenset[str]]:
-        """Volumes whose rows in an index shard are not part of the snapshot, by the shard's key."""
-        found: dict[str, set[str]] = {}
+        """Index shard -> volumes whose rows there are not part of the snapshot."""
+        dead: dict[str, set[str]] = {}
         for path in self._tables("tombstones"):
             file = open_parquet(path, str(path), TOMBSTONES)
             with as_corrupt(str(path)):
                 for row in judged(file.read(), path.stat().st_size).to_pylist():
-                    found.setdefault(row["shard"], set()).add(row["volume_id"])
-        return {key: frozenset(volume_ids) for key, volume_ids in found.items()}
+                    dead.setdefault(row["shard"], set()).add(row["volume_id"])
+        return {key: frozenset(volume_ids) for key, volume_ids in dead.items()}
 
     def _tables(self, kind: TableKind) -> list[Path]:
         folder = snapshot_folder(self.id)
@@ -125,14 +125,14 @@ class Contents:
             return self.aggregations[0]
         canonical = parse_aggregation(name).name
         if canonical not in self.aggregations:
-            there = ", ".join(self.aggregations)
-            raise UsageError(f"aggregation '{canonical}' is not in snapshot {self.id}, which has {there}")
+            known = ", ".join(self.aggregations)
+            raise UsageError(f"aggregation '{canonical}' is not in snapshot {self.id}, which has {known}")
         return canonical
 
     def identify(self, uri: str, own_ids: Sequence[str]) -> tuple[str, str | None]:
         """The id and the modality label that a file is sliced with; own_ids: volumes that have the same bytes.
 
-        A file of the archive is sliced as it was there: `random:N` draws from the id, the window follows the label.
+        A file of the archive is sliced as in the archive: `random:N` draws from the id, the window follows the label.
         """
         row = self.ledger.row(own_ids[0]) if own_ids else None
         return (own_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
@@ -140,7 +140,7 @@ class Contents:
     def place(self, row: LedgerRow) -> str:
         """Where a volume is read, or `Refused`."""
         archive = self.manifest.archive_uri
-        return place_of(row.volume_id, row.uri, archive=archive, store=self.uri, given=self._archive)
+        return place_of(row.volume_id, row.uri, archive=archive, store=self.uri, user_archive=self._archive)
 
     def readable(self, row: LedgerRow) -> str:
         """Where a volume is read; raises UsageError if it is not."""
@@ -204,8 +204,8 @@ class Contents:
                 f"`medret index ARCHIVE {self.uri}` fills it"
             )
         if kind not in index.kinds:
-            there = ", ".join(index.kinds) or f"none over {'slice' if aggregation is None else 'volume'} vectors"
-            raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {there}")
+            built = ", ".join(index.kinds) or f"none over {'slice' if aggregation is None else 'volume'} vectors"
+            raise UsageError(f"index '{kind}' is not in snapshot {self.id}, which has {built}")
         return index
 
     def members(self, options: SearchOptions) -> list[Member]:
@@ -216,36 +216,36 @@ class Contents:
         ]
         return [Member(entry, name, first * second) for entry, first in models for name, second in aggregations]
 
-    def slice_places(self, entry: RecipeEntry, row: LedgerRow, slices: SliceVectors) -> Places:
+    def slice_positions(self, entry: RecipeEntry, row: LedgerRow, slices: SliceVectors) -> SlicePositions:
         """Where the stored slices of a volume lie, from the Parquet shard that holds its vectors.
 
-        Found by plane and position: the shard has a volume's slices in the order of the recipe's planes, the index has
-        them in that of the planes' names.
+        Slices are looked up by plane and index: the shard orders the slices of a volume by the recipe's planes, the
+        index by the planes' names.
         """
         import pyarrow.compute as pc
 
-        assert slices.positions is not None
+        assert slices.slice_indices is not None
         digest = str(entry.recipe["digest"])
         for path in self._tables("files"):
             listed = read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)).to_pylist()
             key = ("slices", digest, row.shards.get(digest, ""))
-            own = [file for file in listed if (file["kind"], file["recipe"], file["shard"]) == key]
+            listed_slices = [file for file in listed if (file["kind"], file["recipe"], file["shard"]) == key]
             with as_corrupt(str(path)):
-                check_files(own)
-            for file in own:
+                check_files(listed_slices)
+            for file in listed_slices:
                 local = self._local.path(file["path"], file["sha256"])
                 columns = ["plane", "position", "relative", "position_mm"]
-                held = open_parquet(local, str(local), SLICE_COLUMNS)
+                parquet = open_parquet(local, str(local), SLICE_COLUMNS)
                 with as_corrupt(str(local)):
-                    found = judged(held.read(["volume_id", *columns]), local.stat().st_size)
-                found = found.filter(pc.equal(found["volume_id"], row.volume_id))
-                if found.num_rows:
-                    plane, position, relative, mm = (found[name].to_pylist() for name in columns)
+                    table = judged(parquet.read(["volume_id", *columns]), local.stat().st_size)
+                table = table.filter(pc.equal(table["volume_id"], row.volume_id))
+                if table.num_rows:
+                    plane, position, relative, mm = (table[name].to_pylist() for name in columns)
                     at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
-                    wanted_keys = zip(slices.planes, slices.positions.tolist(), strict=True)
+                    wanted_keys = zip(slices.planes, slices.slice_indices.tolist(), strict=True)
                     order = [at.get(key, -1) for key in wanted_keys]
                     if -1 not in order:
-                        return Places(*(np.array(column, np.float32)[order] for column in (relative, mm)))
+                        return SlicePositions(*(np.array(column, np.float32)[order] for column in (relative, mm)))
         raise MedretError(
             f"snapshot {self.id}: no slices file has the indexed slices of {row.volume_id}; run `medret verify`"
         )
@@ -254,15 +254,15 @@ class Contents:
         """The index over the volume vectors of an aggregation or, for None, over the slice vectors."""
         key = (str(entry.recipe["digest"]), aggregation)
         if key not in self._indices:
-            own = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
+            listed = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
             dim = int(entry.recipe["model"]["dim"])
-            centre = next((self._centre(row, dim) for row in own if row["kind"] == CENTRE_KIND), None)
-            shards = group_shards([row for row in own if row["kind"] != CENTRE_KIND], self._dead)
+            centre = next((self._centre(row, dim) for row in listed if row["kind"] == CENTRE_KIND), None)
+            shards = group_shards([row for row in listed if row["kind"] != CENTRE_KIND], self._dead)
             self._indices[key] = ShardedIndex(shards, dim, self.settings, self._local, centre)
         return self._indices[key]
 
     def stored(self, entry: RecipeEntry, aggregation: str | None, rows: Iterable[LedgerRow]) -> list[StoredRows | None]:
-        """Where the vectors of volumes lie in an index; None for those that have none there."""
+        """Where the vectors of volumes lie in an index; None for volumes without vectors there."""
         digest, index, indexed_in = str(entry.recipe["digest"]), self.index(entry, aggregation), self._indexed_in
         keys = ((row.volume_id, (digest, aggregation, row.shards.get(digest, ""))) for row in rows)
         return [index.stored(volume_id, indexed_in.get(key)) for volume_id, key in keys]
@@ -270,14 +270,18 @@ class Contents:
     @cached_property
     def _indexed_in(self) -> dict[tuple[str, str | None, str], str]:
         """(recipe, aggregation, embedding shard) -> the index shard that holds its vectors, where that is known."""
-        found: dict[tuple[str, str | None, str], str] = {}
+        indexed_in: dict[tuple[str, str | None, str], str] = {}
         for path in self._tables("files"):
             names = ["recipe", "aggregation", "shard", "indexed_in"]
             file = open_parquet(path, str(path), FILES)
             with as_corrupt(str(path)):
-                *keys, held = (column.to_pylist() for column in judged(file.read(names), path.stat().st_size).columns)
-            found |= {key: one for key, one in zip(zip(*keys, strict=True), held, strict=True) if one}
-        return found
+                *keys, index_shards = (
+                    column.to_pylist() for column in judged(file.read(names), path.stat().st_size).columns
+                )
+            indexed_in |= {
+                key: shard for key, shard in zip(zip(*keys, strict=True), index_shards, strict=True) if shard
+            }
+        return indexed_in
 
     def _centre(self, row: dict[str, Any], dim: int) -> NDArray[np.float32]:
         path = self._local.path(row["path"], row["sha256"])
@@ -293,12 +297,12 @@ def index_file_rows(path: Path) -> list[dict[str, Any]]:
         for group in range(file.num_row_groups):
             kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
             names = kinds.dictionary.to_pylist()
-            wanted = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
-            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted)).tolist()
+            codes = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
+            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), codes)).tolist()
             if rows:  # the table is in the order of paths, so they are neighbours
                 table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0])
-                own = judged(table, size_bytes).to_pylist()
-                listed += [own[row - rows[0]] for row in rows]
+                records = judged(table, size_bytes).to_pylist()
+                listed += [records[row - rows[0]] for row in rows]
         check_files(listed)
     return listed
 

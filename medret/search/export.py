@@ -17,7 +17,7 @@ from medret.search.snapshot import Snapshot
 from medret.snapshot import read_files, read_ledger
 from medret.storage import Location, read_checked
 
-PLACES = ("plane", "position", "relative", "position_mm")  # of slice vectors
+SLICE_KEYS = ("plane", "position", "relative", "position_mm")  # of slice vectors
 
 
 def export_rows(
@@ -26,7 +26,7 @@ def export_rows(
     """Write a snapshot's vectors of one model; returns how many rows.
 
     One row per volume, or per slice vector with `slices`: volume_id, for a slice its plane, position, relative and
-    position_mm, `vector` (float32, length 1, as embedded: not seen from a centre), then uri, subject, modality,
+    position_mm, `vector` (float32, length 1, as embedded: not centred), then uri, subject, modality,
     body_region, organ and the metadata, as text. Volumes are in the order of the embedding files. Raises UsageError for
     a model or aggregation that is not there, StorageError where the file cannot be written.
     """
@@ -35,23 +35,23 @@ def export_rows(
     if named is not None and named not in snapshot.aggregations:
         raise UsageError(f"aggregation '{named}' is not in snapshot {snapshot.id}: {', '.join(snapshot.aggregations)}")
     labels = snapshot.labels()
-    taken = ("volume_id", *PLACES, "vector")
+    taken = ("volume_id", *SLICE_KEYS, "vector")
     kept = [name for name in labels.column_names if name not in taken]
     rows_of = {volume_id: row for row, volume_id in enumerate(labels["volume_id"].to_pylist())}
     written, temporary = 0, out.with_name(f".{out.name}.tmp")
     try:
         writer: pq.ParquetWriter | None = None
         for table in _live_tables(snapshot, entry.digest, named, rows_of):
-            place = [rows_of[volume_id] for volume_id in table["volume_id"].to_pylist()]
-            own = labels.select(kept).take(pa.array(place, pa.int64()))
+            numbers = [rows_of[volume_id] for volume_id in table["volume_id"].to_pylist()]
+            labels_of_rows = labels.select(kept).take(pa.array(numbers, pa.int64()))
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(read_vectors(table).astype(np.float32).reshape(-1)), entry.model.dim
             )
             columns = {name: table[name] for name in table.column_names if name != "vector"} | {"vector": vectors}
-            made = pa.table(columns | {name: own[name] for name in kept})
-            writer = writer or pq.ParquetWriter(temporary, made.schema)
-            writer.write_table(made)
-            written += made.num_rows
+            rows_with_labels = pa.table(columns | {name: labels_of_rows[name] for name in kept})
+            writer = writer or pq.ParquetWriter(temporary, rows_with_labels.schema)
+            writer.write_table(rows_with_labels)
+            written += rows_with_labels.num_rows
         if writer is None:
             raise UsageError(f"snapshot {snapshot.id} of {snapshot.uri} has no vectors to export")
         writer.close()
@@ -71,7 +71,7 @@ def _live_tables(
     ledger = read_ledger(store, snapshot.id, snapshot.manifest, ["volume_id", "shards"])
     ids, held = ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist()
     shard_of = {one: dict(shards or ()).get(digest) for one, shards in zip(ids, held, strict=True) if one in embedded}
-    columns = ["volume_id", *(PLACES if aggregation is None else ()), "vector"]
+    columns = ["volume_id", *(SLICE_KEYS if aggregation is None else ()), "vector"]
     for file in read_files(store, snapshot.id, snapshot.manifest).to_pylist():
         kind = "slices" if aggregation is None else "volumes"
         if (file["kind"], file["recipe"], file["aggregation"]) != (kind, digest, aggregation):

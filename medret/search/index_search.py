@@ -1,4 +1,4 @@
-"""Searches one index of a snapshot: opens its shards when they are first needed, searches them, merges the results."""
+"""One index of a snapshot: opens its shards when they are first needed, searches them and merges their results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Up to so many rows are asked for in excess and dropped; beyond, each query walks the index with its own selector.
+# Up to this many excluded rows per query are searched in excess and then removed; beyond that, each group of queries
+# searches with a FAISS selector of its own.
 EXCESS_MAX = 64
 
 
@@ -76,7 +77,7 @@ class StoredRows:
     rows: slice
 
     def vectors(self) -> SliceVectors:
-        """Their vectors. Of volume vectors, planes are None and positions -1."""
+        """Their vectors. For volume vectors, planes are None and slice indices -1."""
         table = self.shard.table
         positions = [MISSING if position is None else position for position in table.slice_indices(self.rows)]
         vectors = self.shard.exact.vectors(self.rows).astype(np.float32)
@@ -119,24 +120,24 @@ class Shard:
         return self._opened[kind]
 
     def rows_of(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        """The rows of these volumes here."""
-        found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
-        rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in found]
+        """The rows of these volumes in this shard."""
+        slices = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
+        rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in slices]
         return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
     def places_of(self, kept: CandidateFilter | None) -> NDArray[np.int64]:
-        """The volumes here that are kept, by their place in `table.volumes`."""
+        """The kept volumes of this shard, as places: their numbers in `table.volumes`."""
         ids, firsts = self.table.volumes
         places = np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
         return np.setdiff1d(places, self._dead_places) if len(self._dead_places) else places
 
     def places_named(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        """The places of these volumes, ascending, of those that are here and part of the snapshot."""
+        """The places of those of the volumes that this shard has and the snapshot includes, ascending."""
         return self._places(volume_ids - self.dead)
 
     def _places(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        found = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
-        rows = np.array([rows.start for rows in found if rows.stop > rows.start], np.int64)
+        slices = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
+        rows = np.array([rows.start for rows in slices if rows.stop > rows.start], np.int64)
         return np.searchsorted(self.table.volumes[1], np.sort(rows))
 
     @cached_property
@@ -152,7 +153,7 @@ class Shard:
         return self.table.volumes[1][places]
 
     def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many rows they have."""
+        """How many rows the volumes at these places have."""
         ends = np.append(self.table.volumes[1], len(self.table))
         lengths: NDArray[np.int64] = ends[places + 1] - ends[places]
         return lengths
@@ -164,43 +165,44 @@ class Shard:
         rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
         return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
 
-    def rows_dropped(self, kept: CandidateFilter | None) -> NDArray[np.int64] | None:
-        """The rows here that no query may find: of volumes that are not kept, or no longer part of the snapshot."""
+    def excluded_rows(self, kept: CandidateFilter | None) -> NDArray[np.int64] | None:
+        """The rows here that no query may find: those of volumes that are not kept or no longer in the snapshot."""
         if kept is None:
             return self._dead_rows if self.dead else None
         ids, firsts = self.table.volumes
         lengths = np.diff(firsts, append=len(self.table))
-        dropped = np.flatnonzero(np.repeat(~kept.of(ids), lengths))
-        return np.union1d(dropped, self._dead_rows) if self.dead else dropped
+        rows = np.flatnonzero(np.repeat(~kept.of(ids), lengths))
+        return np.union1d(rows, self._dead_rows) if self.dead else rows
 
     def search(
         self,
         queries: NDArray[np.float32],
         k: int,
         kind: str,
-        excluded: Sequence[Exclusion],
-        dropped: NDArray[np.int64] | None = None,
+        exclusions: Sequence[Exclusion],
+        excluded: NDArray[np.int64] | None = None,
     ) -> Neighbours:
-        """The k best rows for each query, without those that it excludes and without `dropped`, excluded for all."""
+        """The k best rows for each query. exclusions: rows that some queries must not find. excluded: rows for none."""
         index = self.index(kind)
-        excess = max((len(own.rows) for own in excluded), default=0)
+        excess = max((len(exclusion.rows) for exclusion in exclusions), default=0)
         if not excess:
-            return index.search(queries, k, dropped)
+            return index.search(queries, k, excluded)
         if excess > EXCESS_MAX:
             width = min(k, index.rows)
             scores = np.full((len(queries), width), -np.inf, np.float32)
-            found_rows = np.full((len(queries), width), MISSING, np.int64)
-            for own in excluded:
-                without = own.rows if dropped is None else np.union1d(own.rows, dropped)
-                found = index.search(queries[own.queries], k, without)
-                scores[own.queries, : found.rows.shape[1]] = found.scores
-                found_rows[own.queries, : found.rows.shape[1]] = found.rows
-            return Neighbours(scores, found_rows)
-        found = index.search(queries, k + excess, dropped)
-        kept = found.rows.copy()
-        for own in excluded:
-            kept[own.queries] = np.where(np.isin(kept[own.queries], own.rows), MISSING, kept[own.queries])
-        return best_first(found.scores, kept, min(k, index.rows))
+            rows = np.full((len(queries), width), MISSING, np.int64)
+            for exclusion in exclusions:
+                both = exclusion.rows if excluded is None else np.union1d(exclusion.rows, excluded)
+                neighbours = index.search(queries[exclusion.queries], k, both)
+                scores[exclusion.queries, : neighbours.rows.shape[1]] = neighbours.scores
+                rows[exclusion.queries, : neighbours.rows.shape[1]] = neighbours.rows
+            return Neighbours(scores, rows)
+        neighbours = index.search(queries, k + excess, excluded)
+        rows = neighbours.rows.copy()
+        for exclusion in exclusions:
+            of_queries = rows[exclusion.queries]
+            rows[exclusion.queries] = np.where(np.isin(of_queries, exclusion.rows), MISSING, of_queries)
+        return best_first(neighbours.scores, rows, min(k, index.rows))
 
 
 class ShardedIndex:
@@ -218,7 +220,9 @@ class ShardedIndex:
         self._centre = centre
         self.rows = sum(shard.rows for shard in shards)
         kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
-        self.kinds = tuple(kind for kind in settings.kinds if kinds and all(kind in held for held in kinds))
+        self.kinds = tuple(
+            kind for kind in settings.kinds if kinds and all(kind in files_of_shard for files_of_shard in kinds)
+        )
         self.shards = [Shard(listed, dim, settings, local) for listed in shards]
         self._by_key = {listed.key: shard for listed, shard in zip(shards, self.shards, strict=True)}
 
@@ -242,39 +246,39 @@ class ShardedIndex:
     ) -> list[list[ScoredRow]]:
         """The k best vectors for each of (q, dim) unit queries, over all shards.
 
-        excluded: for each query the volume_ids whose vectors must not be found. kept: the volumes that any may find.
+        excluded: for each query the volume_ids whose vectors it must not find. kept: the volumes that all may find.
         """
-        groups: dict[frozenset[str], list[int]] = {}  # the slices of a volume, say, exclude the same
+        groups: dict[frozenset[str], list[int]] = {}  # the slices of one volume, for example, exclude the same
         if excluded and any(excluded):
-            for number, own in enumerate(excluded):
-                groups.setdefault(frozenset(own), []).append(number)
+            for number, volume_ids in enumerate(excluded):
+                groups.setdefault(frozenset(volume_ids), []).append(number)
 
-        def searched(shard: Shard) -> Neighbours:
-            apart = [Exclusion(np.array(members), shard.rows_of(own)) for own, members in groups.items()]
-            return shard.search(queries, k, kind, apart, shard.rows_dropped(kept))
+        def search_shard(shard: Shard) -> Neighbours:
+            exclusions = [Exclusion(np.array(numbers), shard.rows_of(ids)) for ids, numbers in groups.items()]
+            return shard.search(queries, k, kind, exclusions, shard.excluded_rows(kept))
 
         # FAISS spreads queries over its threads; where there are fewer queries than threads, the shards are spread.
         at_once = threads() if len(queries) < threads() else 1
-        by_shard = parallel_map(searched, self.shards, at_once)
-        found: list[list[ScoredRow]] = [[] for _ in queries]
+        by_shard = parallel_map(search_shard, self.shards, at_once)
+        ranked: list[list[ScoredRow]] = [[] for _ in queries]
         if not by_shard:
-            return found
-        scores = np.concatenate([one.scores for one in by_shard], axis=1)
-        rows = np.concatenate([one.rows for one in by_shard], axis=1)
-        owners = np.repeat(np.arange(len(by_shard)), [one.rows.shape[1] for one in by_shard])
-        places = np.nonzero((rows != MISSING) & (scores >= _least_of_best(scores, k)))
+            return ranked
+        scores = np.concatenate([neighbours.scores for neighbours in by_shard], axis=1)
+        rows = np.concatenate([neighbours.rows for neighbours in by_shard], axis=1)
+        shards = np.repeat(np.arange(len(by_shard)), [neighbours.rows.shape[1] for neighbours in by_shard])
+        best = np.nonzero((rows != MISSING) & (scores >= _least_of_best(scores, k)))
         tables = [shard.table for shard in self.shards]
         values = zip(
-            places[0].tolist(), scores[places].tolist(), owners[places[1]].tolist(), rows[places].tolist(), strict=True
+            best[0].tolist(), scores[best].tolist(), shards[best[1]].tolist(), rows[best].tolist(), strict=True
         )
         for query, score, number, row in values:
-            found[query].append(ScoredRow(score, tables[number].volume_id(row), number, row))
-        return [merge_shards(candidates, k) for candidates in found]
+            ranked[query].append(ScoredRow(score, tables[number].volume_id(row), number, row))
+        return [merge_shards(candidates, k) for candidates in ranked]
 
     def vectors_of(self, volume_id: str) -> SliceVectors | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
-        found = self.stored(volume_id)
-        return None if found is None else found.vectors()
+        stored = self.stored(volume_id)
+        return None if stored is None else stored.vectors()
 
     def stored(self, volume_id: str, key: str | None = None) -> StoredRows | None:
         """Where the vectors of one volume lie. key: of the shard to look in first."""
@@ -285,9 +289,9 @@ class ShardedIndex:
                 return StoredRows(shard, rows)  # all of them: shards are made of whole volumes
         return None
 
-    def vector_at(self, found: ScoredRow) -> SliceVectors:
-        """The one vector that was found, with its plane and position."""
-        return StoredRows(self.shards[found.shard], slice(found.row, found.row + 1)).vectors()
+    def vector_at(self, scored: ScoredRow) -> SliceVectors:
+        """The vector of a search result, with its plane and slice index."""
+        return StoredRows(self.shards[scored.shard], slice(scored.row, scored.row + 1)).vectors()
 
 
 def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
@@ -298,7 +302,7 @@ def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One vector that was found. score: cosine. shard, row: where it lies in its index."""
+    """A vector that a search returned. score: cosine. shard, row: where it lies in its index."""
 
     score: float
     volume_id: str
@@ -306,38 +310,38 @@ class ScoredRow:
     row: int
 
 
-def _rank(found: ScoredRow) -> tuple[float, str, int, int]:
-    return (-found.score, found.volume_id, found.shard, found.row)
+def _rank(scored: ScoredRow) -> tuple[float, str, int, int]:
+    return (-scored.score, scored.volume_id, scored.shard, scored.row)
 
 
-def merge_shards(found: Iterable[ScoredRow], k: int) -> list[ScoredRow]:
-    """The k best of all shards, best first; equal scores in the order of volume_id, then of place."""
-    return nsmallest(k, found, key=_rank)
+def merge_shards(candidates: Iterable[ScoredRow], k: int) -> list[ScoredRow]:
+    """The k best of all shards, best first; equal scores in the order of volume_id, then of shard and row."""
+    return nsmallest(k, candidates, key=_rank)
 
 
-def merge_slices(found_by_slice: Sequence[Iterable[ScoredRow]], k: int) -> list[tuple[ScoredRow, int]]:
-    """The k best distinct vectors any slice of the query found, with the best score and that slice's number."""
+def merge_slices(by_slice: Sequence[Iterable[ScoredRow]], k: int) -> list[tuple[ScoredRow, int]]:
+    """The k best distinct vectors over all slices of the query, with the number of the slice that it is nearest to."""
     best: dict[tuple[int, int], tuple[ScoredRow, int]] = {}
-    for number, found in enumerate(found_by_slice):
-        for one in found:
-            held = best.get((one.shard, one.row))
-            if held is None or one.score > held[0].score:
-                best[one.shard, one.row] = (one, number)
+    for number, candidates in enumerate(by_slice):
+        for scored in candidates:
+            best_so_far = best.get((scored.shard, scored.row))
+            if best_so_far is None or scored.score > best_so_far[0].score:
+                best[scored.shard, scored.row] = (scored, number)
     return nsmallest(k, best.values(), key=lambda pair: _rank(pair[0]))
 
 
 def parallel_map(call: Callable[[T], R], arguments: Iterable[T], at_once: int) -> list[R]:
-    """The call for each argument, in their order, so many at the same time; the first error is raised."""
-    given = list(arguments)
-    at_once = min(at_once, len(given))
+    """Call `call` for each argument, `at_once` at a time; returns the results in order, raises the first error."""
+    items = list(arguments)
+    at_once = min(at_once, len(items))
     if at_once < 2:
-        return [call(one) for one in given]
-    return list(_pool(os.getpid(), at_once).map(call, given))
+        return [call(item) for item in items]
+    return list(_pool(os.getpid(), at_once).map(call, items))
 
 
 @cache
 def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
-    """Kept, since starting threads takes as long as a search. A forked process has none of its parent's threads."""
+    """A pool that is kept: starting threads takes as long as a search. A forked process needs its own."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(threads, thread_name_prefix="medret-search")

@@ -1,7 +1,7 @@
-"""Which volumes a search may find: what a filter keeps, less what a query leaves out.
+"""Which volumes a search may find: those that a filter keeps, except those that a query excludes.
 
-Few volumes left out (the query itself, its subject) are looked up by id. Many, and filters, are a mask over all
-volumes of the snapshot, made once and turned into row masks shard by shard.
+A few excluded volumes (the query itself, its subject) are looked up by id. Many, and filters, become a mask over all
+volumes of the snapshot, which is made once and turned into row masks shard by shard.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from medret.search.ledger import int64_of, mask_of
 from medret.search.options import NONE, SELF
 from medret.search.query import QueryVectors
 
-MANY = 32  # volumes left out: beyond, a mask is cheaper than looking each of them up
+MANY = 32  # excluded volumes; beyond this a mask is cheaper than looking up each of them
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateFilter:
-    """Volumes that may be found. ids: of all volumes, sorted. mask: (volumes,) whether each is kept."""
+    """Volumes that may be found. ids: of all volumes, sorted. mask: (volumes,) bool, True if kept."""
 
     ids: pa.StringArray
     mask: NDArray[np.bool_]
 
     def of(self, volume_ids: pa.StringArray) -> NDArray[np.bool_]:
-        """Whether each of these volumes is kept; one that the labels do not know is not."""
+        """Whether each of these volumes is kept; volumes without a row of labels are not."""
         import pyarrow.compute as pc
 
         places = int64_of(pc.fill_null(pc.index_in(volume_ids, value_set=self.ids), -1))
@@ -41,7 +41,7 @@ class CandidateFilter:
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """What some queries may find. queries: their numbers. kept: None for all volumes. excluded: for each query."""
+    """What some queries may find. queries: their numbers. kept: None for all volumes. excluded: ids per query."""
 
     queries: tuple[int, ...]
     kept: CandidateFilter | None
@@ -53,8 +53,8 @@ def query_groups(
 ) -> Iterator[QueryGroup]:
     """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""
     groups: dict[frozenset[str], list[int]] = {}
-    for number, own in enumerate(excluded):
-        groups.setdefault(frozenset(own) if len(own) > MANY else frozenset(), []).append(number)
+    for number, volume_ids in enumerate(excluded):
+        groups.setdefault(frozenset(volume_ids) if len(volume_ids) > MANY else frozenset(), []).append(number)
     for shared, numbers in groups.items():
         if not shared:
             yield QueryGroup(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
@@ -63,21 +63,21 @@ def query_groups(
 
         assert ids is not None
         mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
-        own_kept = CandidateFilter(ids, mask if kept is None else mask & kept.mask)
-        yield QueryGroup(tuple(numbers), own_kept, (frozenset[str](),) * len(numbers))
+        group_kept = CandidateFilter(ids, mask if kept is None else mask & kept.mask)
+        yield QueryGroup(tuple(numbers), group_kept, (frozenset[str](),) * len(numbers))
 
 
 def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table) -> list[frozenset[str]]:
-    """The volumes that each query leaves out because they share its value in the column `exclude`, and itself.
+    """The volumes that each query excludes: itself and all with its value in the column `exclude`.
 
-    A volume whose value is unknown is left out for no query but itself. Raises UsageError when there is no such column,
-    or a query is no volume of the snapshot and so has no known value.
+    A volume without a value is excluded only for itself. Raises UsageError if there is no such column, or if a query is
+    not a volume of the snapshot, because then its value is not known.
     """
     import pyarrow.compute as pc
 
     if exclude not in labels.column_names or exclude in ("volume_id", "uri"):
-        there = ", ".join([NONE, SELF, *(name for name in labels.column_names if name not in ("volume_id", "uri"))])
-        raise UsageError(f"exclude '{exclude}' is not available; there are {there}")
+        choices = ", ".join([NONE, SELF, *(name for name in labels.column_names if name not in ("volume_id", "uri"))])
+        raise UsageError(f"exclude '{exclude}' is not available; there are {choices}")
     ids = labels["volume_id"].combine_chunks()
     find = SortedIds(ids)
     values = labels[exclude].combine_chunks()
@@ -86,10 +86,10 @@ def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table)
     for query in queries:
         if not query.own_ids:
             raise UsageError(
-                f"query {query.label} is no volume of the snapshot, so its {exclude} is not known and cannot be left "
-                f"out; name it in a filter, such as \"{exclude} <> 'VALUE'\", or exclude none"
+                f"query {query.label} is not a volume of the snapshot, so its {exclude} is not known and cannot be "
+                f"excluded; name it in a filter, such as \"{exclude} <> 'VALUE'\", or exclude none"
             )
-        own = frozenset(query.own_ids)
+        volume_ids = frozenset(query.own_ids)
         for volume_id in query.own_ids:
             place = find.find(volume_id)
             value = values[place.start].as_py() if place.stop > place.start else None
@@ -97,6 +97,6 @@ def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table)
                 continue
             if value not in sharing:
                 sharing[value] = frozenset(ids.filter(pc.equal(values, value)).to_pylist())
-            own = sharing[value] if own <= sharing[value] else own | sharing[value]
-        excluded.append(own)
+            volume_ids = sharing[value] if volume_ids <= sharing[value] else volume_ids | sharing[value]
+        excluded.append(volume_ids)
     return excluded

@@ -1,9 +1,9 @@
-"""The late-interaction score: every slice of the query against every stored slice of a volume. Pure functions.
+"""The late-interaction score (MaxSim): all slices of the query against all stored slices of a volume. Pure functions.
 
     score(query, volume) = mean over the query's slices q of (max over the volume's slices v of cos(q, v))
 
-`symmetric` takes the mean of that and of the same with the sides exchanged, which a volume that shows more than
-the query cannot win by size alone. `same_plane` compares slices of the same plane only, where both are known.
+`symmetric` averages this with the score of the exchanged sides, so that a volume that shows more than the query does
+not win by size alone. `same_plane` compares only slices of the same plane, where both planes are known.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from medret.recipe import PLANES
 
-UNKNOWN = -1  # plane of a slice that came as a bare vector
+UNKNOWN = -1  # plane of a slice that was given as a bare vector
 
 
 @dataclass(frozen=True)
 class SliceSets:
-    """The slices of several volumes (or queries), one volume after the other.
+    """The slices of several volumes (or queries), one volume after another.
 
     vectors: (n, dim) float64, unit length. planes: (n,) place in PLANES, or UNKNOWN. starts: (m,) first slice of each
-    volume, strictly ascending from 0: none is empty. weights: (n,) of the slices, None for equal ones.
+    volume, strictly ascending from 0, as no volume is empty. weights: (n,) of the slices, None for equal ones.
     """
 
     vectors: NDArray[np.float64]
@@ -61,55 +61,55 @@ def late_scores(
 ) -> NDArray[np.float64]:
     """(queries, volumes) late-interaction scores.
 
-    Slices whose plane the other side lacks do not count; a pair that shares no plane is compared across planes.
-    Memory: a few arrays of (slices of the queries) x (slices of the volumes) float64; the caller bounds both.
+    Slices whose plane the other side lacks do not count; volumes that share no plane are compared across planes.
+    Memory: a few arrays of (slices of the queries) x (slices of the volumes) float64; the caller limits both.
     """
     if not len(queries) or not len(volumes):
         return np.zeros((len(queries), len(volumes)))
-    there, back = _Half(queries, volumes), _Half(volumes, queries)
+    forward, backward = _Half(queries, volumes), _Half(volumes, queries)
     for plane in np.unique(volumes.planes) if same_plane else (None,):
-        own = np.arange(len(queries.vectors)) if plane is None else _comparable(queries.planes, plane)
-        other = np.arange(len(volumes.vectors)) if plane is None else np.flatnonzero(volumes.planes == plane)
-        if not len(own):
+        query_slices = np.arange(len(queries.vectors)) if plane is None else _comparable(queries.planes, plane)
+        volume_slices = np.arange(len(volumes.vectors)) if plane is None else np.flatnonzero(volumes.planes == plane)
+        if not len(query_slices):
             continue
-        cosines = queries.vectors[own] @ volumes.vectors[other].T
-        there.add(cosines, own, other)
+        cosines = queries.vectors[query_slices] @ volumes.vectors[volume_slices].T
+        forward.add(cosines, query_slices, volume_slices)
         if symmetric:
-            back.add(cosines.T, other, own)
-    scores = there.means()
+            backward.add(cosines.T, volume_slices, query_slices)
+    scores = forward.means()
     if symmetric:
-        scores = (scores + back.means().T) / 2
+        scores = (scores + backward.means().T) / 2
     if same_plane:
         for query in np.flatnonzero(np.isnan(scores).any(axis=1)):  # shares no plane with some volume
-            lone, asked = np.isnan(scores[query]), np.arange(len(queries)) == query
-            alone = queries.only(asked), volumes.only(lone)
+            lone, this_query = np.isnan(scores[query]), np.arange(len(queries)) == query
+            alone = queries.only(this_query), volumes.only(lone)
             scores[query, lone] = late_scores(*alone, symmetric=symmetric, same_plane=False)[0]
     return scores
 
 
 class _Half:
-    """One direction: the best match of each slice of `one` in each volume of `others`."""
+    """One direction: the best match of each slice of `sets` in each volume of `others`."""
 
-    def __init__(self, one: SliceSets, others: SliceSets) -> None:
-        self._one = one
+    def __init__(self, sets: SliceSets, others: SliceSets) -> None:
+        self._sets = sets
         self._owners = others.owners
-        self._best = np.full((len(one.vectors), len(others)), -np.inf)
+        self._best = np.full((len(sets.vectors), len(others)), -np.inf)
 
-    def add(self, cosines: NDArray[np.float64], own: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-        """Cosines of the slices `own` of one with the slices `other` of others (both ascending)."""
-        owners = self._owners[other]
+    def add(self, cosines: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        """Cosines of the slices `rows` of `sets` with the slices `columns` of `others`, both ascending."""
+        owners = self._owners[columns]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         best = np.maximum.reduceat(cosines, starts, axis=1)
-        at = np.ix_(own, owners[starts])
+        at = np.ix_(rows, owners[starts])
         self._best[at] = np.maximum(self._best[at], best)
 
     def means(self) -> NDArray[np.float64]:
-        """(one, others) weighted means over those slices that could be compared; NaN where none could."""
-        found = np.isfinite(self._best)
-        weights = np.ones(len(self._best)) if self._one.weights is None else self._one.weights
-        weighted = np.where(found, self._best, 0.0) * weights[:, None]
-        total = np.add.reduceat(weighted, self._one.starts, axis=0)
-        shares = np.add.reduceat(found * weights[:, None], self._one.starts, axis=0)
+        """(sets, others) weighted means over the slices that could be compared; NaN where none could."""
+        compared = np.isfinite(self._best)
+        weights = np.ones(len(self._best)) if self._sets.weights is None else self._sets.weights
+        weighted = np.where(compared, self._best, 0.0) * weights[:, None]
+        total = np.add.reduceat(weighted, self._sets.starts, axis=0)
+        shares = np.add.reduceat(compared * weights[:, None], self._sets.starts, axis=0)
         with np.errstate(invalid="ignore"):
             means: NDArray[np.float64] = total / np.where(shares > 0, shares, np.nan)
         return means

@@ -52,17 +52,17 @@ class Ledger:
         self._group = lru_cache(GROUPS_KEPT)(self._read_group)
 
     def rows(self, volume_ids: Iterable[str]) -> dict[str, LedgerRow]:
-        """volume_id -> row, of those that the ledger has."""
-        found = {volume_id: self.row(volume_id) for volume_id in volume_ids}
-        return {volume_id: row for volume_id, row in found.items() if row is not None}
+        """volume_id -> row, for those volumes that the ledger has."""
+        rows = {volume_id: self.row(volume_id) for volume_id in volume_ids}
+        return {volume_id: row for volume_id, row in rows.items() if row is not None}
 
     def row(self, volume_id: str) -> LedgerRow | None:
-        """The row of one volume, or None."""
+        """The row of one volume; None if the ledger does not have it."""
         group = self._group_of(volume_id)
         return group.row(volume_id) if group else None
 
     def spacing_mm(self, volume_id: str) -> tuple[float, float, float] | None:
-        """Between the voxels of a volume along x, y, z; None where it is not known."""
+        """Distances between the voxels of a volume along x, y, z; None if not known."""
         group = self._group_of(volume_id)
         try:
             facts = json.loads(group.facts(volume_id) if group else "{}")
@@ -93,7 +93,7 @@ class Ledger:
 
 
 class _File:
-    """One Parquet file, read by one thread at a time: several at once in pyarrow's reader can end the process."""
+    """One Parquet file, read by one thread at a time: several threads in one pyarrow reader can crash the process."""
 
     def __init__(self, path: Path) -> None:
         self._name, self._size_bytes = str(path), path.stat().st_size
@@ -120,7 +120,7 @@ class _File:
 
 
 class _Group:
-    """A decoded row group; the facts, which are the most of it, only when they are asked for."""
+    """A decoded row group. The facts, its largest part, are decoded when they are first needed."""
 
     def __init__(self, file: _File, number: int) -> None:
         self._file, self._number = file, number
@@ -144,7 +144,7 @@ class _Group:
         return LedgerRow(volume_id, str(texts["uri"][at]), embedded, problem, labels, shards)
 
     def facts(self, volume_id: str) -> str:
-        """JSON of medret.volume.facts.VolumeFacts, or of nothing."""
+        """JSON of medret.volume.facts.VolumeFacts, or an empty object."""
         at = self._places.get(volume_id)
         return (None if at is None else self._facts[at]) or "{}"
 
@@ -161,7 +161,7 @@ def read_label_table(paths: Sequence[Path]) -> pa.Table:
     """The embedded volumes of a ledger, in volume_id order.
 
     Columns: volume_id, uri, subject, modality, body_region, organ, then one string column for each metadata key, null
-    where a volume has none. A key named like one of the first columns is left out: the label decides.
+    where a volume has none. A key with the name of one of the first columns is ignored: the label counts.
     """
     import pyarrow.compute as pc
 
@@ -180,7 +180,7 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
 
 
 def _metadata(maps: pa.MapArray) -> dict[str, pa.Array]:
-    """One string array a key, in the order of the keys' names."""
+    """Key -> string array, in the order of the keys."""
     import pyarrow.compute as pc
 
     as_lists = maps.cast(pa.list_(pa.struct([pa.field("key", pa.string(), False), pa.field("value", pa.string())])))
@@ -202,9 +202,9 @@ def _metadata(maps: pa.MapArray) -> dict[str, pa.Array]:
 
 def take_or_null(values: pa.Array, at: NDArray[np.int64]) -> pa.Array:
     """values[at], null where `at` is negative."""
-    there = np.packbits(at >= 0, bitorder="little")
-    picked = pa.Array.from_buffers(pa.int64(), len(at), [pa.py_buffer(there), index_array(at).buffers()[1]])
-    return values.take(picked)
+    valid = np.packbits(at >= 0, bitorder="little")
+    indices = pa.Array.from_buffers(pa.int64(), len(at), [pa.py_buffer(valid), index_array(at).buffers()[1]])
+    return values.take(indices)
 
 
 def int64_of(values: pa.Array) -> NDArray[np.int64]:
@@ -220,8 +220,8 @@ def mask_of(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     flat = _one(pc.fill_null(values, False)).cast(pa.uint8())
     if not len(flat):
         return np.zeros(0, np.bool_)
-    held = np.frombuffer(flat.buffers()[1], np.uint8)[flat.offset : flat.offset + len(flat)]
-    return held.astype(np.bool_)
+    bytes_of_values = np.frombuffer(flat.buffers()[1], np.uint8)[flat.offset : flat.offset + len(flat)]
+    return bytes_of_values.astype(np.bool_)
 
 
 def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:

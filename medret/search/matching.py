@@ -34,51 +34,51 @@ class SliceVectors:
     """The slice vectors of a query or of a stored volume, in order.
 
     vectors: (n, dim) float32, unit length. planes: n names, None where unknown (a query given as an array).
-    positions: (n,) slice positions, ascending in each plane; None for a query that is one volume vector and has no
-    slices.
+    slice_indices: (n,) ascending in each plane; None for a query that is one volume vector and has no slices.
     """
 
     vectors: NDArray[np.float32]
     planes: Sequence[str | None]
-    positions: NDArray[np.int64] | None
+    slice_indices: NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def only(self, chosen: NDArray[np.int64]) -> SliceVectors:
         """The chosen slices."""
-        positions = None if self.positions is None else self.positions[chosen]
-        return SliceVectors(self.vectors[chosen], [self.planes[number] for number in chosen.tolist()], positions)
+        indices = None if self.slice_indices is None else self.slice_indices[chosen]
+        return SliceVectors(self.vectors[chosen], [self.planes[number] for number in chosen.tolist()], indices)
 
 
 def match_slices(
-    query: SliceVectors, hit: SliceVectors, asked: Range | None = None, paces: Mapping[str, float] | None = None
+    query: SliceVectors, hit: SliceVectors, requested: Range | None = None, paces: Mapping[str, float] | None = None
 ) -> SliceMatch | None:
     """Where a hit matches a query, in the plane where it does so best; None when either side has no slices.
 
     Slices of the same plane are compared, where the query's planes are known and the hit has one of them.
-    asked: the positions that the query was asked to be of, which may reach beyond its slices. paces: by plane,
-    positions of the hit that are as far in millimetres as one of the query, where that is known.
+    requested: the range of slice indices that the user asked for, which may reach beyond the query's slices. paces: per
+    plane, how many slices of the hit span as many millimetres as one slice of the query, where that is known.
     """
     if not len(query) or not len(hit):
         return None
-    assert hit.positions is not None  # stored slices always have positions
+    assert hit.slice_indices is not None  # stored slices always have one
     cosines = np.minimum(query.vectors @ hit.vectors.T, 1.0)  # float16 lengths may exceed 1 by a little
-    own, other = np.array(query.planes, object), np.array(hit.planes, object)
-    known = own != None  # noqa: E711  # elementwise
+    query_planes, hit_planes = np.array(query.planes, object), np.array(hit.planes, object)
+    known = query_planes != None  # noqa: E711  # elementwise
     shared = [plane for plane in dict.fromkeys(hit.planes) if not known.all() or plane in query.planes]
     free = not shared  # no plane in common: compare across them
-    comparable = np.ones(cosines.shape, bool) if free else (own[:, None] == other[None]) | ~known[:, None]
+    same_plane = (query_planes[:, None] == hit_planes[None]) | ~known[:, None]
+    comparable = np.ones(cosines.shape, bool) if free else same_plane
     best: SliceMatch | None = None
     for plane in shared or dict.fromkeys(hit.planes):
-        rows = np.arange(len(query)) if free else np.flatnonzero((own == plane) | ~known)
-        columns = np.flatnonzero(other == plane)
+        rows = np.arange(len(query)) if free else np.flatnonzero((query_planes == plane) | ~known)
+        columns = np.flatnonzero(hit_planes == plane)
         match = _in_plane(
             str(plane or ""),
             query.only(rows),
             hit.only(columns),
             cosines[np.ix_(rows, columns)],
-            asked,
+            requested,
             (paces or {}).get(str(plane)),
         )
         if best is None or match.score > best.score:
@@ -97,19 +97,20 @@ def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.uint8]
         return []
     cosines = np.concatenate(sets).view(np.float16).astype(np.float32) @ query
     best, start = [], 0
-    for own in sets:
-        at = int(cosines[start : start + len(own)].argmax())
+    for vectors in sets:
+        at = int(cosines[start : start + len(vectors)].argmax())
         best.append((at, min(float(cosines[start + at]), 1.0)))  # float16 lengths may exceed 1 by a little
-        start += len(own)
+        start += len(vectors)
     return best
 
 
-def match_of(query: SliceVectors, own: int, hit: SliceVectors, other: int, score: float) -> SliceMatch:
-    """The match of the query's slice number `own` with the hit's slice number `other`, and with nothing else."""
-    assert hit.positions is not None
-    asked = None if query.positions is None else int(query.positions[own])
-    pair = SlicePair(hit.planes[other] or "", asked, int(hit.positions[other]), score)
-    return SliceMatch(pair.plane, None if asked is None else (asked, asked), (pair.hit, pair.hit), score, (pair,))
+def match_of(query: SliceVectors, query_slice: int, hit: SliceVectors, hit_slice: int, score: float) -> SliceMatch:
+    """The match of one slice of the query with one slice of the hit: their numbers and their cosine."""
+    assert hit.slice_indices is not None
+    query_index = None if query.slice_indices is None else int(query.slice_indices[query_slice])
+    pair = SlicePair(hit.planes[hit_slice] or "", query_index, int(hit.slice_indices[hit_slice]), score)
+    query_range = None if query_index is None else (query_index, query_index)
+    return SliceMatch(pair.plane, query_range, (pair.hit, pair.hit), score, (pair,))
 
 
 def _in_plane(
@@ -117,53 +118,55 @@ def _in_plane(
     query: SliceVectors,
     hit: SliceVectors,
     cosines: NDArray[np.float32],
-    asked: Range | None,
+    requested: Range | None,
     pace: float | None,
 ) -> SliceMatch:
-    assert hit.positions is not None
-    if query.positions is None:  # a volume vector
-        at = int(cosines[0].argmax())
-        place = int(hit.positions[at])
-        return SliceMatch(plane, None, (place, place), float(cosines[0, at]))
-    covered = asked
+    assert hit.slice_indices is not None
+    if query.slice_indices is None:  # a volume vector
+        nearest = int(cosines[0].argmax())
+        index = int(hit.slice_indices[nearest])
+        return SliceMatch(plane, None, (index, index), float(cosines[0, nearest]))
+    covered = requested
     if covered is None:
-        margin = half_step(query.positions)
-        covered = (max(0, ceil(query.positions[0] - margin)), floor(query.positions[-1] + margin))
-    located = locate(cosines, query.positions, hit.positions, covered, pace)
+        margin = half_step(query.slice_indices)
+        covered = (max(0, ceil(query.slice_indices[0] - margin)), floor(query.slice_indices[-1] + margin))
+    located = locate(cosines, query.slice_indices, hit.slice_indices, covered, pace)
     return SliceMatch(plane, covered, located.range, located.score)
 
 
 def _pairs(query: SliceVectors, hit: SliceVectors, cosines: NDArray[np.float32]) -> list[tuple[int, SlicePair]]:
     """The best slice of the hit for each slice of the query that has one."""
-    assert hit.positions is not None
+    assert hit.slice_indices is not None
     pairs = []
-    for own, other in enumerate(cosines.argmax(axis=1).tolist()):
-        if np.isfinite(cosines[own, other]):
-            asked = None if query.positions is None else int(query.positions[own])
-            score = float(cosines[own, other])
-            pairs.append((own, SlicePair(hit.planes[other] or "", asked, int(hit.positions[other]), score)))
+    for query_slice, hit_slice in enumerate(cosines.argmax(axis=1).tolist()):
+        if np.isfinite(cosines[query_slice, hit_slice]):
+            query_index = None if query.slice_indices is None else int(query.slice_indices[query_slice])
+            plane, hit_index = hit.planes[hit_slice] or "", int(hit.slice_indices[hit_slice])
+            pair = SlicePair(plane, query_index, hit_index, float(cosines[query_slice, hit_slice]))
+            pairs.append((query_slice, pair))
     return pairs
 
 
 def _best_first(pairs: list[tuple[int, SlicePair]], plane: str, slices: int) -> tuple[SlicePair, ...]:
     """The most similar pair of the plane, then the others in their order; the best PAIRS_MAX of them."""
-    kept = sorted(sorted(pairs, key=lambda one: -one[1].score)[:PAIRS_MAX], key=lambda one: one[0])
-    own = [one for one in kept if one[1].plane == plane] or kept
-    least = max(pair.score for _, pair in own) - EQUAL_WITHIN
-    first = min((one for one in own if one[1].score >= least), key=lambda one: abs(one[0] - (slices - 1) / 2))
-    return (first[1], *(pair for number, pair in kept if number != first[0]))
+    kept = sorted(sorted(pairs, key=lambda numbered: -numbered[1].score)[:PAIRS_MAX], key=lambda numbered: numbered[0])
+    in_plane = [numbered for numbered in kept if numbered[1].plane == plane] or kept
+    least = max(pair.score for _, pair in in_plane) - EQUAL_WITHIN
+    best = [numbered for numbered in in_plane if numbered[1].score >= least]
+    first, pair = min(best, key=lambda numbered: abs(numbered[0] - (slices - 1) / 2))
+    return (pair, *(other for number, other in kept if number != first))
 
 
 @dataclass(frozen=True)
 class SliceRangeMatch:
-    """range: first and last position in the hit, inclusive. score: mean cosine along the line."""
+    """range: first and last slice index in the hit, inclusive. score: mean cosine along the line."""
 
     range: tuple[int, int]
     score: float
 
 
 def half_step(positions: NDArray[np.int64]) -> float:
-    """Half the usual distance between slices, less the slice itself: what a slice stands for on either side of it."""
+    """Half the median gap between slices: how many slice indices a slice stands for on either side of it."""
     return (median(np.diff(positions).tolist()) - 1) / 2 if len(positions) > 1 else 0.0
 
 
@@ -174,10 +177,10 @@ def locate(
     covered: tuple[int, int],
     pace: float | None = None,
 ) -> SliceRangeMatch:
-    """Where `covered`, positions of the query, first and last inclusive, lies in the hit.
+    """The range of the hit that matches `covered`, the first and last slice index of the query, both inclusive.
 
-    cosines: (q, h) of the slices at the positions query (q,) and hit (h,), both ascending. pace: how many
-    positions of the hit are as far, in millimetres, as one of the query; None when that is not known.
+    cosines: (q, h). query, hit: (q,) and (h,) slice indices, ascending. pace: how many slices of the hit span as many
+    millimetres as one slice of the query; None when that is not known.
     """
     margin = half_step(hit)
     least, most = max(0, ceil(hit[0] - margin)), floor(hit[-1] + margin)
@@ -194,18 +197,18 @@ def locate(
     return SliceRangeMatch((low, high), score)
 
 
-def lengths_allowed(wanted: float, most: int) -> tuple[int, int]:
-    """The shortest and longest line, in steps between places, that is about `wanted` steps long.
+def lengths_allowed(length: float, most: int) -> tuple[int, int]:
+    """The shortest and longest line, in grid steps, that counts as about `length` steps long.
 
-    0 <= shortest <= longest <= most, whatever is wanted, so that there is always such a line: a point for a query that
-    is much shorter than a step, the whole hit for one that is longer than the hit.
+    0 <= shortest <= longest <= most for every length, so there is always such a line: a point for a query that is much
+    shorter than a step, the whole hit for one that is longer than the hit.
     """
-    shortest, longest = (min(length, float(most)) for length in (wanted / STRETCH, wanted * STRETCH))
+    shortest, longest = (min(bound, float(most)) for bound in (length / STRETCH, length * STRETCH))
     return round(shortest), round(longest)
 
 
 def lines(places: int, shortest: int, longest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end of the lines between places that are so long, shorter ones first, then by start."""
+    """Start and end of all lines with these lengths between grid points, shorter ones first, then by start."""
     starts, ends = _all_lines(places)
     of_length = slice(*(length * places - length * (length - 1) // 2 for length in (shortest, longest + 1)))
     return starts[of_length], ends[of_length]
@@ -218,7 +221,7 @@ def _all_lines(places: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(q, g) values of (q, h) rows, given at the ascending (h,) places, between them."""
+    """Linear interpolation: (q, h) rows of values at the ascending (h,) places `at` to (q, g) values on `grid`."""
     if len(at) == 1:
         return np.repeat(rows.astype(np.float64), len(grid), axis=1)
     left = np.minimum(np.searchsorted(at, grid, side="right") - 1, len(at) - 2)
@@ -230,21 +233,22 @@ def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray
 def best_line(
     cosines: NDArray[np.float32], query: NDArray[np.int64], hit: NDArray[np.int64], pace: float | None = None
 ) -> tuple[float, float, float]:
-    """Positions in the hit of the query's first and last slice, and the mean cosine along the line between them."""
+    """Where the query's first and last slice lie in the hit, as slice indices, and the mean cosine along that line."""
     chosen = np.linspace(0, len(query) - 1, min(len(query), SLICES)).round().astype(np.int64)  # steps of 1 or more
-    own = query[chosen]
+    query_indices = query[chosen]
     grid = np.linspace(hit[0], hit[-1], ENDS if len(hit) > 1 else 1)
     along = interpolated(cosines[chosen], hit, grid)
-    share = (own - own[0]) / max(1, own[-1] - own[0])
-    shortest, longest = 0, len(grid) - 1 if len(own) > 1 else 0
-    if pace is not None and len(own) > 1 and len(grid) > 1:
-        shortest, longest = lengths_allowed(pace * (own[-1] - own[0]) / (grid[1] - grid[0]), len(grid) - 1)
+    share = (query_indices - query_indices[0]) / max(1, query_indices[-1] - query_indices[0])
+    shortest, longest = 0, len(grid) - 1 if len(query_indices) > 1 else 0
+    if pace is not None and len(query_indices) > 1 and len(grid) > 1:
+        steps = pace * (query_indices[-1] - query_indices[0]) / (grid[1] - grid[0])
+        shortest, longest = lengths_allowed(steps, len(grid) - 1)
     starts, ends = lines(len(grid), shortest, longest)
     total = np.zeros(len(starts))
     for row, at in zip(along, share.tolist(), strict=True):
         total += row[np.rint(starts + at * (ends - starts)).astype(np.int64)]
-    means = total / len(own)
-    # Of equal lines the longest: a query does not shrink to a point of the hit because the hit is uniform there.
+    means = total / len(query_indices)
+    # Of equal lines take the longest: a query must not shrink to a point where the hit is uniform.
     equal = np.flatnonzero(means >= means.max() - TIE)
     best = equal[(ends - starts)[equal].argmax()]
     return float(grid[starts[best]]), float(grid[ends[best]]), float(means[best])

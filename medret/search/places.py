@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from medret.storage import normalise_uri
 from medret.storage.uris import is_text, scheme_of
 
-SUFFIXES = (".nii", ".nii.gz")  # of all that an archive's listing takes for a volume
+SUFFIXES = (".nii", ".nii.gz")  # of everything that an archive's listing accepts as a volume
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # one endpoint for all of their buckets
 
 
@@ -29,16 +29,16 @@ class Refused(str):
         return made
 
 
-def place_of(volume_id: str, uri: str, *, archive: str, store: str, given: str | None) -> str:
+def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive: str | None) -> str:
     """Where a volume is read, or `Refused`.
 
-    uri: as the ledger says. archive: as the manifest says. store: its URI. given: the archive as the user says; then
-    nothing that the store says is a place.
+    uri: from the ledger. archive: from the manifest. store: its URI. user_archive: the archive that the user
+    named; then no URI of the store is read.
     """
     if not _is_volume_path(volume_id):
-        return Refused(uri, "its id is no path of a NIfTI file below an archive")
-    if given is not None:
-        root = normalise_uri(given)
+        return Refused(uri, "its id is not the path of a NIfTI file below an archive")
+    if user_archive is not None:
+        root = normalise_uri(user_archive)
         return root if _is_single(root, volume_id) else f"{root}/{volume_id}"
     if uri != f"{archive}/{volume_id}" and not (uri == archive and _is_single(archive, volume_id)):
         return Refused(uri, f"the store says that it lies outside its archive {archive}")

@@ -37,10 +37,10 @@ class QueryVectors:
     """A query, ready for the indices.
 
     label: how messages name it. own_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32 unit
-    vector. slices: what `slice` searches with and hits are matched against; a query that is one
-    volume vector stands here as its own only slice, without a position. weights: (slices,) summing to 1, None for equal
-    ones. asked: the slice positions that a range named, first and last, which may reach beyond the slices there are.
-    spacing_mm: of the volume along x, y, z, where it is known.
+    vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query that is one
+    volume vector is its own only slice, without an index. weights: (slices,) summing to 1; None: equal.
+    requested: first and last slice index of the range that the user asked for; it may reach beyond the slices of the
+    volume. spacing_mm: of the volume along x, y, z, where it is known.
     """
 
     label: str
@@ -48,7 +48,7 @@ class QueryVectors:
     volume: NDArray[np.float32]
     slices: SliceVectors
     weights: NDArray[np.float64] | None = None
-    asked: Range | None = None
+    requested: Range | None = None
     spacing_mm: tuple[float, float, float] | None = None
 
     def slice_weights(self) -> NDArray[np.float64]:
@@ -74,7 +74,7 @@ def is_file(query: str | os.PathLike[str]) -> bool:
 def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> QueryVectors:
     """A (dim,) volume vector or (n, dim) slice vectors; raises UsageError for what cannot be compared.
 
-    Slice vectors come without positions: they count as evenly spaced from the first slice to the last.
+    Slice vectors have no positions: they count as evenly spaced from the first slice to the last.
     """
     label = f"array of shape {query.shape}"
     if query.ndim not in (1, 2) or query.shape[-1] != dim or not query.size:
@@ -145,7 +145,7 @@ _MM = re.compile(rf"{_NUMBER}\s*mm:{_NUMBER}\s*mm")
 
 @dataclass(frozen=True)
 class SliceRange:
-    """First and last slice along a plane's axis, inclusive: voxel positions, or scanner coordinates with `mm`."""
+    """First and last slice along a plane's axis, inclusive: slice indices, or scanner coordinates with `mm`."""
 
     plane: str
     first: float
@@ -190,29 +190,29 @@ def parse_box(text: str) -> Region:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the slices of a volume lie. relative: (n,) in [0, 1]. mm: (n,) scanner coordinates."""
+class SlicePositions:
+    """Where the slices of a volume lie. relative_position: (n,) in [0, 1]. mm: (n,) scanner coordinates."""
 
-    relative: NDArray[np.float32]
+    relative_position: NDArray[np.float32]
     mm: NDArray[np.float32]
 
-    def only(self, chosen: NDArray[np.int64]) -> Places:
+    def only(self, chosen: NDArray[np.int64]) -> SlicePositions:
         """Those of the chosen slices."""
-        return Places(self.relative[chosen], self.mm[chosen])
+        return SlicePositions(self.relative_position[chosen], self.mm[chosen])
 
 
-def within(slices: SliceVectors, places: Places, wanted: SliceRange, label: str) -> NDArray[np.int64]:
-    """The numbers of the slices in a range; raises UsageError that says where there are slices."""
-    assert slices.positions is not None
-    at = places.mm if wanted.mm else slices.positions
-    own = np.array([plane == wanted.plane for plane in slices.planes])
-    kept = np.flatnonzero(own & (at >= wanted.first) & (at <= wanted.last))
+def within(slices: SliceVectors, positions: SlicePositions, slice_range: SliceRange, label: str) -> NDArray[np.int64]:
+    """The numbers of the slices in a range; raises UsageError that says where the slices lie."""
+    assert slices.slice_indices is not None
+    at = positions.mm if slice_range.mm else slices.slice_indices
+    in_plane = np.array([plane == slice_range.plane for plane in slices.planes])
+    kept = np.flatnonzero(in_plane & (at >= slice_range.first) & (at <= slice_range.last))
     if not len(kept):
-        unit = " mm" if wanted.mm else ""
-        there = ", ".join(f"{value:.5g}" for value in at[own]) or "nowhere"
+        unit = " mm" if slice_range.mm else ""
+        present = ", ".join(f"{value:.5g}" for value in at[in_plane]) or "nowhere"
         raise UsageError(
-            f"query '{label}': none of its stored slices lies in {wanted}; they lie at {there}{unit}. Give the NIfTI "
-            "file itself to slice it anew"
+            f"query '{label}': none of its stored slices lies in {slice_range}; they lie at {present}{unit}. Give the "
+            "NIfTI file itself to slice it again"
         )
     return kept
 
@@ -224,13 +224,13 @@ def chosen_slices(plan: str, slices: SliceVectors, label: str) -> NDArray[np.int
     parsed = parse_slice_plan(plan)
     chosen = []
     for plane in dict.fromkeys(slices.planes):
-        own = np.flatnonzero([other == plane for other in slices.planes])
-        chosen.append(own[parsed.indices(len(own), f"{label}\0{plane}")])
+        of_plane = np.flatnonzero([name == plane for name in slices.planes])
+        chosen.append(of_plane[parsed.indices(len(of_plane), f"{label}\0{plane}")])
     return np.sort(np.concatenate(chosen))
 
 
 def slice_weights(text: str, relative: NDArray[np.float32], label: str) -> NDArray[np.float64]:
-    """`uniform` or `gaussian:CENTRE,SIGMA` over relative positions: (n,) summing to 1; raises UsageError."""
+    """`uniform` or `gaussian:CENTRE,SIGMA` over relative positions to (n,) weights, summing to 1; raises UsageError."""
     if text == "uniform":
         return np.full(len(relative), 1 / len(relative))
     if not text.startswith("gaussian:"):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Resolver:
-    """Turns queries into vectors; keeps the encoders that it loaded."""
+    """Turns queries into vectors. Keeps the encoders that it loaded."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
@@ -56,19 +56,19 @@ class Resolver:
     def resolve(self, query: Query, member: Member, options: SearchOptions) -> QueryVectors:
         """The vectors of a query as the indices of one model and aggregation hold them.
 
-        Raises UsageError for what cannot be asked.
+        Raises UsageError for a query that cannot be searched with.
         """
         entry, aggregation = member.entry, member.aggregation
         raw = self._resolve(query, entry, aggregation, options)
         index = self._contents.index(entry, aggregation)
         volume = index.centred(raw.volume[None])
-        if raw.slices.positions is None:  # one volume vector, which stands as its own only slice
+        if raw.slices.slice_indices is None:  # one volume vector is its own only slice
             return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=volume))
         vectors = self._contents.index(entry, None).centred(raw.slices.vectors)
         return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=vectors))
 
     def _resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
-        """The vectors of a query as the recipe gives them."""
+        """The vectors of a query as the recipe gives them, not centred."""
         if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
             query = load_array(read_query(normalise_uri(query)), os.fspath(query))
         if isinstance(query, np.ndarray):
@@ -76,8 +76,8 @@ class Resolver:
                 raise UsageError(
                     f"{options.parts[0]} names a part of a volume, but the query is an array of vectors: slice it"
                 )
-            found = vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
-            return self._narrowed(found, None, aggregation, options)
+            vectors = vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
+            return self._narrowed(vectors, None, aggregation, options)
         if not isinstance(query, str | os.PathLike):
             raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
         if is_file(query):
@@ -91,64 +91,65 @@ class Resolver:
                 f"query '{volume_id}' is neither a file nor a volume of snapshot {self._contents.id}: give the path or "
                 "URI of a NIfTI file, or a volume_id as hits show it"
             )
-        (held,) = self._contents.stored(entry, aggregation, [row])
-        if held is None:
+        (rows,) = self._contents.stored(entry, aggregation, [row])
+        if rows is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
             return self._file(self._contents.readable(row), volume_id, entry, aggregation, options)
-        volume = self._contents.index(entry, aggregation).uncentred(held.vectors().vectors)
+        volume = self._contents.index(entry, aggregation).uncentred(rows.vectors().vectors)
         slices = SliceVectors(volume, [None], None)
-        (held,) = self._contents.stored(entry, None, [row])
-        if held:
-            stored = held.vectors()
+        (rows,) = self._contents.stored(entry, None, [row])
+        if rows:
+            stored = rows.vectors()
             slices = replace(stored, vectors=self._contents.index(entry, None).uncentred(stored.vectors))
         spacing_mm = self._contents.ledger.spacing_mm(volume_id)
-        found = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
-        wanted = _range(options, _planes(entry))
-        places = None
-        if wanted or options.query_slices or options.query_weights:
-            places = self._contents.slice_places(entry, row, slices)
-        if wanted and places:
-            kept = within(slices, places, wanted, volume_id)
-            found = replace(found, slices=slices.only(kept), asked=_asked(wanted))
-            places = places.only(kept)
-            of_range = aggregated(found.slices, places.relative, parse_aggregation(aggregation), volume_id)
-            found = replace(found, volume=of_range)
-        return self._narrowed(found, places.relative if places else None, aggregation, options)
+        vectors = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
+        slice_range = _range(options, _planes(entry))
+        positions = None
+        if slice_range or options.query_slices or options.query_weights:
+            positions = self._contents.slice_positions(entry, row, slices)
+        if slice_range and positions:
+            kept = within(slices, positions, slice_range, volume_id)
+            vectors = replace(vectors, slices=slices.only(kept), requested=_requested(slice_range))
+            positions = positions.only(kept)
+            relative = positions.relative_position
+            of_range = aggregated(vectors.slices, relative, parse_aggregation(aggregation), volume_id)
+            vectors = replace(vectors, volume=of_range)
+        return self._narrowed(vectors, positions.relative_position if positions else None, aggregation, options)
 
     def _file(
         self, uri: str, own_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
         recipe = entry.load()
-        wanted = _range(options, _planes(entry))
+        slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
         data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
         own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
         volume_id, label = self._contents.identify(uri, own_ids)
-        region = box or _region(options, wanted, data)
-        planes = tuple(name for name in recipe.slices.planes if wanted is None or name == wanted.plane)
+        region = box or _region(options, slice_range, data)
+        planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
         modality = options.modality or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
         encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
-        vector = aggregated(encoded.slices, encoded.relative, parse_aggregation(aggregation), volume_id)
-        asked = _sliced(wanted.plane, volume.facts.crop_box) if wanted else None
-        found = QueryVectors(uri, frozenset(own_ids), vector, encoded.slices, asked=asked)
+        vector = aggregated(encoded.slices, encoded.relative_position, parse_aggregation(aggregation), volume_id)
+        asked = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
+        vectors = QueryVectors(uri, frozenset(own_ids), vector, encoded.slices, requested=asked)
         if not volume.facts.spacing_assumed:
-            found = replace(found, spacing_mm=volume.facts.spacing_mm)
-        return self._narrowed(found, encoded.relative, aggregation, options)
+            vectors = replace(vectors, spacing_mm=volume.facts.spacing_mm)
+        return self._narrowed(vectors, encoded.relative_position, aggregation, options)
 
     def _narrowed(
         self, query: QueryVectors, relative: NDArray[np.float32] | None, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
-        """The slices that the query's own slice plan keeps, and their weights."""
+        """The query with the slices that its slice plan keeps, and with their weights."""
         plan, weights = options.query_slices, options.query_weights
         if not plan and not weights:
             return query
         if relative is None:  # an array: its slices count as evenly spaced
             count = len(query.slices)
             relative = np.linspace(0, 1, count, dtype=np.float32) if count > 1 else np.full(1, 0.5, np.float32)
-        if plan and query.slices.positions is not None:
+        if plan and query.slices.slice_indices is not None:
             kept = chosen_slices(plan, query.slices, query.label)
             slices, relative = query.slices.only(kept), relative[kept]
             query = replace(query, slices=slices)
@@ -173,25 +174,25 @@ def _range(options: SearchOptions, planes: Sequence[str]) -> SliceRange | None:
     text = options.slices
     if not text:
         return None
-    wanted = parse_range(text, options.plane or planes[0])
-    if wanted.plane not in planes:
+    slice_range = parse_range(text, options.plane or planes[0])
+    if slice_range.plane not in planes:
         raise UsageError(
-            f"the snapshot holds no {wanted.plane} slices, only {', '.join(planes)}: range {text} of those"
+            f"the snapshot holds no {slice_range.plane} slices, only {', '.join(planes)}: range {text} of those"
         )
-    return wanted
+    return slice_range
 
 
-def _region(options: SearchOptions, wanted: SliceRange | None, data: bytes) -> Region | None:
+def _region(options: SearchOptions, slice_range: SliceRange | None, data: bytes) -> Region | None:
     mask = options.mask
     if mask:
         from medret.volume.region import mask_region
 
         return mask_region(read_query(normalise_uri(mask)), data)
-    return wanted.region() if wanted else None
+    return slice_range.region() if slice_range else None
 
 
-def _asked(wanted: SliceRange) -> Range | None:
-    return None if wanted.mm else (int(wanted.first), int(wanted.last))
+def _requested(slice_range: SliceRange) -> Range | None:
+    return None if slice_range.mm else (int(slice_range.first), int(slice_range.last))
 
 
 def _sliced(plane: str, crop_box: tuple[Sequence[int], Sequence[int]]) -> Range:
@@ -205,10 +206,10 @@ RANDOM = re.compile(r"random(:[0-9]{1,18})?")
 
 @dataclass(frozen=True)
 class EncodedVolume:
-    """Slice vectors of a query volume. relative: (n,) float32 positions in [0, 1], which aggregations weigh by."""
+    """Slice vectors of a query volume. relative_position: (n,) float32 in [0, 1], by which aggregations weigh."""
 
     slices: SliceVectors
-    relative: NDArray[np.float32]
+    relative_position: NDArray[np.float32]
 
 
 def read_query(uri: str) -> bytes:
@@ -220,7 +221,7 @@ def read_query(uri: str) -> bytes:
 
 
 def read_volume_query(uri: str) -> bytes:
-    """The bytes of a query that is a volume, as `read_query`; one that cannot be a volume is not read whole."""
+    """The bytes of a query that is a volume, as `read_query`; a file that cannot be a volume is not read whole."""
     from medret.volume import Limits, fetch_volume
 
     try:
@@ -236,33 +237,33 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def load_encoder(entry: RecipeEntry, given: str | None, device: str) -> Encoder:
+def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> Encoder:
     """The encoder of a recipe, its weights checked against the recipe's sha256.
 
-    given: path or URI of the weights; None: they are had by the model's name, or were drawn from a seed.
-    Raises WeightsError when they cannot be had or are others.
+    weights_uri: path or URI of the weights; None: found by the model's name, or drawn from the same seed again.
+    Raises WeightsError when they cannot be loaded or are not those of the recipe.
     """
     from medret.models import Encoder, model_spec, resolve_device, resolve_weights
 
     recipe = entry.load()
-    wanted = given
-    if given is None and entry.weights_uri is not None:
+    source = weights_uri
+    if weights_uri is None and entry.weights_uri is not None:
         if not RANDOM.fullmatch(entry.weights_uri):  # an address: whoever made the store chose it
             raise WeightsError(
                 f"the weights of {recipe.model.name} were loaded from {redacted(entry.weights_uri)}, which only the "
                 f"store names; give them with --weights {recipe.model.name}=FILE"
             )
-        wanted = entry.weights_uri
-    spec = model_spec(recipe.model.name, wanted)
-    weights = resolve_weights(spec, wanted)
+        source = entry.weights_uri
+    spec = model_spec(recipe.model.name, source)
+    weights = resolve_weights(spec, source)
     if weights.sha256 != recipe.model.weights_sha256:
         raise WeightsError(
             f"weights of {recipe.model.name} ({weights.source}) have sha256 {weights.sha256[:16]}.., the snapshot was "
             f"made with {recipe.model.weights_sha256[:16]}.. ({entry.weights_source}): vectors of different "
             f"weights cannot be compared, so give those with --weights {recipe.model.name}=FILE"
         )
-    found = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
-    return Encoder(spec, weights, device=found, precision=recipe.model.precision)
+    resolved = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
+    return Encoder(spec, weights, device=resolved, precision=recipe.model.precision)
 
 
 def slice_query(

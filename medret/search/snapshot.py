@@ -35,7 +35,7 @@ from medret.storage import Location, normalise_uri
 if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
 
-OPENINGS = 20  # tries, of which each but the last found another snapshot live when it failed
+OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
 
 
 def open_snapshot(
@@ -43,10 +43,10 @@ def open_snapshot(
 ) -> Snapshot:
     """Open the live snapshot of a store, or an older one by its id.
 
-    archive: where its volumes are read, for pages of hits and for a part of a stored volume; None: where the store says
-    they are, if that is on this machine's disks or on the store's own server.
+    archive: where the volumes are read, for pages of hits and for a part of a stored volume; None: where the store
+    says, if that is on this machine's disks or on the store's own server.
     Raises UsageError when there is no store, nothing was published, or the store has no such snapshot; CorruptError
-    when what is there is damaged.
+    when the store is damaged.
     """
     store = Location(uri)
     place = None if archive is None else normalise_uri(archive)
@@ -56,13 +56,13 @@ def open_snapshot(
             if live is None:
                 problem = "no snapshot was published there yet" if store.exists("") else "no store is there"
                 raise UsageError(f"{store.uri}: {problem}; `medret index ARCHIVE {store.uri}` publishes one")
-            wanted = snapshot_id or live
-            if wanted != live and not store.exists(f"{snapshot_folder(wanted)}/{MANIFEST}"):
-                raise UsageError(f"{store.uri} has no snapshot '{wanted}'; its live one is {live}")
+            chosen_id = snapshot_id or live
+            if chosen_id != live and not store.exists(f"{snapshot_folder(chosen_id)}/{MANIFEST}"):
+                raise UsageError(f"{store.uri} has no snapshot '{chosen_id}'; its live one is {live}")
             try:
-                return Snapshot(Contents(store, wanted, read_manifest(store, wanted), place))
+                return Snapshot(Contents(store, chosen_id, read_manifest(store, chosen_id), place))
             except (CorruptError, FileNotFoundError):
-                if wanted != live or current_id(store) == live:
+                if chosen_id != live or current_id(store) == live:
                     raise  # otherwise another one was published, and this one removed, while it was opened
         raise DroppedError(f"{store.uri}: {OPENINGS} snapshots were removed while they were opened; open it again")
     except StorageError as error:
@@ -73,7 +73,7 @@ class Snapshot:
     """One immutable, complete set of vectors and indices; `open_snapshot` gives one.
 
     uri, id, manifest: what was opened. models, aggregations: names; the first of each is searched by default.
-    It may be asked by several threads at a time.
+    Several threads may search it at the same time.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -100,12 +100,12 @@ class Snapshot:
         A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
         used: no model), a (dim,) volume vector or an (n, dim) array of slice vectors. A text that names both a file
         and a volume is the file. options: `SearchOptions` says what each means.
-        Raises UsageError for what cannot be asked; CorruptError when a file of the snapshot is damaged; DroppedError
-        when the snapshot was removed from the store: open it again.
+        Raises UsageError for a query or options that do not fit; CorruptError when a file of the snapshot is damaged;
+        DroppedError when the snapshot was removed from the store: open it again.
         """
         with self._contents.reading():
-            found = answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
-        return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, found, strict=True)]
+            answers = answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
+        return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, answers, strict=True)]
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
@@ -160,7 +160,7 @@ class Snapshot:
             return self._contents.index(self._contents.recipe(model), None).vectors_of(volume_id)
 
     def volume(self, volume_id: str) -> LedgerRow | None:
-        """What the ledger says about a volume; None when it does not know it."""
+        """What the ledger says about a volume; None if it does not have it."""
         with self._contents.reading():
             return self._contents.ledger.row(volume_id)
 

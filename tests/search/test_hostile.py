@@ -160,7 +160,7 @@ def test_where_a_volume_may_be_read(
     archive: str, store: str, volume_id: str, uri: str, given: str | None, place: str | None
 ) -> None:
     """E6: only the archive's own volumes, from this machine, the store's server, or where the user says."""
-    found = place_of(volume_id, uri, archive=archive, store=store, given=given)
+    found = place_of(volume_id, uri, archive=archive, store=store, user_archive=given)
     assert found == (uri if place is None else place)
     assert isinstance(found, Refused) == (place is None)
 

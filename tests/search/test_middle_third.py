@@ -65,7 +65,7 @@ def real(
 
 def _off(found: tuple[int, int], truth: tuple[int, int], stored: Any) -> float:
     """By how many steps of the stored slice plan the ends differ, at most."""
-    step = float(np.median(np.diff(stored.positions)))
+    step = float(np.median(np.diff(stored.slice_indices)))
     return max(abs(found[0] - truth[0]), abs(found[1] - truth[1])) / step
 
 
@@ -74,9 +74,9 @@ def test_as_a_range_of_a_stored_volume(real: tuple[Snapshot, list[Path]]) -> Non
     for path in paths:
         stored = snapshot.slices_of(path.name)
         assert stored is not None
-        assert stored.positions is not None
-        step = float(np.median(np.diff(stored.positions)))
-        low, high = stored.positions[0] - step / 2, stored.positions[-1] + step / 2
+        assert stored.slice_indices is not None
+        step = float(np.median(np.diff(stored.slice_indices)))
+        low, high = stored.slice_indices[0] - step / 2, stored.slice_indices[-1] + step / 2
         truth = (round(low + (high - low) / 3), round(low + 2 * (high - low) / 3))
         hit = snapshot.search(path.name, 1, slices=f"{truth[0]}:{truth[1]}")[0]
         assert hit.volume_id == path.name
@@ -97,8 +97,11 @@ def test_as_a_file_of_its_own(real: tuple[Snapshot, list[Path]], tmp_path: Path)
         hit = snapshot.search(cut, 1, mode="late")[0]
         stored = snapshot.slices_of(path.name)
         assert stored is not None
-        assert stored.positions is not None
-        truth = (max(first, int(stored.positions[0])), min(last - 1, int(stored.positions[-1])))  # as far as body goes
+        assert stored.slice_indices is not None
+        truth = (
+            max(first, int(stored.slice_indices[0])),
+            min(last - 1, int(stored.slice_indices[-1])),
+        )  # as far as body goes
         if hit.volume_id == path.name and hit.slices and _off(hit.slices.hit, truth, stored) <= 2:
             right += 1
     assert right >= 0.95 * len(paths)

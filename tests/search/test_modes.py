@@ -173,8 +173,8 @@ def test_filters_in_every_mode(made_store: Any, snapshot: Snapshot) -> None:
 def test_a_slice_plan_of_the_query(made_store: Any, snapshot: Snapshot) -> None:
     query = snapshot.resolve(made_store.ids[2], query_slices="uniform:1")
     assert list(query.slices.planes) == ["axial", "sagittal"]
-    assert query.slices.positions is not None
-    assert query.slices.positions.tolist() == [30, 40]
+    assert query.slices.slice_indices is not None
+    assert query.slices.slice_indices.tolist() == [30, 40]
     mean = made_store.volumes[2].vectors[[2, 3]].astype(np.float64).sum(axis=0)
     assert query.volume == pytest.approx(mean / np.linalg.norm(mean), abs=1e-3)
     with pytest.raises(UsageError, match="slice plan 'some' is not one of"):

@@ -25,7 +25,7 @@ def test_what_is_given_does_not_depend_on_names(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for per_slice in (1, 3, 20):
         scores = sorted(rng.choice(np.linspace(-1, 1, 6), rng.integers(1, 40)).tolist(), reverse=True)
-        given = places(_found(*scores), per_slice, asked=100)
+        given = places(_found(*scores), per_slice, depth=100)
         shares: dict[float, set[float]] = defaultdict(set)
         for share, one in given:
             shares[one.score].add(share)
@@ -36,8 +36,8 @@ def test_what_is_given_does_not_depend_on_names(seed: int) -> None:
 
 def test_more_equal_slices_than_can_be_found_get_nothing() -> None:
     found = _found(0.9, *[0.8] * 9)
-    assert [one.score for _, one in places(found, 3, asked=10)] == [0.9]
-    assert len(places(found, 3, asked=11)) == 10  # all that there are
+    assert [one.score for _, one in places(found, 3, depth=10)] == [0.9]
+    assert len(places(found, 3, depth=11)) == 10  # all that there are
 
 
 def test_pooled_scores_are_sums_of_shares() -> None:

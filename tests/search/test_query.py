@@ -18,7 +18,7 @@ def test_volume_vector_is_normalised() -> None:
     query = vector_query(np.array([3, 0, 4, 0]), 4, MEAN)
     assert query.volume.dtype == np.float32
     assert query.volume.tolist() == pytest.approx([0.6, 0, 0.8, 0])
-    assert query.slices.positions is None
+    assert query.slices.slice_indices is None
     assert query.own_ids == frozenset()
 
 
@@ -26,8 +26,8 @@ def test_slice_vectors_are_normalised_and_aggregated() -> None:
     query = vector_query(np.array([[2.0, 0, 0, 0], [0, 5, 0, 0]], np.float16), 4, MEAN)
     assert query.slices.vectors.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
     assert query.volume.tolist() == pytest.approx([0.5**0.5, 0.5**0.5, 0, 0], abs=1e-3)
-    assert query.slices.positions is not None
-    assert query.slices.positions.tolist() == [0, 1]
+    assert query.slices.slice_indices is not None
+    assert query.slices.slice_indices.tolist() == [0, 1]
 
 
 def test_gaussian_sees_slice_vectors_as_evenly_spaced() -> None:

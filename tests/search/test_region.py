@@ -51,17 +51,17 @@ def test_boxes_as_text() -> None:
 
 def test_a_range_of_stored_slices(made_store: Any, snapshot: Snapshot) -> None:
     query = snapshot.resolve(made_store.ids[3], slices="25:55")
-    assert query.slices.positions is not None
-    assert query.slices.positions.tolist() == [30, 50]  # axial ones lie at 10, 30, 50
-    assert query.asked == (25, 55)
+    assert query.slices.slice_indices is not None
+    assert query.slices.slice_indices.tolist() == [30, 50]  # axial ones lie at 10, 30, 50
+    assert query.requested == (25, 55)
     mean = made_store.volumes[3].vectors[[2, 4]].astype(np.float64).sum(axis=0)
     assert query.volume == pytest.approx(mean / np.linalg.norm(mean), abs=1e-3)
     other = snapshot.resolve(made_store.ids[3], slices="20:40", plane="sagittal")
-    assert other.slices.positions is not None
-    assert other.slices.positions.tolist() == [20, 40]
+    assert other.slices.slice_indices is not None
+    assert other.slices.slice_indices.tolist() == [20, 40]
     in_mm = snapshot.resolve(made_store.ids[3], slices="0.1mm:0.5mm")  # those of the store run from 0 to 1
-    assert in_mm.slices.positions is not None
-    assert in_mm.slices.positions.tolist() == [30]
+    assert in_mm.slices.slice_indices is not None
+    assert in_mm.slices.slice_indices.tolist() == [30]
 
 
 def test_places_are_those_of_the_slice_itself(made_store: Any, snapshot: Snapshot) -> None:
@@ -70,15 +70,15 @@ def test_places_are_those_of_the_slice_itself(made_store: Any, snapshot: Snapsho
         own = list(zip(volume.planes, volume.positions.tolist(), volume.relative, volume.positions_mm, strict=True))
         weight = {(plane, place): np.exp(-0.5 * ((at - 0.3) / 0.2) ** 2) for plane, place, at, _ in own}
         found = snapshot.resolve(volume.volume_id, query_weights="gaussian:0.3,0.2")
-        assert found.slices.positions is not None
-        keys = list(zip(found.slices.planes, found.slices.positions.tolist(), strict=True))
+        assert found.slices.slice_indices is not None
+        keys = list(zip(found.slices.planes, found.slices.slice_indices.tolist(), strict=True))
         assert sorted(keys) == sorted(weight)
         expected = np.array([weight[key] for key in keys])
         assert found.slice_weights() == pytest.approx(expected / expected.sum(), abs=1e-6)
         for plane in ("axial", "sagittal"):
             in_mm = snapshot.resolve(volume.volume_id, slices="0.3mm:0.9mm", plane=plane).slices
-            assert in_mm.positions is not None
-            assert in_mm.positions.tolist() == [at for name, at, _, mm in own if name == plane and 0.3 <= mm <= 0.9]
+            assert in_mm.slice_indices is not None
+            assert in_mm.slice_indices.tolist() == [at for name, at, _, mm in own if name == plane and 0.3 <= mm <= 0.9]
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "lsh", "exact"])
