@@ -1,4 +1,4 @@
-"""The folder on this machine that holds copies of files: model weights and a remote store's files."""
+"""The cache folder of this machine, which holds copies of model weights and of a remote store's files."""
 
 from __future__ import annotations
 

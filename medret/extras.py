@@ -1,4 +1,4 @@
-"""What to say when a package is not installed that only some uses of medret need."""
+"""Optional packages: name the extra that installs a missing one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from medret.errors import MissingPackageError
 
-# package -> the extra of pyproject.toml that brings it
+# package -> the extra of pyproject.toml that installs it
 EXTRAS = {
     "faiss": "search",
     "ray": "job",
@@ -26,7 +26,7 @@ EXTRAS = {
 
 
 def missing_package(error: BaseException | None) -> MissingPackageError | None:
-    """The error to show where `error`, or what caused it, is that a package of an extra is not installed."""
+    """The error to show if `error`, or one of its causes, is a missing package of an extra; else None."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             more = ' (or "medret[job]", which brings it too)' if error.name == "faiss" else ""
@@ -39,7 +39,7 @@ def missing_package(error: BaseException | None) -> MissingPackageError | None:
 
 @contextlib.contextmanager
 def needs_extra() -> Iterator[None]:
-    """Turns a missing package inside the block into a MissingPackageError that names the extra which brings it."""
+    """Turn a missing package inside the block into a MissingPackageError that names its extra."""
     try:
         yield
     except ImportError as error:
@@ -50,7 +50,7 @@ def needs_extra() -> Iterator[None]:
 
 
 def require(*packages: str) -> None:
-    """Raises MissingPackageError unless the packages are installed; imports none of them."""
+    """Raise MissingPackageError unless the packages are installed; imports none of them."""
     with needs_extra():
         for package in packages:
             if importlib.util.find_spec(package) is None:

@@ -1,20 +1,20 @@
-"""The words for imaging modalities, in one vocabulary: of tables of labels, of dataset.json and of the reader.
+"""One vocabulary of imaging modalities, for label tables, dataset.json files and the reader.
 
     CT    CT, HRCT, CTPA, CT scan, X-ray CT, computed tomography, TDM, ...
     MRI   MR, MRI, cineMRI, fMRI, MRA, T1w, T2w, FLAIR, DWI, BOLD, IRM, ...
     PET   PET, PT, FDG, positron emission tomography, ...
     US    US, ultrasound, echocardiography, ...
     XR    XR, X-ray, radiograph, ...
-    NM, SPECT, MG, RF, CR, DX, XA, OCT and others of DICOM's words stand for themselves
+    NM, SPECT, MG, RF, CR, DX, XA, OCT and other DICOM terms stand for themselves
 
-Case and punctuation do not matter. A word that is not here is not known: it says nothing of the voxels.
+Case and punctuation do not matter. A word that is not here is unknown: nothing about the voxels follows from it.
 """
 
 from __future__ import annotations
 
 import re
 
-# Several words that stand for one, and words that stand for two.
+# Phrases that mean one word, and words that mean two.
 _PHRASES = tuple(
     (re.compile(rf"\b(?:{pattern})\b"), word)
     for pattern, word in (
@@ -51,17 +51,17 @@ _SEQUENCE = re.compile(r"(?:2D|3D|AX|SAG|COR|TRA|TRANS|CE|GD|Q)?T[12]\w*|\w*MRI"
 
 
 def modality_of(text: str | None) -> str | None:
-    """The modality that `text` names, as in the table above; None where it names none that is known.
+    """The modality that `text` names, as in the table above; None if it names no known one.
 
-    Of several the first, but CT wherever it is among them (`CT;PET`): only CT leaves it to the voxels whether they
-    are Hounsfield units.
+    If it names several, CT if that is one of them (`CT;PET`), because only for CT are the voxels checked for Hounsfield
+    units; else the first.
     """
     named = _modalities_in(text or "")
     return "CT" if "CT" in named else next(iter(named), None)
 
 
 def modality_label(text: str) -> str:
-    """A label in one spelling: `mr` is MRI, `HRCT` is CT, `CT; pt` is CT;PET; what is not known is in upper case."""
+    """A label in standard spelling: `mr` -> MRI, `HRCT` -> CT, `CT; pt` -> CT;PET; unknown words in upper case."""
     parts = (" ".join(part.upper().split()) for part in text.split(";"))
     return ";".join(dict.fromkeys(_single(part) or part for part in parts if part))
 
@@ -72,7 +72,7 @@ def _single(text: str) -> str | None:
 
 
 def _modalities_in(text: str) -> dict[str, None]:
-    """The modalities named, in order, once each (a dictionary is an ordered set)."""
+    """The distinct modalities named, in order (a dictionary serves as an ordered set)."""
     plain = " ".join(re.findall(r"[^\W_]+", text.upper()))
     for pattern, word in _PHRASES:
         plain = pattern.sub(word, plain)

@@ -1,4 +1,4 @@
-"""Tables and lines for people, in which no text from outside does more than stand there."""
+"""Tables and lines on the terminal, in which text from outside has no effect but to be read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich.text import Text
 
 from medret.visible import visible
 
-WIDE = 100_000  # characters: no row of a table is broken where a program reads it
+WIDE = 100_000  # characters: rows of a table that a program reads are not wrapped
 
 
 class Terminal(Console):
-    """Rich's console. Every text is made visible, `[red]` is text; tables are wide where no person looks at them."""
+    """Rich's console. Text is made visible, `[red]` stays text, and tables that do not go to a terminal are wide."""
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, emoji=False, markup=False)
@@ -21,5 +21,5 @@ class Terminal(Console):
             self.width = WIDE
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A text, or a cell of a table, as it will stand there."""
+        """The text, or a cell of a table, made visible."""
         return super().render_str(visible(text), **options)

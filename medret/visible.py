@@ -1,7 +1,7 @@
-"""Text from files, labels and stores, so that what shows it only shows it.
+"""Make text from files, labels and stores safe to show on terminals and in spreadsheets.
 
-A terminal obeys escape sequences, text can run backwards, a line break makes two lines of one, and a spreadsheet
-calculates what begins like a formula. None of that is to happen because a label says so.
+A terminal obeys escape sequences, text can run backwards, a line break splits a line, and a spreadsheet evaluates what
+begins like a formula. A label must not cause any of this.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-# Controls (C0, DEL, C1), marks and overrides of direction, separators of lines, halves of surrogate pairs.
+# Control characters (C0, DEL, C1), direction marks and overrides, line separators, lone surrogates.
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001  # spreadsheets take the wide ones too
 
 
 def visible(text: str) -> str:
-    r"""The text on one line, with `\x1b` and the like in place of characters that would do something."""
-    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    r"""The text on one line, with escapes such as `\x1b` in place of characters that have an effect."""
+    return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """One visible line on standard output, or on standard error."""
+    """Print one visible line to standard output, or to standard error."""
     print(visible(text), file=sys.stderr if error else sys.stdout)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """A CSV table. Texts are visible, and those that a spreadsheet would run begin with an apostrophe."""
+    """A CSV table. Text is made visible; an apostrophe precedes text that a spreadsheet would evaluate."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(name) for name in header])

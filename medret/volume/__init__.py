@@ -1,4 +1,4 @@
-"""Bytes of a NIfTI object to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
+"""NIfTI bytes to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
 
 from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
 from medret.volume.fetch import fetch_volume, read_judged

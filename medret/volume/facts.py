@@ -1,4 +1,4 @@
-"""What is known of a volume once it was read: facts for the ledger, and one reference for each slice."""
+"""A volume after reading: facts for the ledger, one reference per slice, and the slices' pixels."""
 
 from __future__ import annotations
 
@@ -34,15 +34,21 @@ class SliceRef:
 class VolumeFacts:
     """How a volume was stored and how it was read.
 
-    shape: as stored, without trailing ones; the fourth side is time. time_point: the one that was used, counted from 0:
-    the first with an image in it.
-    spacing_mm: along the RAS+ axes (x, y, z). orientation: what the stored axes run towards, such as "LPS".
-    affine_source: "assumed" when the file has neither sform nor qform. affine_passed_over: why the form that comes
-    before it was not used. spacing_assumed: 1 mm along an axis, for want of a usable one.
-    modality_source: where `modality` comes from. intensity: "hu:<preset>" or "percentile". intensity_range: real values
-    shown as black and white. ct_without_hu: labelled CT, but its voxels are not Hounsfield units.
-    non_finite_voxels: NaN or infinite, shown black. trailing_bytes: in the file after the last voxel.
-    crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive. planes: what was sliced.
+    shape: as stored, without trailing ones; the fourth side is time.
+    time_point: the one that was used, from 0: the first that contains an image.
+    spacing_mm: along the RAS+ axes (x, y, z).
+    orientation: the directions in which the stored axes point, such as "LPS".
+    affine_source: "assumed" if the file has neither sform nor qform.
+    affine_passed_over: why the preferred form was not used; None if it was.
+    spacing_assumed: whether 1 mm was taken along an axis without a usable spacing.
+    modality_source: where `modality` comes from.
+    intensity: "hu:<preset>" or "percentile".
+    intensity_range: real values shown as black and white.
+    ct_without_hu: labelled CT, but the voxels are not Hounsfield units.
+    non_finite_voxels: number of NaN or infinite voxels, shown black.
+    trailing_bytes: bytes in the file after the last voxel.
+    crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive.
+    planes: the planes that were sliced.
     """
 
     shape: tuple[int, ...]
@@ -72,7 +78,7 @@ class VolumeFacts:
 
 @dataclass(frozen=True)
 class SlicedVolume:
-    """A volume, ready for the models. pixels: side in px -> (n, side, side) uint8, one image a slice, in order."""
+    """A volume ready for the models. pixels: side in px -> (n, side, side) uint8, one image per slice, in order."""
 
     slices: tuple[SliceRef, ...]
     pixels: Mapping[int, NDArray[np.uint8]]

@@ -1,4 +1,4 @@
-"""The bytes of an object that should be a volume, no more of them than a volume may have."""
+"""Read the bytes of a volume, without reading all of a large object that is not one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from medret.storage import StoredObject, reaching
 from medret.volume.limits import MIB, Limits
 from medret.volume.nifti import START_BYTES, judge_start
 
-JUDGED_FIRST_BYTES = 64 * MIB  # from here on a second request costs little beside the first
+JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first
 
 
 def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
-    """All bytes of an object; a large one only if its first bytes say that they are those of a volume.
+    """Read an object; a large one only after its first bytes proved to be those of a volume.
 
     Raises VolumeError, or whatever the object's filesystem raises.
     """
@@ -20,7 +20,7 @@ def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
 
 
 def fetch_volume(uri: str, limits: Limits) -> bytes:
-    """All bytes of the object behind a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
+    """Read the object behind a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
     source = StoredObject(uri)
     with reaching(uri, "read"):
         return read_judged(source, source.identity().size_bytes, limits)

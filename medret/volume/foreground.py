@@ -1,7 +1,7 @@
-"""Which part of the field of view is body: a threshold, and the box around what passes it.
+"""Find the body in the field of view: a threshold, and the box around the voxels above it.
 
-Both are found on the coarse sample, in a millisecond. The box decides what is cropped and where slices are taken; the
-threshold decides which voxels the percentiles are of.
+Both are computed from the coarse sample, in a millisecond. The box decides the crop and where slices are taken; the
+threshold decides which voxels the percentiles are computed over.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from medret.volume.sample import Sample, quantile
 
-# Between air (-1000) and fat (-100): lungs fall out, but the chest around them does not.
+# Between air (-1000) and fat (-100): lungs are below, the chest around them is above.
 BODY_ABOVE_HU = -500.0
-_DARKEST = 0.02  # of the voxels, below which background is sure to be; and the brightest
-_RISE = 0.1  # of the way from background to bright tissue, as in FSL's robust brain threshold
+_DARKEST = 0.02  # share of voxels that is surely background; the brightest share of equal size is surely tissue
+_RISE = 0.1  # share of the way from background to bright tissue, as in FSL's robust brain threshold
 _LEAST_SAMPLES_TO_ERODE = 16
-_LEAST_CORE = 0.2  # of the mask, or the foreground is made of threads (vessels), which an erosion destroys
-_LEAST_SLAB = 0.02  # of the fullest slab
-_LEAST_GROUP = 0.05  # of the body
+_LEAST_CORE = 0.2  # share of the mask; with less, the foreground is thin (vessels) and an erosion destroys it
+_LEAST_SLAB = 0.02  # share of the fullest slab
+_LEAST_GROUP = 0.05  # share of the body
 _LEAST_SIDE_VOXELS = 8
 
 
@@ -35,7 +35,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """For indexing an array in RAS+ order."""
+        """Index of the box in an array in RAS+ order."""
         x, y, z = (slice(first, last) for first, last in zip(self.first, self.last, strict=True))
         return x, y, z
 
@@ -46,10 +46,10 @@ def whole(shape: tuple[int, ...]) -> Box:
 
 
 def threshold(sample: Sample, *, is_hu: bool) -> float:
-    """The real value above which a voxel is taken to be body; what is not finite never is.
+    """The real value above which a voxel counts as body; non-finite voxels never do.
 
-    Where more than a few voxels are not finite they stand for the background: for zeros around magnitudes, which are
-    hardly ever negative, and for all that is outside the body around signed values (statistics, differences).
+    If more than a few voxels are not finite, they stand for the background: for zeros around magnitudes, which are
+    hardly ever negative, or for everything outside the body around signed values (statistics, differences).
     """
     if is_hu:
         return BODY_ABOVE_HU
@@ -63,7 +63,7 @@ def threshold(sample: Sample, *, is_hu: bool) -> float:
     dark, bright = quantile(ordered, _DARKEST), quantile(ordered, 1 - _DARKEST)
     level = dark + _RISE * (bright - dark)
     above = ordered[np.searchsorted(ordered, level, side="right") :]
-    # A few very bright voxels (tumours in PET) must not make background of the rest of the body.
+    # A few very bright voxels (tumours in PET) must not turn the rest of the body into background.
     if 0 < above.size < ordered.size // 4:
         level = dark + _RISE * (quantile(above, 0.5) - dark)
     return level
@@ -72,8 +72,8 @@ def threshold(sample: Sample, *, is_hu: bool) -> float:
 def foreground_box(sample: Sample, above: float, shape: tuple[int, ...]) -> Box:
     """The box around the body, in voxels of the full volume, with a margin of about one sample.
 
-    above: the threshold. shape: of the volume in RAS+ order. What is one sample thin (noise, a single bright voxel, the
-    patient table) is left out by an erosion. The whole field of view, when there is no sensible box.
+    above: the threshold. shape: of the volume in RAS+ order. An erosion removes what is one sample thin (noise, a
+    single bright voxel, the patient table). Returns the whole field of view if there is no sensible box.
     """
     mask = np.isfinite(sample.values) & (sample.values > above)
     core = _erode(mask)
@@ -94,20 +94,20 @@ def foreground_box(sample: Sample, above: float, shape: tuple[int, ...]) -> Box:
 
 
 def _counts(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """How much of the mask is in each slab along each axis."""
-    ones = mask.view(np.uint8)  # sums of 8 bits are the fastest, and a side of the sample fits in them
+    """The number of mask voxels in each slab along each axis."""
+    ones = mask.view(np.uint8)  # 8-bit sums are the fastest and hold a side of the sample
     columns, rows = ones.sum(axis=2, dtype=np.uint8), ones.sum(axis=0, dtype=np.uint8)
     return [columns.sum(axis=1, dtype=np.int64), columns.sum(axis=0, dtype=np.int64), rows.sum(axis=0, dtype=np.int64)]
 
 
 def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
-    """First and last slab of the body along one axis; None without one. counts: body voxels in each slab.
+    """First and last slab of the body along one axis; None without a body. counts: body voxels per slab.
 
-    Slabs that hold next to nothing do not count, nor do groups of slabs that lie apart and are small (a head rest, an
-    arm's tip); two legs with a gap between them are both kept.
+    Almost empty slabs do not count, nor do small separate groups of slabs (a head rest, the tip of an arm). Two legs
+    with a gap between them are both kept.
     """
     solid = counts > _LEAST_SLAB * counts.max()
-    edges = [place for place, (a, b) in enumerate(pairwise([False, *solid.tolist(), False])) if a != b]
+    edges = [number for number, (a, b) in enumerate(pairwise([False, *solid.tolist(), False])) if a != b]
     groups = list(zip(edges[::2], edges[1::2], strict=True))
     total = int(counts.sum())
     kept = [(start, stop) for start, stop in groups if counts[start:stop].sum() >= _LEAST_GROUP * total]
@@ -115,7 +115,7 @@ def _extent(counts: NDArray[np.int64]) -> tuple[int, int] | None:
 
 
 def _erode(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Drop what lacks a neighbour on either side, along axes long enough to afford it; borders count as body."""
+    """Drop voxels that lack a neighbour on either side, along axes that are long enough; borders count as body."""
     core = mask
     for axis in range(3):
         if mask.shape[axis] < _LEAST_SAMPLES_TO_ERODE:

@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2 headers: 348 or 540 bytes in, a checked `NiftiHeader` out.
+"""NIfTI-1 and NIfTI-2 headers: 348 or 540 bytes to a checked `NiftiHeader`.
 
-Field offsets are those of nifti1.h and nifti2.h (https://nifti.nimh.nih.gov). Only what decides voxels and geometry
-is read; a header is refused before a byte of voxels is decoded.
+Field offsets come from nifti1.h and nifti2.h (https://nifti.nimh.nih.gov). Only fields that decide voxels and geometry
+are read. A bad header is refused before any voxel is decoded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.volume.limits import Limits
 from medret.volume.signatures import describe
 
-# Field -> (struct format, offset). sizeof_hdr is the first field of both and tells them apart.
+# Field -> (struct format, offset). sizeof_hdr, the first field, tells the two versions apart.
 _NIFTI1 = {
     "dim": ("8h", 40),
     "datatype": ("h", 70),
@@ -51,7 +51,7 @@ _LAYOUTS = {1: _NIFTI1, 2: _NIFTI2}
 _MAGIC = {1: b"n+1\0", 2: b"n+2\0\r\n\032\n"}
 _PAIR_MAGIC = {1: b"ni1\0", 2: b"ni2\0\r\n\032\n"}
 
-_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micron; nothing else is a length
+_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micron; other codes are not lengths
 _DTYPES = {
     2: "u1",
     4: "i2",
@@ -77,12 +77,15 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a header says, checked. Lengths are in the header's own unit, which is `unit_mm` long.
+    """A checked header. Lengths are in the header's own unit.
 
-    byte_order: "<" or ">". shape: sides in voxels as stored, without trailing ones: three, or four with time.
-    dtype: of one voxel, with its byte order. slope, inter: real value = stored * slope + inter.
-    unit_mm: 1000 for metres, 0.001 for microns, 1 for millimetres and where the header names no unit.
-    pixdim: pixdim[0] is the handedness of the qform; pixdim[1:4] the spacing. srow: row-major 3x4.
+    byte_order: "<" or ">".
+    shape: sides in voxels as stored, without trailing ones: three, or four with time.
+    dtype: of one voxel, with its byte order.
+    slope, inter: real value = stored * slope + inter.
+    unit_mm: length of the header's unit: 1000 for metres, 0.001 for microns, 1 for millimetres and if none is named.
+    pixdim: pixdim[0] is the handedness of the qform; pixdim[1:4] the spacing.
+    srow: row-major 3x4.
     """
 
     version: int
@@ -116,7 +119,7 @@ class NiftiHeader:
         return self.shape[3] if len(self.shape) == 4 else 1
 
     def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Stored values as real ones, a new array; not finite where they leave the range of float64."""
+        """Stored values to real ones, in a new array; not finite where they exceed the range of float64."""
         with np.errstate(over="ignore", invalid="ignore"):
             real = stored.astype(np.float64)
             if (self.slope, self.inter) != (1.0, 0.0):
@@ -126,7 +129,7 @@ class NiftiHeader:
 
 
 def nifti_version(head: bytes) -> tuple[int, str] | None:
-    """(1 or 2, "<" or ">") from the first four bytes; None when they are not the start of a NIfTI header."""
+    """(1 or 2, "<" or ">") from the first four bytes; None if they do not begin a NIfTI header."""
     for order in "<>":
         for version, size in HEADER_BYTES.items():
             if head[:4] == struct.pack(f"{order}i", size):
@@ -135,15 +138,15 @@ def nifti_version(head: bytes) -> tuple[int, str] | None:
 
 
 def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
-    """Read and check a header. head: the first bytes of the inflated file, `LONGEST_HEADER_BYTES` if it has so many.
+    """Read and check a header. head: the first bytes of the inflated file, at most `LONGEST_HEADER_BYTES`.
 
     Raises VolumeError: NOT_NIFTI, TRUNCATED, HEADER_INVALID, DATATYPE_UNSUPPORTED, DIMENSIONS_UNSUPPORTED, TOO_SMALL,
     TOO_LARGE.
     """
-    found = nifti_version(head)
-    if found is None:
+    version_and_order = nifti_version(head)
+    if version_and_order is None:
         raise VolumeError(QuarantineCode.NOT_NIFTI, f"the content is not a NIfTI file; {describe(head)}")
-    version, order = found
+    version, order = version_and_order
     if len(head) < HEADER_BYTES[version]:
         raise VolumeError(
             QuarantineCode.TRUNCATED,
@@ -182,9 +185,9 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
 
 
 def check_extensions(content: memoryview, header: NiftiHeader) -> None:
-    """Refuse a file whose extensions claim bytes of the voxels; their content is never read.
+    """Refuse a file whose header extensions overlap the voxels; the extensions' content is never read.
 
-    content: the inflated file up to the voxels at least. Raises HEADER_INVALID.
+    content: the inflated file, at least up to the voxels. Raises HEADER_INVALID.
     """
     at = HEADER_BYTES[header.version]
     if content[at] == 0:
@@ -210,7 +213,7 @@ def _check_magic(version: int, magic: bytes) -> None:
             "this is the header of a two-file pair (.hdr/.img), whose voxels are elsewhere; convert it to one .nii file"
         )
     elif not magic.strip(b"\0"):
-        raise VolumeError(QuarantineCode.NOT_NIFTI, "the header has no NIfTI magic: an Analyze 7.5 file, perhaps")
+        raise VolumeError(QuarantineCode.NOT_NIFTI, "the header has no NIfTI magic: perhaps an Analyze 7.5 file")
     else:
         reason = f"magic bytes are {magic!r}, expected {_MAGIC[version]!r}"
     raise VolumeError(QuarantineCode.HEADER_INVALID, reason)
@@ -218,7 +221,7 @@ def _check_magic(version: int, magic: bytes) -> None:
 
 def _dtype(code: int, order: str) -> np.dtype[Any]:
     if code not in _DTYPES:
-        name = _UNSUPPORTED.get(code, "no NIfTI datatype that is known")
+        name = _UNSUPPORTED.get(code, "not a known NIfTI datatype")
         raise VolumeError(
             QuarantineCode.DATATYPE_UNSUPPORTED,
             f"datatype {code} is {name}; integers, float32 and float64 are supported",
@@ -257,7 +260,7 @@ def _vox_offset(version: int, declared: float, limits: Limits) -> int:
 
 
 def _scaling(slope: float, inter: float) -> tuple[float, float]:
-    """A slope of 0, or one that is no number, means that voxels are not scaled (nifti1.h)."""
+    """A slope of 0, or one that is not finite, means that voxels are not scaled (nifti1.h)."""
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
     return slope, inter if math.isfinite(inter) else 0.0

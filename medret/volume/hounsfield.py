@@ -1,12 +1,12 @@
-"""Are voxels Hounsfield units? What a histogram shows: where air, fat, soft tissue and bone lie, and what does not.
+"""Decide from a histogram whether voxels are Hounsfield units: where air, fat, soft tissue and bone lie.
 
 Water is 0 HU, air -1000, fat about -100, muscle and organs 20 to 80, bone 200 to 2000; metal may be far above.
-Many images that are not CT have values around zero too: field maps, phase, real parts, differences, standardised
-intensities. Theirs fall off on both sides of zero, or begin at a floor; CT has gas far below the rest, and next to
-nothing between gas and fat.
+Many images that are not CT also have values around zero: field maps, phase, real parts, differences, standardised
+intensities. Their histograms fall off on both sides of zero, or begin at a floor. CT has gas far below the rest, and
+almost nothing between gas and fat.
 
-The two mistakes are not alike. CT shown between percentiles is a good picture; MRI in a window of HU is none. So an
-image that nobody called CT has to show more.
+The two possible mistakes differ. CT shown between percentiles is a good picture; MRI in an HU window is useless. An
+image without the label CT therefore needs more evidence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _BELOW_AIR = -1100.0
 _AIR = (_BELOW_AIR, -850.0)
 _GAS = (_BELOW_AIR, -500.0)  # air and lung
-_VALLEY = (-500.0, -200.0)  # between gas and fat: only voxels with an edge in them
+_VALLEY = (-500.0, -200.0)  # between gas and fat: only voxels that contain an edge
 _FAT = (-150.0, -30.0)
 _SOFT_TISSUE = (-150.0, 200.0)
 _WATER = (-20.0, 20.0)
@@ -27,7 +27,7 @@ _METAL_ABOVE = 3100.0
 def is_hounsfield_like(ordered: NDArray[np.float64], *, labelled: bool = False) -> bool:
     """Whether a sample of voxels, finite and in ascending order, is in Hounsfield units.
 
-    labelled: someone says that it is CT; then nothing may speak against it, and gas or fat for it.
+    labelled: the label says CT; then it is enough that gas or fat is present and nothing contradicts it.
     """
     inside = _without_padding(ordered)
     if inside.size < max(1, ordered.size // 20):
@@ -40,10 +40,10 @@ def is_hounsfield_like(ordered: NDArray[np.float64], *, labelled: bool = False) 
 
 
 def _without_padding(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values without those that stand for what was not scanned.
+    """The values without padding, which stands for what was not scanned.
 
-    Scanners write one value below air (-1150, -2000, -3024) outside the circle that they reconstruct. Values that are
-    spread there are no padding.
+    Scanners write one value below air (-1150, -2000, -3024) outside the circle that they reconstruct. If the values
+    there vary, they are not padding.
     """
     below = ordered[: np.searchsorted(ordered, _BELOW_AIR)]
     is_one_value = below.size > 0 and below[below.size // 4] == below[below.size * 3 // 4]
@@ -51,22 +51,22 @@ def _without_padding(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _shows_gas(inside: NDArray[np.float64], *, labelled: bool) -> bool:
-    """Air around the body or in it, and fat; not the lower half of something that lies around zero."""
+    """Whether there is air around or in the body, and fat, and not just the lower half of values around zero."""
     air = _share(inside, *_AIR)
     if labelled:
         return air >= 0.005
     is_apart = _share(inside, *_GAS) > _share(inside, *_VALLEY)
     is_mirrored = _share(inside, -_AIR[1], np.inf) > 0.5 * air
-    # Without fat, "air" is the padding of some other image.
+    # Without fat, "air" is the padding of another kind of image.
     return air >= 0.01 and is_apart and not is_mirrored and _share(inside, *_FAT) >= 0.01 * (1 - _share(inside, *_GAS))
 
 
 def _shows_inside_of_body(inside: NDArray[np.float64], *, labelled: bool) -> bool:
-    """A region cut out of the body, without gas: fat, less than there is of soft tissue, and bone."""
+    """Whether the values fit a region inside the body, without gas: bone, and less fat than soft tissue."""
     fat, bone = _share(inside, *_FAT), _share(inside, 300.0, np.inf)
     if labelled:
         return fat >= 0.01 and _share(inside, 150.0, np.inf) >= 0.003
-    floor = inside[inside.size // 1000] + 15.0  # intensities that were shifted begin all at once, with the background
+    floor = inside[inside.size // 1000] + 15.0  # shifted intensities begin abruptly, with the background
     return (
         fat >= 0.05
         and bone >= 0.01
@@ -79,6 +79,6 @@ def _shows_inside_of_body(inside: NDArray[np.float64], *, labelled: bool) -> boo
 
 
 def _share(ordered: NDArray[np.float64], low: float, high: float) -> float:
-    """Of ascending values, the share from `low` to `high`, both included."""
+    """The share of ascending values from `low` to `high`, both included."""
     first, last = np.searchsorted(ordered, low, side="left"), np.searchsorted(ordered, high, side="right")
     return float(last - first) / ordered.size

@@ -1,8 +1,8 @@
-"""From stored voxels to grey levels 0..255.
+"""Convert stored voxels to grey levels 0..255.
 
-CT is shown through a window in Hounsfield units, so that the same tissue has the same grey in every volume. All other
-modalities have no such scale: robust percentiles of the volume's foreground take its place. Limits are mapped
-into stored units, so only the slices that are used are converted, and only once.
+CT is shown through a window in Hounsfield units, so that the same tissue has the same grey in every volume. Other
+modalities have no such scale; robust percentiles of the volume's foreground replace it. The limits are converted to
+stored units, so only the slices that are used are converted, once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Window:
 
 
 def ct_window(preset: str) -> Window:
-    """The HU limits of a preset; raises UsageError listing the presets."""
+    """The HU limits of a preset; raises UsageError for an unknown one."""
     if preset not in CT_WINDOWS:
         raise UsageError(f"CT window {preset!r} is not one of {', '.join(CT_WINDOWS)}")
     level, width = CT_WINDOWS[preset]
@@ -54,13 +54,13 @@ def ct_window(preset: str) -> Window:
 
 
 def check_percentiles(percentiles: tuple[float, float]) -> None:
-    """Raises UsageError unless the percentiles are two ascending numbers from 0 to 100."""
+    """Raise UsageError unless the percentiles are two ascending numbers from 0 to 100."""
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UsageError(f"percentiles {percentiles} are not two ascending numbers from 0 to 100")
 
 
 def percentile_window(sample: Sample, above: float, percentiles: tuple[float, float]) -> Window | None:
-    """The limits between two percentiles of the foreground; None when the sample shows no two different values.
+    """The window between two percentiles of the foreground; None if the sample's foreground is constant.
 
     above: the foreground's threshold.
     """
@@ -72,9 +72,9 @@ def percentile_window(sample: Sample, above: float, percentiles: tuple[float, fl
 
 
 def extremes_window(voxels: NDArray[Any], header: NiftiHeader) -> Window:
-    """The least and the greatest finite value of all voxels (stored values, not all equal).
+    """The window between the least and the greatest finite voxel. voxels: stored values, not all equal.
 
-    Raises VolumeError HEADER_INVALID when scaling takes them beyond the range of numbers.
+    Raises VolumeError HEADER_INVALID if scaling takes them beyond the range of float64.
     """
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     with np.errstate(all="ignore"):
@@ -89,13 +89,13 @@ def extremes_window(voxels: NDArray[Any], header: NiftiHeader) -> Window:
 
 
 def to_grey(values: NDArray[Any], header: NiftiHeader, window: Window, *, all_finite: bool) -> NDArray[np.uint8]:
-    """Stored values of any shape -> uint8 of that shape and memory order; what is not finite becomes 0.
+    """Stored values of any shape -> uint8 of the same shape and memory order; non-finite values become 0.
 
-    all_finite: known to hold no NaN and no infinity.
+    all_finite: the values are known to be finite.
     """
-    # float32 holds 16-bit integers exactly, and float32 as it is stored; wider types keep float64.
+    # float32 holds 16-bit integers and stored float32 exactly; wider types need float64.
     narrow = values.dtype.itemsize <= 2 or (values.dtype.kind == "f" and values.dtype.itemsize == 4)
-    with np.errstate(all="ignore"):  # what leaves the range of numbers lies far outside the window, and is clipped
+    with np.errstate(all="ignore"):  # values that overflow lie far outside the window and are clipped
         zero = (np.float64(window.low) - header.inter) / header.slope
         gain = 255.0 * header.slope / (window.high - window.low)
         ordinary = abs(zero) < _ORDINARY and 1 / _ORDINARY < abs(gain) < _ORDINARY
@@ -105,7 +105,7 @@ def to_grey(values: NDArray[Any], header: NiftiHeader, window: Window, *, all_fi
         if ordinary and all_finite:
             np.clip(grey, 0, 255, out=grey)
         else:
-            np.fmin(np.fmax(grey, 0, out=grey), 255, out=grey)  # these make 0 of NaN
+            np.fmin(np.fmax(grey, 0, out=grey), 255, out=grey)  # these turn NaN into 0
             if not all_finite:
                 grey[~np.isfinite(values)] = 0
         grey += work(0.5)

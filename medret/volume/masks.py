@@ -1,8 +1,8 @@
-"""Is this a segmentation? What its voxels say, for masks whose names do not.
+"""Detect segmentations by their voxels, when their names do not tell.
 
-A label map holds a few whole numbers in pieces of one value each. An image of as few grey levels has noise: its
-neighbouring voxels differ. Of 68 real masks the least has 62 % of its neighbours alike, of 169 real volumes the most
-has 22 %.
+A label map consists of regions of equal whole numbers. An image with as few grey levels has noise: its neighbouring
+voxels differ. Among 68 real masks the smallest share of equal neighbours is 62 %, among 169 real volumes the largest is
+22 %.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MOST_FOR_BACKGROUND = 1 << 16
 
 
 def check_not_mask(voxels: NDArray[Any], sample: Sample) -> None:
-    """Raises LABEL_MASK for a segmentation. voxels: stored values, first axis fastest in memory.
+    """Raise VolumeError LABEL_MASK for a segmentation. voxels: stored values, first axis fastest in memory.
 
-    All voxels are looked at only where the sample holds nothing but small whole numbers.
+    All voxels are examined only if the sample consists of small whole numbers.
     """
     labels = np.unique(sample.ordered)
     if not labels.size or labels[0] < 0 or labels[-1] > _GREATEST_LABEL or np.any(labels != np.round(labels)):
@@ -32,13 +32,13 @@ def check_not_mask(voxels: NDArray[Any], sample: Sample) -> None:
     if alike >= _LEAST_ALIKE:
         raise VolumeError(
             QuarantineCode.LABEL_MASK,
-            f"voxels are {labels.size} whole numbers from {labels[0]:g} to {labels[-1]:g} and {alike:.0%} of the "
-            "neighbours are alike, as in a segmentation; --include-masks takes it as a volume",
+            f"voxels are {labels.size} whole numbers from {labels[0]:g} to {labels[-1]:g} and {alike:.0%} of "
+            "neighbours are equal, as in a segmentation; --include-masks accepts it as a volume",
         )
 
 
 def _alike_share(voxels: NDArray[Any]) -> float:
-    """Share of neighbours with the same value, out of those that are not both background; slab by slab."""
+    """The share of neighbours with equal values, among those that are not both background; computed slab by slab."""
     some = voxels.reshape(-1, order="F")[:: max(1, voxels.size // _MOST_FOR_BACKGROUND)]
     values, counts = np.unique(some, return_counts=True)
     background = values[np.argmax(counts)]
@@ -48,8 +48,8 @@ def _alike_share(voxels: NDArray[Any]) -> float:
         neighbours = [(slab[1:], slab[:-1]), (slab[:, 1:], slab[:, :-1])]
         if number:
             neighbours.append((slab, slabs[number - 1]))
-        for one, other in neighbours:
-            same = one == other
-            alike += int(np.count_nonzero(same & (one != background)))
-            pairs += int(np.count_nonzero(~same | (one != background)))
+        for first, second in neighbours:
+            same = first == second
+            alike += int(np.count_nonzero(same & (first != background)))
+            pairs += int(np.count_nonzero(~same | (first != background)))
     return alike / pairs if pairs else 0.0

@@ -1,9 +1,9 @@
-"""Is this CT? The label, and what the voxels themselves say.
+"""Decide whether a volume is CT, from its label and its voxels.
 
-One question decides how intensities are treated: are the voxels Hounsfield units? It is put to the voxels, whether
-there is a label or not, so a query without a label is treated as its labelled twin in the archive. A label of another
-modality denies: MRI or PET is never windowed in HU. The label CT asks less of the voxels. A word that
-`medret.modalities` does not know says nothing.
+Intensities are treated by one criterion: whether the voxels are Hounsfield units. The voxels are always checked, with
+or without a label, so a query without a label is treated like its labelled copy in the archive. A label of another
+modality overrules them: MRI or PET is never windowed in HU. With the label CT, less evidence is enough. A word that
+`medret.modalities` does not know counts as no label.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medret.volume.hounsfield import is_hounsfield_like
 
 @dataclass(frozen=True)
 class Modality:
-    """name: "CT", "MRI", "PET" or as labelled. is_hu: whether the voxels are to be windowed in HU."""
+    """A modality. name: "CT", "MRI", "PET" or as labelled. is_hu: whether to window the voxels in HU."""
 
     name: str
     source: Literal["label", "guessed"]
@@ -29,16 +29,16 @@ class Modality:
 
     @property
     def is_ct_without_hu(self) -> bool:
-        """Whether the label says CT and the voxels are not Hounsfield units: rescaled, or their scale was lost."""
+        """Whether the label says CT but the voxels are not Hounsfield units: rescaled, or without their scale."""
         return self.name == "CT" and not self.is_hu
 
 
 def modality_of(label: str | None, ordered: NDArray[np.float64]) -> Modality:
-    """The modality and the treatment it calls for.
+    """The modality, and whether the voxels are in HU.
 
-    label: a word such as "CT" or "MR", in any case; None or blank when there is none.
+    label: a word such as "CT" or "MR", in any case; None or blank if there is none.
     ordered: finite real values of a sample of voxels, ascending.
-    Without a label, HU voxels are guessed to be CT and all others MRI, which in medicine is the next most frequent.
+    Without a label, HU voxels are assumed to be CT and others MRI, the next most frequent modality.
     """
     named = modality_named(label)
     is_hu = named in ("CT", None) and is_hounsfield_like(ordered, labelled=named == "CT")

@@ -1,7 +1,7 @@
-"""From the bytes of an object to a checked NIfTI file in memory: header first, voxels after.
+"""From the bytes of an object to a checked NIfTI file in memory: first the header, then the voxels.
 
-What an object is follows from its first bytes, never from its name. The header comes out of the first few inflated
-bytes, and what it asks for is compared with the limits and with the stream before memory is taken.
+The first bytes of an object decide what it is, never its name. The header is in the first few inflated bytes; the sizes
+it declares are compared with the limits and with the stream before memory is allocated.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
 from medret.volume.signatures import describe
 
-START_BYTES = 256 << 10  # of an object: enough for any header, also behind gzip's own with a long name
+START_BYTES = 256 << 10  # start of an object: enough for any header, also after a gzip header with a long name
 _ALWAYS_TOLERATED_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """An inflated file. content: header, extensions and voxels, `header.file_bytes` long or a little longer."""
+    """A decompressed file. content: header, extensions and voxels, `header.file_bytes` long or a little longer."""
 
     header: NiftiHeader
     content: memoryview
@@ -36,9 +36,9 @@ class NiftiFile:
         return len(self.content) - self.header.file_bytes
 
     def voxels(self, time_point: int = 0) -> NDArray[Any]:
-        """(x, y, z) stored values of a time point: a view of the file's own memory, first axis fastest.
+        """(x, y, z) stored values of a time point: a view of the file's memory, first axis fastest.
 
-        NIfTI stores time as the slowest axis, so a time point is x * y * z voxels in a row.
+        Time is NIfTI's slowest axis, so a time point is x * y * z consecutive voxels.
         """
         shape = self.header.shape[:3]
         count = math.prod(shape)
@@ -47,7 +47,7 @@ class NiftiFile:
 
 
 def open_nifti(data: Content, limits: Limits) -> NiftiFile:
-    """Inflate if the bytes are gzip, and check header and length; raises VolumeError, whatever the bytes."""
+    """Decompress gzip, check header and length; raises only VolumeError, whatever the bytes."""
     if not data:
         raise VolumeError(QuarantineCode.EMPTY, "the object has no bytes")
     compressed = is_gzip(data)
@@ -73,10 +73,10 @@ def open_nifti(data: Content, limits: Limits) -> NiftiFile:
 
 
 def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
-    """Refuse an object by its first bytes and its size, before it is read whole; raises VolumeError.
+    """Refuse an object by its first bytes and its size, before the rest is read; raises VolumeError.
 
-    start: its first `START_BYTES`. What passes is at most as large as the limits allow, and is judged again when all of
-    it is there. A gzip stream whose own header is longer than `start` passes.
+    start: its first `START_BYTES`. An object that passes is within the limits, and is checked again after reading. A
+    gzip stream whose own header is longer than `start` passes.
     """
     compressed = is_gzip(start)
     if compressed and len(inflate_up_to(start, LONGEST_HEADER_BYTES)[0]) < LONGEST_HEADER_BYTES:
@@ -84,7 +84,7 @@ def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
     header = parse_header(_start(start, compressed), limits)
     most = header.file_bytes + _tolerated_bytes(header)
     if compressed:
-        most += most // 1000 + MIB  # what deflate adds to voxels that it cannot shorten, and padding
+        most += most // 1000 + MIB  # deflate's overhead on incompressible voxels, and padding
     if size_bytes > most:
         raise VolumeError(
             QuarantineCode.HEADER_INVALID,
@@ -94,7 +94,7 @@ def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
 
 
 def _start(data: Content, compressed: bool) -> bytes:
-    """The first inflated bytes, enough for any header."""
+    """The first decompressed bytes, enough for any header."""
     head, end = data[:LONGEST_HEADER_BYTES], End.DONE
     if compressed:
         inflated, end = inflate_up_to(data, LONGEST_HEADER_BYTES)
@@ -110,13 +110,13 @@ def _start(data: Content, compressed: bool) -> bytes:
 
 
 def _tolerated_bytes(header: NiftiHeader) -> int:
-    """How many bytes may follow the voxels: padding, but less than a slice, or the dimensions must be wrong."""
+    """How many bytes of padding may follow the voxels. With a whole slice or more, the dimensions must be wrong."""
     slice_bytes = header.shape[0] * header.shape[1] * header.dtype.itemsize
     return min(max(_ALWAYS_TOLERATED_BYTES, slice_bytes - 1), MIB)
 
 
 def _check_length(header: NiftiHeader, compressed_bytes: int) -> None:
-    """Refuse a header that declares more than the stream can hold, before memory is taken for it."""
+    """Refuse a header that declares more than the stream can hold, before memory is allocated."""
     declared = header.file_bytes
     if declared > compressed_bytes * DEFLATE_MAX_RATIO:
         raise VolumeError(

@@ -1,7 +1,7 @@
-"""Where the voxels lie: affine, closest-canonical RAS+ order, spacing.
+"""The geometry of voxels: affine, closest-canonical RAS+ order, spacing.
 
-The frame is NIfTI's own: millimetres, x to the patient's Right, y to Anterior, z to Superior. In RAS+ order voxel
-(0, 0, 0) is the most left, posterior and inferior one and indices grow along x, y and z.
+The frame is NIfTI's: millimetres, x to the patient's Right, y to Anterior, z to Superior. In RAS+ order voxel (0, 0, 0)
+is the most left, posterior and inferior one, and indices grow along x, y and z.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from medret.volume.header import NiftiHeader
 AffineSource = Literal["sform", "qform", "assumed"]
 
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
-# Below this ratio of smallest to largest scale an affine flattens space, whatever its units.
+# Below this ratio of smallest to largest scale an affine flattens space, in any unit.
 _FLAT = 1e-6
 _LEAST_MM, _MOST_MM = 1e-6, 1e6
 _SAME = 1e-3  # of a voxel spacing
-_HALF_TURN = 3 * 1.1920929e-07  # the parts are stored as float32; nibabel draws the line there too
+_HALF_TURN = 3 * 1.1920929e-07  # float32 rounding of the stored parts; nibabel has the same threshold
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How stored voxels become RAS+ ones.
+    """How stored voxels are reordered to RAS+.
 
-    axes: RAS+ axis -> stored axis. flips: RAS+ axis -> whether it runs against the stored one.
-    affine_ras: (4, 4), RAS+ voxel index -> mm. spacing_mm: along the RAS+ axes.
-    orientation: what stored axes run towards, such as "LPS". source: where the affine comes from.
-    spacing_assumed: along an axis no usable spacing was stored, and 1 mm was taken.
-    passed_over: why the form that comes before `source` was not used; None when it was, or when there is none.
+    axes: RAS+ axis -> stored axis.
+    flips: RAS+ axis -> whether it runs against the stored one.
+    affine_ras: (4, 4), RAS+ voxel index -> mm.
+    spacing_mm: along the RAS+ axes.
+    orientation: the directions in which the stored axes point, such as "LPS".
+    source: where the affine comes from.
+    spacing_assumed: whether 1 mm was taken along an axis without a usable spacing.
+    passed_over: why the form preferred to `source` was not used; None if there is none.
     """
 
     axes: tuple[int, int, int]
@@ -48,17 +51,17 @@ class Geometry:
     passed_over: str | None
 
     def to_ras(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """(x, y, z) view of stored voxels in RAS+ order; nothing is copied."""
+        """(x, y, z) view of stored voxels in RAS+ order, not copied."""
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
         return voxels.transpose(self.axes)[steps]
 
 
 def geometry_of(header: NiftiHeader) -> Geometry:
-    """The geometry of a volume: of the sform, or of the qform, or the one that is assumed when there is neither.
+    """The geometry of a volume from its sform, else from its qform, else assumed.
 
-    Raises VolumeError AFFINE_INVALID when the forms that there are are singular or not finite.
+    Raises VolumeError AFFINE_INVALID if it has forms but all are singular or not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # values that overflow are refused
         placement = _placement(header)
     affine = placement.affine
     axes, flips = closest_canonical(affine[:3, :3])
@@ -85,12 +88,12 @@ def geometry_of(header: NiftiHeader) -> Geometry:
 
 
 def closest_canonical(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """The axis order and flips that bring voxel axes nearest to R, A and S.
+    """The axis order and flips that bring the voxel axes closest to R, A and S.
 
-    matrix: (3, 3), regular, columns are the stored axes in mm. Of the 48 orders the one is taken whose axes have the
-    largest sum of cosines, after the voxel axes were replaced by the nearest rectangular ones (polar decomposition), so
-    that a shear does not tip the balance.
-    Returns (RAS+ axis -> stored axis, RAS+ axis -> flipped).
+    matrix: (3, 3), regular, columns are the stored axes in mm. The voxel axes are first replaced by the nearest
+    orthogonal ones (polar decomposition), so that a shear has no effect; then the order with the largest sum of cosines
+    is chosen from all 48.
+    Returns (RAS+ axis -> stored axis, RAS+ axis -> whether it is flipped).
     """
     if _rectangular(matrix):
         cosines = np.sign(matrix)  # row: RAS+ axis, column: stored axis
@@ -104,14 +107,14 @@ def closest_canonical(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int]
 
 
 def _rectangular(matrix: NDArray[np.float64]) -> bool:
-    """Whether each voxel axis is one of the frame's: most volumes, and no case for a decomposition."""
+    """Whether each voxel axis is parallel to an axis of the frame, as in most volumes: no decomposition is needed."""
     nonzero = matrix != 0
     return bool((nonzero.sum(axis=0) == 1).all() and (nonzero.sum(axis=1) == 1).all())
 
 
 @dataclass(frozen=True)
 class _Placement:
-    """affine: (4, 4), stored voxel index -> mm. The rest: as in Geometry."""
+    """affine: (4, 4), stored voxel index -> mm. Other fields: as in Geometry."""
 
     affine: NDArray[np.float64]
     source: AffineSource
@@ -120,7 +123,7 @@ class _Placement:
 
 
 def _placement(header: NiftiHeader) -> _Placement:
-    """The first form that is set and usable; the assumed one when none is set. Raises AFFINE_INVALID."""
+    """The first usable form; the assumed geometry if no form is set. Raises AFFINE_INVALID."""
     forms = [form for form in (_sform(header), _qform(header)) if form]
     if not forms:
         return _assumed(header)
@@ -151,7 +154,7 @@ def _qform(header: NiftiHeader) -> _Placement | None:
     if header.qform_code <= 0:
         return None
     spacing, spacing_assumed = _spacing(header)
-    handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 stands for 1 (nifti1.h)
+    handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 means 1 (nifti1.h)
     affine = np.eye(4)
     affine[:3, :3] = _rotation(header.quatern) * spacing * (1.0, 1.0, handedness)
     affine[:3, 3] = np.array(header.qoffset) * header.unit_mm
@@ -159,13 +162,13 @@ def _qform(header: NiftiHeader) -> _Placement | None:
 
 
 def _is_placeholder(header: NiftiHeader) -> bool:
-    """Whether the sform is what programs write that know no position: a unit matrix for voxels of another spacing."""
+    """Whether the sform is a placeholder: a unit matrix, although the stored spacing is not 1 mm."""
     is_unit = np.array_equal(np.reshape(header.srow, (3, 4))[:, :3], np.eye(3))
     return is_unit and not np.allclose(np.abs(header.pixdim[1:4]), 1, rtol=_SAME)
 
 
 def _assumed(header: NiftiHeader) -> _Placement:
-    """What nibabel assumes (docs/decisions/0008): centred, stored from right to left, back to front, bottom to top."""
+    """nibabel's assumption (docs/decisions/0008): centred, stored from right to left, back to front, bottom to top."""
     spacing, spacing_assumed = _spacing(header)
     spacing *= (-1.0, 1.0, 1.0)
     affine = np.diag([*spacing, 1.0])
@@ -174,7 +177,7 @@ def _assumed(header: NiftiHeader) -> _Placement:
 
 
 def _spacing(header: NiftiHeader) -> tuple[NDArray[np.float64], bool]:
-    """(3,) mm along the stored axes, and whether 1 mm stands for one that cannot be, as it does in every reader."""
+    """(3,) mm along the stored axes, and whether 1 mm replaces an impossible spacing, as in every reader."""
     stored = np.abs(np.array(header.pixdim[1:4], dtype=np.float64)) * header.unit_mm
     usable = (stored > _LEAST_MM) & (stored < _MOST_MM)
     spacing = np.where(usable, stored, 1.0)
@@ -187,7 +190,7 @@ def _rotation(quatern: tuple[float, float, float]) -> NDArray[np.float64]:
     """(3, 3) rotation from the three stored parts of a unit quaternion (nifti1.h, method 2)."""
     b, c, d = quatern
     square = b * b + c * c + d * d
-    if square > 1 - _HALF_TURN:  # a half turn but for rounding: its real part is 0 (what is not finite fails later)
+    if square > 1 - _HALF_TURN:  # a half turn up to rounding: its real part is 0 (non-finite values fail later)
         scale = 1 / math.sqrt(square)
         b, c, d = b * scale, c * scale, d * scale
         square = 1.0
@@ -219,7 +222,7 @@ def _check(affine: NDArray[np.float64], source: AffineSource) -> None:
         raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} gives a voxel spacing of {rounded} mm")
     if _rectangular(affine[:3, :3]):
         return
-    # Of the directions alone: thick slices are no reason to call an affine singular.
+    # Compare directions only: thick slices do not make an affine singular.
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < _FLAT:
         raise VolumeError(
             QuarantineCode.AFFINE_INVALID, f"the {source} is singular: its axes lie in one plane (spacing {rounded} mm)"

@@ -1,4 +1,4 @@
-"""Bytes to slices: the whole of medret.volume in one function."""
+"""Bytes to slices: all steps of medret.volume in one function."""
 
 from __future__ import annotations
 
@@ -47,12 +47,14 @@ def read_volume(
 ) -> SlicedVolume:
     """Slice one NIfTI volume.
 
-    data: of the .nii or .nii.gz object; of a .nii file mapped into memory only the pages of the sample and the planned
-    slices are read, unless its voxels are floating-point numbers, which are all looked at.
-    volume_id: what `random:N` draws from. sides_px: of the square images; all are made from the same decoded slices.
-    modality: the label, when there is one.
-    region: the part that is sliced, if not the whole body; UsageError when it lies outside the volume.
-    Whatever the bytes, the outcome is a SlicedVolume or a VolumeError; a recipe that cannot be is a UsageError.
+    data: the .nii or .nii.gz object. Of a memory-mapped .nii file, only the pages of the sample and of the planned
+        slices are read, unless its voxels are floating-point numbers: those are all checked.
+    volume_id: part of the seed of `random:N`.
+    sides_px: sizes of the square images; all are made from the same decoded slices.
+    modality: the label, if there is one.
+    region: the part to slice, instead of the whole body; UsageError if it lies outside the volume.
+
+    For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
     """
     request = _Request(
         volume_id, recipe, parse_slice_plan(recipe.slices), ct_window(recipe.ct_window), modality, limits, region
@@ -68,7 +70,7 @@ def read_volume(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is wanted of a volume, checked."""
+    """The checked arguments of `read_volume`."""
 
     volume_id: str
     recipe: SliceRecipe
@@ -150,7 +152,7 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
 
 @dataclass(frozen=True)
 class _Frame:
-    """A time point with an image in it. voxels: as stored. non_finite: how many of them are NaN or infinite."""
+    """A time point that contains an image. voxels: as stored. non_finite: number of NaN or infinite voxels."""
 
     time_point: int
     voxels: NDArray[Any]
@@ -159,9 +161,9 @@ class _Frame:
 
 
 def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> _Frame:
-    """The first time point that is not empty: dynamic series begin before there is a tracer or an agent to see.
+    """The first time point that is not empty: dynamic series begin before the tracer or contrast agent arrives.
 
-    Raises what is wrong with the first one, NON_FINITE or CONSTANT, when all are empty.
+    If all are empty, raises the first one's error, NON_FINITE or CONSTANT.
     """
     refusal: VolumeError | None = None
     for time_point in range(nifti.header.time_points):

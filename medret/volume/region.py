@@ -1,6 +1,6 @@
-"""A part of a volume that is sliced instead of the whole: a range of slices, a box, the box around a mask.
+"""A part of a volume to slice instead of the whole: a range of slices, a box, or the box around a mask.
 
-Windows and percentiles still come from the whole volume, so a part looks the way it does in the whole.
+Windows and percentiles still come from the whole volume, so a part looks the same as in the whole.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from medret.volume.orientation import Geometry, geometry_of
 from medret.volume.slicing import PLANE_OF_AXIS
 
 Bounds = tuple[float, float] | None
-_SAME_MM = 1e-2  # a mask's affine may differ from its volume's by so much
+_SAME_MM = 1e-2  # tolerated difference between the affines of a mask and its volume
 _NEAR = 1e-6  # of a voxel: rounding of coordinates
 
 
 @dataclass(frozen=True)
 class Region:
-    """Bounds along the RAS+ axes x, y, z, both ends inclusive; None where there are none.
+    """Bounds along the RAS+ axes x, y, z, both ends inclusive; None for an axis without bounds.
 
-    In voxels of the RAS+ order, or, with `mm`, scanner coordinates of slice centres (SliceRef.position_mm).
+    In voxels of the RAS+ order or, with `mm`, in scanner coordinates of slice centres (SliceRef.position_mm).
     """
 
     bounds: tuple[Bounds, Bounds, Bounds]
     mm: bool = False
 
     def within(self, box: Box, geometry: Geometry, shape: tuple[int, ...]) -> Box:
-        """The part of the volume: these bounds, on the other axes those of the box (the body). Raises UsageError."""
+        """The box with these bounds, and with those of `box` (the body) on the other axes. Raises UsageError."""
         first, last = list(box.first), list(box.last)
         for axis, bounds in enumerate(self.bounds):
             if bounds is None:
@@ -77,26 +77,26 @@ def _shown(value: float) -> str:
 
 
 def mask_region(mask: bytes, volume: bytes, limits: Limits = Limits()) -> Region:  # noqa: B008  # frozen
-    """The box around a mask's non-zero voxels; raises UsageError when it is not on the volume's grid or is empty."""
+    """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
     try:
-        drawn = open_nifti(mask, limits)
-        own = geometry_of(drawn.header)
-        wanted = open_nifti(volume, limits).header
+        mask_file = open_nifti(mask, limits)
+        mask_geometry = geometry_of(mask_file.header)
+        volume_header = open_nifti(volume, limits).header
     except VolumeError as error:
         raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from error
-    voxels = own.to_ras(drawn.voxels())
-    geometry = geometry_of(wanted)
-    shape = tuple(wanted.shape[axis] for axis in geometry.axes)
-    if voxels.shape != shape or not np.allclose(own.affine_ras, geometry.affine_ras, atol=_SAME_MM):
+    voxels = mask_geometry.to_ras(mask_file.voxels())
+    geometry = geometry_of(volume_header)
+    shape = tuple(volume_header.shape[axis] for axis in geometry.axes)
+    if voxels.shape != shape or not np.allclose(mask_geometry.affine_ras, geometry.affine_ras, atol=_SAME_MM):
         raise UsageError(
             f"mask has {' x '.join(map(str, voxels.shape))} voxels, the query {' x '.join(map(str, shape))} (RAS+ "
-            "order), or lies elsewhere in the scanner: a mask is drawn on the query's own grid"
+            "order), or lies elsewhere in the scanner: a mask must be drawn on the query's own grid"
         )
     marked = (voxels != 0) & (voxels == voxels)  # not NaN
     bounds = []
     for axis in range(3):
-        places = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(places):
+        indices = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(indices):
             raise UsageError("mask is empty: none of its voxels differs from 0")
-        bounds.append((float(places[0]), float(places[-1])))
+        bounds.append((float(indices[0]), float(indices[-1])))
     return Region((bounds[0], bounds[1], bounds[2]))

@@ -1,6 +1,6 @@
-"""What an object is that is not NIfTI: a table of signatures, and what to do about each.
+"""Signatures of files that are not NIfTI, and advice about each.
 
-Nothing is decided here. The words end in the reason of `not_nifti`, for the person who has to mend the archive.
+Nothing is decided here: the text becomes part of the reason of `not_nifti`, for whoever repairs the archive.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 _RECOMPRESS = "unpack it, and store it as .nii or .nii.gz"
 _CONVERT = "convert it to .nii.gz"
 _PICTURE = "it is a picture, not a volume: remove it, or rename it"
-_FETCH = "what a web server or a program said was stored in place of the image: fetch it again"
+_FETCH = "the message of a web server or a program was stored in place of the image: fetch it again"
 
-# (what the first bytes match, what it is, what to do); the first match counts. Text may begin with a mark and blanks.
+# (pattern of the first bytes, kind of file, advice); the first match counts. Text may begin with a BOM and blanks.
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
     (re.compile(pattern, re.DOTALL), kind, advice)
     for pattern, kind, advice in (
@@ -52,9 +52,9 @@ _LEAST_TEXT_BYTES = 4
 
 
 def describe(head: bytes) -> str:
-    """What the bytes begin with and, where that is known, what they are and what to do.
+    """The kind of file and what to do about it; for an unknown kind, its first bytes.
 
-    head: the first bytes of the object, inflated if it is gzip; 272 or more tell all that can be told.
+    head: the first bytes of the object, decompressed if it is gzip; 272 bytes are enough for every signature.
     """
     for pattern, kind, advice in _SIGNATURES:
         if pattern.match(head):

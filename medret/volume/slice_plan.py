@@ -1,11 +1,11 @@
-"""Slice plans: which slices along one axis are used.
+"""Slice plans: which slices along an axis to use.
 
     all         every slice
     every:N     every N-th slice, centred
     uniform:N   the middles of N equal parts
-    random:N    N slices without replacement, drawn from the volume's id, the plane and the seed
+    random:N    N distinct slices, drawn at random from a seed, the volume's id and the plane
 
-`every` and `uniform` are symmetric: a volume stored the other way round gives the same slices.
+`every` and `uniform` are symmetric: a volume stored in reverse gives the same slices.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _FORM = re.compile(r"(every|uniform|random):([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """A parsed slice plan. count: the N of its text; None for `all`."""
+    """A parsed slice plan. count: N; None for `all`."""
 
     kind: Kind
     count: int | None = None
 
     def indices(self, n_slices: int, key: str = "", seed: int = 0) -> NDArray[np.int64]:
-        """Ascending slice numbers out of `range(n_slices)`; all of them when the plan asks for more.
+        """Ascending slice indices from `range(n_slices)`; all of them if the plan asks for more.
 
-        key: what the draw of `random` depends on, besides the seed: the volume's id and the plane.
+        key: the volume's id and the plane, on which `random` depends besides the seed.
         """
         everything = np.arange(n_slices, dtype=np.int64)
         if self.count is None:
@@ -62,7 +62,7 @@ def parse_slice_plan(text: str) -> SlicePlan:
 
 
 def _draw(n_slices: int, count: int, key: str, seed: int) -> NDArray[np.int64]:
-    """The `count` slices whose hashes are smallest: the same on every machine and for every version of numpy."""
+    """The `count` slices with the smallest hashes: equal on every machine and with every version of numpy."""
     stem = f"{seed}\0{key}\0".encode()
     ranks = [hashlib.sha256(stem + str(number).encode()).digest() for number in range(n_slices)]
     chosen = sorted(range(n_slices), key=ranks.__getitem__)[:count]

@@ -1,4 +1,4 @@
-"""Slices along the anatomical planes, as square images in the order that a radiologist expects on the screen.
+"""Extract slices along the anatomical planes as square images, oriented as a radiologist expects them.
 
 plane     slices along   rows, from the top        columns, from the left
 axial     z, superior    anterior to posterior     patient's right to left
@@ -19,7 +19,7 @@ from medret.volume.facts import SliceRef
 from medret.volume.foreground import Box
 from medret.volume.orientation import Geometry
 
-AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis that its slices follow one another on
+AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis along which its slices are counted
 PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
 _BANDS = 4  # of a CMYK image
 
@@ -30,13 +30,13 @@ def in_plane_axes(plane: str) -> tuple[int, int]:
     return across, down
 
 
-def planes_of(shape: tuple[int, ...], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The planes, out of those wanted, that a volume of this RAS+ shape has images in.
+def planes_of(shape: tuple[int, ...], requested: Sequence[str]) -> tuple[str, ...]:
+    """The requested planes in which a volume of this RAS+ shape has images.
 
-    A volume of one slice is a picture in its own plane and mere lines in the others. It is sliced in its own plane
-    when it shows nothing in those wanted.
+    A volume of one slice is an image in its own plane and only lines in the others. If no requested plane has images,
+    it is sliced in its own plane.
     """
-    visible = tuple(plane for plane in wanted if min(shape[axis] for axis in in_plane_axes(plane)) > 1)
+    visible = tuple(plane for plane in requested if min(shape[axis] for axis in in_plane_axes(plane)) > 1)
     return visible or (PLANE_OF_AXIS[shape.index(1)],)
 
 
@@ -57,7 +57,7 @@ def slice_refs(
 def extract(
     voxels: NDArray[Any], geometry: Geometry, box: Box, plane: str, slice_indices: NDArray[np.int64]
 ) -> list[NDArray[Any]]:
-    """Cropped slices as (rows, columns) views of stored values in screen order.
+    """Crop slices: (rows, columns) views of stored values in screen order.
 
     voxels: as stored, first axis fastest in memory. slice_indices: ascending RAS+ indices along the plane's axis.
     On the screen both axes run from high to low: right before left, anterior before posterior, superior before
@@ -66,7 +66,7 @@ def extract(
     axis = AXIS[plane]
     bounds = list(box.slices)
     if geometry.axes[axis] == 0 and len(slice_indices) > 1:
-        # Neighbours in memory belong to different slices: gather all of them in one walk through memory.
+        # Neighbours in memory belong to different slices: gather all slices in one pass through memory.
         stored = voxels.shape[0] - 1 - slice_indices[::-1] if geometry.flips[axis] else slice_indices
         voxels = np.take(voxels.T, stored, axis=2).T
         slice_indices = np.arange(len(slice_indices))
@@ -76,11 +76,11 @@ def extract(
 
 
 def draw_squares(images: Sequence[NDArray[np.uint8]], spacing_mm: tuple[float, float], onto: NDArray[np.uint8]) -> None:
-    """Resize each image onto its square, with equal spacing in both directions: the longer side fits, centred.
+    """Draw each image into its square, centred, with equal spacing in both directions; the longer side fills it.
 
     images: (rows, columns), all of one shape. spacing_mm: between (columns, rows). onto: (n, side, side), black.
-    Shrinking averages over all pixels (a bilinear filter as wide as it must be), so it does not alias.
-    Pillow resizes four bands at once faster than four images, with the same result: each band is a slice.
+    Shrinking averages over all pixels (a bilinear filter of sufficient width), so it does not alias. Pillow resizes
+    four bands of one image faster than four images, with the same result, so each band is a slice.
     """
     side = onto.shape[1]
     rows, columns = images[0].shape
@@ -99,7 +99,7 @@ def draw_squares(images: Sequence[NDArray[np.uint8]], spacing_mm: tuple[float, f
 
 
 def _in_bands(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint32]:
-    """Up to four images as the bytes of one, contiguous."""
+    """Up to four images as the bytes of one contiguous image."""
     pixels = images[0].astype(np.uint32)
     for band, image in enumerate(images[1:], start=1):
         pixels |= image.astype(np.uint32) << np.uint32(8 * band)
@@ -107,13 +107,13 @@ def _in_bands(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint32]:
 
 
 def _resized(pixels: NDArray[Any], mode: str, width: int, height: int) -> NDArray[Any]:
-    """pixels: (rows, columns), contiguous, of the mode's width in memory; returns (height, width) of the same type."""
+    """Resize. pixels: (rows, columns), contiguous, in the mode's memory layout; returns (height, width), same type."""
     image = Image.frombuffer(mode, pixels.shape[::-1], pixels, "raw", mode, 0, 1)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.frombuffer(image.tobytes(), pixels.dtype).reshape(height, width)
 
 
 def fitted_size(width_mm: float, height_mm: float, image_size: int) -> tuple[int, int]:
-    """(width, height) in px of a rectangle scaled so that its longer side is `image_size`; at least 1."""
+    """(width, height) in px of a rectangle scaled so that its longer side is `image_size`; each at least 1."""
     longest = max(width_mm, height_mm)
     return max(1, round(width_mm / longest * image_size)), max(1, round(height_mm / longest * image_size))

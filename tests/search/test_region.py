@@ -153,9 +153,9 @@ def test_the_box_around_a_mask(phantom_archive: Path) -> None:
     assert mask_region(mask, data) == Region(((3, 7), (10, 11), (4, 6)))
     with pytest.raises(UsageError, match="mask is empty"):
         mask_region(nib.Nifti1Image(voxels, image.affine).to_bytes(), data)
-    with pytest.raises(UsageError, match="a mask is drawn on the query's own grid"):
+    with pytest.raises(UsageError, match="a mask must be drawn on the query's own grid"):
         mask_region(nib.Nifti1Image(marked[1:], canonical.affine).to_bytes(), data)
-    with pytest.raises(UsageError, match="a mask is drawn on the query's own grid"):
+    with pytest.raises(UsageError, match="a mask must be drawn on the query's own grid"):
         mask_region(nib.Nifti1Image(marked, np.diag([9.0, 9, 9, 1])).to_bytes(), data)
     with pytest.raises(UsageError, match="mask cannot be used: not_nifti"):
         mask_region(b"no mask at all" * 50, data)

@@ -266,7 +266,7 @@ def test_stepwise_inflating_is_exact_up_to_any_bound(data: bytes, sizes: list[in
     packed = b"".join(gzip.compress(data[a:b]) for a, b in zip(cuts, [*cuts[1:], len(data)], strict=True))
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
-        patch.setattr(inflate_module, "_PIECE_BYTES", 13)
+        patch.setattr(inflate_module, "_CHUNK_BYTES", 13)
         for bound in (1, 100, len(data), len(data) + 1):
             content, end = inflate_up_to(packed, bound)
             assert content == data[:bound]
