@@ -16,10 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.index import EXACT, HNSW, IndexSettings, IndexShard, build_shard
-from medret.pipeline.batch_schema import file_row
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
-from medret.schemas import FILES, LEDGER, ROWS
+from medret.schemas import LEDGER, ROWS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish
+from medret.snapshot.files import StoredFile, files_table
 from medret.storage import Location, WrittenFile
 
 SPREAD = 0.7  # of a cluster, in each dimension, where the centres differ by a normal distribution
@@ -127,7 +127,7 @@ def _build(root: str, plan: Plan, over: str | None, number: int) -> IndexShard:
 def _publish(store: Location, plan: Plan, built: Sequence[tuple[str | None, IndexShard]]) -> None:
     digest = plan.recipe.digest
     files = [
-        file_row(file, kind, shard.rows, digest, over, shard.shard, shard.recall.get(kind))
+        StoredFile.of(file, kind, shard.rows, digest, over, shard.shard, shard.recall.get(kind))
         for over, shard in built
         for kind, file in shard.files
     ]
@@ -136,8 +136,8 @@ def _publish(store: Location, plan: Plan, built: Sequence[tuple[str | None, Inde
         for number in range(-(-plan.rows // VOLUMES_A_FILE)):
             sha256 = sha256_of(f"{kind} {number}".encode()).hexdigest()
             written = WrittenFile(f"embeddings/{digest}/{kind}-{sha256[:16]}.parquet", sha256, 1 << 20)
-            row = file_row(written, kind, VOLUMES_A_FILE * each, digest, over, embedding_shard(number))
-            files.append(row | {"indexed_in": held_in[number % len(held_in)]})
+            file = StoredFile.of(written, kind, VOLUMES_A_FILE * each, digest, over, embedding_shard(number))
+            files.append(replace(file, indexed_in=held_in[number % len(held_in)]))
     entries = []
     for over, each in (("mean", 1), (None, plan.slices)):
         own = [shard for name, shard in built if name == over]
@@ -149,7 +149,7 @@ def _publish(store: Location, plan: Plan, built: Sequence[tuple[str | None, Inde
     publish(
         store,
         _ledger(plan),
-        pa.Table.from_pylist(files, schema=FILES),
+        files_table(files),
         medret_version="0",
         run="synthetic",
         archive_uri="/synthetic-archive",

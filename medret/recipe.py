@@ -1,8 +1,7 @@
-"""The recipe: all that decides a vector's value, and the digest that stands in every file made with it.
+"""The recipe: everything that decides a vector's value. Its digest is recorded in every file made with it.
 
-A recipe has two halves. `SliceRecipe` says how bytes become uint8 slices and is shared by all models of a run,
-so a volume is decoded once. `ModelRecipe` says how slices become vectors. Two vectors may be compared
-only if their recipe digests are equal.
+`SliceRecipe` says how bytes become uint8 slices; all models of a run share it, so a volume is decoded once.
+`ModelRecipe` says how slices become vectors. Compare two vectors only if their recipe digests are equal.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ Plane = Literal["axial", "coronal", "sagittal"]
 Precision = Literal["fp32", "bf16"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
 
-# Names of fields on disk and in digests, where they differ from those in code; and the other way round.
+# Names of fields on disk and in digests, where they differ from the names in code; and the reverse.
 _ON_DISK = {"image_size": "side_px"}
 _IN_CODE = {on_disk: name for name, on_disk in _ON_DISK.items()}
 
-# Raise when the same input would give other pixels (decoding, orientation, windowing, resizing).
+# Increase when the same input would give different pixels (decoding, orientation, windowing, resizing).
 PIXELS_VERSION = 2
-# Raise when the same pixels and weights would give other vectors.
+# Increase when the same pixels and weights would give different vectors.
 VECTORS_VERSION = 3
 
 
@@ -32,11 +31,11 @@ VECTORS_VERSION = 3
 class SliceRecipe:
     """How the bytes of a volume become square uint8 slices.
 
-    planes: anatomical planes, each sliced on its own by the slice plan.
+    planes: anatomical planes; the slice plan applies to each of them.
     slices: slice plan, `all`, `every:N`, `uniform:N` or `random:N`.
-    seed: seeds `random:N` together with the volume's id.
+    seed: seed of `random:N`, combined with the volume's id.
     ct_window: name of a HU window preset (medret.volume.intensity.CT_WINDOWS), used for CT.
-    percentiles: of the foreground's intensities, mapped to 0 and 255, for everything that is not CT.
+    percentiles: foreground intensities at these percentiles become 0 and 255, for everything that is not CT.
     crop: `foreground` cuts each volume to its foreground's bounding box, `none` keeps the field of view.
     """
 
@@ -60,7 +59,7 @@ class ModelRecipe:
 
     name: as given to `--model`. weights_sha256: of the weight file(s). image_size: input side in pixels.
     mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector. layers: inner layers whose pooled
-    features follow the model's output in it.
+    features are appended to the model's output in the vector.
     """
 
     name: str

@@ -33,18 +33,18 @@ def vector_type(dim: int) -> pa.DataType:
 
 
 def slices_schema(dim: int) -> pa.Schema:
-    """One row a slice vector."""
+    """One row per slice vector."""
     return pa.schema([*SLICE_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
 
 
 def volumes_schema(dim: int) -> pa.Schema:
-    """One row a volume vector."""
+    """One row per volume vector."""
     return pa.schema([*VOLUME_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
 
 
 # --- index -----------------------------------------------------------------------------------------------------
 
-# Row i of an index shard's row table tells what vector i of the shard is. Volume vectors have no plane or position.
+# Row i of an index shard's row table says what vector i of the shard is. Volume vectors have no plane or position.
 ROWS = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),
@@ -55,7 +55,7 @@ ROWS = pa.schema(
 
 # --- snapshot --------------------------------------------------------------------------------------------------
 
-# One row a listed object that is a volume: where its vectors lie, or why there are none.
+# One row per listed volume: where its vectors are stored, or why it has none.
 LABELS = ("subject", "modality", "body_region", "organ")  # columns of the ledger that every archive may have
 
 LEDGER = pa.schema(
@@ -75,13 +75,13 @@ LEDGER = pa.schema(
         pa.field("organ", pa.string()),
         pa.field("metadata", pa.map_(pa.string(), pa.string())),  # further label columns
         pa.field("facts", pa.string()),  # JSON of medret.volume.facts.VolumeFacts
-        pa.field("slices", pa.int32(), nullable=False),  # slice vectors a model; 0 in quarantine
+        pa.field("slices", pa.int32(), nullable=False),  # slice vectors per model; 0 in quarantine
         pa.field("shards", pa.map_(pa.string(), pa.string())),  # recipe digest -> key of the embedding shard
-        pa.field("judged_by", pa.string()),  # digest of what decided: code version, limits, recipes
+        pa.field("judged_by", pa.string()),  # ruleset digest: of the code version, limits and recipes that decided
     ]
 )
 
-# One row a file that the snapshot consists of.
+# One row per file of the snapshot.
 FILES = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),  # below the store
@@ -98,7 +98,7 @@ FILES = pa.schema(
     ]
 )
 
-# Rows of an index shard that are no longer part of the snapshot: their volume is gone, or its vectors lie elsewhere.
+# Dead rows of index shards: their volume is gone, or its vectors are stored elsewhere now.
 TOMBSTONES = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # key of an index shard
@@ -117,13 +117,13 @@ QUARANTINE = pa.schema(
 
 # --- tables of any size ----------------------------------------------------------------------------------------
 
-# Arrow counts the bytes of a text array in 32 bits, and makes one array of all chunks when it takes rows: more than
-# 2 GiB of text, some millions of ledger rows, are taken by 64 bits and handed on in parts.
+# Arrow counts the bytes of a text array in 32 bits, and joins all chunks into one array when it takes rows. So texts of
+# more than 2 GiB (some millions of ledger rows) are taken with 64-bit offsets and returned in parts.
 PART_ROWS = 100_000
 
 
 def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
-    """Rows of a table by number, in parts: whatever the size of its text columns."""
+    """Take rows of a table by number, in parts, whatever the size of its text columns."""
     roomy = pa.schema([field.with_type(_roomy(field.type)) for field in table.schema])
     whole = table.cast(roomy).combine_chunks()
     parts = (whole.take(rows.slice(at, PART_ROWS)).cast(table.schema) for at in range(0, len(rows), PART_ROWS))
@@ -131,12 +131,12 @@ def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
 
 
 def in_pieces(table: pa.Table) -> list[pa.Table]:
-    """The table cut into parts, at least one."""
+    """Cut the table into parts, at least one."""
     return [table.slice(at, PART_ROWS) for at in range(0, max(1, table.num_rows), PART_ROWS)]
 
 
 def in_order(table: pa.Table, column: str) -> pa.Table:
-    """The table, sorted by a text column of few bytes, in parts."""
+    """Sort the table by a short text column; the result is in parts."""
     import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
 
     order = pc.sort_indices(table[column].cast(_roomy(table[column].type)))
@@ -144,7 +144,7 @@ def in_order(table: pa.Table, column: str) -> pa.Table:
 
 
 def in_parts(values: Sequence[Any], type_: pa.DataType) -> pa.ChunkedArray:
-    """A column of these values, in parts."""
+    """Make a column of these values, in parts."""
     parts = [pa.array(values[at : at + PART_ROWS], type_) for at in range(0, len(values), PART_ROWS)]
     return pa.chunked_array(parts, type_)
 

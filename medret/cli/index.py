@@ -291,11 +291,11 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
         "labels": dict(outcome.labels),
         "models": [
             {
-                "name": entry.recipe["model"]["name"],
-                "recipe": entry.recipe["digest"],
+                "name": entry.model,
+                "recipe": entry.digest,
                 "weights": entry.weights_source,
                 "random_weights": entry.random_weights,
-                "precision": entry.recipe["model"]["precision"],
+                "precision": entry.precision,
             }
             for entry in outcome.recipes
         ],

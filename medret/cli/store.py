@@ -137,7 +137,7 @@ def run_snapshots(arguments: argparse.Namespace) -> int:
             "parent": past.manifest.parent if past.manifest else None,
             "counts": msgspec.structs.asdict(past.manifest.counts) if past.manifest else None,
             "models": [
-                {"name": entry.recipe["model"]["name"], "recipe": entry.recipe["digest"]}
+                {"name": entry.model, "recipe": entry.digest}
                 for entry in (past.manifest.recipes if past.manifest else [])
             ],
             "aggregations": past.manifest.aggregations if past.manifest else None,

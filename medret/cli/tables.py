@@ -34,7 +34,7 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
         table.add_row("rows of labels that match no volume", str(unmatched))
     for entry in outcome.recipes:
         note = ": for trials of speed, such vectors mean nothing" if entry.random_weights else ""
-        table.add_row(f"model {entry.recipe['model']['name']}", f"{entry.weights_source}{note}")
+        table.add_row(f"model {entry.model}", f"{entry.weights_source}{note}")
     table.add_row("slices", f"{outcome.slices} ({outcome.slices_per_second:.1f} a second)")
     for kind, recall in outcome.recall.items():
         table.add_row(f"recall@10 of {kind}", f"{recall:.3f} of exact search")

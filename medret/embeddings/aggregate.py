@@ -1,4 +1,4 @@
-"""Aggregations: how the slice vectors of a volume become one vector.
+"""Aggregations: turn the slice vectors of a volume into one vector.
 
 Every aggregation is a pure function of the stored unit slice vectors and their relative positions, so it can be changed
 without embedding again. The choices follow arXiv 2311.13547 (all slices, Gaussian weights over the position, a
@@ -49,7 +49,7 @@ class Aggregation:
                 return self.kind
 
     def weights(self, relative: NDArray[np.float32], volume_id: str) -> NDArray[np.float64]:
-        """Weight of each slice, (n,), summing to 1. relative: (n,) positions in [0, 1]. Not defined for `max`."""
+        """Weights of the slices, (n,), summing to 1. relative: (n,) positions in [0, 1]. Not defined for `max`."""
         n = len(relative)
         if self.kind == "gaussian":
             exponent = -0.5 * ((relative.astype(np.float64) - self.centre) / self.sigma) ** 2
@@ -72,9 +72,9 @@ class Aggregation:
     def aggregate(
         self, vectors: NDArray[np.float32], relative: NDArray[np.float32], volume_id: str
     ) -> NDArray[np.float32]:
-        """Unit slice vectors (n, d) to one unit vector (d,).
+        """Reduce unit slice vectors (n, d) to one unit vector (d,).
 
-        Raises VolumeError (embedding_failed) where the result has no length: slice vectors may cancel.
+        Raises VolumeError (embedding_failed) if the result has no length: slice vectors may cancel.
         """
         if len(vectors) == 0:
             raise VolumeError(QuarantineCode.EMBEDDING_FAILED, "there are no slice vectors to aggregate")
@@ -94,7 +94,7 @@ class Aggregation:
 
 
 def parse_aggregation(text: str) -> Aggregation:
-    """Read an aggregation's name; raises UsageError that lists the forms."""
+    """Parse an aggregation's name; raise UsageError, listing the forms, if it is not understood."""
     kind, _, rest = text.strip().partition(":")
     try:
         match kind:

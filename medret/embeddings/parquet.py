@@ -1,8 +1,8 @@
-"""Parquet files of a store, judged before their rows are read.
+"""Read Parquet files of a store, after checking how much memory they would need.
 
-A few kilobytes of Parquet can ask for any amount of memory: pages that unpack, runs of one value, long texts named once
-and repeated in every row. So the footer's own counts are judged first; texts are read as codes of what they say, which
-cannot grow, and are spelt out only when what that takes is known.
+A few kilobytes of Parquet can ask for any amount of memory: compressed pages, runs of one value, long texts stored once
+and repeated in every row. So the counts in the footer are checked first. Texts are read as dictionary codes, which
+cannot grow, and become plain texts only after their total size is known.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 
 from medret.errors import CorruptError, first_line
 
-# What a file may take in memory: so much whatever its size, and beyond it so many times its own size.
+# Memory that a file may take: FREE_BYTES whatever its size, or EXPANSION_MAX times its size if that is more.
 FREE_BYTES = 1 << 28
 EXPANSION_MAX = 100
-FIXED_BYTES = 8  # of a value of the other types, at most
+FIXED_BYTES = 8  # per value of other types, at most
 
 
 @contextmanager
 def as_corrupt(name: str) -> Iterator[None]:
-    """Turn whatever pyarrow, or a caller that takes the content for granted, makes of a damaged file into one line."""
+    """Raise CorruptError, in one line, for any error that a damaged file causes in pyarrow or in the caller's code."""
     try:
         yield
     except (FileNotFoundError, CorruptError):
@@ -46,34 +46,33 @@ def as_corrupt(name: str) -> Iterator[None]:
 
 
 def open_parquet(source: bytes | Path, name: str, fields: Sequence[pa.Field] = (), **options: Any) -> pq.ParquetFile:
-    """Open a file whose footer asks for no more than a file of its size may; texts are read as dictionaries.
+    """Open a file after checking its footer; texts are read as dictionaries.
 
-    fields: the columns that it must have, of these types. options: of pq.ParquetFile. Raises CorruptError naming it.
+    fields: columns that the file must have, with these types. options: of pq.ParquetFile. Raises CorruptError.
     """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     with as_corrupt(name):
-        given = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
-        footer = pq.read_metadata(given)
+        reader = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
+        footer = pq.read_metadata(reader)
         schema = footer.schema
         width = len(schema)
         columns = [schema.column(number) for number in range(width)]
         texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-        asked = 0
+        needed_bytes = 0
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)
             chunks = [group.column(at) for at in range(width)]
             if min([group.num_rows, *(min(one.num_values, one.total_uncompressed_size) for one in chunks)]) < 0:
                 raise ValueError(f"row group {number} has counts below 0")
-            asked += sum(max(FIXED_BYTES * one.num_values, one.total_uncompressed_size) for one in chunks)
-        _judge_size(asked, size)
+            needed_bytes += sum(max(FIXED_BYTES * one.num_values, one.total_uncompressed_size) for one in chunks)
+        _judge_size(needed_bytes, size)
         if isinstance(source, bytes):
-            given = pa.BufferReader(source)
-        file = pq.ParquetFile(given, metadata=footer, read_dictionary=texts, **options)
-        found = file.schema_arrow
+            reader = pa.BufferReader(source)
+        file = pq.ParquetFile(reader, metadata=footer, read_dictionary=texts, **options)
         for field in fields:
-            own = found.field(field.name)  # raises KeyError where there is none
-            if not _same_type(own.type, field.type):
-                raise TypeError(f"column {field.name} is of {own.type}, expected {field.type}")
+            column = file.schema_arrow.field(field.name)  # raises KeyError if the file has no such column
+            if not _same_type(column.type, field.type):
+                raise TypeError(f"column {field.name} is of {column.type}, expected {field.type}")
     return file
 
 
@@ -84,10 +83,10 @@ def read_parquet(
     name: str = "a table of the store",
     fields: Sequence[pa.Field] = (),
 ) -> pa.Table:
-    """A table from a Parquet file's bytes; raises CorruptError naming it. fields: see `open_parquet`.
+    """Read a table from a Parquet file's bytes; raise CorruptError naming the file. fields: see `open_parquet`.
 
-    Not by `pyarrow.parquet.read_table`, and by no thread but this one: pyarrow's threads let go of the bytes when they
-    like, and a process that ends meanwhile is aborted.
+    Does not use `pyarrow.parquet.read_table`, nor other threads: pyarrow's threads release the bytes at any time, and
+    a process that ends meanwhile is aborted.
     """
     file = open_parquet(data, name, fields, pre_buffer=False)
     with as_corrupt(name):
@@ -98,34 +97,34 @@ def read_parquet(
 
 
 def spelt_out(table: pa.Table, size_bytes: int) -> pa.Table:
-    """The table with plain texts instead of dictionaries; raises ValueError if they take too much for their file."""
+    """Decode dictionaries to plain texts; raise ValueError if they take too much memory for the size of their file."""
     judged(table, size_bytes)
     plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema], table.schema.metadata)
     return table if plain == table.schema else table.cast(plain)
 
 
 def judged(table: pa.Table, size_bytes: int) -> pa.Table:
-    """The same table; raises ValueError if it is not sound or its texts, spelt out, take too much for their file."""
+    """Return the table; raise ValueError if it is invalid or its decoded texts would take too much memory."""
     table.validate(full=True)
     _judge_size(sum(_spelt_bytes(chunk) for column in table.columns for chunk in column.chunks), size_bytes)
     return table
 
 
 def check_required(table: pa.Table | pa.RecordBatch, schema: pa.Schema) -> None:
-    """Raise ValueError for a null in a column that has none by its schema."""
+    """Raise ValueError for a null in a column that is not nullable in the schema."""
     for field in schema:
         if not field.nullable and field.name in table.schema.names and table.column(field.name).null_count:
             raise ValueError(f"column {field.name} has rows without a value")
 
 
-def _judge_size(asked: int, size_bytes: int) -> None:
+def _judge_size(needed_bytes: int, size_bytes: int) -> None:
     allowed = max(FREE_BYTES, EXPANSION_MAX * size_bytes)
-    if asked > allowed:
-        raise ValueError(f"its {size_bytes} bytes unpack to {asked}, expected at most {allowed}")
+    if needed_bytes > allowed:
+        raise ValueError(f"its {size_bytes} bytes unpack to {needed_bytes}, expected at most {allowed}")
 
 
 def _spelt_bytes(values: pa.Array) -> int:
-    """What the texts of an array of dictionaries, or of maps of them, take when each value has its own."""
+    """Bytes of the texts of an array of dictionaries, or of maps of them, when every value has its own copy."""
     kind = values.type
     if pa.types.is_map(kind):
         return _spelt_bytes(values.keys) + _spelt_bytes(values.items)
@@ -152,7 +151,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether a column can be read as what is expected: texts may be of either size."""
+    """Whether a column can be read as the expected type: texts may have 32-bit or 64-bit offsets."""
 
     def base(kind: pa.DataType) -> pa.DataType:
         plain = _plain(kind)

@@ -1,6 +1,6 @@
-"""Parquet shards of slice vectors and of volume vectors, and the tables that they hold.
+"""Tables of slice vectors and of volume vectors, and their Parquet files.
 
-Slice vectors are stored as unit vectors in float16 beside the length they had; volume vectors are aggregated from these
+Slice vectors are stored as float16 unit vectors with their original length. Volume vectors are aggregated from these
 stored values, so anyone can derive the same volume vectors from a slices file.
 """
 
@@ -41,7 +41,7 @@ class EmbeddedVolume:
 
 
 def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Model outputs (n, d) to unit float16 vectors (n, d) and their lengths (n,).
+    """Normalise model outputs (n, d) to unit float16 vectors (n, d); also return their lengths (n,).
 
     Raises VolumeError (embedding_failed) if an output is not finite or has no length.
     """
@@ -56,7 +56,7 @@ def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[
 
 
 def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.Table:
-    """All slice vectors of `volumes`, in their order; recipe: digest."""
+    """Make one table of the slice vectors of all volumes, in their order. recipe: digest."""
     schema = slices_schema(dim)
     counts = [len(volume.vectors) for volume in volumes]
     columns = [
@@ -72,7 +72,7 @@ def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.
 
 
 def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
-    """One vector a volume, in their order; raises VolumeError for one that has none (see `reducible`)."""
+    """Make a table of one vector per volume, in their order; raise VolumeError if one has none (see `reducible`)."""
     schema = volumes_schema(dim)
     vectors = np.empty((len(volumes), dim), np.float16)
     for row, volume in enumerate(volumes):
@@ -89,7 +89,7 @@ def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, di
 def reducible(
     volumes: Sequence[EmbeddedVolume], aggregations: Sequence[Aggregation]
 ) -> tuple[list[EmbeddedVolume], dict[str, VolumeError]]:
-    """The volumes that have a vector of each of these aggregations, and why the others (by id) have not."""
+    """Split volumes into those that have a vector for every aggregation, and the errors of the others by id."""
     sound, refused = [], {}
     for volume in volumes:
         try:
@@ -103,9 +103,9 @@ def reducible(
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as a Parquet file; the same table gives the same bytes.
+    """Encode the table as a Parquet file; the same table gives the same bytes.
 
-    Vectors are neither compressed nor dictionary-encoded: that saves next to nothing on them and costs reading time.
+    Vectors are neither compressed nor dictionary-encoded: this would save almost nothing and cost reading time.
     """
     buffer = pa.BufferOutputStream()
     plain = {name for name in table.schema.names if name == "vector"}
@@ -123,7 +123,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:
-    """The `vector` column as (rows, d) float16; raises CorruptError where it is something else."""
+    """Return the `vector` column as (rows, d) float16; raise CorruptError if it is something else."""
     kind = table.schema.field("vector").type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16() or table["vector"].null_count:
         raise CorruptError(f"a column of vectors is of {kind} with {table['vector'].null_count} nulls")

@@ -92,7 +92,7 @@ def _facts(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
 
 
 def _warnings(snapshot: Snapshot, found: Evaluation) -> list[str]:
-    random = [entry.recipe["model"]["name"] for entry in snapshot.manifest.recipes if entry.random_weights]
+    random = [entry.model for entry in snapshot.manifest.recipes if entry.random_weights]
     warnings = [f"{name}: random weights, for trying things out. Such figures say nothing." for name in random]
     warnings += found.warnings
     failures = found.query_set.failures

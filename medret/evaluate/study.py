@@ -26,6 +26,8 @@ from medret.html.render import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
+from medret.snapshot.files import SLICES, stored_files
+from medret.snapshot.liveness import LIVE_COLUMNS, live_rows, live_shards
 from medret.storage import Location, read_checked
 from medret.visible import csv_text
 
@@ -103,18 +105,17 @@ def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
     """Read the Parquet shards of a model's slice vectors."""
     store = Location(snapshot.uri)
     digest = snapshot.recipe(model).digest
-    files = read_files(store, snapshot.id, snapshot.manifest).to_pylist()
-    own = [file for file in files if file["kind"] == "slices" and file["recipe"] == digest]
-    if not own:
+    files = stored_files(read_files(store, snapshot.id, snapshot.manifest), [SLICES, CENTRE_KIND], recipe=digest)
+    shards = [file for file in files if file.kind == SLICES]
+    if not shards:
         raise UsageError(f"{snapshot.uri} has no slice vectors of this model: its Parquet files are not there to study")
     columns = ["volume_id", "relative", "vector"]
-    live = _live_volumes(store, snapshot, digest)
+    live = live_shards(read_ledger(store, snapshot.id, snapshot.manifest, LIVE_COLUMNS), digest)
     tables = []
-    for file in own:
-        data = read_checked(store, file["path"], file["sha256"], file["size_bytes"])
-        held = read_parquet(data, columns, name=file["path"]).replace_schema_metadata(None)
-        kept = [volume_id in live.get(file["shard"], ()) for volume_id in held["volume_id"].to_pylist()]
-        tables.append(held.filter(pa.array(kept, pa.bool_())))
+    for file in shards:
+        data = read_checked(store, file.path, file.sha256, file.size_bytes)
+        rows = read_parquet(data, columns, name=file.path).replace_schema_metadata(None)
+        tables.append(live_rows(rows, live[file.key].volumes if file.key in live else ()))
     table = pa.concat_tables(tables)
     ids = np.array(table["volume_id"].to_pylist(), object)
     order = np.argsort(ids, kind="stable")
@@ -124,19 +125,8 @@ def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
         read_vectors(table)[order].astype(np.float32),
         np.array(table["relative"].to_pylist(), np.float32)[order],
         np.append(firsts, len(order)),
-        any(file["kind"] == CENTRE_KIND and file["recipe"] == digest for file in files),
+        len(files) > len(shards),
     )
-
-
-def _live_volumes(store: Location, snapshot: Snapshot, recipe: str) -> dict[str, set[str]]:
-    """The volumes of each embedding shard of a recipe that the ledger points to: others were replaced or are gone."""
-    ledger = read_ledger(store, snapshot.id, snapshot.manifest, ["volume_id", "shards"])
-    live: dict[str, set[str]] = {}
-    for volume_id, shards in zip(ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist(), strict=True):
-        for digest, shard in shards or ():
-            if digest == recipe:
-                live.setdefault(shard, set()).add(volume_id)
-    return live
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ Once a run is stopping, its remaining rows pass through with the code STOPPED, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
 from medret.recipe import Recipe
-from medret.storage import WrittenFile
 
 SOURCE = pa.schema(
     [
@@ -54,25 +52,6 @@ SLICED = [
     pa.field("relative", pa.list_(pa.float32())),
     pa.field("positions_mm", pa.list_(pa.float32())),
 ]
-
-
-def file_row(
-    written: WrittenFile, kind: str, rows: int, recipe: str | None, aggregation: str | None, shard: str | None,
-    recall: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """A row of schemas.FILES."""
-    return {
-        "path": written.path,
-        "kind": kind,
-        "sha256": written.sha256,
-        "size_bytes": written.size_bytes,
-        "rows": rows,
-        "recipe": recipe,
-        "aggregation": aggregation,
-        "shard": shard,
-        "indexed_in": None,
-        "recall": recall,
-    }
 
 
 def ipc_bytes(table: pa.Table) -> bytes:

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
 from medret.index import CENTRE_KIND, IndexSettings, centre_of, fit_centre, refit_needed
-from medret.pipeline.batch_schema import file_row
-from medret.pipeline.layout import EmbeddingFile
 from medret.pipeline.shards import read_live
+from medret.snapshot.files import StoredFile, stored_files
+from medret.snapshot.liveness import LiveFile
 from medret.storage import Location, read_checked
 
 # A mean over so many embedding files, evenly spaced, is as good as one over all of a larger archive.
@@ -26,14 +25,14 @@ FILES_A_TASK = 8
 Key = tuple[str, str | None]  # recipe digest, aggregation (None: slice vectors)
 
 
-def centre_rows(
+def centre_files(
     store: Location,
-    members: Mapping[Key, Sequence[EmbeddingFile]],
+    members: Mapping[Key, Sequence[LiveFile]],
     volumes: int,
     previous: pa.Table,
     settings: IndexSettings,
-) -> list[dict[str, Any]]:
-    """Rows of schemas.FILES, one for the centre of each index; none when the settings want none.
+) -> list[StoredFile]:
+    """Keep or fit the centre of each index; no files when the settings want no centres.
 
     members: the files of each index. volumes: in the snapshot. previous: FILES of the snapshot before. `rows` of a
     centre counts the volumes that it was fitted on. An index of one shard is built anew anyway, and so is its centre:
@@ -41,14 +40,14 @@ def centre_rows(
     """
     if not settings.centred:
         return []
-    held = {_key(row): row for row in previous.filter(pc.equal(previous["kind"], CENTRE_KIND)).to_pylist()}
-    chosen: dict[Key, dict[str, Any]] = {}
+    kept = {(file.recipe, file.aggregation): file for file in stored_files(previous, [CENTRE_KIND])}
+    chosen: dict[Key, StoredFile] = {}
     sums: dict[Key, tuple[list[Any], int]] = {}
     task = ray.remote(num_cpus=1, max_retries=3)(_sum_of)
     for key, files in members.items():
         large = sum(file.live_rows for file in files) > settings.shard_rows
-        if large and key in held and not refit_needed(volumes, held[key]["rows"]):
-            chosen[key] = held[key]
+        if large and key in kept and not refit_needed(volumes, kept[key].rows):
+            chosen[key] = kept[key]
             continue
         every = np.unique(np.linspace(0, max(len(files) - 1, 0), min(len(files), FILES_MAX)).astype(int))
         picked = [files[place] for place in every.tolist()]
@@ -59,11 +58,7 @@ def centre_rows(
     return list(chosen.values())
 
 
-def _key(row: dict[str, Any]) -> Key:
-    return row["recipe"], row["aggregation"]
-
-
-def _sum_of(store: Location, files: Sequence[EmbeddingFile]) -> NDArray[np.float64]:
+def _sum_of(store: Location, files: Sequence[LiveFile]) -> NDArray[np.float64]:
     tables = (read_live(store, file, ["volume_id", "vector"]) for file in files)
     total: NDArray[np.float64] = sum(
         (read_vectors(table).sum(axis=0, dtype=np.float64) for table in tables if table.num_rows), start=np.zeros(())
@@ -71,13 +66,13 @@ def _sum_of(store: Location, files: Sequence[EmbeddingFile]) -> NDArray[np.float
     return total
 
 
-def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int) -> dict[str, Any]:
+def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int) -> StoredFile:
     data = io.BytesIO()
     np.save(data, centre, allow_pickle=False)
     written = store.write_content_addressed("indices/centres", CENTRE_KIND, ".npy", data.getvalue())
-    return file_row(written, CENTRE_KIND, volumes, *key, None)
+    return StoredFile.of(written, CENTRE_KIND, volumes, *key)
 
 
-def read_centre(store: Location, path: str, sha256: str) -> NDArray[np.float32]:
-    """The centre in a file that `centre_rows` names, checked."""
-    return centre_of(read_checked(store, path, sha256), store.uri_of(path))
+def read_centre(store: Location, file: StoredFile) -> NDArray[np.float32]:
+    """The centre in a file that `centre_files` names, checked."""
+    return centre_of(read_checked(store, file.path, file.sha256), store.uri_of(file.path))

@@ -16,7 +16,8 @@ from medret.pipeline.gates import VectorFacts, lowest_cosine
 from medret.pipeline.indices import Indices
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.shards import read_volumes
-from medret.snapshot.verify import searchable_rows
+from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, slices_files, stored_files
+from medret.snapshot.liveness import searchable_rows
 from medret.storage import Location, read_checked
 
 CANARIES = 3
@@ -41,15 +42,14 @@ def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Ta
 
     One that was replaced since it was listed proves nothing, and is left out.
     """
-    slices = files.filter(pc.equal(files["kind"], "slices")).to_pylist()
-    places = {(row["recipe"], row["shard"]): (row["path"], row["sha256"]) for row in slices}
+    slices = slices_files(files)
     steps = {step.item.volume_id: step for step in plan.steps}
     found: dict[str, float] = {}
     for row in canaries.to_pylist():
         volume_id, recipe = row["volume_id"], row["recipe"]
         if row["content_sha256"] != steps[volume_id].content_sha256:
             continue
-        stored = read_volumes(store, *places[recipe, steps[volume_id].shards[recipe]])
+        stored = read_volumes(store, slices[recipe, steps[volume_id].shards[recipe]])
         held = next(volume.vectors for volume in stored if volume.volume_id == volume_id)
         again = np.frombuffer(row["vectors"], np.float16).reshape(-1, held.shape[1])
         found[volume_id] = min(lowest_cosine(again, held), found.get(volume_id, 1.0))
@@ -58,12 +58,12 @@ def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Ta
 
 def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
     """What is in the volumes files among these (schemas.FILES): of each recipe, the first aggregation's."""
-    firsts: dict[tuple[str, str], tuple[str, str]] = {}
-    for row in files.filter(pc.equal(files["kind"], "volumes")).to_pylist():
-        firsts.setdefault((row["recipe"], row["shard"]), (row["path"], row["sha256"]))
-    paths = list(firsts.values())
+    firsts: dict[ShardKey, StoredFile] = {}
+    for file in stored_files(files, [VOLUMES]):
+        firsts.setdefault(file.key, file)
+    chosen = list(firsts.values())
     task = ray.remote(num_cpus=0.5)(_facts_of)
-    parts = [task.remote(store, paths[at : at + FILES_TOGETHER]) for at in range(0, len(paths), FILES_TOGETHER)]
+    parts = [task.remote(store, chosen[at : at + FILES_TOGETHER]) for at in range(0, len(chosen), FILES_TOGETHER)]
     return [facts for part in ray.get(parts) for facts in part]
 
 
@@ -73,7 +73,7 @@ def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[t
     slices = int(pc.sum(embedded["slices"]).as_py() or 0)
     return [
         (
-            searchable_rows(store, indices.files, indices.tombstones, entry) or 0,
+            searchable_rows(store, indices.files, indices.tombstones, entry.recipe, entry.aggregation) or 0,
             embedded.num_rows if entry.aggregation else slices,
         )
         for entry in indices.entries
@@ -85,13 +85,13 @@ def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
     return dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
 
 
-def _facts_of(store: Location, files: Sequence[tuple[str, str]]) -> list[VectorFacts]:
+def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
     found = []
-    for path, sha256 in files:
-        table = read_parquet(read_checked(store, path, sha256), ["volume_id", "vector"], name=path)
+    for file in files:
+        table = read_parquet(read_checked(store, file.path, file.sha256), ["volume_id", "vector"], name=file.path)
         vectors = read_vectors(table)
         lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-        recipe = path.rpartition("/")[0].encode()
+        recipe = file.folder.encode()
         keys = {
             volume_id: hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest()
             for volume_id, vector in zip(table["volume_id"].to_pylist(), vectors, strict=True)

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from medret.embeddings import read_vectors
-from medret.index import KINDS, ROWS_KIND, IndexSettings, IndexShard, build_shard, centred
-from medret.pipeline.batch_schema import file_row
-from medret.pipeline.centres import centre_rows, read_centre
-from medret.pipeline.layout import EmbeddingFile, LiveShards, findable, index_files, plan_index, tombstones
+from medret.index import IndexSettings, IndexShard, build_shard, centred
+from medret.pipeline.centres import centre_files, read_centre
+from medret.pipeline.layout import findable, plan_index, tombstones, with_indexed_in
 from medret.pipeline.shards import read_live
 from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import Recipe, digest_of
-from medret.schemas import FILES, ROWS
+from medret.schemas import ROWS
 from medret.snapshot import IndexEntry
-from medret.snapshot.manifest import mean_recall
+from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
+from medret.snapshot.liveness import LiveFile, LiveShards, live_files
 from medret.storage import Location
-
-INDEX_KINDS = (*KINDS, ROWS_KIND)
 
 
 @dataclass(frozen=True)
 class IndexJob:
     """One index shard to build: over the live rows of some embedding files of one recipe and aggregation.
 
-    aggregation: None for slice vectors. centre: path and sha256 of the index's centre, None where it has none.
+    aggregation: None for slice vectors. centre: the file of the index's centre, None where it has none.
     """
 
     recipe: Recipe
     aggregation: str | None
-    files: tuple[EmbeddingFile, ...]
-    centre: tuple[str, str] | None
+    files: tuple[LiveFile, ...]
+    centre: StoredFile | None
 
     def folder(self, settings: IndexSettings) -> str:
         """Folder below indices/, named after what the index is over and how it is built."""
@@ -60,11 +56,9 @@ class Indices:
     seconds: Mapping[str, float]
 
 
-def index_folder(
-    recipe: Recipe, aggregation: str | None, centre: tuple[str, str] | None, settings: IndexSettings
-) -> str:
+def index_folder(recipe: Recipe, aggregation: str | None, centre: StoredFile | None, settings: IndexSettings) -> str:
     """Folder below indices/ of an index: a digest of all that decides its files besides the vectors."""
-    over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre[1]}
+    over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre.sha256}
     return digest_of({**over, "settings": settings.digest_inputs()})
 
 
@@ -73,56 +67,50 @@ def make_indices(
     previous: BaseSnapshot, settings: IndexSettings, *, use_gpu: bool,
 ) -> Indices:  # fmt: skip
     """Bring every index up to date. files: the snapshot's embedding files. live: what its ledger points to."""
-    held, files = _shards_of(previous.files), findable(files, previous, live)
+    before, files = _shards_of(previous.files), findable(files, previous, live)
     jobs: list[IndexJob] = []
     kept: list[str] = []
-    indexed_in: dict[str, str] = {}
+    indexed_in: dict[str, str | None] = {}
     of_index = {
-        (recipe.digest, aggregation): index_files(files, live, recipe.digest, aggregation)
+        (recipe.digest, aggregation): live_files(files, live, recipe.digest, aggregation)
         for recipe in recipes
         for aggregation in (None, *aggregations)
     }
-    volumes = max((sum(file.live_rows for file in of_index[key]) for key in of_index if key[1]), default=0)
-    rows = centre_rows(store, of_index, volumes, previous.files, settings)
-    centres = {(row["recipe"], row["aggregation"]): (row["path"], row["sha256"]) for row in rows}
+    volumes = max((sum(member.live_rows for member in of_index[key]) for key in of_index if key[1]), default=0)
+    made = centre_files(store, of_index, volumes, previous.files, settings)
+    centres = {(file.recipe, file.aggregation): file for file in made}
     for recipe in recipes:
         for aggregation in (None, *aggregations):
             centre = centres.get((recipe.digest, aggregation))
-            usable = held.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
+            usable = before.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
             members = of_index[recipe.digest, aggregation]
-            plan = plan_index(members, {key: group[0]["rows"] for key, group in usable.items()}, settings)
+            plan = plan_index(members, {key: group[0].rows for key, group in usable.items()}, settings)
             kept += plan.kept
-            rows += [row for key in plan.kept for row in usable[key]]
-            indexed_in |= {file.path: file.indexed_in for file in members if file.indexed_in in plan.kept}
+            made += [file for key in plan.kept for file in usable[key]]
+            indexed_in |= {m.file.path: m.file.indexed_in for m in members if m.file.indexed_in in plan.kept}
             jobs += [IndexJob(recipe, aggregation, group, centre) for group in plan.built]
     shards, seconds = _build_all(store, jobs, settings, use_gpu=use_gpu)
     for job, shard in zip(jobs, shards, strict=True):
-        indexed_in |= dict.fromkeys((file.path for file in job.files), shard.shard)
+        indexed_in |= dict.fromkeys((member.file.path for member in job.files), shard.shard)
         for kind, written in shard.files:
-            recall = shard.recall.get(kind)
-            rows.append(file_row(written, kind, shard.rows, job.recipe.digest, job.aggregation, shard.shard, recall))
-    table, placed = pa.Table.from_pylist(rows, schema=FILES), with_index(files, indexed_in)
+            over = job.recipe.digest, job.aggregation, shard.shard
+            made.append(StoredFile.of(written, kind, shard.rows, *over, shard.recall.get(kind)))
+    placed = with_indexed_in(files, [indexed_in.get(path) for path in files["path"].to_pylist()])
     dead = tombstones(kept, previous, placed, live)
     entries = [
-        _entry(recipe, aggregation, table, index_files(placed, live, recipe.digest, aggregation))
+        _entry(recipe, aggregation, made, live_files(placed, live, recipe.digest, aggregation))
         for recipe in recipes
         for aggregation in (None, *aggregations)
     ]
-    return Indices(pa.concat_tables([placed, table]), dead, entries, len(shards), seconds)
+    return Indices(pa.concat_tables([placed, files_table(made)]), dead, entries, len(shards), seconds)
 
 
-def with_index(files: pa.Table, indexed_in: Mapping[str, str]) -> pa.Table:
-    """Embedding files with the index shards that hold their vectors. indexed_in: path -> key."""
-    held = pa.array([indexed_in.get(path) for path in files["path"].to_pylist()], pa.string())
-    return files.set_column(files.schema.get_field_index("indexed_in"), FILES.field("indexed_in"), held)
-
-
-def _shards_of(files: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Index folder -> shard -> its rows of a snapshot's FILES table."""
-    held: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in files.filter(pc.is_in(files["kind"], pa.array(INDEX_KINDS))).to_pylist():
-        held.setdefault(row["path"].rpartition("/")[0], {}).setdefault(row["shard"], []).append(row)
-    return held
+def _shards_of(files: pa.Table) -> dict[str, dict[str, list[StoredFile]]]:
+    """Index folder -> shard -> its files (files: schemas.FILES)."""
+    shards: dict[str, dict[str, list[StoredFile]]] = {}
+    for file in stored_files(files, INDEX_KINDS):
+        shards.setdefault(file.folder, {}).setdefault(file.shard or "", []).append(file)
+    return shards
 
 
 def _build_all(
@@ -142,7 +130,7 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     """`build_shard` puts rows in order, so a shard does not depend on which task finished first."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
     # Metadata differs from file to file only in what the caller already knows.
-    table = pa.concat_tables([read_live(store, file, columns).replace_schema_metadata(None) for file in job.files])
+    table = pa.concat_tables([read_live(store, member, columns).replace_schema_metadata(None) for member in job.files])
     if job.aggregation:
         empty = pa.nulls(table.num_rows)
         rows = pa.table([table["volume_id"], empty.cast(pa.string()), empty.cast(pa.int32())], schema=ROWS)
@@ -151,16 +139,18 @@ def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu:
     folder = f"indices/{job.folder(settings)}"
     vectors = read_vectors(table)
     if job.centre:
-        vectors = centred(vectors, read_centre(store, *job.centre)).astype(np.float16)
+        vectors = centred(vectors, read_centre(store, job.centre)).astype(np.float16)
     return build_shard(store, folder, vectors, rows, settings, use_gpu=use_gpu)
 
 
-def _entry(recipe: Recipe, aggregation: str | None, files: pa.Table, members: Sequence[EmbeddingFile]) -> IndexEntry:
+def _entry(
+    recipe: Recipe, aggregation: str | None, files: Sequence[StoredFile], members: Sequence[LiveFile]
+) -> IndexEntry:
     return IndexEntry(
         recipe=recipe.digest,
         aggregation=aggregation,
-        rows=sum(file.live_rows for file in members),
+        rows=sum(member.live_rows for member in members),
         dim=recipe.model.dim,
-        shards=len({file.indexed_in for file in members}),
-        recall=mean_recall(files, recipe.digest, aggregation),
+        shards=len({member.file.indexed_in for member in members}),
+        recall=mean_recall(f for f in files if (f.recipe, f.aggregation) == (recipe.digest, aggregation)),
     )

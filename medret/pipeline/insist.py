@@ -69,7 +69,7 @@ def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexReques
         return replace(request, models=(DEFAULT_MODEL,))
     weights = dict(request.weights)
     for entry in manifest.recipes:
-        name = str(entry.recipe["model"]["name"])
+        name = entry.model
         if name not in weights and entry.weights_uri is not None:
             if not entry.random_weights:
                 raise UsageError(
@@ -82,7 +82,7 @@ def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexReques
 
 def model_names(manifest: Manifest) -> tuple[str, ...]:
     """The names of a snapshot's models."""
-    return tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
+    return tuple(entry.model for entry in manifest.recipes)
 
 
 def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
@@ -99,11 +99,11 @@ def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
 
 def embedded_anew(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
     """Why models of the live snapshot would embed every volume again: which options of their recipes differ."""
-    before = {str(entry.recipe["model"]["name"]): entry for entry in manifest.recipes} if manifest else {}
+    before = {entry.model: entry for entry in manifest.recipes} if manifest else {}
     found = []
     for recipe in recipes:
         entry = before.get(recipe.model.name)
-        if entry is None or entry.recipe["digest"] == recipe.digest:
+        if entry is None or entry.digest == recipe.digest:
             continue
         for part in ("slices", "model"):
             now, was = recipe.to_json()[part], entry.recipe[part]

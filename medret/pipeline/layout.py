@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,34 +17,12 @@ import pyarrow.compute as pc
 from medret.index import IndexSettings, plan_shards
 from medret.pipeline.store_state import BaseSnapshot
 from medret.schemas import FILES, TOMBSTONES
+from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, StoredFile, files_table, stored_files
+from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards
 
 DEAD_SHARE = 0.2  # of a shard's rows; beyond it, the shard is made anew of its live rows
 SMALL_SHARE = 0.25  # of the intended size; smaller shards are merged
 SMALL_EMBEDDING_SHARDS = 8  # so many small ones may lie about before they are merged
-
-
-@dataclass
-class Live:
-    """The volumes of one embedding shard that the ledger points to. slices: their slice vectors."""
-
-    volumes: list[str] = field(default_factory=list)
-    slices: int = 0
-
-
-@dataclass(frozen=True)
-class EmbeddingFile:
-    """A slices or volumes file of the snapshot.
-
-    rows: in the file. live_rows: of volumes that are still there. only: their ids; None when no row is dead.
-    """
-
-    path: str
-    sha256: str
-    shard: str
-    rows: int
-    live_rows: int
-    indexed_in: str | None
-    only: frozenset[str] | None
 
 
 @dataclass(frozen=True)
@@ -53,110 +30,79 @@ class IndexPlan:
     """What one index consists of. kept: keys of index shards. built: the files of each shard to build."""
 
     kept: tuple[str, ...]
-    built: tuple[tuple[EmbeddingFile, ...], ...]
-
-
-LiveShards = Mapping[tuple[str, str], Live]  # (recipe digest, embedding shard) -> what lives in it
-
-
-def live_shards(ledger: pa.Table) -> dict[tuple[str, str], Live]:
-    """What the ledger (schemas.LEDGER) points to."""
-    found: dict[tuple[str, str], Live] = {}
-    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
-    columns = (embedded[name].to_pylist() for name in ("volume_id", "slices", "shards"))
-    for volume_id, slices, shards in zip(*columns, strict=True):
-        for key in shards:
-            live = found.setdefault(key, Live())
-            live.volumes.append(volume_id)
-            live.slices += slices
-    return found
+    built: tuple[tuple[LiveFile, ...], ...]
 
 
 def embedding_files(
     pool: pa.Table, live: LiveShards, aggregations: Sequence[str]
-) -> tuple[pa.Table, list[tuple[str, str, dict[str, Any], list[str]]]]:
-    """Of all files at hand (schemas.FILES, earlier rows first), those that the snapshot needs.
+) -> tuple[pa.Table, list[tuple[StoredFile, list[str]]]]:
+    """Choose the files that the snapshot needs, of all files at hand (schemas.FILES, earlier rows first).
 
-    Also what is lacking: (recipe, shard, row of the slices file, aggregations) of shards without some volume vectors.
+    Returns them, and the slices files of the shards that lack volume vectors, each with the missing aggregations.
     """
-    chosen: dict[tuple[str, str], dict[str | None, dict[str, Any]]] = {key: {} for key in live}
-    for row in pool.filter(pc.is_in(pool["kind"], pa.array(["slices", "volumes"]))).to_pylist():
-        of_shard = chosen.get((row["recipe"], row["shard"]))
-        if of_shard is not None and (row["kind"] == "slices" or row["aggregation"] in aggregations):
-            of_shard.setdefault(row["aggregation"], row)
+    chosen: dict[ShardKey, dict[str | None, StoredFile]] = {key: {} for key in live}
+    for file in stored_files(pool, EMBEDDING_KINDS):
+        of_shard = chosen.get(file.key)
+        if of_shard is not None and (file.kind == SLICES or file.aggregation in aggregations):
+            of_shard.setdefault(file.aggregation, file)
     lacking = []
-    for (recipe, shard), found in chosen.items():
-        missing = [name for name in aggregations if name not in found]
+    for of_shard in chosen.values():
+        missing = [name for name in aggregations if name not in of_shard]
         if missing:
-            lacking.append((recipe, shard, found[None], missing))
-    rows = [row for found in chosen.values() for row in found.values()]
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["path"])), schema=FILES), lacking
+            lacking.append((of_shard[None], missing))
+    files = [file for of_shard in chosen.values() for file in of_shard.values()]
+    return files_table(sorted(files, key=lambda file: file.path)), lacking
 
 
-def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: int) -> list[list[tuple[str, str, str]]]:
-    """Embedding shards of a recipe to be written anew, together: groups of (path, sha256, shard) of slices files.
+def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: int) -> list[list[StoredFile]]:
+    """Groups of slices files of a recipe whose live volumes are to be written together, as one new shard.
 
-    Shards with too many dead rows, and small ones when there are many. At most `shard_volumes` live volumes a group.
+    These are shards with too many dead rows, and small ones when there are many. A group has at most `shard_volumes`
+    live volumes.
     """
-    chosen: list[tuple[int, tuple[str, str, str]]] = []
-    small: list[tuple[int, tuple[str, str, str]]] = []
-    of_recipe = files.filter(pc.and_(pc.equal(files["recipe"], recipe), pc.equal(files["kind"], "slices")))
-    for row in of_recipe.sort_by("path").to_pylist():
-        held = live[recipe, row["shard"]]
-        entry = (len(held.volumes), (row["path"], row["sha256"], row["shard"]))
-        if _dead_share(row["rows"], held.slices) > DEAD_SHARE:
-            chosen.append(entry)
-        elif len(held.volumes) < SMALL_SHARE * shard_volumes:
-            small.append(entry)
+    chosen: list[StoredFile] = []
+    small: list[StoredFile] = []
+    for file in sorted(stored_files(files, [SLICES], recipe=recipe), key=lambda file: file.path):
+        shard = live[file.key]
+        if _dead_share(file.rows, shard.slices) > DEAD_SHARE:
+            chosen.append(file)
+        elif len(shard.volumes) < SMALL_SHARE * shard_volumes:
+            small.append(file)
     if len(small) >= SMALL_EMBEDDING_SHARDS:
         chosen += small
-    groups: list[list[tuple[str, str, str]]] = []
+    groups: list[list[StoredFile]] = []
     room = 0
-    for volumes, source in chosen:
+    for file in chosen:
+        volumes = len(live[file.key].volumes)
         if not groups or volumes > room:
             groups.append([])
             room = shard_volumes
-        groups[-1].append(source)
+        groups[-1].append(file)
         room -= volumes
     return groups
 
 
-def index_files(files: pa.Table, live: LiveShards, recipe: str, aggregation: str | None) -> list[EmbeddingFile]:
-    """The files of one index, in the order of their shards' keys."""
-    found = []
-    for row in files.filter(pc.equal(files["recipe"], recipe)).to_pylist():
-        if row["aggregation"] != aggregation:
-            continue
-        held = live[recipe, row["shard"]]
-        alive = held.slices if aggregation is None else len(held.volumes)
-        only = None if alive == row["rows"] else frozenset(held.volumes)
-        found.append(
-            EmbeddingFile(row["path"], row["sha256"], row["shard"], row["rows"], alive, row["indexed_in"], only)
-        )
-    return sorted(found, key=lambda file: file.shard)
-
-
-def plan_index(files: Sequence[EmbeddingFile], shards: Mapping[str, int], settings: IndexSettings) -> IndexPlan:
+def plan_index(files: Sequence[LiveFile], shards: Mapping[str, int], settings: IndexSettings) -> IndexPlan:
     """Which index shards are kept and which are built.
 
     shards: key -> rows, of the shards that were built with these very settings. What fits one shard becomes one shard
     without dead rows, so that a small archive's index does not depend on how it came about.
     """
     live: dict[str, int] = dict.fromkeys(shards, 0)
-    for file in files:
-        if file.indexed_in in live:
-            live[file.indexed_in] += file.live_rows
-    if sum(file.live_rows for file in files) <= settings.shard_rows:
+    for member in files:
+        if member.file.indexed_in in live:
+            live[member.file.indexed_in] += member.live_rows
+    if sum(member.live_rows for member in files) <= settings.shard_rows:
         whole = [key for key, rows in shards.items() if live[key] == rows]
-        if len(whole) == 1 and all(file.indexed_in == whole[0] for file in files):
+        if len(whole) == 1 and all(member.file.indexed_in == whole[0] for member in files):
             return IndexPlan((whole[0],), ())
         return IndexPlan((), (tuple(files),) if files else ())
     kept = {key for key, rows in shards.items() if live[key] and _dead_share(rows, live[key]) <= DEAD_SHARE}
     small = {key for key in kept if live[key] < SMALL_SHARE * settings.shard_rows}
-    if len(small) > 1 or any(file.indexed_in not in kept for file in files):
+    if len(small) > 1 or any(member.file.indexed_in not in kept for member in files):
         kept -= small
-    loose = {file.path: file for file in files if file.indexed_in not in kept}
-    groups = plan_shards([(path, file.live_rows) for path, file in loose.items()], settings.shard_rows)
+    loose = {member.file.path: member for member in files if member.file.indexed_in not in kept}
+    groups = plan_shards([(path, member.live_rows) for path, member in loose.items()], settings.shard_rows)
     return IndexPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
@@ -166,17 +112,21 @@ def findable(files: pa.Table, before: BaseSnapshot, live: LiveShards) -> pa.Tabl
     That happens where vectors live again that were dead when the shard was built, or that lie under a tombstone.
     """
     shown = live_shards(before.ledger)
-    hidden: dict[str, set[str]] = {}
-    for row in before.tombstones.to_pylist():
-        hidden.setdefault(row["shard"], set()).add(row["volume_id"])
-    held = []
-    for row in files.select(["recipe", "shard", "indexed_in"]).to_pylist():
-        key, index = (row["recipe"], row["shard"]), row["indexed_in"]
-        if index and key in live:
-            found = set(shown[key].volumes if key in shown else ()) - hidden.get(index, set())
-            index = index if found.issuperset(live[key].volumes) else None
-        held.append(index)
-    return files.set_column(FILES.get_field_index("indexed_in"), FILES.field("indexed_in"), pa.array(held, pa.string()))
+    dead = dead_volumes(before.tombstones)
+    indexed_in = []
+    for file in stored_files(files):
+        index = file.indexed_in
+        if index and file.key in live:
+            found = set(shown[file.key].volumes if file.key in shown else ()) - dead.get(index, set())
+            index = index if found.issuperset(live[file.key].volumes) else None
+        indexed_in.append(index)
+    return with_indexed_in(files, indexed_in)
+
+
+def with_indexed_in(files: pa.Table, indexed_in: Sequence[str | None]) -> pa.Table:
+    """The files (schemas.FILES), each with the index shard that holds its vectors."""
+    name = "indexed_in"
+    return files.set_column(FILES.get_field_index(name), FILES.field(name), pa.array(indexed_in, pa.string()))
 
 
 def tombstones(kept: Iterable[str], before: BaseSnapshot, files: pa.Table, live: LiveShards) -> pa.Table:
@@ -187,7 +137,8 @@ def tombstones(kept: Iterable[str], before: BaseSnapshot, files: pa.Table, live:
     keys = set(kept)
     held, holding = _indexed(before.files, keys), _indexed(files, keys)
     alive = {key: frozenset(live[key].volumes) for key in holding}
-    dead = {(row["shard"], row["volume_id"]) for row in before.tombstones.to_pylist() if row["shard"] in keys}
+    dead = {(index, volume_id) for index, ids in dead_volumes(before.tombstones).items() for volume_id in ids}
+    dead = {row for row in dead if row[0] in keys}
     if held:
         columns = (before.ledger[name].to_pylist() for name in ("volume_id", "shards"))
         for volume_id, shards in zip(*columns, strict=True):
@@ -200,11 +151,11 @@ def tombstones(kept: Iterable[str], before: BaseSnapshot, files: pa.Table, live:
     return pa.Table.from_pylist(rows, schema=TOMBSTONES)
 
 
-def _indexed(files: pa.Table, keys: AbstractSet[str]) -> dict[tuple[str, str], frozenset[str]]:
+def _indexed(files: pa.Table, keys: AbstractSet[str]) -> dict[ShardKey, frozenset[str]]:
     """(recipe digest, embedding shard) -> those of these index shards that hold its vectors."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for row in files.filter(pc.is_in(files["indexed_in"], pa.array(sorted(keys), pa.string()))).to_pylist():
-        found.setdefault((row["recipe"], row["shard"]), set()).add(row["indexed_in"])
+    found: dict[ShardKey, set[str]] = {}
+    for file in stored_files(files.filter(pc.is_in(files["indexed_in"], pa.array(sorted(keys), pa.string())))):
+        found.setdefault(file.key, set()).add(file.indexed_in or "")
     return {key: frozenset(indices) for key, indices in found.items()}
 
 

@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from medret.archive import Labels, Listing
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.batch_schema import SOURCE, file_row
+from medret.pipeline.batch_schema import SOURCE
 from medret.pipeline.plan import TRANSIENT_CODES, Plan, Step, Target, fallback
 from medret.pipeline.store_state import StoreState
-from medret.schemas import FILES, LABELS, LEDGER, QUARANTINE, in_order, in_parts, taken
+from medret.schemas import LABELS, LEDGER, QUARANTINE, in_order, in_parts, taken
 from medret.snapshot import Counts
+from medret.snapshot.files import StoredFile, files_table
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
 
@@ -210,7 +211,7 @@ def stale(ledger: pa.Table) -> pa.Table:
 def quarantine_file(store: Location, run: str, refused: pa.Table) -> pa.Table:
     """Write the quarantine table; its row of schemas.FILES."""
     written = write_quarantine(store, run, refused)
-    return pa.Table.from_pylist([file_row(written, "quarantine", refused.num_rows, None, None, None)], schema=FILES)
+    return files_table([StoredFile.of(written, "quarantine", refused.num_rows)])
 
 
 def codes(ledger: pa.Table) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from medret.embeddings import Aggregation
 from medret.pipeline import ledger as ledgers
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import Capacity, PoolPlan, plan_pools
 from medret.pipeline.gate_inputs import choose_canaries
-from medret.pipeline.layout import LiveShards, compactions, embedding_files, live_shards
+from medret.pipeline.layout import compactions, embedding_files
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
@@ -22,9 +21,9 @@ from medret.pipeline.store_state import StoreState
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
+from medret.snapshot.files import StoredFile, slices_files
+from medret.snapshot.liveness import LiveShards, live_shards
 from medret.storage import Location
-
-Slices = Mapping[tuple[str, str], tuple[str, str]]  # (recipe, shard) -> path and sha256 of its slices file
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,6 @@ def needs_models(plan: Plan) -> bool:
     return any(step.action == "embed" or step.cause == "resumed" for step in plan.steps)
 
 
-def slices_files(files: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:
-    """Where the slice vectors of each embedding shard lie."""
-    rows = files.filter(pc.equal(files["kind"], "slices")).to_pylist()
-    return {(row["recipe"], row["shard"]): (row["path"], row["sha256"]) for row in reversed(rows)}
-
-
 def copy_vectors(
     store: Location, plan: Plan, known: StoreState, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int,
@@ -115,7 +108,7 @@ def copy_vectors(
             by_shard: dict[str, list[tuple[str, str]]] = {}
             for shard, old, new in copies[at : at + shard_volumes]:
                 by_shard.setdefault(shard, []).append((old, new))
-            sources = (Source(*slices[recipe.digest, shard], tuple(pairs)) for shard, pairs in by_shard.items())
+            sources = (Source(slices[recipe.digest, shard], tuple(pairs)) for shard, pairs in by_shard.items())
             jobs.append(Rewrite(recipe, tuple(sources)))
     return rewrite_all(store, jobs, aggregations)
 
@@ -132,7 +125,7 @@ def lay_out(
     live = live_shards(ledger)
     files, _ = embedding_files(pool, live, names)
     jobs = [
-        Rewrite(recipe, tuple(_whole(live, recipe.digest, source) for source in group))
+        Rewrite(recipe, tuple(_whole(live, file) for file in group))
         for recipe in recipes
         for group in compactions(files, live, recipe.digest, shard_volumes)
     ]
@@ -146,19 +139,22 @@ def lay_out(
         derived, refusals = derive_all(
             store,
             [
-                Derive(by_digest[recipe], shard, row["path"], row["sha256"], tuple(by_name[name] for name in missing))
-                for recipe, shard, row, missing in lacking
+                Derive(by_digest[file.key[0]], file, tuple(by_name[name] for name in missing))
+                for file, missing in lacking
             ],
         )
         pairs = zip(lacking, refusals, strict=True)
-        own = [(set(live[recipe, shard].volumes), found) for (recipe, shard, _, _), found in pairs]
-        refused = {volume_id: why for alive, found in own for volume_id, why in found.items() if volume_id in alive}
+        refused = {
+            volume_id: error
+            for (file, _), refusal in pairs
+            for volume_id, error in refusal.items()
+            if volume_id in live[file.key].volumes
+        }
         ledger = ledgers.refuse(ledger, refused, ruleset_digest)
         live = live_shards(ledger)
         files, _ = embedding_files(pa.concat_tables([pool, derived]), live, names)
     return Layout(ledger, files, live)
 
 
-def _whole(live: LiveShards, digest: str, source: tuple[str, str, str]) -> Source:
-    path, sha256, shard = source
-    return Source(path, sha256, tuple((volume_id, volume_id) for volume_id in live[digest, shard].volumes))
+def _whole(live: LiveShards, file: StoredFile) -> Source:
+    return Source(file, tuple((volume_id, volume_id) for volume_id in live[file.key].volumes))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec.structs import replace
 
 from medret.errors import MedretError
 from medret.pipeline.plan import Plan
 from medret.pipeline.store_state import StoreState
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Manifest, read_files, read_ledger, read_manifest, snapshot_ids
+from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.storage import Location
 
 
@@ -50,13 +51,13 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
     for one in others:
         try:
             manifest = read_manifest(store, one)
-            if not any(entry.recipe["digest"] in recipes for entry in manifest.recipes):
+            if not any(entry.digest in recipes for entry in manifest.recipes):
                 continue
-            held = [row for row in _embedding_files(store, one, manifest, recipes) if row["path"] in present]
-            shards = {(row["recipe"], row["shard"]) for row in held if row["kind"] == "slices"}
+            readable = [file for file in _embedding_files(store, one, manifest, recipes) if file.path in present]
+            shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
             for table in manifest.tables_of("ledger"):  # one at a time: they may be large
-                piece = read_ledger(store, one, replace(manifest, tables=[table])).cast(LEDGER)
+                piece = read_ledger(store, one, msgspec.structs.replace(manifest, tables=[table])).cast(LEDGER)
                 fits = pc.is_in(piece["size_bytes"], pa.array(sorted(sizes), pa.int64()))
                 of_use = pc.and_(pc.equal(piece["status"], "embedded"), fits)
                 rows += [row for row in piece.filter(of_use).to_pylist() if _trimmed(row, shards, seen)["shards"]]
@@ -66,19 +67,17 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
         pairs = {(row["content_sha256"], recipe) for row in rows for recipe, _ in row["shards"]}
         used = {key for row in rows for key in row["shards"]}
         ledgers.append(pa.Table.from_pylist(rows, schema=LEDGER))
-        files.append(pa.Table.from_pylist([row for row in held if (row["recipe"], row["shard"]) in used], schema=FILES))
+        files.append(files_table(file for file in readable if file.key in used))
         seen |= pairs
     return Older(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(unread))
 
 
 def _embedding_files(
     store: Location, snapshot_id: str, manifest: Manifest, recipes: Collection[str]
-) -> list[dict[str, Any]]:
-    """Rows of schemas.FILES of these recipes; what indices hold them is of no use to another snapshot."""
+) -> list[StoredFile]:
+    """The embedding files of these recipes; what indices hold them is of no use to another snapshot."""
     files = read_files(store, snapshot_id, manifest).cast(FILES)
-    kinds = pc.is_in(files["kind"], pa.array(["slices", "volumes"]))
-    of_recipe = pc.is_in(files["recipe"], pa.array(sorted(recipes), pa.string()))
-    return [{**row, "indexed_in": None} for row in files.filter(pc.and_(kinds, of_recipe)).to_pylist()]
+    return [replace(file, indexed_in=None) for file in stored_files(files, EMBEDDING_KINDS) if file.recipe in recipes]
 
 
 def _trimmed(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +16,10 @@ from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, reducib
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import VolumeError
-from medret.pipeline.batch_schema import file_row
-from medret.pipeline.layout import EmbeddingFile
 from medret.recipe import Recipe
 from medret.schemas import FILES
+from medret.snapshot.files import SLICES, VOLUMES, StoredFile, files_table
+from medret.snapshot.liveness import LiveFile, live_rows
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 Refused = Mapping[str, VolumeError]  # volume_id -> why it has no vector of some aggregation
@@ -30,8 +29,7 @@ Refused = Mapping[str, VolumeError]  # volume_id -> why it has no vector of some
 class Source:
     """Volumes of one slices file that go into a new shard. names: (id in the file, id in the new shard)."""
 
-    path: str
-    sha256: str
+    file: StoredFile
     names: tuple[tuple[str, str], ...]
 
 
@@ -48,9 +46,7 @@ class Derive:
     """Volume vectors of some aggregations, to stand beside a slices file."""
 
     recipe: Recipe
-    shard: str
-    path: str
-    sha256: str
+    file: StoredFile
     aggregations: tuple[Aggregation, ...]
 
 
@@ -63,22 +59,22 @@ def write_shard(
 
     The key is made of what was written, so equal content has the equal key.
     """
-    rows: list[dict[str, Any]] = []
+    files: list[StoredFile] = []
     for recipe, volumes in embedded.items():
         dim, digest = recipe.model.dim, recipe.digest
-        tables: list[tuple[str, str | None, pa.Table]] = [("slices", None, slice_table(volumes, dim, digest))]
-        tables += [("volumes", a.name, volume_table(volumes, a, dim, digest)) for a in aggregations]
+        tables: list[tuple[str, str | None, pa.Table]] = [(SLICES, None, slice_table(volumes, dim, digest))]
+        tables += [(VOLUMES, a.name, volume_table(volumes, a, dim, digest)) for a in aggregations]
         for kind, aggregation, content in tables:
             written = store.write_content_addressed(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
-            rows.append(file_row(written, kind, content.num_rows, digest, aggregation, None))
-    content_of = [(row["recipe"], row["sha256"]) for row in rows if row["kind"] == "slices"]
+            files.append(StoredFile.of(written, kind, content.num_rows, digest, aggregation))
+    content_of = [(file.recipe, file.sha256) for file in files if file.kind == SLICES]
     shard = hashlib.sha256(json.dumps(content_of).encode()).hexdigest()[:NAME_DIGITS]
-    return shard, pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=FILES)
+    return shard, files_table(replace(file, shard=shard) for file in files)
 
 
-def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume]:
+def read_volumes(store: Location, file: StoredFile) -> list[EmbeddedVolume]:
     """The volumes of a slices file, in its order."""
-    table = read_parquet(read_checked(store, path, sha256), name=path)
+    table = read_parquet(read_checked(store, file.path, file.sha256), name=file.path)
     ids = np.array(table["volume_id"].to_pylist(), dtype=object)
     starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
     vectors = read_vectors(table)
@@ -93,13 +89,11 @@ def read_volumes(store: Location, path: str, sha256: str) -> list[EmbeddedVolume
     ]  # fmt: skip
 
 
-def read_live(store: Location, file: EmbeddingFile, columns: list[str]) -> pa.Table:
+def read_live(store: Location, member: LiveFile, columns: list[str]) -> pa.Table:
     """Some columns, volume_id among them, of the rows of a file that are part of the snapshot."""
+    file = member.file
     table = read_parquet(read_checked(store, file.path, file.sha256), columns, name=file.path)
-    if file.only is None:
-        return table
-    alive = np.fromiter((volume_id in file.only for volume_id in table["volume_id"].to_pylist()), bool, table.num_rows)
-    return table.take(pa.array(np.flatnonzero(alive)))
+    return table if member.only is None else live_rows(table, member.only)
 
 
 def rewrite_all(
@@ -132,24 +126,18 @@ def derive_all(store: Location, jobs: Sequence[Derive]) -> tuple[pa.Table, list[
 def _rewrite(store: Location, job: Rewrite, aggregations: Sequence[Aggregation]) -> tuple[str, pa.Table, Refused]:
     volumes = []
     for source in job.sources:
-        held = {volume.volume_id: volume for volume in read_volumes(store, source.path, source.sha256)}
-        volumes += [_renamed(held[old], new) for old, new in source.names]
+        by_id = {volume.volume_id: volume for volume in read_volumes(store, source.file)}
+        volumes += [replace(by_id[old], volume_id=new) for old, new in source.names]
     volumes.sort(key=lambda volume: volume.volume_id.encode())
     sound, refused = reducible(volumes, aggregations)
     return *write_shard(store, {job.recipe: sound}, aggregations), refused
 
 
-def _renamed(volume: EmbeddedVolume, volume_id: str) -> EmbeddedVolume:
-    return EmbeddedVolume(
-        volume_id, volume.planes, volume.positions, volume.relative, volume.positions_mm, volume.vectors, volume.norms
-    )
-
-
 def _derive(store: Location, job: Derive) -> tuple[pa.Table, Refused]:
-    volumes, refused = reducible(read_volumes(store, job.path, job.sha256), job.aggregations)
-    digest, rows = job.recipe.digest, []
+    volumes, refused = reducible(read_volumes(store, job.file), job.aggregations)
+    digest, files = job.recipe.digest, []
     for aggregation in job.aggregations:
         table = volume_table(volumes, aggregation, job.recipe.model.dim, digest)
-        written = store.write_content_addressed(f"embeddings/{digest}", "volumes", ".parquet", parquet_bytes(table))
-        rows.append(file_row(written, "volumes", table.num_rows, digest, aggregation.name, job.shard))
-    return pa.Table.from_pylist(rows, schema=FILES), refused
+        written = store.write_content_addressed(f"embeddings/{digest}", VOLUMES, ".parquet", parquet_bytes(table))
+        files.append(StoredFile.of(written, VOLUMES, table.num_rows, digest, aggregation.name, job.file.shard))
+    return files_table(files), refused

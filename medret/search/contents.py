@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from medret.embeddings import parse_aggregation
 from medret.embeddings.parquet import as_corrupt, judged, open_parquet, read_parquet
 from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError, UsageError
-from medret.index import CENTRE_KIND, KINDS, ROWS_KIND, IndexSettings, centre_of
-from medret.index.columns import int32_view
+from medret.index import CENTRE_KIND, IndexSettings, centre_of
 from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
 from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
@@ -30,7 +29,9 @@ from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weigh
 from medret.search.places import Refused, place_of
 from medret.search.query import QueryVectors, SlicePositions
 from medret.snapshot import Manifest, RecipeEntry
+from medret.snapshot.files import StoredFile, read_index_files
 from medret.snapshot.listed import check_files
+from medret.snapshot.liveness import dead_volumes
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.storage import Location
 
@@ -51,7 +52,7 @@ class Member:
     @property
     def model(self) -> str:
         """The model's name."""
-        return str(self.entry.recipe["model"]["name"])
+        return self.entry.model
 
 
 class Contents:
@@ -63,11 +64,11 @@ class Contents:
         self._store = store
         self.id = snapshot_id
         self.manifest = manifest
-        self.models = tuple(str(entry.recipe["model"]["name"]) for entry in manifest.recipes)
+        self.models = tuple(entry.model for entry in manifest.recipes)
         self.aggregations = tuple(manifest.aggregations)
         self._local = LocalFiles(store)
         self.settings = IndexSettings.from_json(manifest.index_settings)
-        self._index_files = [row for path in self._tables("files") for row in index_file_rows(path)]
+        self._index_files = [file for path in self._tables("files") for file in read_index_files(path)]
         self._indices: dict[tuple[str, str | None], ShardedIndex] = {}
         self._kept_by_text = lru_cache(FILTERS_KEPT)(self._kept)
 
@@ -97,15 +98,15 @@ class Contents:
         return read_label_table(self._tables("ledger"))
 
     @cached_property
-    def _dead(self) -> dict[str, frozenset[str]]:
-        """Index shard -> volumes whose rows there are not part of the snapshot."""
+    def _dead(self) -> dict[str, set[str]]:
+        """Index shard -> the volumes whose rows in it are dead."""
         dead: dict[str, set[str]] = {}
         for path in self._tables("tombstones"):
             file = open_parquet(path, str(path), TOMBSTONES)
             with as_corrupt(str(path)):
-                for row in judged(file.read(), path.stat().st_size).to_pylist():
-                    dead.setdefault(row["shard"], set()).add(row["volume_id"])
-        return {key: frozenset(volume_ids) for key, volume_ids in dead.items()}
+                for key, volume_ids in dead_volumes(judged(file.read(), path.stat().st_size)).items():
+                    dead.setdefault(key, set()).update(volume_ids)
+        return dead
 
     def _tables(self, kind: TableKind) -> list[Path]:
         folder = snapshot_folder(self.id)
@@ -225,7 +226,7 @@ class Contents:
         import pyarrow.compute as pc
 
         assert slices.slice_indices is not None
-        digest = str(entry.recipe["digest"])
+        digest = entry.digest
         for path in self._tables("files"):
             listed = read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)).to_pylist()
             key = ("slices", digest, row.shards.get(digest, ""))
@@ -252,18 +253,17 @@ class Contents:
 
     def index(self, entry: RecipeEntry, aggregation: str | None) -> ShardedIndex:
         """The index over the volume vectors of an aggregation or, for None, over the slice vectors."""
-        key = (str(entry.recipe["digest"]), aggregation)
+        key = (entry.digest, aggregation)
         if key not in self._indices:
-            listed = [row for row in self._index_files if (row["recipe"], row["aggregation"]) == key]
-            dim = int(entry.recipe["model"]["dim"])
-            centre = next((self._centre(row, dim) for row in listed if row["kind"] == CENTRE_KIND), None)
-            shards = group_shards([row for row in listed if row["kind"] != CENTRE_KIND], self._dead)
+            files, dim = [file for file in self._index_files if (file.recipe, file.aggregation) == key], entry.dim
+            centre = next((self._centre(file, dim) for file in files if file.kind == CENTRE_KIND), None)
+            shards = group_shards([file for file in files if file.kind != CENTRE_KIND], self._dead)
             self._indices[key] = ShardedIndex(shards, dim, self.settings, self._local, centre)
         return self._indices[key]
 
     def stored(self, entry: RecipeEntry, aggregation: str | None, rows: Iterable[LedgerRow]) -> list[StoredRows | None]:
         """Where the vectors of volumes lie in an index; None for volumes without vectors there."""
-        digest, index, indexed_in = str(entry.recipe["digest"]), self.index(entry, aggregation), self._indexed_in
+        digest, index, indexed_in = entry.digest, self.index(entry, aggregation), self._indexed_in
         keys = ((row.volume_id, (digest, aggregation, row.shards.get(digest, ""))) for row in rows)
         return [index.stored(volume_id, indexed_in.get(key)) for volume_id, key in keys]
 
@@ -283,35 +283,22 @@ class Contents:
             }
         return indexed_in
 
-    def _centre(self, row: dict[str, Any], dim: int) -> NDArray[np.float32]:
-        path = self._local.path(row["path"], row["sha256"])
+    def _centre(self, file: StoredFile, dim: int) -> NDArray[np.float32]:
+        path = self._local.path(file.path, file.sha256)
         return centre_of(path.read_bytes(), str(path), dim)
 
 
-def index_file_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a FILES table that are index files. Embedding files, the many, are not needed to search."""
-    file = open_parquet(path, str(path), FILES)
-    size_bytes = path.stat().st_size
-    listed: list[dict[str, Any]] = []
-    with as_corrupt(str(path)):
-        for group in range(file.num_row_groups):
-            kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
-            names = kinds.dictionary.to_pylist()
-            codes = [code for code, kind in enumerate(names) if kind in (*KINDS, ROWS_KIND, CENTRE_KIND)]
-            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), codes)).tolist()
-            if rows:  # the table is in the order of paths, so they are neighbours
-                table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0])
-                records = judged(table, size_bytes).to_pylist()
-                listed += [records[row - rows[0]] for row in rows]
-        check_files(listed)
-    return listed
-
-
-def group_shards(rows: list[dict[str, Any]], dead: Mapping[str, frozenset[str]]) -> list[ShardFiles]:
-    """Rows of the FILES table to shards, in the order of their keys. dead: volumes under tombstones, by key."""
-    files: dict[str, dict[str, tuple[str, str]]] = {}
-    counts: dict[str, int] = {}
-    for row in rows:
-        files.setdefault(row["shard"], {})[row["kind"]] = (row["path"], row["sha256"])
-        counts[row["shard"]] = row["rows"]
-    return [ShardFiles(key, counts[key], files[key], dead.get(key, frozenset())) for key in sorted(files)]
+def group_shards(files: Iterable[StoredFile], dead: Mapping[str, AbstractSet[str]]) -> list[ShardFiles]:
+    """Index files to shards, in the order of their keys. dead: volumes under tombstones, by key."""
+    shards: dict[str, dict[str, StoredFile]] = {}
+    for file in files:
+        shards.setdefault(file.shard or "", {})[file.kind] = file
+    return [
+        ShardFiles(
+            key,
+            next(iter(members.values())).rows,
+            {kind: (file.path, file.sha256) for kind, file in members.items()},
+            frozenset(dead.get(key, ())),
+        )
+        for key, members in sorted(shards.items())
+    ]

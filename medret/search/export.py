@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from medret.embeddings.shards import read_vectors
 from medret.errors import StorageError, UsageError
 from medret.search.snapshot import Snapshot
 from medret.snapshot import read_files, read_ledger
+from medret.snapshot.files import EMBEDDING_KINDS, stored_files
+from medret.snapshot.liveness import LIVE_COLUMNS, live_rows, live_shards
 from medret.storage import Location, read_checked
 
 SLICE_KEYS = ("plane", "position", "relative", "position_mm")  # of slice vectors
@@ -41,7 +43,7 @@ def export_rows(
     written, temporary = 0, out.with_name(f".{out.name}.tmp")
     try:
         writer: pq.ParquetWriter | None = None
-        for table in _live_tables(snapshot, entry.digest, named, rows_of):
+        for table in _live_tables(snapshot, entry.digest, named):
             numbers = [rows_of[volume_id] for volume_id in table["volume_id"].to_pylist()]
             labels_of_rows = labels.select(kept).take(pa.array(numbers, pa.int64()))
             vectors = pa.FixedSizeListArray.from_arrays(
@@ -63,21 +65,17 @@ def export_rows(
     return written
 
 
-def _live_tables(
-    snapshot: Snapshot, digest: str, aggregation: str | None, embedded: Mapping[str, int]
-) -> Iterator[pa.Table]:
+def _live_tables(snapshot: Snapshot, digest: str, aggregation: str | None) -> Iterator[pa.Table]:
     """The rows of each embedding file that the ledger points to."""
     store = Location(snapshot.uri)
-    ledger = read_ledger(store, snapshot.id, snapshot.manifest, ["volume_id", "shards"])
-    ids, held = ledger["volume_id"].to_pylist(), ledger["shards"].to_pylist()
-    shard_of = {one: dict(shards or ()).get(digest) for one, shards in zip(ids, held, strict=True) if one in embedded}
+    live = live_shards(read_ledger(store, snapshot.id, snapshot.manifest, LIVE_COLUMNS), digest)
     columns = ["volume_id", *(SLICE_KEYS if aggregation is None else ()), "vector"]
-    for file in read_files(store, snapshot.id, snapshot.manifest).to_pylist():
-        kind = "slices" if aggregation is None else "volumes"
-        if (file["kind"], file["recipe"], file["aggregation"]) != (kind, digest, aggregation):
+    files = read_files(store, snapshot.id, snapshot.manifest)
+    for file in stored_files(files, EMBEDDING_KINDS, recipe=digest, aggregation=aggregation):
+        if file.key not in live:
             continue
-        data = read_checked(store, file["path"], file["sha256"], file["size_bytes"])
-        table = read_parquet(data, columns, name=file["path"]).replace_schema_metadata(None)
-        alive = [shard_of.get(one) == file["shard"] for one in table["volume_id"].to_pylist()]
-        if any(alive):
-            yield table.filter(pa.array(alive))
+        data = read_checked(store, file.path, file.sha256, file.size_bytes)
+        table = read_parquet(data, columns, name=file.path).replace_schema_metadata(None)
+        rows = live_rows(table, live[file.key].volumes)
+        if rows.num_rows:
+            yield rows

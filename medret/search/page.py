@@ -44,7 +44,7 @@ def results_page(
         score=score,
         archive=manifest.archive_uri,
         volumes=manifest.counts.embedded + manifest.counts.unchanged,
-        random_models=[entry.recipe["model"]["name"] for entry in manifest.recipes if entry.random_weights],
+        random_models=[entry.model for entry in manifest.recipes if entry.random_weights],
         snapshot=snapshot.id,
         models=snapshot.models,
         version=manifest.medret_version,

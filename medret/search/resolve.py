@@ -76,7 +76,7 @@ class Resolver:
                 raise UsageError(
                     f"{options.parts[0]} names a part of a volume, but the query is an array of vectors: slice it"
                 )
-            vectors = vector_query(query, int(entry.recipe["model"]["dim"]), parse_aggregation(aggregation))
+            vectors = vector_query(query, entry.dim, parse_aggregation(aggregation))
             return self._narrowed(vectors, None, aggregation, options)
         if not isinstance(query, str | os.PathLike):
             raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
@@ -158,15 +158,15 @@ class Resolver:
         return replace(query, weights=slice_weights(weights, relative, query.label)) if weights else query
 
     def _encoder(self, entry: RecipeEntry, options: SearchOptions) -> Encoder:
-        weights, device = options.weights_of(str(entry.recipe["model"]["name"])), options.device
-        key = (str(entry.recipe["digest"]), weights, device)
+        weights, device = options.weights_of(entry.model), options.device
+        key = (entry.digest, weights, device)
         if key not in self._encoders:
             self._encoders[key] = load_encoder(entry, weights, device)
         return self._encoders[key]
 
 
 def _planes(entry: RecipeEntry) -> Sequence[str]:
-    planes: Sequence[str] = entry.recipe["slices"]["planes"]
+    planes: Sequence[str] = entry.planes
     return planes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import parquet_bytes
-from medret.index import EXACT, KINDS, ROWS_KIND, IndexSettings, build_shard, read_rows
+from medret.index import EXACT, ROWS_KIND, IndexSettings, build_shard, read_rows
 from medret.index.index_files import exact_vectors
-from medret.schemas import FILES, LEDGER, ROWS
+from medret.schemas import LEDGER, ROWS
+from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, stored_files
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import Manifest, read_files
@@ -26,14 +27,15 @@ from medret.snapshot.mentions import UNREADABLE, Mentions, is_text
 from medret.snapshot.names import own
 from medret.storage import Location, read_checked
 
-ShardKey = tuple[str, str]  # of an index shard: its folder and its key
+IndexShardKey = tuple[str, str]  # folder and key of an index shard
+Changes = dict[str, Any]  # the fields of a StoredFile that differ after it was written again
 
 
 @dataclass
 class Erasure:
     """What is to be erased, and what was done.
 
-    moved: old path -> what differs in its row of FILES; None: nothing is left of it. shards: the same of index shards,
+    moved: old path -> what changes in its StoredFile; None: nothing is left of it. shards: the same for index shards,
     by kind of file: shards that hold equal vectors share files. unreadable: paths that were given up whole.
     stay: ids of other volumes that were seen.
     """
@@ -41,8 +43,8 @@ class Erasure:
     store: Location
     lease: Lease
     mentions: Mentions
-    moved: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    shards: dict[ShardKey, dict[str, dict[str, Any]] | None] = field(default_factory=dict)
+    moved: dict[str, Changes | None] = field(default_factory=dict)
+    shards: dict[IndexShardKey, dict[str, Changes] | None] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     stay: set[str] = field(default_factory=set)
 
@@ -51,19 +53,19 @@ class Erasure:
         """The volumes that are to be forgotten."""
         return self.mentions.ids
 
-    def touches(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of FILES is of a file that was written anew or given up."""
-        return row["path"] in self.moved or shard_of(row) in self.shards
+    def touches(self, file: StoredFile) -> bool:
+        """Whether a file was written again or given up."""
+        return file.path in self.moved or shard_of(file) in self.shards
 
-    def row(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A row of FILES over the new files; None if nothing is left of its file."""
-        if (key := shard_of(row)) in self.shards:
-            new = (self.shards[key] or {}).get(row["kind"])
-        elif row["path"] in self.moved:
-            new = self.moved[row["path"]]
+    def file(self, file: StoredFile) -> StoredFile | None:
+        """The file that took the place of this one; None if nothing is left of it."""
+        if (key := shard_of(file)) in self.shards:
+            changes = (self.shards[key] or {}).get(file.kind)
+        elif file.path in self.moved:
+            changes = self.moved[file.path]
         else:
-            return dict(row)
-        return None if new is None else {**row, **new}
+            return file
+        return None if changes is None else replace(file, **changes)
 
     def kept_of(self, table: pa.Table) -> pa.Table | None:
         """A table with a column `volume_id` without the volumes; None if it has nothing of them."""
@@ -79,9 +81,9 @@ class Erasure:
         self.unreadable.add(path)
 
 
-def shard_of(row: Mapping[str, Any]) -> ShardKey | None:
-    """The index shard that a row of FILES belongs to; None if it is of no index."""
-    return (row["path"].rpartition("/")[0], row["shard"]) if row["kind"] in (*KINDS, ROWS_KIND) else None
+def shard_of(file: StoredFile) -> IndexShardKey | None:
+    """The index shard that a file belongs to; None if it is no index file."""
+    return (file.folder, file.shard or "") if file.kind in INDEX_KINDS else None
 
 
 def erase_tables(work: Erasure, folder: str, kind: str) -> None:
@@ -105,18 +107,18 @@ def erase_tables(work: Erasure, folder: str, kind: str) -> None:
 
 def erase_indices(work: Erasure, snapshots: Mapping[str, Manifest]) -> None:
     """The index shards of these snapshots."""
-    shards: dict[ShardKey, tuple[dict[str, dict[str, Any]], IndexSettings]] = {}
+    shards: dict[IndexShardKey, tuple[dict[str, StoredFile], IndexSettings]] = {}
     for one, manifest in snapshots.items():
         settings = IndexSettings.from_json(manifest.index_settings)
-        for row in read_files(work.store, one, manifest).to_pylist():
-            if (key := shard_of(row)) is not None:
-                shards.setdefault(key, ({}, settings))[0][row["kind"]] = row
+        for file in stored_files(read_files(work.store, one, manifest), INDEX_KINDS):
+            key = file.folder, file.shard or ""
+            shards.setdefault(key, ({}, settings))[0][file.kind] = file
     for key, (members, settings) in shards.items():
         try:
             _erase_index(work, key, members, settings)
         except UNREADABLE:
             work.shards[key] = None
-            work.unreadable |= {row["path"] for row in members.values()}
+            work.unreadable |= {file.path for file in members.values()}
 
 
 def erase_journal(work: Erasure) -> None:
@@ -127,16 +129,16 @@ def erase_journal(work: Erasure) -> None:
             work.give_up(path)
             continue
         ledger, files = entry
-        rows = files.to_pylist()
+        named = stored_files(files)
         kept = work.kept_of(ledger)
-        if kept is None and not any(map(work.touches, rows)):
+        if kept is None and not any(map(work.touches, named)):
             continue
         kept = ledger if kept is None else kept
         work.lease.check()
         work.moved[path] = None
-        if kept.num_rows and work.unreadable.isdisjoint(row["path"] for row in rows):
-            new = [row for row in map(work.row, rows) if row is not None]
-            write_entry(work.store, stem_of(path), kept.cast(LEDGER), pa.Table.from_pylist(new, schema=FILES))
+        if kept.num_rows and work.unreadable.isdisjoint(file.path for file in named):
+            new = files_table(file for file in map(work.file, named) if file is not None)
+            write_entry(work.store, stem_of(path), kept.cast(LEDGER), new)
 
 
 def erase_reports(work: Erasure) -> None:
@@ -171,13 +173,11 @@ def _read(store: Location, path: str) -> pa.Table | None:
     return table if is_named_after(path, data) and is_text(ids.type) and not ids.null_count else None
 
 
-def _erase_index(
-    work: Erasure, key: ShardKey, members: Mapping[str, Mapping[str, Any]], settings: IndexSettings
-) -> None:
+def _erase_index(work: Erasure, key: IndexShardKey, members: Mapping[str, StoredFile], settings: IndexSettings) -> None:
     """Build an index shard anew, out of the vectors that it holds itself: FAISS's graphs cannot let go of one."""
     rows_file, exact_file = members[ROWS_KIND], members[EXACT]
-    data = read_checked(work.store, rows_file["path"], rows_file["sha256"])
-    table = read_rows(data, rows_file["path"])
+    data = read_checked(work.store, rows_file.path, rows_file.sha256)
+    table = read_rows(data, rows_file.path)
     ids = table["volume_id"].to_pylist()
     work.stay.update(set(ids) - work.ids)
     alive = np.array([volume_id not in work.ids for volume_id in ids], bool)
@@ -187,7 +187,7 @@ def _erase_index(
     work.shards[key] = None
     if not alive.any():
         return
-    vectors = exact_vectors(read_checked(work.store, exact_file["path"], exact_file["sha256"]))[alive]
+    vectors = exact_vectors(read_checked(work.store, exact_file.path, exact_file.sha256))[alive]
     rows = table.select(ROWS.names).take(pa.array(np.flatnonzero(alive))).cast(ROWS)
     built = build_shard(work.store, key[0], vectors, rows, settings)
     work.shards[key] = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from medret.embeddings.parquet import read_parquet
 from medret.errors import CorruptError, MedretError, NotFoundError, StorageError, UsageError
 from medret.snapshot.erase import Erasure, erase_indices, erase_journal, erase_reports, erase_tables, folder_of
+from medret.snapshot.files import stored_files
 from medret.snapshot.forgetting import FORGETTING, Note, digest, read_note, write_note
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
@@ -113,7 +114,7 @@ def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     for one, manifest in list(snapshots.items()):
         named = read_files(store, one, manifest)
         # The quarantine table says nothing that the ledger does not.
-        vital = {row["path"] for row in named.to_pylist() if row["kind"] != "quarantine"}
+        vital = {file.path for file in stored_files(named) if file.kind != "quarantine"}
         if lost := vital & work.unreadable:
             _refuse_if_live(store, one, min(lost))
             unreadable.append(snapshot_folder(one))

@@ -59,7 +59,7 @@ class _Slices(msgspec.Struct):
 
 
 class _Recipe(msgspec.Struct):
-    """Of a recipe, what is used without loading it."""
+    """What every version of medret writes of a recipe: RecipeEntry gives it without loading the recipe."""
 
     digest: Digest
     model: _Model
@@ -76,6 +76,31 @@ class RecipeEntry(_Strict, frozen=True):
     weights_source: Text
     weights_uri: Text | None = None
     random_weights: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The recipe's digest, which stands in every file made with it."""
+        return str(self.recipe["digest"])
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.recipe["model"]["name"])
+
+    @property
+    def dim(self) -> int:
+        """Width of the model's vectors."""
+        return int(self.recipe["model"]["dim"])
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """The planes that volumes are sliced along."""
+        return tuple(self.recipe["slices"]["planes"])
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model computes in."""
+        return str(self.recipe["model"]["precision"])
 
     def load(self) -> Recipe:
         """The recipe, its digest checked.
@@ -266,19 +291,6 @@ def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa
     """The TOMBSTONES table, without rows where the snapshot has none."""
     entries = manifest.tables_of("tombstones")
     return _read_tables(store, snapshot_id, entries) if entries else TOMBSTONES.empty_table()
-
-
-def mean_recall(files: pa.Table, recipe: str, aggregation: str | None) -> dict[str, float]:
-    """recall@10 of each kind of an index, weighted by the rows of its shards (files: FILES)."""
-    import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
-
-    of_recipe = files.filter(pc.and_(pc.equal(files["recipe"], recipe), pc.is_valid(files["recall"])))
-    own = [row for row in of_recipe.to_pylist() if row["aggregation"] == aggregation]
-    recall = {}
-    for kind in sorted({row["kind"] for row in own}):
-        of_kind = [row for row in own if row["kind"] == kind]
-        recall[kind] = sum(row["recall"] * row["rows"] for row in of_kind) / sum(row["rows"] for row in of_kind)
-    return recall
 
 
 def _read_tables(

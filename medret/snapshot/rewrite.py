@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -10,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import asdict, replace
 
-from medret.schemas import FILES, TOMBSTONES
+from medret.schemas import TOMBSTONES
 from medret.snapshot.erase import Erasure, shard_of
+from medret.snapshot.files import StoredFile, files_table, mean_recall, stored_files
 from medret.snapshot.manifest import (
     Counts,
     GateEntry,
     Manifest,
-    mean_recall,
     read_files,
     read_ledger,
     read_tombstones,
@@ -40,7 +41,7 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
 
     renamed: old id -> new id of its parents.
     """
-    ledger, files = read_ledger(work.store, old, manifest), read_files(work.store, old, manifest).to_pylist()
+    ledger, files = read_ledger(work.store, old, manifest), stored_files(read_files(work.store, old, manifest))
     tombstones = read_tombstones(work.store, old, manifest)
     parent = renamed.get(manifest.parent or "", manifest.parent)
     gates = [_scrubbed(work, gate) for gate in manifest.gates]
@@ -66,7 +67,7 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
             replace(
                 entry,
                 rows=entry.rows - _index_rows(gone, entry.aggregation),
-                recall=mean_recall(new_files, entry.recipe, entry.aggregation),
+                recall=mean_recall(stored_files(new_files, recipe=entry.recipe, aggregation=entry.aggregation)),
             )
             for entry in manifest.indices
         ],
@@ -81,25 +82,26 @@ def _scrubbed(work: Erasure, gate: GateEntry) -> GateEntry:
     return replace(gate, **{name: work.mentions.scrub(str(text)) for name, text in asdict(gate).items()})
 
 
-def _shard_keys(work: Erasure, files: list[dict[str, Any]]) -> dict[str | None, str | None]:
+def _shard_keys(work: Erasure, files: list[StoredFile]) -> dict[str | None, str | None]:
     """Old key -> new key of the index shards that were built anew; None where nothing is left of one."""
     keys: dict[str | None, str | None] = {}
-    for row in files:
-        if (key := shard_of(row)) in work.shards:
-            keys[row["shard"]] = next((new["shard"] for new in (work.shards[key] or {}).values()), None)
+    for file in files:
+        if (key := shard_of(file)) in work.shards:
+            keys[file.shard] = next((new["shard"] for new in (work.shards[key] or {}).values()), None)
     return keys
 
 
-def _files(work: Erasure, files: list[dict[str, Any]]) -> pa.Table:
+def _files(work: Erasure, files: list[StoredFile]) -> pa.Table:
     """FILES over the new files; embedding files say which new shard they are indexed in."""
     keys = _shard_keys(work, files)
-    rows = [row for row in map(work.row, files) if row is not None]
-    return pa.Table.from_pylist(
-        [{**row, "indexed_in": keys.get(row["indexed_in"], row["indexed_in"])} for row in rows], schema=FILES
+    return files_table(
+        dataclasses.replace(file, indexed_in=keys.get(file.indexed_in, file.indexed_in))
+        for file in map(work.file, files)
+        if file is not None
     )
 
 
-def _tombstones(work: Erasure, files: list[dict[str, Any]], dead: pa.Table) -> pa.Table:
+def _tombstones(work: Erasure, files: list[StoredFile], dead: pa.Table) -> pa.Table:
     """TOMBSTONES of the new shards."""
     keys = _shard_keys(work, files)
     rows = [{**row, "shard": keys.get(row["shard"], row["shard"])} for row in dead.to_pylist()]

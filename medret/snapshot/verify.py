@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import read_vectors
 from medret.errors import MedretError, UsageError, VersionError
-from medret.index import read_rows
+from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, stored_files
+from medret.snapshot.liveness import LiveShards, live_shards, searchable_rows
 from medret.snapshot.manifest import (
     CURRENT,
     MANIFEST,
-    IndexEntry,
     Manifest,
     current_id,
     read_files,
@@ -99,11 +99,11 @@ def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iter
         if path not in present:
             yield Finding(path, "is missing")
             return
-    for row in read_files(store, snapshot_id, manifest).to_pylist():
-        if row["path"] not in present:
-            yield Finding(row["path"], "is missing")
-        elif not row["sha256"].startswith(NAMED.search(row["path"])[1]):  # type: ignore[index]  # names of the table match
-            yield Finding(row["path"], f"is not the file that the snapshot names (sha256 {row['sha256']})")
+    for file in stored_files(read_files(store, snapshot_id, manifest)):
+        if file.path not in present:
+            yield Finding(file.path, "is missing")
+        elif not file.sha256.startswith(NAMED.search(file.path)[1]):  # type: ignore[index]  # names of the table match
+            yield Finding(file.path, f"is not the file that the snapshot names (sha256 {file.sha256})")
 
 
 def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:
@@ -115,66 +115,37 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
     if ledger.num_rows != manifest.counts.listed - manifest.counts.skipped:
         yield Finding(manifest_path, f"the ledger has {ledger.num_rows} rows, the counts say otherwise")
     files = read_files(store, snapshot_id, manifest)
-    yield from _check_embeddings(store, _live(ledger), files)
+    yield from _check_embeddings(store, live_shards(ledger), files)
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
     dead = read_tombstones(store, snapshot_id, manifest)
     for index in manifest.indices:
         expected = len(embedded) if index.aggregation else sum(embedded["slices"].to_pylist())
         if index.rows != expected:
             yield Finding(manifest_path, f"an index has {index.rows} rows, the ledger {expected} ({index})")
-        found = searchable_rows(store, files, dead, index)
+        found = searchable_rows(store, files, dead, index.recipe, index.aggregation)
         if found is not None and found != expected:
             yield Finding(
                 manifest_path, f"{found} rows of an index can be found, of {expected} in the ledger ({index})"
             )
 
 
-def _live(ledger: pa.Table) -> dict[tuple[str, str], dict[str, int]]:
-    """(recipe, embedding shard) -> the volumes whose vectors lie there, and how many slices each has."""
-    live: dict[tuple[str, str], dict[str, int]] = {}
-    for row in ledger.to_pylist():
-        for key in row["shards"] or ():
-            live.setdefault(key, {})[row["volume_id"]] = row["slices"]
-    return live
-
-
-def _check_embeddings(
-    store: Location, live: dict[tuple[str, str], dict[str, int]], files: pa.Table
-) -> Iterator[Finding]:
+def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Iterator[Finding]:
     """Every embedding file holds the vectors that the ledger looks for in it; rows of other volumes are dead."""
-    held: dict[tuple[str, str], set[str]] = {}
-    for row in files.filter(pc.is_in(files["kind"], pa.array(["slices", "volumes"]))).to_pylist():
-        table = read_parquet(store.read(row["path"]), ["volume_id", "vector"], name=row["path"])
-        if table.num_rows != row["rows"]:
-            yield Finding(row["path"], f"has {table.num_rows} rows, the snapshot says {row['rows']}")
+    kinds: dict[ShardKey, set[str]] = {}
+    for file in stored_files(files, EMBEDDING_KINDS):
+        table = read_parquet(store.read(file.path), ["volume_id", "vector"], name=file.path)
+        if table.num_rows != file.rows:
+            yield Finding(file.path, f"has {table.num_rows} rows, the snapshot says {file.rows}")
         counted = Counter(table["volume_id"].to_pylist())
-        expected = live.get((row["recipe"], row["shard"]), {})
-        wrong = [v for v, slices in expected.items() if counted[v] != (slices if row["kind"] == "slices" else 1)]
+        expected = live[file.key].volumes if file.key in live else {}
+        wrong = [v for v, slices in expected.items() if counted[v] != (slices if file.kind == SLICES else 1)]
         if wrong:
-            yield Finding(row["path"], f"rows of {len(wrong)} volumes do not match the ledger, such as {wrong[0]}")
-        held.setdefault((row["recipe"], row["shard"]), set()).add(row["kind"])
-        yield from _check_vectors(row["path"], table)
-    for (recipe, shard), volumes in live.items():
-        if held.get((recipe, shard)) != {"slices", "volumes"}:
-            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(volumes)} volumes lacks files")
-
-
-def searchable_rows(store: Location, files: pa.Table, dead: pa.Table, index: IndexEntry) -> int | None:
-    """Rows of an index that are not under a tombstone; None where the snapshot has no index files."""
-    hidden: dict[str, set[str]] = {}
-    for row in dead.to_pylist():
-        hidden.setdefault(row["shard"], set()).add(row["volume_id"])
-    of_index = files.filter(
-        pc.and_(pc.equal(files["recipe"], index.recipe), pc.equal(files["kind"], "rows"))
-    ).to_pylist()
-    own = [row for row in of_index if row["aggregation"] == index.aggregation]
-    found = 0
-    for row in own:
-        found += row["rows"]
-        if row["shard"] in hidden:
-            ids = read_rows(store.read(row["path"]), row["path"])["volume_id"]
-            found -= sum(volume_id in hidden[row["shard"]] for volume_id in ids.to_pylist())
-    return found if own else None
+            yield Finding(file.path, f"rows of {len(wrong)} volumes do not match the ledger, such as {wrong[0]}")
+        kinds.setdefault(file.key, set()).add(file.kind)
+        yield from _check_vectors(file.path, table)
+    for (recipe, shard), alive in live.items():
+        if kinds.get((recipe, shard)) != set(EMBEDDING_KINDS):
+            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(alive.volumes)} volumes lacks files")
 
 
 def _check_vectors(path: str, table: pa.Table) -> Iterator[Finding]:

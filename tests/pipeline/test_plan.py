@@ -12,23 +12,15 @@ from hypothesis import strategies as st
 
 from medret.archive import ArchiveObject
 from medret.index import IndexSettings
-from medret.pipeline.indices import with_index
-from medret.pipeline.layout import (
-    EmbeddingFile,
-    Live,
-    compactions,
-    findable,
-    index_files,
-    live_shards,
-    plan_index,
-    tombstones,
-)
+from medret.pipeline.layout import compactions, findable, plan_index, tombstones, with_indexed_in
 from medret.pipeline.plan import Plan, Target, make_plan, resolve, twins, with_checks
 from medret.pipeline.prepare import ruleset_digest
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes
 from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.snapshot import Journal
+from medret.snapshot.files import StoredFile
+from medret.snapshot.liveness import LiveFile, LiveShard, live_files, live_shards
 
 A, B = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 WANTED = Target((A,), "judge")
@@ -185,8 +177,10 @@ def test_slices_drawn_by_name_are_never_shared() -> None:
 # --- layout ------------------------------------------------------------------------------------------------------
 
 
-def files(*pieces: tuple[str, int, int, str | None]) -> list[EmbeddingFile]:
-    return [EmbeddingFile(p, "0" * 64, p, rows, live, held, None) for p, rows, live, held in pieces]
+def files(*pieces: tuple[str, int, int, str | None]) -> list[LiveFile]:
+    return [
+        LiveFile(StoredFile(p, "slices", "0" * 64, 1, rows, A, None, p, held), live) for p, rows, live, held in pieces
+    ]
 
 
 SETTINGS = IndexSettings(shard_rows=100)
@@ -205,7 +199,7 @@ def test_a_shard_is_rebuilt_past_a_fifth_of_dead_rows(live: int, kept: bool) -> 
     plan = plan_index(files(("a", 100, live, "x"), ("b", 100, 100, "y")), {"x": 100, "y": 100}, SETTINGS)
     assert ("x" in plan.kept) is kept
     assert "y" in plan.kept
-    assert [[file.path for file in group] for group in plan.built] == ([] if kept else [["a"]])
+    assert [[member.file.path for member in group] for group in plan.built] == ([] if kept else [["a"]])
 
 
 def test_a_small_shard_takes_in_what_is_added() -> None:
@@ -213,7 +207,7 @@ def test_a_small_shard_takes_in_what_is_added() -> None:
     pieces = files(("a", 100, 100, "x"), ("b", 10, 10, "y"), ("c", 5, 5, None))
     plan = plan_index(pieces, held, SETTINGS)
     assert plan.kept == ("x",)
-    assert [[file.path for file in group] for group in plan.built] == [["b", "c"]]
+    assert [[member.file.path for member in group] for group in plan.built] == [["b", "c"]]
     assert plan_index(pieces[:2], held, SETTINGS).kept == ("x", "y")  # nothing was added: nothing to do
 
 
@@ -254,15 +248,15 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
              for key, held in MEMBERS.items() if (A, key) in live], FILES,
         )  # fmt: skip
         files = findable(pool, previous, live)
-        members = index_files(files, live, A, "mean")
+        members = live_files(files, live, A, "mean")
         plan = plan_index(members, {key: len(held) for key, held in indices.items()}, wanted)
-        placed = {file.path: file.indexed_in for file in members if file.indexed_in in plan.kept}
+        placed = {m.file.path: m.file.indexed_in for m in members if m.file.indexed_in in plan.kept}
         indices = {key: indices[key] for key in plan.kept}
         for number, group in enumerate(plan.built):
             key = f"{generation}-{number}"
-            indices[key] = [v for file in group for v in live[A, file.shard].volumes]
-            placed |= dict.fromkeys((file.path for file in group), key)
-        files = with_index(files, placed)
+            indices[key] = [v for member in group for v in live[member.file.key].volumes]
+            placed |= dict.fromkeys((member.file.path for member in group), key)
+        files = with_indexed_in(files, [placed.get(path) for path in files["path"].to_pylist()])
         dead = tombstones(plan.kept, previous, files, live)
         hidden = {(each["shard"], each["volume_id"]) for each in dead.to_pylist()}
         found = [v for key, held in indices.items() for v in held if (key, v) not in hidden]
@@ -277,10 +271,10 @@ def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
                 for s, n in shards]  # fmt: skip
         return pa.Table.from_pylist(rows, FILES)
 
-    live = {(A, "full"): Live([str(n) for n in range(64)], 128), (A, "dead"): Live(list("abc"), 6)}
+    live = {(A, "full"): LiveShard({str(n): 2 for n in range(64)}), (A, "dead"): LiveShard(dict.fromkeys("abc", 2))}
     groups = compactions(table(("full", 128), ("dead", 10)), live, A, 64)
-    assert [[shard for _, _, shard in group] for group in groups] == [["dead"]]
-    small = {(A, f"s{n}"): Live([f"v{n}"], 2) for n in range(8)}
+    assert [[file.shard for file in group] for group in groups] == [["dead"]]
+    small = {(A, f"s{n}"): LiveShard({f"v{n}": 2}) for n in range(8)}
     names = [(shard, 2) for _, shard in small]
     assert compactions(table(*names[:7]), small, A, 64) == []
     assert [len(group) for group in compactions(table(*names), small, A, 64)] == [8]

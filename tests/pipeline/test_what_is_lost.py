@@ -110,7 +110,7 @@ def test_slices_that_cancel_cost_their_volume_and_no_other(tmp_path: Path) -> No
     status = {row["volume_id"]: (row["status"], row["code"], row["shards"]) for row in layout.ledger.to_pylist()}
     assert status["cancels"] == ("quarantined", "embedding_failed", [])
     assert status["sound"][0] == "embedded"
-    assert layout.live[RECIPE.digest, shard].volumes == ["sound"]
+    assert layout.live[RECIPE.digest, shard].volumes == {"sound": 2}
     assert {row["aggregation"]: row["rows"] for row in layout.files.to_pylist()} == {None: 4, "max": 2, "mean": 1}
 
 
