@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from medret.evaluate.duplicates import Duplicates
 
 DESCRIPTION = """\
-List pairs of volumes of STORE that are copies of one file, or so alike that a search for one finds the other at
-once: they inflate every score. Neighbours come from the index; a pair counts when its slices agree as well.
+List pairs of volumes of STORE that are copies of one file, or so similar that a search with one finds the other
+first: they inflate every score. Neighbours come from the index; a pair counts if its slices agree too.
 """
 
 EPILOG = """\
@@ -41,12 +41,15 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=0.99,
         metavar="COSINE",
-        help="of the volume vectors, and of the best-matching slices (default %(default)s)",
+        help="least cosine of the volume vectors, and score of their slices (default %(default)s)",
     )
     parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument("--aggregation", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument(
-        "--list", type=Path, metavar="FILE", help="write the volumes without which no pair is left, an id a line"
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="write one id per line: leave these out and no pair remains",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
 
@@ -94,6 +97,6 @@ def _print(found: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -
         path = os.fspath(arguments.list) if arguments.list else "FILE"
         write = "written to" if arguments.list else "--list FILE writes"
         say(
-            f"without {len(leave_out)} volumes no pair is left; {write} {path if arguments.list else 'them'}; "
+            f"leave out {len(leave_out)} volumes and no pair is left; {write} {path if arguments.list else 'them'}; "
             f"then: medret evaluate {arguments.store} --without {path}"
         )

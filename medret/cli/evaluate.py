@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from medret.search import Snapshot
 
 DESCRIPTION = """\
-Score the live snapshot of STORE: each volume asks for those of its class among the other subjects (or, with
---queries, labelled files ask for the volumes of the store). All configs, model x aggregation x index x mode, in one
-run and one table, at the levels modality, body region and organ.
+Score the live snapshot of STORE: each volume is a query for the volumes of its class among the other subjects
+(or, with --queries, labelled files are the queries). Compares all search configurations, model x aggregation x
+index x mode, in one table, at the levels modality, body region and organ.
 """
 
 EPILOG = """\
 examples:
-  medret evaluate ~/ct-store                           every config, other subjects
+  medret evaluate ~/ct-store                           every configuration, other subjects
   medret evaluate ~/ct-store --exclude dataset --html report.html
   medret evaluate ~/ct-store --index exact --mode late --json
   medret evaluate ~/ct-store --queries ~/new-cases --labels new-cases.csv
 
-metrics:        recall@1 is the hit rate: is the first hit of the same class. recall@k for larger k is the share of
-                all relevant volumes that is found. hit@k, precision@k, mAP and ndcg@10 are as usual, gains binary.
-figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects; there
-                is none for a class of one subject, nor for a macro mean over such a class. chance: of a random ranking.
-                A label may name several values, separated by `;`: one in common is relevant.
+metrics:        recall@1 is the hit rate: how often the first hit is of the same class. recall@k for larger k is the
+                share of all relevant volumes that are found. hit@k, precision@k, mAP and ndcg@10 are standard,
+                with binary gains.
+figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects; a class of one
+                subject has none, nor has a macro mean over such a class. chance: the score of a random ranking.
+                A label may name several values, separated by `;`: volumes that share one are relevant.
 exit codes:     0 done, 4 done, but some --queries could not be used, 2 wrong usage or nothing to score, 1 failed
 """
 
@@ -45,59 +46,71 @@ def add_parser(commands: Any) -> None:
 
     group = parser.add_argument_group("what is scored")
     group.add_argument(
-        "--level", action="append", default=[], metavar="LABEL", help="(default modality, body_region and organ)"
+        "--level",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="(default modality, body_region and organ)",
     )
     group.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="LABEL",
-        help="volumes with the query's value of this label are not to be found; `self`: the query alone is not. "
-        "Repeatable: each is scored on its own (default subject)",
+        help="exclude volumes with the query's value of this label; `self` excludes only the query. "
+        "Repeatable: each is scored separately (default subject)",
     )
     group.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="LABEL",
-        help="where volumes come from: warn where a level follows from it, and score without hits of the same source",
+        help="label that says where volumes come from: warn if it predicts a level, and score without the same source",
     )
     group.add_argument(
         "--min-relevant",
         type=positive_int,
         default=3,
         metavar="N",
-        help="queries with fewer relevant volumes left are counted, not scored (default %(default)s)",
+        help="queries with fewer relevant volumes are counted but not scored (default %(default)s)",
     )
     group.add_argument(
         "--without",
         type=Path,
         metavar="FILE",
-        help="volumes that are neither asked nor found, an id a line, as `medret duplicates --list` writes them",
+        help="volumes to leave out, one id per line, as `medret duplicates --list` writes them",
     )
-    group.add_argument("--sample", type=positive_int, metavar="N", help="ask with N volumes only, drawn at random")
+    group.add_argument("--sample", type=positive_int, metavar="N", help="use only N random volumes as queries")
 
-    group = parser.add_argument_group("arms (each repeatable; default: all there are)")
+    group = parser.add_argument_group("search configurations (each option is repeatable; default: all)")
     group.add_argument("--model", action="append", default=[], metavar="NAME")
     group.add_argument("--aggregation", action="append", default=[], metavar="NAME")
     group.add_argument("--index", action="append", default=[], choices=("hnsw", "lsh", "exact"))
     group.add_argument("--mode", action="append", default=[], metavar="MODE", help="volume, vote, max, sum, late")
     group.add_argument(
-        "--depth", type=positive_int, metavar="K", help="ranks of each list (default all; 1000 in large archives)"
+        "--depth", type=positive_int, metavar="K", help="ranks per list (default all; 1000 in large archives)"
     )
 
     group = parser.add_argument_group("a query archive instead of the store's own volumes")
     group.add_argument("--queries", metavar="ARCHIVE", help="folder or URI with NIfTI files")
     group.add_argument("--labels", metavar="TABLE", help="their labels, as for `medret index`")
     group.add_argument(
-        "--weights", action="append", default=[], metavar="NAME=PATH", help="a model's weights, if they lie elsewhere"
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a model's weights are, if moved",
     )
 
     group = parser.add_argument_group("intervals")
     group.add_argument(
-        "--bootstrap", type=positive_int, default=1000, metavar="N", help="draws of subjects (default %(default)s)"
+        "--bootstrap",
+        type=positive_int,
+        default=1000,
+        metavar="N",
+        help="draws of subjects (default %(default)s)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of draws and of --sample (default 0)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws and of --sample (default 0)")
 
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
@@ -106,7 +119,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--archive",
         metavar="URI",
-        help="where the volumes lie, for the images of --html (default: where the store says, if that is on this "
+        help="where the volumes are, for the images of --html (default: where the store says, if that is on this "
         "machine's disks or on the store's own server)",
     )
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Answer one question on the vectors that STORE holds; nothing is embedded again.
 
-  aggregation   all slices against 5, 10, 20 at random (several seeds), evenly spaced ones, the maximum, and a
-                grid of Gaussians over slice position; exact search
-  index         LSH bits and HNSW settings against the number of vectors and their width: build time, bytes a
-                vector, p50 and p95 latency, recall@10; synthetic vectors in the shape of the stored ones
-  ensemble      each model alone, and pairs by weighted concatenation and by reciprocal-rank fusion
+  aggregation   all slices compared with 5, 10 and 20 random ones (several seeds), evenly spaced ones, the maximum, and
+                a grid of Gaussian weights over slice position; by exact search
+  index         build time, bytes per vector, p50 and p95 latency and recall@10 of LSH and HNSW settings, by the number
+                of vectors and their width; on synthetic vectors distributed like the stored ones
+  ensemble      each model alone, and pairs fused by weighted concatenation and by reciprocal ranks
 """
 
 EPILOG = """\
@@ -43,8 +43,8 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--level", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
     group.add_argument("--exclude", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
     group.add_argument("--min-relevant", type=positive_int, default=3, metavar="N", help="(default %(default)s)")
-    group.add_argument("--model", metavar="NAME", help="of aggregation and index (default: the snapshot's first)")
-    group.add_argument("--aggregation", metavar="NAME", help="of ensemble (default: the snapshot's first)")
+    group.add_argument("--model", metavar="NAME", help="for aggregation and index (default: the snapshot's first)")
+    group.add_argument("--aggregation", metavar="NAME", help="for ensemble (default: the snapshot's first)")
     group.add_argument(
         "--draws", type=positive_int, default=5, metavar="N", help="seeds of random slices (default %(default)s)"
     )
@@ -112,7 +112,7 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 
 def _print(study: Study) -> None:
-    """The table, as wide as it is."""
+    """Print the table without cutting it to the width of the terminal."""
     rows = [study.table.column_names, *([_text(value) for value in row.values()] for row in study.table.to_pylist())]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:

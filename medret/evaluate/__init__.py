@@ -1,4 +1,4 @@
-"""Scores of a snapshot: how often a search finds volumes of the same modality, body region and organ.
+"""Evaluation of a snapshot: how often a search finds volumes of the same modality, body region and organ.
 
 Imports neither ray nor torch, unless queries are files.
 """

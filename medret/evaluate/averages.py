@@ -1,10 +1,10 @@
-"""From queries to figures: means of classes, macro and micro, with intervals from resampling subjects. Pure functions.
+"""Averages over queries: class, macro and micro means, with intervals from resampling subjects. Pure functions.
 
 Scans of one subject resemble each other, so subjects are drawn, not scans: an interval over scans would be too narrow.
-Any subject may stand in for any other, also for one of other classes: where labels name several classes at once, few
-subjects have the same ones. A class that a draw lacks keeps its mean in that draw's macro mean, which without it would
-be another quantity. A class of one subject has no interval, nor has a macro mean over such a class: nothing says how
-much another subject would differ.
+Subjects are not drawn class by class, because labels may name several classes and few subjects have the same ones. A
+class that is missing from a draw enters the macro mean of that draw with its usual mean; otherwise the macro mean would
+be a different quantity. A class of one subject has no interval, nor has a macro mean over such a class: nothing tells
+how much another subject would differ.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Floats = NDArray[np.float64]
 
 MACRO, MICRO = "macro", "micro"
 PERCENTILES = (2.5, 97.5)
-BLOCK_NUMBERS = 4_000_000  # resampled subjects held at a time
+BLOCK_NUMBERS = 4_000_000  # resampled subjects that are in memory at the same time
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: percentile intervals of `resamples` draws of subjects, seeded."""
+    """Settings of the intervals: percentiles over `resamples` seeded draws of subjects."""
 
     resamples: int = 1000
     seed: int = 0
@@ -32,11 +32,10 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Averages:
-    """Means over queries. Row 0 is macro, row 1 micro, then one row a class.
+    """Means over queries. Row 0 is macro, row 1 is micro, then one row per class.
 
-    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries, low and high also where there is
-    no interval.
-    queries, subjects: (2 + classes,) how many were averaged.
+    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries; low and high are also NaN where
+    there is no interval. queries, subjects: (2 + classes,) how many were averaged.
     """
 
     value: Floats
@@ -50,10 +49,10 @@ class Averages:
 def average(
     values: Floats, chances: Floats, members: NDArray[np.bool_], subjects: NDArray[np.int64], bootstrap: Bootstrap
 ) -> Averages:
-    """Average (q, metrics) values, and chances alike.
+    """Average (q, metrics) values and chances.
 
-    members: (q, classes), which classes a query is of: one, or several. subjects: (q,) numbers, from 0.
-    Macro is the mean of the classes that have queries; micro the mean of all queries.
+    members: (q, classes) bool, the classes of each query: one or several. subjects: (q,) numbers, from 0.
+    Macro is the mean of the classes that have queries, micro the mean of all queries.
     """
     groups = np.column_stack([np.ones(len(values), bool), members])  # micro, then the classes
     count = int(subjects.max(initial=-1)) + 1
@@ -77,8 +76,8 @@ def _by_subject(values: Floats, groups: NDArray[np.bool_], subjects: NDArray[np.
     """Sums of (q, m) values by subject and group: (subjects, groups, m)."""
     sums = np.zeros((count, groups.shape[1], values.shape[1]))
     for group in range(groups.shape[1]):
-        own = groups[:, group]
-        np.add.at(sums[:, group], subjects[own], values[own])
+        members = groups[:, group]
+        np.add.at(sums[:, group], subjects[members], values[members])
     return sums
 
 
@@ -91,27 +90,27 @@ def _means(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
 
 
 def _with_macro(means: Floats, usual: Floats) -> Floats:
-    """(b, 1 + groups, m): before the (b, groups, m) means, that of the classes. usual: (1, groups, m), of all."""
+    """Put the macro mean before (b, groups, m) means: (b, 1 + groups, m). usual: (1, groups, m), of all subjects."""
     classes = np.where(np.isnan(means), usual, means)[:, 1:]
-    there = ~np.isnan(classes)
-    number = there.sum(axis=1)
-    macro = np.where(number > 0, np.where(there, classes, 0.0).sum(axis=1) / np.maximum(number, 1), np.nan)
+    known = ~np.isnan(classes)
+    number = known.sum(axis=1)
+    macro = np.where(number > 0, np.where(known, classes, 0.0).sum(axis=1) / np.maximum(number, 1), np.nan)
     return np.concatenate([macro[:, None], means], axis=1)
 
 
 def _interval(drawn: Floats) -> tuple[Floats, Floats]:
-    """The percentiles of (b, groups, m) means over the draws that have them; NaN where none has."""
+    """Percentiles of (b, groups, m) means over the draws that have the class; NaN if none has."""
     low, high = np.percentile(drawn, PERCENTILES, axis=0)
     lacking = np.isnan(drawn[:, :, 0]) if drawn.shape[2] else np.zeros(drawn.shape[:2], bool)
     for group in np.flatnonzero(lacking.any(axis=0)):  # in some draws the class does not occur
-        own = drawn[~lacking[:, group], group]
-        if len(own):
-            low[group], high[group] = np.percentile(own, PERCENTILES, axis=0)
+        present = drawn[~lacking[:, group], group]
+        if len(present):
+            low[group], high[group] = np.percentile(present, PERCENTILES, axis=0)
     return low, high
 
 
 def _resamples(count: int, bootstrap: Bootstrap) -> Iterator[Floats]:
-    """How often each of `count` subjects is drawn, (b, subjects) at a time. The same for the same seed."""
+    """Yield how often each of `count` subjects is drawn: (b, subjects) per block. Equal seeds give equal draws."""
     rng = np.random.default_rng(bootstrap.seed)
     step = max(1, BLOCK_NUMBERS // max(count, 1))
     for start in range(0, bootstrap.resamples, step):

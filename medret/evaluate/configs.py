@@ -1,4 +1,4 @@
-"""Arms: the ways to search a snapshot that are compared in one run and one table."""
+"""Search configurations: the ways to search a snapshot that one evaluation compares."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits a
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """One way to search. aggregation: how volume vectors were made; in other modes than `volume` it plays no part.
+    """One way to search. aggregation: how volume vectors were made; it matters only in mode `volume`.
 
-    default: whether `medret search` searches this way when it is told nothing.
+    default: whether `medret search` without options searches this way.
     """
 
     model: str
@@ -30,18 +30,18 @@ class SearchConfig:
 
     @property
     def by_slices(self) -> bool:
-        """Whether slice vectors are searched, so that configs that differ in the aggregation alone are one."""
+        """Whether slice vectors are searched, so that the aggregation makes no difference."""
         return self.mode != VOLUME
 
     @property
     def label(self) -> str:
-        """The config in words."""
+        """The configuration in words."""
         return " ".join((self.model, *([] if self.by_slices else [self.aggregation]), self.index, self.mode))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which configs are wanted. An empty part takes all that the snapshot has."""
+    """Which configurations to evaluate. An empty part stands for everything that the snapshot has."""
 
     models: Sequence[str] = ()
     aggregations: Sequence[str] = ()
@@ -50,10 +50,10 @@ class Selection:
 
 
 def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
-    """The configs of a snapshot; raises UsageError for a name that it does not have."""
+    """List the configurations of a snapshot; raises UsageError for a name that it does not have."""
     models = _chosen("model", selection.models, snapshot.models, snapshot)
-    wanted = [parse_aggregation(name).name for name in selection.aggregations]
-    aggregations = _chosen("aggregation", wanted, snapshot.aggregations, snapshot)
+    names = [parse_aggregation(name).name for name in selection.aggregations]
+    aggregations = _chosen("aggregation", names, snapshot.aggregations, snapshot)
     built = tuple(kind for kind in KINDS if kind in snapshot.manifest.index_settings["kinds"])
     indices = _chosen("index", selection.indices, built, snapshot)
     modes = _chosen("mode", selection.modes, MODES, snapshot)
@@ -69,12 +69,12 @@ def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
 
 
 def leading_config(configs: Sequence[SearchConfig]) -> SearchConfig:
-    """The config that a report is about: the one that search uses, else the first exact one, else the first."""
+    """The configuration that a report is about: the default of searches, else the first exact one, else the first."""
     return min(configs, key=lambda config: (not config.default, config.index != "exact"))
 
 
-def _chosen(what: str, wanted: Sequence[str], there: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:
-    unknown = [name for name in wanted if name not in there]
+def _chosen(what: str, selected: Sequence[str], known: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:
+    unknown = [name for name in selected if name not in known]
     if unknown:
-        raise UsageError(f"{what} '{unknown[0]}' is not in snapshot {snapshot.id}, which has {', '.join(there)}")
-    return tuple(dict.fromkeys(wanted)) or tuple(there)
+        raise UsageError(f"{what} '{unknown[0]}' is not in snapshot {snapshot.id}, which has {', '.join(known)}")
+    return tuple(dict.fromkeys(selected)) or tuple(known)

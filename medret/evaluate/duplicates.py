@@ -1,7 +1,7 @@
-"""Pairs of volumes that are the same, or nearly: they inflate every score, and a split by subject may not part them.
+"""Pairs of volumes that are equal or nearly equal: they inflate every score, and a split by subject may not part them.
 
-Copies have the same bytes. Other candidates are neighbours of each volume in the index, not all pairs; a pair counts
-when its slices agree too: the symmetric late-interaction score, which neither side can win by showing more.
+Copies have the same bytes. Other candidate pairs are neighbours in the index; a pair counts if its slices agree too.
+That is measured by the symmetric late-interaction score, which does not favour the volume with more slices.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from medret.snapshot import read_ledger
 from medret.storage import Location
 
 AT_LEAST = 0.99
-NEIGHBOURS = 16  # asked for first; doubled for a volume all of whose neighbours are that near
+NEIGHBOURS = 16  # of the first search; doubled for a volume whose neighbours are all that near
 NEIGHBOURS_MAX = 256
 BATCH = 512
-ROUNDING = 5e-4  # float16 lengths
+ROUNDING = 5e-4  # of cosines, because float16 vectors are not exactly of length 1
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two volumes. cosine: of their volume vectors, None where it was not looked at. score: of their slices."""
+    """Two volumes. cosine: of their volume vectors, None if they were no neighbours. score: of their slices."""
 
     first: str
     second: str
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """pairs: most alike first. crowded: volumes that may have more near neighbours than were looked at."""
+    """pairs: most similar first. crowded: the number of volumes with more near neighbours than were searched."""
 
     pairs: tuple[Pair, ...]
     at_least: float
@@ -54,7 +54,7 @@ class Duplicates:
     crowded: int
 
     def to_leave_out(self) -> list[str]:
-        """Volumes without which no pair is left: of each group all but the first by id."""
+        """Volumes to leave out so that no pair is left: all of each group but the first by id."""
         root: dict[str, str] = {}
 
         def find(name: str) -> str:
@@ -63,8 +63,8 @@ class Duplicates:
             return name
 
         for pair in self.pairs:
-            one, other = sorted((find(pair.first), find(pair.second)))
-            root[other] = one
+            first, second = sorted((find(pair.first), find(pair.second)))
+            root[second] = first
         return sorted(name for name in root if find(name) != name)
 
     def to_json(self, labels: pa.Table) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def find_duplicates(
     aggregation: str | None = None,
     report: Report = lambda _: None,
 ) -> Duplicates:
-    """All near-duplicate pairs of a snapshot. at_least: cosine of the volume vectors, and score of the slices."""
+    """Find all near-duplicate pairs. at_least: cosine of the volume vectors, and score of the slices."""
     if not 0 < at_least <= 1:
         raise UsageError(f"--at-least is {at_least:g}, expected a cosine above 0 and at most 1")
     ids: list[str] = snapshot.labels()["volume_id"].to_pylist()
@@ -119,15 +119,15 @@ def find_duplicates(
 def _near(
     snapshot: Snapshot, ids: Sequence[str], at_least: float, model: str | None, aggregation: str | None
 ) -> tuple[dict[tuple[str, str], float], int]:
-    """Pairs of these volumes with any, by the cosine of their vectors; how many of them have too many neighbours."""
+    """Cosines of near pairs that contain one of these volumes, and how many of these have too many neighbours."""
     index = HNSW if HNSW in snapshot.manifest.index_settings["kinds"] else EXACT
     everything = snapshot.labels().num_rows
     found: dict[tuple[str, str], float] = {}
     left, k = list(ids), NEIGHBOURS
     while left and k <= NEIGHBOURS_MAX:
-        asked = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
-        own = [query.own_ids for query in asked]
-        ranked = snapshot.rank(asked, k, model=model, aggregation=aggregation, index=index, excluded=own)
+        queries = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
+        own_ids = [query.own_ids for query in queries]
+        ranked = snapshot.rank(queries, k, model=model, aggregation=aggregation, index=index, excluded=own_ids)
         full = []
         for name, hits in zip(left, ranked, strict=True):
             near = [hit for hit in hits if hit.score >= at_least - ROUNDING]
@@ -141,7 +141,7 @@ def _near(
 
 
 def _copies(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
-    """Pairs of volumes with the same bytes; of a group of copies, the first with each other."""
+    """Yield pairs of volumes with the same bytes; of a large group of copies, the first with each of the others."""
     columns = ["volume_id", "status", "content_sha256"]
     ledger = read_ledger(Location(snapshot.uri), snapshot.id, snapshot.manifest, columns)
     groups: dict[str, list[str]] = {}
@@ -169,7 +169,7 @@ def _set(slices: SliceVectors) -> SliceSets:
 
 
 def labels_of(labels: pa.Table, names: AbstractSet[str]) -> dict[str, dict[str, str | None]]:
-    """volume_id -> its labels, of some volumes."""
+    """Look up the labels of some volumes, by volume_id."""
     ids = labels["volume_id"].to_pylist()
     rows = [row for row, name in enumerate(ids) if name in names]
     columns = {name: labels[name].take(pa.array(rows, pa.int64())).to_pylist() for name in LABELS}

@@ -24,9 +24,9 @@ from medret.index import EXACT
 from medret.search import Snapshot
 from medret.search.options import LATE, VOLUME, SearchOptions
 
-EXACT_DEPTH_MAX = 20_000  # archives up to this size are ranked in full by exact search
-DEPTH = 1000  # ranks in larger ones, and by approximate search
-BATCH_HITS = 1_000_000  # hits that are objects at the same time
+EXACT_DEPTH_MAX = 20_000  # volumes; exact search ranks archives up to this size completely
+DEPTH = 1000  # ranks per list of larger archives and of approximate indices
+BATCH_HITS = 1_000_000  # hits that exist as objects at the same time
 BATCH_PAIRS = 20_000_000  # pairs of query and candidate that are judged at the same time
 TIES_SEEN = 8  # beyond the tenth neighbour
 
@@ -34,12 +34,12 @@ Report = Callable[[str], None]
 
 
 def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: Report = lambda _: None) -> Evaluation:
-    """Score a snapshot. Raises UsageError for a column or config that is not there, and when nothing can be scored."""
+    """Score a snapshot. Raises UsageError for an unknown column or configuration, and if nothing can be scored."""
     started = time.perf_counter()
     if options.depth is not None and options.depth < RANKS_MIN:
         raise UsageError(
-            f"depth is {options.depth}, expected at least {RANKS_MIN}: figures such as recall@{RANKS_MIN} are over so "
-            "many ranks"
+            f"depth is {options.depth}, expected at least {RANKS_MIN}: figures such as recall@{RANKS_MIN} need "
+            "that many ranks"
         )
     configs = configs_of(snapshot, options.selection)
     levels = [
@@ -57,7 +57,7 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
         exclusion.column: [scope_of(level, exclusion, options.min_relevant, batch) for level in levels]
         for exclusion in exclusions
     }
-    left_out = [_left_out_of(exclude, scope) for exclude, own in scopes.items() for scope in own]
+    left_out = [_left_out_of(exclude, scope) for exclude, at_levels in scopes.items() for scope in at_levels]
     if not any(one.counted for one in left_out):
         raise UsageError(
             f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
@@ -92,7 +92,7 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
 
 
 def _left_out_of(exclude: str, scope: Scope) -> LeftOut:
-    """Which queries a scope leaves out."""
+    """Count the queries that a scope does not score."""
     few = scope.labelled & ~scope.counted
     by_class = zip(scope.level.classes, scope.level.queries[few].sum(axis=0).tolist(), strict=True)
     return LeftOut(
@@ -107,7 +107,7 @@ def _left_out_of(exclude: str, scope: Scope) -> LeftOut:
 
 
 class _Work:
-    """The loop over configs, exclusions and batches of queries."""
+    """The loop over configurations, exclusions and batches of queries."""
 
     def __init__(
         self,
@@ -128,10 +128,10 @@ class _Work:
         self.details: dict[str, Detail] = {}
 
     def depth(self, index: str) -> int:
-        """How many ranks the lists of an index have."""
-        there = len(self._ids)
-        usual = EXACT_DEPTH_MAX if index == EXACT and there <= EXACT_DEPTH_MAX else DEPTH
-        return min(there, self._options.depth or usual)
+        """The number of ranks per list of an index."""
+        volumes = len(self._ids)
+        usual = EXACT_DEPTH_MAX if index == EXACT and volumes <= EXACT_DEPTH_MAX else DEPTH
+        return min(volumes, self._options.depth or usual)
 
     def run(self, configs: Sequence[SearchConfig]) -> list[Row]:
         """The rows of all configurations, in their order. Those that differ in nothing that matters are run once."""
@@ -167,7 +167,7 @@ class _Work:
         ]
 
     def _score(self, group: Sequence[SearchConfig], exclusion: Exclusion) -> dict[SearchConfig, list[Row]]:
-        """Arms that differ in the index alone, so that each is compared with exact search."""
+        """Score configurations that differ only in the index: each is also compared with exact search."""
         scopes = self._scopes[exclusion.column]
         tallies = {config: [Tally(scope) for scope in scopes] for config in group}
         shares = {config: np.full(len(self._subjects), np.nan) for config in group if config.index != EXACT}
@@ -208,12 +208,14 @@ class _Work:
 
     def _rank(self, config: SearchConfig, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
         queries = self._query_set.vectors(rows, config.model, config.aggregation)
-        shared: dict[bytes, frozenset[str]] = {}  # queries of one source leave out the same volumes
+        shared: dict[bytes, frozenset[str]] = {}  # queries of one source exclude the same volumes
         excluded = []
-        for own in kept:
-            key = own.tobytes()
+        for candidates in kept:
+            key = candidates.tobytes()
             if key not in shared:
-                shared[key] = self._query_set.hidden.union(self._ids[number] for number in np.flatnonzero(~own))
+                shared[key] = self._query_set.excluded.union(
+                    self._ids[number] for number in np.flatnonzero(~candidates)
+                )
             excluded.append(shared[key])
         return rank(self._snapshot, config, queries, depth, excluded, self._number_of)
 
@@ -237,7 +239,7 @@ class _Work:
         return rows
 
     def _recall(self, exclusion: Exclusion, shares: NDArray[np.float64]) -> Averages:
-        """Averages of the neighbours that an index found, of all queries that have neighbours."""
+        """Average the share of true neighbours over all queries that have any."""
         counted = np.flatnonzero(~np.isnan(shares))
         left = np.concatenate([exclusion.kept(np.array([row])).sum(axis=1) for row in counted])
         chances = np.minimum(RECALL_K / left, 1.0)[:, None]
@@ -247,14 +249,14 @@ class _Work:
 
 
 def _looks_further(config: SearchConfig, depth: int) -> bool:
-    """Whether an index that is asked for `depth` hits finds others among the first ten than if it is asked for ten.
+    """Whether a search for `depth` hits may return other first ten hits than a search for ten.
 
-    Then the first ten of a list are taken from a search for ten, as users make it.
+    Then the first ten of a list are taken from a search for ten, which is what users do.
     """
     return config.mode == VOLUME or (config.mode == LATE and depth > SearchOptions().candidates)
 
 
 def _top(ranked: NDArray[Any], fill: float) -> NDArray[Any]:
-    """The first ten columns, filled up where there are fewer."""
+    """The first ten columns, padded if there are fewer."""
     first = ranked[:, :RECALL_K]
     return np.pad(first, ((0, 0), (0, RECALL_K - first.shape[1])), constant_values=fill)

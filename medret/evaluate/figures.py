@@ -20,15 +20,15 @@ from medret.search.options import LATE, VOLUME, VOTE
 from medret.visible import csv_text
 
 ANN_RECALL = "ann_recall@10"
-ALL = "all"  # level and class of a figure that has nothing to do with labels
+ALL = "all"  # level and class of a figure that does not depend on labels
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. low, high: its 95 % interval over subjects. chance: of a random ranking, averaged alike.
+    """One figure. low, high: its 95 % interval over subjects. chance: the same average of a random ranking.
 
-    low and high are NaN where there is no interval: for a class of one subject, and a macro mean over such a class.
-    n: queries averaged. subjects: that these are of.
+    low and high are NaN if there is no interval: for a class of one subject, and a macro mean over such a class.
+    n: queries averaged. subjects: the number of their subjects.
     """
 
     model: str
@@ -48,7 +48,7 @@ class Row:
     default: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The row as a JSON object; null for a bound that there is not."""
+        """The row as a JSON object; null for an unknown bound."""
         return {name.rstrip("_"): None if value != value else value for name, value in asdict(self).items()}
 
     @property
@@ -58,14 +58,14 @@ class Row:
 
     @property
     def config(self) -> tuple[str, str, str, str]:
-        """The names of the row's config."""
+        """The names of the row's configuration."""
         return self.model, self.aggregation, self.index, self.mode
 
 
 def row_of(
     config: SearchConfig, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int
 ) -> Row:
-    """One figure of some averages: their row `at`, column `number`."""
+    """Take one figure from averages: row `at`, column `number`."""
     return Row(
         config.model,
         config.aggregation,
@@ -87,7 +87,7 @@ def row_of(
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Queries of a level that were not scored under an exclusion: too few relevant volumes left, or no label."""
+    """Counts of the queries that an exclusion leaves unscored at a level: too few relevant volumes, or no label."""
 
     exclude: str
     level: str
@@ -100,9 +100,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Detail:
-    """What the leading config found, query by query, under one exclusion.
+    """What the leading configuration found per query under one exclusion.
 
-    hits, scores: (q, 10), numbers of candidates, -1 past the end. values: level -> (q, metrics), NaN where not counted.
+    hits, scores: (q, 10), numbers of candidates, -1 past the end. values: level -> (q, metrics), NaN if not scored.
     """
 
     hits: NDArray[np.int64]
@@ -133,18 +133,18 @@ class Evaluation:
     seconds: float = 0.0
 
     def figure(self, config: SearchConfig, exclude: str, level: str, class_: str, metric: str) -> Row | None:
-        """One row, if there is such a one."""
+        """One row, or None if there is no such figure."""
         return self._by_key.get(
             (config.model, config.aggregation, config.index, config.mode, exclude, level, class_, metric)
         )
 
     @property
     def _by_key(self) -> dict[tuple[str, ...], Row]:
-        held: dict[tuple[str, ...], Row] | None = self.__dict__.get("_index")
-        if held is None:
-            held = {(*row.config, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
-            object.__setattr__(self, "_index", held)
-        return held
+        index: dict[tuple[str, ...], Row] | None = self.__dict__.get("_index")
+        if index is None:
+            index = {(*row.config, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
+            object.__setattr__(self, "_index", index)
+        return index
 
     def classes_of(self, config: SearchConfig, exclude: str, level: str) -> list[str]:
         """The classes that have figures, sorted."""
@@ -185,7 +185,7 @@ METRIC = "recall@1"
 
 
 def late_notes(found: Evaluation) -> list[str]:
-    """A sentence for every model, level and exclusion at which another mode has the better macro recall@1 than late."""
+    """One sentence per model, level and exclusion at which another mode has a better macro recall@1 than late."""
     notes: list[str] = []
     for late in _late_arms(found):
         for exclude in found.excludes:
@@ -195,11 +195,11 @@ def late_notes(found: Evaluation) -> list[str]:
 
 
 def _late_arms(found: Evaluation) -> Iterator[SearchConfig]:
-    """One a model: with the exact index where that was run."""
+    """One late-interaction configuration per model, preferring the exact index."""
     for model in dict.fromkeys(config.model for config in found.configs):
-        own = [config for config in found.configs if (config.model, config.mode) == (model, LATE)]
-        if own:
-            yield min(own, key=lambda config: config.index != EXACT)
+        late = [config for config in found.configs if (config.model, config.mode) == (model, LATE)]
+        if late:
+            yield min(late, key=lambda config: config.index != EXACT)
 
 
 def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
@@ -222,7 +222,7 @@ def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -
 
 
 def _difference(found: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str) -> str:
-    """The queries whose first hit is right, where late has fewer of them."""
+    """Name a class for which late has fewer queries whose first hit is right; else empty."""
     mine, theirs = (found.figure(config, exclude, level, name, METRIC) for config in (late, other))
     if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:
         return ""

@@ -29,9 +29,9 @@ SEPARABLE = 0.5  # a `share` or `excess` from here on is a warning
 
 @dataclass(frozen=True)
 class Options:
-    """What to evaluate. levels, excludes: empty for the usual ones. depth: of every list, instead of the usual ones.
+    """What to evaluate. levels, excludes: empty for the defaults. depth: ranks of every list; None for the default.
 
-    sources: columns that a label may follow from; where it does, scores without hits of the same source are added.
+    sources: columns that a label may be predictable from; if it is, scores without hits of the same source are added.
     """
 
     levels: Sequence[str] = ()
@@ -44,14 +44,14 @@ class Options:
 
 
 def find_confounds(query_set: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
-    """How far each level follows from each source column that there is."""
-    there = [source for source in sources if source in query_set.candidates.column_names]
-    found = (confound(query_set.candidates, level.name, source) for level in levels for source in there)
-    return [one for one in found if one is not None]
+    """How far each level can be predicted from each source column that the candidates have."""
+    known = [source for source in sources if source in query_set.candidates.column_names]
+    confounds = (confound(query_set.candidates, level.name, source) for level in levels for source in known)
+    return [item for item in confounds if item is not None]
 
 
 def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> list[str]:
-    """The levels that have labels on both sides."""
+    """The levels that both queries and candidates have labels of."""
     for name in options.levels:
         if name not in query_set.candidates.column_names:
             raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(query_set)}")
@@ -69,7 +69,7 @@ def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> li
 def exclude_names(
     query_set: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]
 ) -> list[str]:
-    """The columns by which candidates are left out; adds to the warnings what was asked for and cannot be."""
+    """The columns by which candidates are excluded; adds a warning for each request that cannot be met."""
     known = (*query_set.candidates.column_names, SELF)
     for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
         if name not in known:
@@ -92,11 +92,11 @@ def _names(query_set: QuerySet) -> str:
 
 @dataclass(frozen=True)
 class Confound:
-    """How far a level's label follows from a source column.
+    """How far the labels of a level can be predicted from a source column.
 
-    single: classes all of whose volumes come from one source. share: volumes that have such a class.
-    predicted: volumes whose class is the most frequent one of the other volumes of their source. excess: how much of
-    what the most frequent class of all leaves open that settles: 0 nothing, 1 all.
+    single: classes whose volumes all come from one source. share: the share of volumes with such a class.
+    predicted: the share of volumes whose class is the most frequent one among the other volumes of their source.
+    excess: by how much that beats the most frequent class of all: 0 not at all, 1 it predicts every volume.
     """
 
     level: str
@@ -109,7 +109,7 @@ class Confound:
 
     @property
     def warns(self) -> bool:
-        """Whether the label is separable by source."""
+        """Whether the label can be predicted so well that the score needs a warning."""
         return max(self.share, self.excess) >= SEPARABLE
 
     @property
@@ -136,7 +136,7 @@ class Confound:
 
 
 def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
-    """What the volumes with a label and a source say; None when there is one class or one source only."""
+    """Compare the volumes that have a label and a source; None if there is only one class or only one source."""
     pairs = [
         (value, origin)
         for text, origin in zip(text_column(labels, level), text_column(labels, source), strict=True)
@@ -154,13 +154,13 @@ def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
         return None
     single = tuple(sorted(value for value, found in origins.items() if len(found) == 1))
     share = sum(counts[value] for value in single) / len(pairs)
-    predicted = sum(_right(own) for own in by_source.values()) / len(pairs)
+    predicted = sum(_right(classes) for classes in by_source.values()) / len(pairs)
     floor = max(counts.values()) / len(pairs)
     return Confound(level, source, single, len(origins), share, predicted, (predicted - floor) / (1 - floor))
 
 
 def _right(counts: Counter[str]) -> int:
-    """For how many volumes of a source the most frequent class of its other volumes is theirs."""
+    """Count the volumes of a source that have the most frequent class of its other volumes."""
     right = 0
     for value, count in counts.items():
         others = max((other for name, other in counts.items() if name != value), default=0)

@@ -1,14 +1,14 @@
-"""Retrieval metrics of ranked lists, query by query, and what a random ranking would reach. Pure functions.
+"""Retrieval metrics per query, and their expected values for a random ranking. Pure functions.
 
-Relevance is binary. Of each query stand: `relevant`, whether the hit at each rank is relevant, best first; `total`, how
-many relevant volumes there were to find; `candidates`, how many volumes could have been found at all.
+Relevance is binary. Each query has `relevant`, whether the hit at each rank is relevant, best first; `total`, how many
+relevant volumes there were to find; `candidates`, how many volumes could be found at all.
 
     recall@1       1 when the first hit is relevant: the hit rate, as the literature on this task calls it
-    recall@k       share of all relevant volumes that is among the first k (k > 1): at most k / total
+    recall@k       share of all relevant volumes that are among the first k (k > 1): at most k / total
     hit@k          1 when any of the first k is relevant
-    precision@k    share of the first k that is relevant; ranks that were not filled count as not relevant
+    precision@k    share of the first k that are relevant; unfilled ranks count as not relevant
     mAP            average precision; its denominator is all relevant volumes, found or not
-    ndcg@10        discounted gain of the first 10, over that of the best order there could be
+    ndcg@10        discounted gain of the first 10, divided by that of the best possible order
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Form = Literal["recall@1", "recall", "hit", "precision", "mAP", "ndcg"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and where it is cut off. cut: ranks that count; 0 for all of them."""
+    """A metric. cut: the number of ranks that count; 0 for all."""
 
     name: str
     form: Form
@@ -41,15 +41,15 @@ METRICS = (
     Metric("ndcg@10", "ndcg", 10),
 )
 NAMES = tuple(metric.name for metric in METRICS)
-RANKS_MIN = max(metric.cut for metric in METRICS)  # of a list, for every figure to be what its name says
+RANKS_MIN = max(metric.cut for metric in METRICS)  # a shorter list would make some names untrue
 
 
 @dataclass(frozen=True)
 class JudgedRanking:
     """Ranked lists with the relevance of their hits.
 
-    relevant: (q, depth) bool, best first, False beyond a list's end. total: (q,) relevant volumes there were to find,
-    at least 1. candidates: (q,) volumes that could be found, at least `total`.
+    relevant: (q, depth) bool, best first, False beyond the end of a list. total: (q,) relevant volumes to find, at
+    least 1. candidates: (q,) volumes that could be found, at least `total`.
     """
 
     relevant: NDArray[np.bool_]
@@ -58,7 +58,7 @@ class JudgedRanking:
 
 
 def measure(judged: JudgedRanking) -> Floats:
-    """Every metric of every query: (q, len(METRICS)), in the order of METRICS."""
+    """Compute every metric of every query: (q, len(METRICS)), in the order of METRICS."""
     values = np.zeros((len(judged.relevant), len(METRICS)))
     for number, metric in enumerate(METRICS):
         values[:, number] = _measure(metric, judged)
@@ -88,9 +88,9 @@ def _measure(metric: Metric, judged: JudgedRanking) -> Floats:
 
 
 def chance(total: NDArray[np.int64], candidates: NDArray[np.int64], depth: int) -> Floats:
-    """What each metric is expected to be when all candidates are ranked at random: (q, len(METRICS)).
+    """Compute the expected value of each metric if all candidates are ranked at random: (q, len(METRICS)).
 
-    depth: ranks that the lists may have; average precision ends there.
+    depth: the number of ranks of the lists; average precision ends there.
     """
     values = np.zeros((len(total), len(METRICS)))
     share = total / candidates

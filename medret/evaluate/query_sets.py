@@ -36,9 +36,9 @@ class Failure:
 class QuerySet:
     """Queries and candidates.
 
-    queries, candidates: label tables (volume_id, uri, subject, ...), one row each. own: of each query the candidates
-    that are the query itself. resolve: gives a query's vectors. failures: query files that are not among the queries.
-    hidden: volumes of the snapshot that are not candidates.
+    queries, candidates: label tables (volume_id, uri, subject, ...), one row per volume. own: per query, the candidates
+    that are the query itself. resolve: returns the vectors of a query. failures: files that cannot be queries.
+    excluded: volumes of the snapshot that are not candidates.
     """
 
     queries: pa.Table
@@ -46,14 +46,14 @@ class QuerySet:
     own: Sequence[Sequence[int]]
     resolve: Resolve
     failures: tuple[Failure, ...] = ()
-    hidden: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
     _kept: dict[tuple[int, str, str], QueryVectors] = field(default_factory=dict, repr=False)
 
     KEPT_MAX = 4096
 
     def vectors(self, rows: NDArray[np.int64], model: str, aggregation: str) -> list[QueryVectors]:
-        """The vectors of these queries; those of small panels are kept, because every config asks for them again."""
-        asked = []
+        """The vectors of these queries; those of small sets are kept, because every configuration needs them."""
+        found = []
         for row in rows.tolist():
             key = (row, model, aggregation)
             vectors = self._kept.get(key)
@@ -61,8 +61,8 @@ class QuerySet:
                 vectors = self.resolve(*key)
                 if self.queries.num_rows <= self.KEPT_MAX:
                     self._kept[key] = vectors
-            asked.append(vectors)
-        return asked
+            found.append(vectors)
+        return found
 
     def forget(self) -> None:
         """Drop the vectors that were kept."""
@@ -70,7 +70,7 @@ class QuerySet:
 
 
 def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
-    """The labels of a snapshot, less some volumes; raises UsageError for one that it does not have."""
+    """The labels of a snapshot without some volumes; raises UsageError for one that it does not have."""
     labels = snapshot.labels()
     ids: list[str] = labels["volume_id"].to_pylist()
     unknown = sorted(frozenset(without) - frozenset(ids))
@@ -85,9 +85,9 @@ def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
 def archive_queries(
     snapshot: Snapshot, without: AbstractSet[str] = frozenset(), sample: int | None = None, seed: int = 0
 ) -> QuerySet:
-    """Every volume of a snapshot, or `sample` of them drawn at random, asks for the others.
+    """Query a snapshot with each of its volumes, or with a random `sample` of them.
 
-    without: volumes that are neither asked nor found.
+    without: volumes that are neither queries nor candidates.
     """
     labels = known_labels(snapshot, without)
     rows = np.arange(labels.num_rows)
@@ -99,7 +99,7 @@ def archive_queries(
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
         return snapshot.resolve(ids[row], model=model, aggregation=aggregation)
 
-    return QuerySet(queries, labels, [(int(row),) for row in rows], resolve, hidden=frozenset(without))
+    return QuerySet(queries, labels, [(int(row),) for row in rows], resolve, excluded=frozenset(without))
 
 
 def file_queries(
@@ -111,11 +111,11 @@ def file_queries(
     without: AbstractSet[str] = frozenset(),
     report: Callable[[str], None] = lambda _: None,
 ) -> QuerySet:
-    """The NIfTI files of an archive ask for the volumes of a snapshot.
+    """Query a snapshot with the NIfTI files of an archive.
 
-    labels_uri: table of their labels, as for `medret index`. weights: model -> path or URI, where it lies elsewhere.
-    without: volumes of the snapshot that are not to be found.
-    A file that cannot be used becomes a failure. Raises UsageError when none can be, or an option is wrong.
+    labels_uri: table of their labels, as for `medret index`. weights: model -> path or URI, if its weights are
+    not where the store says. without: volumes of the snapshot that are not candidates.
+    A file that cannot be used becomes a failure. Raises UsageError if none can be used or an option is wrong.
     """
     listing = list_archive(archive_uri)
     join = read_labels(labels_uri, listing)

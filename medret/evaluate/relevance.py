@@ -1,7 +1,7 @@
-"""What counts as relevant, and what may be found: labels of queries and of candidates as arrays.
+"""Which candidates are relevant to a query, and which it may find: labels as arrays.
 
-A label may name several values, separated by `;`: two volumes are relevant to each other where they share one.
-Queries and candidates are the same volumes when an archive is searched for its own, and others for a query archive.
+A label may name several values, separated by `;`: two volumes are relevant to each other if they share one. Queries and
+candidates are the same volumes if an archive is searched for its own, and different ones for a query archive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-SELF = "self"  # the exclusion of nothing but the query's own volume
+SELF = "self"  # the exclusion of the query's own volume alone
 SEPARATOR = ";"
 SUBJECT = "subject"
 
@@ -25,7 +25,7 @@ def values_of(label: str | None) -> tuple[str, ...]:
 
 
 def text_column(labels: pa.Table, name: str) -> list[str | None]:
-    """A label column as text; all None when there is no such column. Blank text is None too."""
+    """A label column as text: None for blank text, and everywhere if there is no such column."""
     if name not in labels.column_names:
         return [None] * labels.num_rows
     return [value if value and value.strip() else None for value in labels[name].to_pylist()]
@@ -51,21 +51,21 @@ class Level:
 
 def level_of(name: str, queries: pa.Table, candidates: pa.Table) -> Level:
     """The memberships of a label column."""
-    own, other = ([values_of(text) for text in text_column(table, name)] for table in (queries, candidates))
-    classes = tuple(sorted({value for values in (*own, *other) for value in values}))
-    return Level(name, classes, _members(own, classes), _members(other, classes))
+    sides = [[values_of(text) for text in text_column(table, name)] for table in (queries, candidates)]
+    classes = tuple(sorted({value for side in sides for values in side for value in values}))
+    return Level(name, classes, _members(sides[0], classes), _members(sides[1], classes))
 
 
 def _members(values: Sequence[tuple[str, ...]], classes: Sequence[str]) -> NDArray[np.bool_]:
     number = {name: at for at, name in enumerate(classes)}
     members = np.zeros((len(values), len(classes)), bool)
-    for row, own in enumerate(values):
-        members[row, [number[value] for value in own]] = True
+    for row, classes_of_row in enumerate(values):
+        members[row, [number[value] for value in classes_of_row]] = True
     return members
 
 
 def class_counts(labels: pa.Table, level: str) -> dict[str, int]:
-    """How many volumes each class has, by name."""
+    """Count the volumes of each class, by name."""
     counts = Counter(value for text in text_column(labels, level) for value in values_of(text))
     return dict(sorted(counts.items()))
 
@@ -74,8 +74,8 @@ def class_counts(labels: pa.Table, level: str) -> dict[str, int]:
 class Exclusion:
     """Which candidates each query must not find: its own volume, and those with its value of a column.
 
-    column: `self` for the own volume alone. queries, candidates: the value as a number, -1 where it has none: then only
-    the own volume is left out. own: of each query the candidates that are the query itself.
+    column: `self` excludes only the own volume. queries, candidates: the value as a number; -1 if there is none: then
+    only the own volume is excluded. own: per query, the candidates that are the query itself.
     """
 
     column: str
@@ -84,9 +84,9 @@ class Exclusion:
     own: Sequence[Sequence[int]]
 
     def kept(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each candidate may be found by each of these queries: (len(rows), n)."""
-        mine = self.queries[rows][:, None]
-        kept: NDArray[np.bool_] = (self.candidates[None] != mine) | (mine < 0)
+        """Whether each of these queries may find each candidate: (len(rows), n)."""
+        values = self.queries[rows][:, None]
+        kept: NDArray[np.bool_] = (self.candidates[None] != values) | (values < 0)
         for at, row in enumerate(rows):
             kept[at, list(self.own[row])] = False
         return kept
@@ -109,7 +109,7 @@ def exclusion_of(column: str, queries: pa.Table, candidates: pa.Table, own: Sequ
 
 
 def subject_numbers(labels: pa.Table) -> NDArray[np.int64]:
-    """The subject of each volume as a number, from 0 on; a volume without one is a subject of its own."""
+    """Number the subjects from 0; a volume without a subject counts as its own subject."""
     numbers: dict[str | int, int] = {}
     named = text_column(labels, SUBJECT)
     return np.array([numbers.setdefault(row if name is None else name, len(numbers)) for row, name in enumerate(named)])

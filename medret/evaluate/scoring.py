@@ -41,7 +41,7 @@ def rank(
     excluded: Sequence[AbstractSet[str]],
     number_of: dict[str, int],
 ) -> Ranking:
-    """The `depth` best candidates for each query. number_of: volume_id -> number."""
+    """Search the `depth` best candidates for each query. number_of: volume_id -> number."""
     found = snapshot.rank(
         queries,
         depth,
@@ -55,29 +55,29 @@ def rank(
 
 
 def as_arrays(found: Sequence[Sequence[ScoredRow]], depth: int, number_of: dict[str, int]) -> Ranking:
-    """What a search found, as arrays."""
+    """Convert the results of a search to arrays."""
     candidates = np.full((len(found), depth), MISSING, np.int64)
     scores = np.full((len(found), depth), -np.inf, np.float32)
-    for row, own in enumerate(found):
-        candidates[row, : len(own)] = [number_of[one.volume_id] for one in own]
-        scores[row, : len(own)] = [one.score for one in own]
+    for row, hits in enumerate(found):
+        candidates[row, : len(hits)] = [number_of[hit.volume_id] for hit in hits]
+        scores[row, : len(hits)] = [hit.score for hit in hits]
     return Ranking(candidates, scores)
 
 
 def judged_order(ranking: Ranking, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The ranked candidates with those that do not count taken out, the others moved up: (q, depth).
+    """Remove the candidates that do not count and move the others up: (q, depth).
 
     kept: (q, n), whether a candidate counts for a query.
     """
-    there = ranking.candidates != MISSING
-    counts = there & np.take_along_axis(kept, np.where(there, ranking.candidates, 0), axis=1)
+    filled = ranking.candidates != MISSING
+    counts = filled & np.take_along_axis(kept, np.where(filled, ranking.candidates, 0), axis=1)
     order = np.argsort(~counts, axis=1, kind="stable")
     moved: NDArray[np.int64] = np.take_along_axis(np.where(counts, ranking.candidates, MISSING), order, axis=1)
     return moved
 
 
 def spliced(nearest: Ranking, further: Ranking) -> Ranking:
-    """The candidates of `nearest`, then those of `further` that are not among them: (q, depth of `further`)."""
+    """Rank the candidates of `nearest` first, then those of `further` that are not among them; as deep as `further`."""
     depth = further.candidates.shape[1]
     candidates = np.concatenate([nearest.candidates, further.candidates], axis=1)
     scores = np.concatenate([nearest.scores, further.scores], axis=1)
@@ -92,28 +92,28 @@ def spliced(nearest: Ranking, further: Ranking) -> Ranking:
 
 
 def neighbours_found(found: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
-    """Share of each query's k best by exact search that `found` has among its own k best; NaN where there are none.
+    """Share of each query's k best by exact search that are among the k best of `found`; NaN if there are none.
 
-    A neighbour is a true one when its score by exact search is at least the k-th best, ties included.
+    A neighbour is true if its exact score is at least the k-th best, ties included.
     """
     shares = np.full(len(found.candidates), np.nan)
     for row in range(len(shares)):
-        there = exact.candidates[row] != MISSING
-        wanted = min(k, int(there.sum()))
-        if not wanted:
+        filled = exact.candidates[row] != MISSING
+        count = min(k, int(filled.sum()))
+        if not count:
             continue
-        scores = exact.scores[row][there]
-        true = exact.candidates[row][there][scores >= scores[wanted - 1] - TIE_TOLERANCE]
-        shares[row] = min(np.isin(found.candidates[row, :k], true).sum() / wanted, 1.0)
+        scores = exact.scores[row][filled]
+        true = exact.candidates[row][filled][scores >= scores[count - 1] - TIE_TOLERANCE]
+        shares[row] = min(np.isin(found.candidates[row, :k], true).sum() / count, 1.0)
     return shares
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What there is to find for each query at a level under an exclusion.
+    """What each query can find at a level under an exclusion.
 
-    total: (q,) relevant candidates left. candidates: (q,) labelled candidates left. labelled: (q,) whether the query
-    has a label. counted: (q,) whether it is scored.
+    total, candidates: (q,) relevant and labelled candidates that are not excluded. labelled: (q,) whether the query has
+    a label. counted: (q,) whether it is scored.
     """
 
     level: Level
@@ -123,14 +123,14 @@ class Scope:
     counted: NDArray[np.bool_]
 
     def judge(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> JudgedRanking:
-        """The relevance of ranked lists. kept: (len(rows), n), as the exclusion gives it."""
+        """The relevance of ranked lists. kept: (len(rows), n), what the exclusion leaves."""
         order = judged_order(ranking, kept & self.level.candidates.any(axis=1))
         relevant = np.take_along_axis(self.level.relevance(rows), np.maximum(order, 0), axis=1) & (order != MISSING)
         return JudgedRanking(relevant, np.maximum(self.total[rows], 1), np.maximum(self.candidates[rows], 1))
 
 
 def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> Scope:
-    """Count what is left to find for every query. Candidates without a label at the level are not judged."""
+    """Count what every query can find. Candidates without a label at the level are ignored."""
     labelled_candidates = level.candidates.any(axis=1)
     total, candidates = (np.zeros(len(level.queries), np.int64) for _ in range(2))
     for start in range(0, len(total), batch):
@@ -144,7 +144,7 @@ def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) 
 
 @dataclass
 class Tally:
-    """Metrics of one config, query by query; filled in batches. values: (q, metrics), NaN where not yet measured."""
+    """Metrics of one configuration per query, filled in batches. values: (q, metrics), NaN until measured."""
 
     scope: Scope
     values: NDArray[np.float64] = field(init=False)
@@ -153,13 +153,13 @@ class Tally:
         self.values = np.full((len(self.scope.total), len(METRICS)), np.nan)
 
     def add(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> None:
-        """Measure a batch. rows: (b,) numbers of the queries. kept: (b, n)."""
+        """Measure a batch of queries. rows: (b,) their numbers. kept: (b, n)."""
         counted = self.scope.counted[rows]
         part = Ranking(ranking.candidates[counted], ranking.scores[counted])
         self.values[rows[counted]] = measure(self.scope.judge(rows[counted], kept[counted], part))
 
     def averages(self, subjects: NDArray[np.int64], depth: int, bootstrap: Bootstrap) -> Averages:
-        """Averages over the queries that count. subjects: (q,) numbers. depth: ranks that the lists could have."""
+        """Average over the queries that are scored. subjects: (q,) numbers. depth: the ranks of the lists."""
         counted = self.scope.counted
         chances = chance(self.scope.total[counted], self.scope.candidates[counted], depth)
         _, numbers = np.unique(subjects[counted], return_inverse=True)

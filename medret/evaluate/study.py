@@ -1,4 +1,4 @@
-"""What the studies share: their result, and scoring any similarity of volumes as an evaluation does."""
+"""What studies share: their result and its page, stored slice vectors, and scoring any similarity of volumes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCORES = pa.schema(
         pa.field("level", pa.string(), nullable=False),
         pa.field("metric", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),  # macro, the mean over seeds
-        pa.field("low", pa.float64()),  # of the 95 % interval over subjects, its mean over seeds; null for none
+        pa.field("low", pa.float64()),  # of the 95 % interval over subjects, mean over seeds; null if there is none
         pa.field("high", pa.float64()),
         pa.field("spread", pa.float64(), nullable=False),  # standard deviation over seeds
         pa.field("seeds", pa.int32(), nullable=False),
@@ -57,7 +57,7 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study. table: its figures. plots: (heading, SVG). notes: what a reader has to know."""
+    """A finished study. table: its figures. plots: (heading, SVG). notes: what readers need to know."""
 
     name: str
     store: str
@@ -84,10 +84,10 @@ def study_page(study: Study) -> str:
 
 @dataclass(frozen=True)
 class StoredSlices:
-    """The slice vectors of all volumes under one recipe, as they lie in the store, in volume_id order.
+    """The stored slice vectors of all volumes under one recipe, in volume_id order.
 
-    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), where each volume's rows begin. centred: whether
-    the snapshot's indices take a centre away.
+    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), the first row of each volume. centred: whether
+    the indices of the snapshot subtract a centre.
     """
 
     volume_ids: tuple[str, ...]
@@ -144,7 +144,7 @@ class Figure:
 
 
 class SimilarityScorer:
-    """Scores similarities of the volumes of a snapshot, all by exact comparison, at every level and exclusion."""
+    """Scores any similarity between the volumes of a snapshot at every level and exclusion, comparing all pairs."""
 
     def __init__(self, snapshot: Snapshot, options: Options) -> None:
         self._query_set = archive_queries(snapshot)
@@ -167,7 +167,7 @@ class SimilarityScorer:
         self._subjects = subject_numbers(self._query_set.queries)
 
     def score(self, similarity: Similarity) -> list[Figure]:
-        """Macro figures of ranking all volumes by a similarity."""
+        """Rank all volumes by a similarity and return the macro figures."""
         tallies = {name: [Tally(scope) for scope in scopes] for name, scopes in self._scopes.items()}
         count = len(self.volume_ids)
         for start in range(0, count, self._step):
@@ -180,8 +180,8 @@ class SimilarityScorer:
                 for tally in tallies[exclusion.column]:
                     tally.add(rows, kept, ranking)
         figures = []
-        for name, own in tallies.items():
-            for tally in own:
+        for name, at_levels in tallies.items():
+            for tally in at_levels:
                 if not tally.scope.counted.any():
                     continue
                 means = tally.averages(self._subjects, count, self._bootstrap)
@@ -196,7 +196,7 @@ class SimilarityScorer:
 
 
 def score_rows(variant: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, Any]]:
-    """Rows of SCORES: the mean of an variant's figures over its seeds, and their spread."""
+    """Rows of SCORES: the mean of a variant's figures over its seeds, and their spread."""
     rows = []
     for same in zip(*by_seed, strict=True):
         first = same[0]

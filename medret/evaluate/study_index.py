@@ -1,7 +1,7 @@
-"""LSH bits and HNSW settings against the number of vectors and their width: time, size, latency, recall.
+"""Build time, size, latency and recall of HNSW and LSH settings, by the number of vectors and their width.
 
-No archive at hand has a million slices of every width, so the vectors are synthetic, with the shape of the store's own:
-a stored slice vector plus a share of the difference of two others, turned at random into the wanted width.
+No archive at hand has a million slices of every width, so the vectors are synthetic. Each is a stored slice vector plus
+a share of the difference of two others, rotated at random into the requested width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZES = (1_000, 10_000, 100_000)
 SIZES_MAX = 1_000_000
 DIMS = (384, 768, 1280, 2048)
 QUERIES = 200
-SPREAD = 0.3  # share of a difference that is added
+SPREAD = 0.3  # the share of a difference that is added
 HNSW_LINKS = (16, 32)
 HNSW_SEARCH = (32, 64, 128)
 LSH_BITS = (256, 512, 1024, 2048)
@@ -42,7 +42,7 @@ FIGURES = pa.schema(
         pa.field("index", pa.string(), nullable=False),
         pa.field("setting", pa.string(), nullable=False),
         pa.field("build_seconds", pa.float64(), nullable=False),
-        pa.field("bytes_per_vector", pa.float64(), nullable=False),  # of this index alone; LSH also reads the exact one
+        pa.field("bytes_per_vector", pa.float64(), nullable=False),  # without the exact index, which LSH also reads
         pa.field("p50_ms", pa.float64(), nullable=False),  # of one query for ten vectors
         pa.field("p95_ms", pa.float64(), nullable=False),
         pa.field("recall_at_10", pa.float64(), nullable=False),  # of exact search, ties included
@@ -52,7 +52,7 @@ FIGURES = pa.schema(
 
 @dataclass(frozen=True)
 class _Probe:
-    """Queries that are not among the vectors, and the exact score that a true neighbour must reach."""
+    """Queries that are not among the vectors. least: the exact score that a true neighbour reaches."""
 
     queries: NDArray[np.float32]
     least: NDArray[np.float32]
@@ -86,9 +86,9 @@ def study_index(
                 report(f"dim {dim}, {size} vectors: {row['index']} {row['setting']}")
     table = pa.Table.from_pylist(rows, schema=FIGURES)
     notes = [
-        f"synthetic vectors in the shape of {len(stored)} stored slice vectors of {snapshot.recipe(model).model.name}",
+        f"synthetic vectors like {len(stored)} stored slice vectors of {snapshot.recipe(model).model.name}",
         f"{QUERIES} queries that are not among the vectors, one at a time; threads of FAISS: {threads()}",
-        "bytes_per_vector of LSH: codes and rotation; the exact index, which re-scores its candidates, comes on top",
+        "bytes_per_vector of LSH: codes and rotation; the exact index, which re-scores the candidates, is not counted",
     ]
     return Study("index", snapshot.uri, snapshot.id, table, _plots(table), notes)
 
@@ -96,7 +96,7 @@ def study_index(
 def like_stored(stored: NDArray[np.float32], count: int, dim: int, seed: int) -> NDArray[np.float16]:
     """(count, dim) unit vectors with the spread and the neighbourhoods of (n, d) stored ones.
 
-    Wider than d: rotated into dim dimensions, with a little noise in all of them. Narrower: a random projection.
+    If dim >= d they are rotated into dim dimensions, with a little noise in all of them; else projected at random.
     """
     rng = np.random.default_rng(seed)
     width = stored.shape[1]
@@ -140,7 +140,7 @@ def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Ite
 
 
 def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
-    index.search(probe.queries[:1], RECALL_K)  # once, so that the first is like the others
+    index.search(probe.queries[:1], RECALL_K)  # warm up, so that the first measurement is like the others
     milliseconds, shares = [], []
     for number in range(len(probe.queries)):
         query = probe.queries[number : number + 1]

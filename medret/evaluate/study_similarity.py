@@ -45,7 +45,7 @@ def study_aggregation(
     sigmas: Sequence[float] = SIGMAS,
     report: Report = lambda _: None,
 ) -> Study:
-    """Aggregate the stored slice vectors in every way and score each by exact search."""
+    """Aggregate the stored slice vectors in many ways and score each by exact search."""
     slices = read_slices(snapshot, model)
     scorer = SimilarityScorer(snapshot, options)
     variants: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
@@ -57,14 +57,17 @@ def study_aggregation(
             gaussian = Aggregation("gaussian", centre=centre, sigma=sigma)
             variants[gaussian.name] = [gaussian]
     rows = []
-    for number, (name, own) in enumerate(variants.items(), start=1):
+    for number, (name, aggregations) in enumerate(variants.items(), start=1):
         report(f"{number}/{len(variants)} {name}")
         rows += score_rows(
-            name, [scorer.score(_aggregated_cosines(slices, scorer, aggregation)) for aggregation in own]
+            name, [scorer.score(_aggregated_cosines(slices, scorer, aggregation)) for aggregation in aggregations]
         )
     table = score_table(rows)
     most = int(np.diff(slices.starts).max())
-    notes = [f"slices stored: {most} a volume at most; a subsample of as many or more is the mean", *scorer.notes]
+    notes = [
+        f"slices stored: at most {most} per volume; a subsample of that size equals the mean",
+        *scorer.notes,
+    ]
     return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(table, centres, sigmas), notes)
 
 
@@ -73,9 +76,9 @@ def _aggregated_cosines(slices: StoredSlices, scorer: SimilarityScorer, aggregat
     vectors = np.zeros((len(scorer.volume_ids), slices.vectors.shape[1]), np.float32)
     for row, name in enumerate(scorer.volume_ids):
         if name in number:
-            own = slices.of(number[name])
-            vectors[row] = aggregation.aggregate(slices.vectors[own], slices.relative[own], name)
-    if slices.centred:  # as an index over these vectors would be
+            rows = slices.of(number[name])
+            vectors[row] = aggregation.aggregate(slices.vectors[rows], slices.relative[rows], name)
+    if slices.centred:  # as an index of these vectors would do
         total = vectors.sum(axis=0, dtype=np.float64)
         vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
 
@@ -142,8 +145,8 @@ def study_ensemble(
 
 
 def _model_cosines(snapshot: Snapshot, scorer: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
-    asked = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
-    vectors = np.array([query.volume for query in asked], np.float32)
+    queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
+    vectors = np.array([query.volume for query in queries], np.float32)
 
     return _cosines(vectors)
 
