@@ -82,16 +82,16 @@ def connected() -> Iterator[None]:
 
 def unreachable(address: str, error: BaseException) -> MedretError:
     """An error that says why the cluster at RAY_ADDRESS cannot be used and what to do, in one line."""
-    text = str(error)
+    text = "\n".join(_texts(error)).lower()
     if "://" in address and not address.startswith("ray://"):
         cure = (
             "this is the address of a dashboard, for `ray job submit --address`; a driver needs HOST:PORT of the "
             "cluster's head, as in RAY_ADDRESS=10.0.0.1:6379, or no RAY_ADDRESS at all for a Ray of this machine"
         )
-    elif "token" in text.lower() or "unauthenticated" in text.lower():
+    elif "token" in text or "unauthenticated" in text:
         cure = (
-            "it needs another token, or any: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as "
-            "on its head"
+            "its token is missing here, or another one: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH as on its head"
         )
     elif isinstance(error, TimeoutError):
         cure = (
@@ -118,6 +118,13 @@ def reason_of(error: BaseException) -> str:
     if "Traceback" in text:
         return lines[-1]
     return next((line for line in lines if not line.endswith(":")), lines[0] if lines else repr(error)).rstrip(".")
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """The texts of an error and of its causes: Ray says only there that a token was wrong."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
 
 
 def _join(address: str) -> None:

@@ -22,11 +22,21 @@ from medret.pipeline.connect import LOCK, guarded, local_folder, not_started, re
 from tests.processes import family, is_alive
 
 
+def caused(error: Exception, cause: str) -> Exception:
+    """As Ray raises what a cluster says to a wrong token."""
+    error.__cause__ = RuntimeError(f"Failed to connect to GCS. Last connection error: Traceback\n{cause}\n")
+    return error
+
+
 @pytest.mark.parametrize(
     ("address", "error", "told"),
     [
         ("http://10.0.0.1:8265", ConnectionError(), "a driver needs HOST:PORT"),
-        ("10.0.0.1:6379", RuntimeError("RPC error: Unauthenticated: wrong token"), "RAY_AUTH_TOKEN"),
+        (
+            "10.0.0.1:6379",
+            caused(ConnectionError("Failed"), "InvalidAuthToken: Authentication token"),
+            "RAY_AUTH_TOKEN",
+        ),
         ("10.0.0.1:6379", TimeoutError(), "nothing answered within 60 s"),
         ("10.0.0.1:6379", RuntimeError("To fix this, either:\nno head found.\n"), "no head found; check that its head"),
     ],
