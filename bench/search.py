@@ -29,7 +29,7 @@ from figures import Figure, Measured, main
 from synthetic import SETTINGS, Plan, clustered, near, write_store
 
 import medret
-from medret.cache import CACHE_VARIABLE
+from medret.cache_folder import CACHE_VARIABLE
 from medret.index import HNSW, IndexShard
 from medret.index.neighbours import hnsw_parameters
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medret.cache import default_cache_dir
+from medret.cache_folder import default_cache_dir
 from medret.errors import NotFoundError, UsageError, WeightsError
 from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medret.cache import CACHE_VARIABLE, default_cache_dir
+from medret.cache_folder import CACHE_VARIABLE, default_cache_dir
 from medret.errors import NotFoundError, WeightsError
 from medret.models.hub import Entry, FileSet, fetch, open_files, select, torch_hub_file
 from medret.models.spec import ModelSpec, UrlFile, WeightPart

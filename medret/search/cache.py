@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from medret.cache import CACHE_VARIABLE, default_cache_dir
+from medret.cache_folder import CACHE_VARIABLE, default_cache_dir
 from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from medret.cache import default_cache_dir
+from medret.cache_folder import default_cache_dir
 from medret.errors import CorruptError, MedretError
 from medret.search import cache
 from medret.search.cache import LocalFiles
