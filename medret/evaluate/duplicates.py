@@ -126,8 +126,8 @@ def _near(
     left, k = list(ids), NEIGHBOURS
     while left and k <= NEIGHBOURS_MAX:
         queries = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
-        own_ids = [query.own_ids for query in queries]
-        ranked = snapshot.rank(queries, k, model=model, aggregation=aggregation, index=index, excluded=own_ids)
+        volume_ids = [query.volume_ids for query in queries]
+        ranked = snapshot.rank(queries, k, model=model, aggregation=aggregation, index=index, excluded=volume_ids)
         full = []
         for name, hits in zip(left, ranked, strict=True):
             near = [hit for hit in hits if hit.score >= at_least - ROUNDING]

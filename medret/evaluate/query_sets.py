@@ -156,7 +156,7 @@ def file_queries(
     own = [
         tuple(
             numbers[known_id]
-            for known_id in sorted(encoded[one.volume_id, first.model, first.aggregation].own_ids)
+            for known_id in sorted(encoded[one.volume_id, first.model, first.aggregation].volume_ids)
             if known_id in numbers
         )
         for one in used

@@ -106,7 +106,7 @@ class LocalFiles:
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are not there, for this user alone; one of this user's is made so."""
+    """Make a folder and its missing parents, for this user alone; restrict an existing folder in the same way."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir(FOLDER_MODE, exist_ok=True)

@@ -74,7 +74,7 @@ class Contents:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While files of the snapshot are read: raises DroppedError if they are gone because the snapshot is."""
+        """Context for reading files: raises DroppedError if one is missing because the snapshot was removed."""
         try:
             yield
         except (CorruptError, FileNotFoundError) as error:
@@ -113,7 +113,7 @@ class Contents:
         return [self._local.path(f"{folder}/{table.path}", table.sha256) for table in self.manifest.tables_of(kind)]
 
     def recipe(self, model: str | None) -> RecipeEntry:
-        """The recipe of a model; raises UsageError naming those there are."""
+        """The recipe of a model; raises UsageError that names the models there are."""
         if model is None:
             return self.manifest.recipes[0]
         if model not in self.models:
@@ -121,7 +121,7 @@ class Contents:
         return self.manifest.recipes[self.models.index(model)]
 
     def aggregation(self, name: str | None) -> str:
-        """The canonical name of an aggregation; raises UsageError naming those there are."""
+        """The canonical name of an aggregation; raises UsageError that names the aggregations there are."""
         if name is None:
             return self.aggregations[0]
         canonical = parse_aggregation(name).name
@@ -130,13 +130,13 @@ class Contents:
             raise UsageError(f"aggregation '{canonical}' is not in snapshot {self.id}, which has {known}")
         return canonical
 
-    def identify(self, uri: str, own_ids: Sequence[str]) -> tuple[str, str | None]:
-        """The id and the modality label that a file is sliced with; own_ids: volumes that have the same bytes.
+    def identify(self, uri: str, volume_ids: Sequence[str]) -> tuple[str, str | None]:
+        """The id and the modality label that a file is sliced with. volume_ids: volumes that have the same bytes.
 
         A file of the archive is sliced as in the archive: `random:N` draws from the id, the window follows the label.
         """
-        row = self.ledger.row(own_ids[0]) if own_ids else None
-        return (own_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
+        row = self.ledger.row(volume_ids[0]) if volume_ids else None
+        return (volume_ids[0], row.labels["modality"]) if row else (PurePosixPath(uri).name, None)
 
     def place(self, row: LedgerRow) -> str:
         """Where a volume is read, or `Refused`."""
@@ -160,14 +160,14 @@ class Contents:
     def excluded(self, queries: Sequence[QueryVectors], exclude: str) -> list[frozenset[str]]:
         """The volumes that each query must not find, as the option `exclude` says; raises UsageError."""
         if exclude in (NONE, SELF):
-            return [query.own_ids if exclude == SELF else frozenset[str]() for query in queries]
+            return [query.volume_ids if exclude == SELF else frozenset[str]() for query in queries]
         return excluded_of(queries, exclude, self.labels)
 
     def query_groups(self, excluded: Sequence[AbstractSet[str]], where: str | pc.Expression | None) -> list[QueryGroup]:
         """Groups of queries that are searched together, and what they may find; raises UsageError for the filter."""
         if where is None:
             kept = None
-        else:  # an expression has no hash
+        else:  # the last filters are kept; an expression has no hash
             kept = self._kept_by_text(where) if isinstance(where, str) else self._kept(where)
         masked = any(len(volume_ids) > MANY for volume_ids in excluded)
         ids = self.labels["volume_id"].combine_chunks() if masked else None
@@ -201,7 +201,7 @@ class Contents:
         index = self.index(entry, aggregation)
         if not index.rows:
             raise NotFoundError(
-                f"snapshot {self.id} of {self.uri} is empty: its volumes were forgotten or gone from the archive; "
+                f"snapshot {self.id} of {self.uri} is empty: its volumes were forgotten or removed from the archive; "
                 f"`medret index ARCHIVE {self.uri}` fills it"
             )
         if kind not in index.kinds:
@@ -248,7 +248,7 @@ class Contents:
                     if -1 not in order:
                         return SlicePositions(*(np.array(column, np.float32)[order] for column in (relative, mm)))
         raise MedretError(
-            f"snapshot {self.id}: no slices file has the indexed slices of {row.volume_id}; run `medret verify`"
+            f"snapshot {self.id}: no file has the indexed slice vectors of {row.volume_id}; run `medret verify`"
         )
 
     def index(self, entry: RecipeEntry, aggregation: str | None) -> ShardedIndex:

@@ -17,9 +17,9 @@ Range = tuple[int, int]
 class SlicePair:
     """A slice of the query and the slice of the hit that is most like it.
 
-    plane: of the hit's slice, axial | coronal | sagittal. query, hit: slice positions, as voxel index along the plane's
-    axis in RAS+ order; for a query given as an array of slice vectors its row, for a query that is one volume
-    vector None. score: cosine of the two slices' vectors.
+    plane: of the hit's slice, axial | coronal | sagittal. query, hit: slice indices, in voxels along the plane's axis,
+    RAS+ order. `query` is the row for a query given as an array of slice vectors, None for one volume vector.
+    score: cosine of the two slices' vectors.
     """
 
     plane: str
@@ -36,9 +36,9 @@ class SlicePair:
 class SliceMatch:
     """The contiguous range of a hit's slices that matches the query's best.
 
-    query, hit: (first, last) positions along the plane's axis, last inclusive, `query` None for a query without slices.
-    score: mean cosine along the match (of the one pair, where there is but one). pairs: for the query's slices the
-    hit's slice that is most like each, in all planes; the most similar of `plane` comes first.
+    query, hit: first and last slice index along the plane's axis, inclusive; None for a query without slices.
+    score: mean cosine along the match. pairs: each slice of the query with the most similar slice of the hit, in all
+    planes; the most similar pair of `plane` comes first.
     """
 
     plane: str

@@ -71,7 +71,7 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Neighbouring rows of a shard: those of one volume, or one of them."""
+    """Consecutive rows of a shard: all rows of one volume, or one of them."""
 
     shard: Shard
     rows: slice

@@ -84,13 +84,13 @@ def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table)
     sharing: dict[str, frozenset[str]] = {}
     excluded = []
     for query in queries:
-        if not query.own_ids:
+        if not query.volume_ids:
             raise UsageError(
                 f"query {query.label} is not a volume of the snapshot, so its {exclude} is not known and cannot be "
                 f"excluded; name it in a filter, such as \"{exclude} <> 'VALUE'\", or exclude none"
             )
-        volume_ids = frozenset(query.own_ids)
-        for volume_id in query.own_ids:
+        volume_ids = query.volume_ids
+        for volume_id in query.volume_ids:
             place = find.find(volume_id)
             value = values[place.start].as_py() if place.stop > place.start else None
             if value is None:

@@ -51,7 +51,7 @@ class SearchOptions:
     in full. symmetric, same_plane: for `late`, see `medret.search.late`.
 
     How a query is read:
-    modality, device: for queries that are files. slices: only a part of the query, `FIRST:LAST` in slice positions or
+    modality, device: for queries that are files. slices: only a part of the query, `FIRST:LAST` as slice indices or
     `FIRSTmm:LASTmm` in scanner coordinates, both inclusive, along `plane` (None: the first plane that was embedded).
     box: `X0:X1,Y0:Y1,Z0:Z1`, inclusive voxels in RAS+ order. mask: path or URI of a NIfTI mask on the query's grid; the
     box around it is the query. query_slices: a slice plan over the query's slices. query_weights: weights of the
@@ -95,7 +95,7 @@ class SearchOptions:
         if len(parts := self.parts) > 1:
             raise UsageError(f"{' and '.join(parts)} both say which part of the query is meant: give one of them")
         if self.plane and not self.slices:
-            raise UsageError(f"plane '{self.plane}' is of a range of slices: give slices too, such as 40:58")
+            raise UsageError(f"plane '{self.plane}' is the plane of a range of slices: give slices too, such as 40:58")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SearchOptions:

@@ -36,15 +36,15 @@ Query = str | os.PathLike[str] | NDArray[Any]
 class QueryVectors:
     """A query, ready for the indices.
 
-    label: how messages name it. own_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32 unit
-    vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query that is one
+    label: how messages name it. volume_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32
+    unit vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query of one
     volume vector is its own only slice, without an index. weights: (slices,) summing to 1; None: equal.
     requested: first and last slice index of the range that the user asked for; it may reach beyond the slices of the
     volume. spacing_mm: of the volume along x, y, z, where it is known.
     """
 
     label: str
-    own_ids: frozenset[str]
+    volume_ids: frozenset[str]
     volume: NDArray[np.float32]
     slices: SliceVectors
     weights: NDArray[np.float64] | None = None

@@ -118,23 +118,23 @@ class Resolver:
         return self._narrowed(vectors, positions.relative_position if positions else None, aggregation, options)
 
     def _file(
-        self, uri: str, own_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
+        self, uri: str, stored_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
         recipe = entry.load()
         slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
         data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
-        own_ids = [own_id] if own_id else self._contents.ledger.ids_with_content(sha256_of(data))
-        volume_id, label = self._contents.identify(uri, own_ids)
+        volume_ids = [stored_id] if stored_id else self._contents.ledger.ids_with_content(sha256_of(data))
+        volume_id, label = self._contents.identify(uri, volume_ids)
         region = box or _region(options, slice_range, data)
         planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
         modality = options.modality or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
         encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
         vector = aggregated(encoded.slices, encoded.relative_position, parse_aggregation(aggregation), volume_id)
-        asked = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
-        vectors = QueryVectors(uri, frozenset(own_ids), vector, encoded.slices, requested=asked)
+        requested = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
+        vectors = QueryVectors(uri, frozenset(volume_ids), vector, encoded.slices, requested=requested)
         if not volume.facts.spacing_assumed:
             vectors = replace(vectors, spacing_mm=volume.facts.spacing_mm)
         return self._narrowed(vectors, encoded.relative_position, aggregation, options)

@@ -70,7 +70,7 @@ def open_snapshot(
 
 
 class Snapshot:
-    """One immutable, complete set of vectors and indices; `open_snapshot` gives one.
+    """One immutable, complete set of vectors and indices; made by `open_snapshot`.
 
     uri, id, manifest: what was opened. models, aggregations: names; the first of each is searched by default.
     Several threads may search it at the same time.

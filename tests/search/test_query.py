@@ -19,7 +19,7 @@ def test_volume_vector_is_normalised() -> None:
     assert query.volume.dtype == np.float32
     assert query.volume.tolist() == pytest.approx([0.6, 0, 0.8, 0])
     assert query.slices.slice_indices is None
-    assert query.own_ids == frozenset()
+    assert query.volume_ids == frozenset()
 
 
 def test_slice_vectors_are_normalised_and_aggregated() -> None:

@@ -99,7 +99,7 @@ def test_parts_that_cannot_be(made_store: Any, snapshot: Snapshot, tmp_path: Pat
             "none of its stored slices lies in axial 11:13; they lie at 10, 30, 50. Give the NIfTI file",
         ),
         ({"slices": "1:2", "plane": "coronal"}, "the snapshot holds no coronal slices, only axial, sagittal"),
-        ({"plane": "axial"}, "plane 'axial' is of a range of slices: give slices too"),
+        ({"plane": "axial"}, "plane 'axial' is the plane of a range of slices: give slices too"),
         ({"slices": "1:2", "box": "1:2,1:2,1:2"}, "slices and box both say which part"),
         ({"box": "1:2,1:2,1:2"}, "no such file"),  # the synthetic archive has no voxels
     ):
