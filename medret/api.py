@@ -90,7 +90,7 @@ def evaluate_snapshot(
         evaluation = medret.evaluate_snapshot(medret.open_snapshot("store/"), levels=["organ"], modes=["volume"])
         for row in evaluation.rows:
             if (row.class_, row.metric) == ("macro", "recall@1"):
-                print(row.arm, row.value)
+                print(row.config, row.value)
 
     Args:
         snapshot: What `open_snapshot` returned.
@@ -118,9 +118,11 @@ def evaluate_snapshot(
     if min_relevant is not None:
         options = replace(options, min_relevant=min_relevant)
     if queries is not None:
-        panel = file_queries(snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None)
+        query_set = file_queries(
+            snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None
+        )
     elif labels is not None or weights:
         raise UsageError("labels and weights belong to queries: without it the snapshot's own volumes are the queries")
     else:
-        panel = archive_queries(snapshot, frozenset(without))
-    return evaluate(snapshot, panel, options)
+        query_set = archive_queries(snapshot, frozenset(without))
+    return evaluate(snapshot, query_set, options)

@@ -241,7 +241,7 @@ def _print(found: Evaluation) -> None:
 def _print_arms(console: Terminal, found: Evaluation, exclude: str) -> None:
     levels = [level for level in found.levels if found.figure(found.leading, exclude, level, "macro", "mAP")]
     table = _table(f"exclude {exclude}: macro recall@1/mAP")
-    table.add_column("arm", no_wrap=True)
+    table.add_column("search", no_wrap=True)
     table.add_column("ANN", justify="right", no_wrap=True)
     for level in levels:
         table.add_column(level, justify="right", no_wrap=True)
