@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medret.errors import VolumeError
-from medret.pipeline.timeline import idle_share
+from medret.pipeline.counter import idle_share
 from medret.recipe import Precision, SliceRecipe
 from medret.volume import read_volume
 

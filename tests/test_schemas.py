@@ -11,7 +11,7 @@ import pytest
 
 from medret import schemas
 from medret.archive import ArchiveObject, Labels
-from medret.pipeline import ledger as ledgers
+from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.plan import Target, make_plan
 from medret.pipeline.store_state import BaseSnapshot, known_volumes
 from medret.schemas import FILES, LEDGER, TOMBSTONES, in_order, taken

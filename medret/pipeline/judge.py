@@ -1,24 +1,116 @@
-"""Judge what a run would publish: by its losses before anything is embedded, by all gates at the end."""
+"""Judge what a run would publish: before anything is embedded by what is lost, at the end by all gates.
+
+The gates judge the vectors that this run made, and unchanged volumes that were embedded again (canaries).
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 
+from medret.embeddings import read_vectors
+from medret.embeddings.parquet import read_parquet
 from medret.errors import QuarantineCode
 from medret.pipeline import gates
-from medret.pipeline import ledger as ledgers
-from medret.pipeline.gate_inputs import canary_cosines, content_by_id, findable_rows, vector_facts
+from medret.pipeline import new_ledger as ledgers
+from medret.pipeline.embedding_shards import read_volumes
+from medret.pipeline.gates import VectorFacts, lowest_cosine
 from medret.pipeline.indices import Indices
 from medret.pipeline.insist import losses, other_source
-from medret.pipeline.plan import Plan
+from medret.pipeline.plan import Plan, Step
 from medret.pipeline.prepare import Inputs, State
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
 from medret.pipeline.stream import Streamed
 from medret.snapshot import Counts
-from medret.storage import Location
+from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, slices_files, stored_files
+from medret.snapshot.liveness import searchable_rows
+from medret.storage import Location, read_checked
+
+CANARIES = 3
+CANARY_MAX_BYTES = 256 * 2**20
+UNIT_TOLERANCE = 1e-2
+FILES_TOGETHER = 64
+
+
+def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
+    """A few unchanged volumes that have vectors of all these recipes, the same ones for the same archive."""
+    able = [
+        step
+        for step in plan.steps
+        if step.cause == "unchanged" and step.item.size_bytes <= CANARY_MAX_BYTES and set(recipes) <= set(step.shards)
+    ]
+    able.sort(key=lambda step: hashlib.sha256(step.item.volume_id.encode()).digest())
+    return tuple(sorted(able[:CANARIES], key=lambda step: step.item.volume_id))
+
+
+def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
+    """The lowest cosine of each canary (batch_schema.CANARIES) to its stored slice vectors (files: schemas.FILES).
+
+    One that was replaced since it was listed proves nothing, and is left out.
+    """
+    slices = slices_files(files)
+    steps = {step.item.volume_id: step for step in plan.steps}
+    found: dict[str, float] = {}
+    for row in canaries.to_pylist():
+        volume_id, recipe = row["volume_id"], row["recipe"]
+        if row["content_sha256"] != steps[volume_id].content_sha256:
+            continue
+        stored = read_volumes(store, slices[recipe, steps[volume_id].shards[recipe]])
+        held = next(volume.vectors for volume in stored if volume.volume_id == volume_id)
+        again = np.frombuffer(row["vectors"], np.float16).reshape(-1, held.shape[1])
+        found[volume_id] = min(lowest_cosine(again, held), found.get(volume_id, 1.0))
+    return found
+
+
+def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
+    """What is in the volumes files among these (schemas.FILES): of each recipe, the first aggregation's."""
+    firsts: dict[ShardKey, StoredFile] = {}
+    for file in stored_files(files, [VOLUMES]):
+        firsts.setdefault(file.key, file)
+    chosen = list(firsts.values())
+    task = ray.remote(num_cpus=0.5)(_facts_of)
+    parts = [task.remote(store, chosen[at : at + FILES_TOGETHER]) for at in range(0, len(chosen), FILES_TOGETHER)]
+    return [facts for part in ray.get(parts) for facts in part]
+
+
+def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[tuple[int, int]]:
+    """Of each index, how many rows a search can find, and how many the ledger (schemas.LEDGER) holds."""
+    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
+    slices = int(pc.sum(embedded["slices"]).as_py() or 0)
+    return [
+        (
+            searchable_rows(store, indices.files, indices.tombstones, entry.recipe, entry.aggregation) or 0,
+            embedded.num_rows if entry.aggregation else slices,
+        )
+        for entry in indices.entries
+    ]
+
+
+def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
+    """content_sha256 by volume_id."""
+    return dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
+
+
+def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
+    found = []
+    for file in files:
+        table = read_parquet(read_checked(store, file.path, file.sha256), ["volume_id", "vector"], name=file.path)
+        vectors = read_vectors(table)
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        recipe = file.folder.encode()
+        keys = {
+            volume_id: hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest()
+            for volume_id, vector in zip(table["volume_id"].to_pylist(), vectors, strict=True)
+        }
+        found.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
+    return found
 
 
 def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Losses:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from medret.embeddings import Aggregation
-from medret.pipeline import ledger as ledgers
+from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import Capacity, PoolPlan, plan_pools
-from medret.pipeline.gate_inputs import choose_canaries
+from medret.pipeline.embedding_shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
+from medret.pipeline.judge import choose_canaries
 from medret.pipeline.layout import compactions, embedding_files
 from medret.pipeline.plan import Plan, Step
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
 from medret.pipeline.store_state import StoreState
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe

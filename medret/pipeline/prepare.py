@@ -1,25 +1,103 @@
-"""Before a run: the archive, the store, and what follows from them. Reads only, starts no Ray, loads no model."""
+"""Before a run: read archive, store and models, and plan. Starts no Ray, loads no model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
+from medret.errors import MedretError
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
-from medret.pipeline.ledger import labels_differ
 from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
-from medret.pipeline.older import NOTHING, Older, read_older
+from medret.pipeline.new_ledger import labels_differ
 from medret.pipeline.plan import Plan, Target, make_plan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
 from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes, read_known
 from medret.recipe import Precision, Recipe, digest_of
-from medret.snapshot import Journal
+from medret.schemas import FILES, LEDGER
+from medret.snapshot import Journal, Manifest, read_files, read_ledger, read_manifest, snapshot_ids
+from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.storage import Location
+
+
+@dataclass(frozen=True)
+class Older:
+    """What older snapshots hold of a plan's volumes.
+
+    ledger: schemas.LEDGER. files: schemas.FILES of their embedding shards, indexed nowhere. unread: the snapshots that
+    could not be read, and why.
+    """
+
+    ledger: pa.Table
+    files: pa.Table
+    unread: tuple[str, ...] = ()
+
+
+NOTHING = Older(LEDGER.empty_table(), FILES.empty_table())
+
+
+def read_older(store: Location, live: str | None, plan: Plan, known: StoreState, recipes: Collection[str]) -> Older:
+    """Vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
+
+    Rows are taken that have the size of such an object, once for each content, so that memory follows what is lacking,
+    not the history of the archive. Where nothing is lacking, nothing is read.
+    """
+    sizes = {step.item.size_bytes for step in plan.of("embed", "check")}
+    others = [one for one in reversed(snapshot_ids(store)) if one != live] if sizes else []
+    if not others:
+        return NOTHING
+    present = {path for recipe in recipes for path in store.files(f"embeddings/{recipe}")}
+    seen = {(volume.content_sha256, recipe) for volume in known.embedded() for recipe in volume.shards}
+    ledgers, files, unread = [NOTHING.ledger], [NOTHING.files], []
+    for one in others:
+        try:
+            manifest = read_manifest(store, one)
+            if not any(entry.digest in recipes for entry in manifest.recipes):
+                continue
+            readable = [file for file in _embedding_files(store, one, manifest, recipes) if file.path in present]
+            shards = {file.key for file in readable if file.kind == SLICES}
+            rows: list[dict[str, Any]] = []
+            for table in manifest.tables_of("ledger"):  # one at a time: they may be large
+                piece = read_ledger(store, one, msgspec.structs.replace(manifest, tables=[table])).cast(LEDGER)
+                fits = pc.is_in(piece["size_bytes"], pa.array(sorted(sizes), pa.int64()))
+                of_use = pc.and_(pc.equal(piece["status"], "embedded"), fits)
+                rows += [row for row in piece.filter(of_use).to_pylist() if _trimmed(row, shards, seen)["shards"]]
+        except (MedretError, pa.ArrowInvalid, ValueError) as error:  # a snapshot of another medret, or damaged
+            unread.append(f"{one}: {error}")
+            continue
+        pairs = {(row["content_sha256"], recipe) for row in rows for recipe, _ in row["shards"]}
+        used = {key for row in rows for key in row["shards"]}
+        ledgers.append(pa.Table.from_pylist(rows, schema=LEDGER))
+        files.append(files_table(file for file in readable if file.key in used))
+        seen |= pairs
+    return Older(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(unread))
+
+
+def _embedding_files(
+    store: Location, snapshot_id: str, manifest: Manifest, recipes: Collection[str]
+) -> list[StoredFile]:
+    """The embedding files of these recipes; what indices hold them is of no use to another snapshot."""
+    files = read_files(store, snapshot_id, manifest).cast(FILES)
+    return [replace(file, indexed_in=None) for file in stored_files(files, EMBEDDING_KINDS) if file.recipe in recipes]
+
+
+def _trimmed(
+    row: dict[str, Any], shards: Collection[tuple[str, str]], seen: Collection[tuple[str | None, str]]
+) -> dict[str, Any]:
+    """The ledger row, of its vectors those that lie in these shards and were not seen before."""
+    row["shards"] = [
+        (recipe, shard)
+        for recipe, shard in row["shards"]
+        if (recipe, shard) in shards and (row["content_sha256"], recipe) not in seen
+    ]
+    return row
 
 
 @dataclass(frozen=True)
@@ -41,7 +119,7 @@ class Inputs:
 class State:
     """The store as it is now.
 
-    precisions: of each model, None where the device decides. older: see medret.pipeline.older; None until it is read.
+    precisions: of each model, None where the device decides. older: see medret.pipeline.prepare; None until it is read.
     """
 
     previous: BaseSnapshot

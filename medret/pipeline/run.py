@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 
 from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
-from medret.pipeline import ledger as ledgers
+from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import Capacity, capacity_now, device_for, watching_nodes
 from medret.pipeline.connect import connected
@@ -27,9 +27,9 @@ from medret.pipeline.insist import check_labels, embedded_anew, label_facts, ref
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.materialize import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
-from medret.pipeline.older import NOTHING
 from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
 from medret.pipeline.prepare import (
+    NOTHING,
     Inputs,
     State,
     is_up_to_date,

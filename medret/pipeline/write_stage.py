@@ -13,7 +13,7 @@ from medret.embeddings import Aggregation, EmbeddedVolume, reducible, unit_slice
 from medret.errors import VolumeError
 from medret.pipeline.batch_schema import CANARIES, STOPPED, ipc_bytes, vectors_column
 from medret.pipeline.counter import Tally
-from medret.pipeline.shards import write_shard
+from medret.pipeline.embedding_shards import write_shard
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot.journal import write_entry

@@ -20,8 +20,8 @@ from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
+from medret.pipeline.embedding_shards import write_shard
 from medret.pipeline.materialize import lay_out
-from medret.pipeline.shards import write_shard
 from medret.pipeline.write_stage import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
