@@ -37,7 +37,6 @@ from medret.pipeline.prepare import (
     read_inputs,
     read_state,
     recipes_at_hand,
-    ruleset_digest,
 )
 from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
@@ -296,7 +295,7 @@ def _streamed(
             counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                ruleset_digest(request, [job.recipe for job in jobs]), counts.handle, request.shard_volumes,
+                wanted.ruleset_digest, counts.handle, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
