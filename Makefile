@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.medret-installed
 INSTALL := -c constraints.txt -e ".[all,dev]"
 
-.PHONY: help setup demo test lint types bench chaos
+.PHONY: help setup demo test lint types docs dist bench chaos
 .DEFAULT_GOAL := help
 
 help:  ## Show these words
@@ -32,6 +32,18 @@ lint: $(STAMP)  ## Check style, formatting and the order of the layers
 
 types: $(STAMP)  ## Check types, strictly
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## Write the module tables and build the site of docs/ in build/site, strictly
+	$(BIN)/python docs/modules.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(STAMP)  ## Build wheel and sdist in dist/; install the wheel with [search] in an empty environment and import it
+	rm -rf dist build/smoke
+	$(BIN)/python -m hatchling build
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[search]"
+	cd build && smoke/bin/python -c "import medret; medret.open_snapshot; print('medret', medret.__version__)"
+	du -sh build/smoke
 
 chaos: $(STAMP)  ## Kill and stop runs, and lose nodes, at many points; compare with undisturbed runs (some minutes)
 	$(BIN)/python -m tests.chaos.campaign $(ARGS)
