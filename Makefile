@@ -37,12 +37,12 @@ docs: $(STAMP)  ## Write the module tables and build the site of docs/ in build/
 	$(BIN)/python docs/modules.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-dist: $(STAMP)  ## Build wheel and sdist in dist/; install the wheel with [search] in an empty environment and import it
+dist: $(STAMP)  ## Build wheel and sdist in dist/; install the wheel with [search] alone, and search a store with it
 	rm -rf dist build/smoke
 	$(BIN)/python -m hatchling build
-	$(PYTHON) -m venv build/smoke
-	build/smoke/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[search]"
-	cd build && smoke/bin/python -c "import medret; medret.open_snapshot; print('medret', medret.__version__)"
+	$(BIN)/python -m venv --without-pip build/smoke
+	$(BIN)/python -m uv pip install --quiet --python build/smoke/bin/python -c constraints.txt "$$(echo dist/*.whl)[search]"
+	cd build && smoke/bin/medret search ../tests/golden/store chest_ct/0.nii.gz -k 2
 	du -sh build/smoke
 
 chaos: $(STAMP)  ## Kill and stop runs, and lose nodes, at many points; compare with undisturbed runs (some minutes)
