@@ -45,8 +45,8 @@ def index_archive(
         MedretError: Any other failure. Finished work is kept for the next run.
     """
     with needs_extra():
-        from medret.pipeline.progress import Reporter
         from medret.pipeline.request import IndexRequest
+        from medret.pipeline.result import Reporter
         from medret.pipeline.run import run_index
 
         request = IndexRequest.of(os.fspath(archive), os.fspath(store), options)

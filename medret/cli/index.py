@@ -248,7 +248,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     with stop.listening():  # before anything large is imported
         from medret.cli.tables import print_index_summary
         from medret.pipeline import run
-        from medret.pipeline.progress import Reporter
+        from medret.pipeline.result import Reporter
 
         quiet = arguments.quiet or arguments.json or arguments.log_json
         reporter = Reporter(quiet=quiet, warns=not (arguments.quiet or arguments.log_json))

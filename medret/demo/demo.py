@@ -12,8 +12,8 @@ from rich.text import Text
 
 from medret.demo.phantoms import KINDS, write_corpus
 from medret.errors import MedretError, UsageError
-from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.result import Reporter
 from medret.pipeline.run import run_index
 from medret.search import Hit, open_snapshot
 from medret.search.page import results_page

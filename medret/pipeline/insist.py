@@ -14,8 +14,8 @@ from medret.archive import LabelJoin, Listing
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits, Losses, label_gate
 from medret.pipeline.plan import Plan
-from medret.pipeline.progress import Reporter
 from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
+from medret.pipeline.result import Reporter
 from medret.pipeline.store_state import StoreState
 from medret.recipe import Recipe
 from medret.schemas import LABELS

@@ -1,28 +1,124 @@
-"""What a run reports: its outcome, its failure, and the lines on the way."""
+"""What a run reports: its progress, lines on the way, its outcome and its failure."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medret import errors
 from medret.archive import Listing
 from medret.errors import MedretError, VolumeError
+from medret.pipeline.counter import Counting, StageCount
 from medret.pipeline.gates import Losses
 from medret.pipeline.plan import Plan
-from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
 from medret.snapshot import Counts, RecipeEntry
 from medret.storage import redacted
+from medret.terminal import Terminal
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0
 
 RAYS_ADVICE = re.compile(r"^(?:Failed to .* after \d+/\d+ attempts|To change retry attempts)", re.MULTILINE)
 MEDRETS = re.compile(r"^medret\.errors\.(?P<kind>\w+): (?P<text>.+)$", re.MULTILINE)
 RAISED = re.compile(r"(?!ray\.)[A-Za-z_][\w.]*(?:Error|Exception)\b")
+
+
+class Reporter:
+    """Shows how far the run is: a live bar on a terminal, a line every 15 s elsewhere.
+
+    quiet: send these lines to the log instead, and show no progress. warns: print warnings even if quiet; defaults to
+    `not quiet`. fields: added to every log record, such as the run.
+    """
+
+    def __init__(self, *, quiet: bool = False, warns: bool | None = None) -> None:
+        self.console = Terminal(stderr=True, quiet=quiet)
+        self.quiet = quiet
+        self.fields: dict[str, str] = {}
+        self._warns = not quiet if warns is None else warns
+        self._warnings = Terminal(stderr=True) if quiet else self.console  # prints above the live bar
+
+    def say(self, text: str) -> None:
+        """Print one line, or log it."""
+        if self.quiet:
+            logger.info("%s", text, extra=self.fields)
+        else:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print one line about a problem that was solved, or log it."""
+        if self._warns:
+            self._warnings.print(text, markup=False, soft_wrap=True)
+        else:
+            logger.warning("%s", text, extra=self.fields)
+
+    @contextmanager
+    def watching(self, counts: Counting, volumes: int, watched: str) -> Iterator[None]:
+        """Show the progress of stage `watched` of `volumes` volumes until the block ends."""
+        stop = threading.Event()
+        show = self._bar if self.console.is_terminal and not self.quiet else self._lines
+        thread = threading.Thread(target=show, args=(counts, volumes, watched, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=10)
+
+    def _bar(self, counts: Counting, volumes: int, watched: str, stop: threading.Event) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("volumes"),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task("embedding", total=volumes, rate="")
+            started = time.monotonic()
+            while not stop.wait(POLL_S):
+                done = _poll(counts, watched)
+                rate = f"{done.slices} slices, {done.slices / (time.monotonic() - started):.1f}/s"
+                progress.update(task, completed=done.volumes, rate=rate)
+
+    def _lines(self, counts: Counting, volumes: int, watched: str, stop: threading.Event) -> None:
+        started = time.monotonic()
+        while not stop.wait(PLAIN_EVERY_S):
+            done, passed = _poll(counts, watched), time.monotonic() - started
+            left = passed / done.volumes * (volumes - done.volumes) if done.volumes else float("nan")
+            self.say(
+                f"{done.volumes}/{volumes} volumes, {done.slices} slices, {done.slices / passed:.1f} slices/s, "
+                + (f"about {left:.0f} s left" if done.volumes else "starting")
+            )
+
+
+def _poll(counts: Counting, watched: str) -> StageCount:
+    return counts.stages().get(watched, StageCount())
+
+
+def say_listing(reporter: Reporter, listing: Listing) -> None:
+    """Report what the listing found."""
+    skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
+    size = sum(o.size_bytes for o in listing.objects) / 2**20
+    reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
+    for rule, paths in listing.surprises.items():
+        more = ", ..." if listing.skipped[rule] > len(paths) else ""
+        reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")
+
+
+def say_plan(reporter: Reporter, plan: Plan) -> None:
+    """Report how many volumes the plan keeps, embeds, copies and drops, by cause."""
+    causes = [f"{count} {cause}" for cause, count in sorted(plan.causes().items())]
+    reporter.say(", ".join([*causes, f"{len(plan.gone)} gone"]))
 
 
 @dataclass(frozen=True)
@@ -62,6 +158,34 @@ class IndexOutcome:
         return self.slices / self.streaming_s if self.streaming_s > 0 else 0.0
 
 
+def worst_recall(entries: Sequence[Any]) -> dict[str, float]:
+    """The lowest recall@10 per index kind over the snapshot's indices."""
+    worst: dict[str, float] = {}
+    for entry in entries:
+        for kind, value in entry.recall.items():
+            worst[kind] = min(value, worst.get(kind, 1.0))
+    return worst
+
+
+def request_facts(request: IndexRequest) -> dict[str, Any]:
+    """The request, for the run report."""
+    return {
+        "archive": request.archive,
+        "store": request.store,
+        "labels": redacted(request.labels) if request.labels else None,
+        "pattern": request.pattern,
+        "exclude": list(request.exclude),
+        "include_masks": request.include_masks,
+        "slices": vars(request.slices),
+        "aggregations": [aggregation.name for aggregation in request.aggregations],
+        "index": request.index.to_json(),
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "shard_volumes": request.shard_volumes,
+        "gates": asdict(request.gates),
+    }
+
+
 def failure_of(error: BaseException) -> MedretError:
     """The error that a worker raised, without its path through Ray. Ray's logs keep the whole trace."""
     link: BaseException | None = error
@@ -89,47 +213,3 @@ def _one_line(text: str) -> str:
     """The text on one line, without Ray's advice on how to set retries."""
     text = RAYS_ADVICE.split(text)[0]
     return " ".join(line.strip() for line in text.splitlines() if line.strip()).removesuffix(": ")
-
-
-def request_facts(request: IndexRequest) -> dict[str, Any]:
-    """The request, for the run report."""
-    return {
-        "archive": request.archive,
-        "store": request.store,
-        "labels": redacted(request.labels) if request.labels else None,
-        "pattern": request.pattern,
-        "exclude": list(request.exclude),
-        "include_masks": request.include_masks,
-        "slices": vars(request.slices),
-        "aggregations": [aggregation.name for aggregation in request.aggregations],
-        "index": request.index.to_json(),
-        "precision": request.precision,
-        "batch_size": request.batch_size,
-        "shard_volumes": request.shard_volumes,
-        "gates": asdict(request.gates),
-    }
-
-
-def say_listing(reporter: Reporter, listing: Listing) -> None:
-    """Report what the listing found."""
-    skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
-    size = sum(o.size_bytes for o in listing.objects) / 2**20
-    reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
-    for rule, paths in listing.surprises.items():
-        more = ", ..." if listing.skipped[rule] > len(paths) else ""
-        reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")
-
-
-def say_plan(reporter: Reporter, plan: Plan) -> None:
-    """Report how many volumes the plan keeps, embeds, copies and drops, by cause."""
-    causes = [f"{count} {cause}" for cause, count in sorted(plan.causes().items())]
-    reporter.say(", ".join([*causes, f"{len(plan.gone)} gone"]))
-
-
-def worst_recall(entries: Sequence[Any]) -> dict[str, float]:
-    """The lowest recall@10 per index kind over the snapshot's indices."""
-    worst: dict[str, float] = {}
-    for entry in entries:
-        for kind, value in entry.recall.items():
-            worst[kind] = min(value, worst.get(kind, 1.0))
-    return worst

@@ -38,10 +38,10 @@ from medret.pipeline.prepare import (
     read_state,
     recipes_at_hand,
 )
-from medret.pipeline.progress import Reporter
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import (
     IndexOutcome,
+    Reporter,
     failure_of,
     request_facts,
     say_listing,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from medret.cli import main
-from medret.pipeline.progress import Reporter
+from medret.pipeline.result import Reporter
 from medret.terminal import Terminal
 from medret.visible import FORMULA, csv_text, visible
 from tests.search.conftest import ledger_row, make_store, recipe_of, synthetic_volumes

@@ -10,7 +10,7 @@ import pytest
 
 from medret.cli import main
 from medret.cli.shared import JsonLines
-from medret.pipeline.progress import Reporter
+from medret.pipeline.result import Reporter
 from medret.storage.filesystems import with_retries
 
 
