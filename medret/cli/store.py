@@ -102,7 +102,7 @@ def age(text: str) -> timedelta:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Run `medret verify`."""
     from medret.snapshot import current_id, verify_store
-    from medret.snapshot.forgetting import FORGETTING
+    from medret.snapshot.forget import FORGETTING
     from medret.snapshot.names import is_litter
     from medret.storage import Location
 
@@ -126,7 +126,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_snapshots(arguments: argparse.Namespace) -> int:
     """Run `medret snapshots`."""
-    from medret.snapshot.history import history
+    from medret.snapshot.publish import history
     from medret.storage import Location
 
     snapshots = [
@@ -158,7 +158,7 @@ def run_snapshots(arguments: argparse.Namespace) -> int:
 def run_rollback(arguments: argparse.Namespace) -> int:
     """Run `medret rollback`."""
     from medret.snapshot import leased
-    from medret.snapshot.history import rollback
+    from medret.snapshot.publish import rollback
     from medret.storage import Location
 
     store = Location(arguments.store)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.middles import middles
+from medret.recipe import middles
 
 FORMS = "mean, max, gaussian:CENTRE,SIGMA, uniform:N, random:N or random:N,SEED"
 

@@ -30,9 +30,9 @@ from medret.search.places import Refused, place_of
 from medret.search.query import QueryVectors, SlicePositions
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.files import StoredFile, read_index_files
-from medret.snapshot.listed import check_files
 from medret.snapshot.liveness import dead_volumes
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
+from medret.snapshot.names import check_files
 from medret.storage import Location
 
 if TYPE_CHECKING:

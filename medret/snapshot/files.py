@@ -17,7 +17,7 @@ from medret.embeddings.parquet import as_corrupt, judged, open_parquet
 from medret.index import CENTRE_KIND, KINDS, ROWS_KIND
 from medret.index.columns import int32_view
 from medret.schemas import FILES
-from medret.snapshot.listed import check_files
+from medret.snapshot.names import check_files
 from medret.storage import WrittenFile
 
 SLICES, VOLUMES = "slices", "volumes"

@@ -1,21 +1,39 @@
-"""Forgetting volumes: a patient withdrew. No vector and no mention of them stays in the store.
+"""Forget volumes, such as those of a patient who withdrew: no vector and no mention of them stays in the store.
 
-Files are never changed, so every file that holds something of the volumes is written anew without it, and every
-snapshot over the new files; CURRENT moves to the new live one, and the old files go. What is to be forgotten is written
-down before (`forgetting.py`), so whoever comes after a kill finishes it: the next `forget`, `index` or `gc`.
+Files never change. So every file that holds something of the volumes is written again without it, as a new file, and
+every snapshot is written again over the new files. CURRENT moves to the new live snapshot, and the old files are
+deleted. STORE/FORGETTING says what is to be forgotten before anything else is written, so after a crash the next
+`forget`, `index` or `gc` finishes the work:
+
+    {"volumes": ["<sha256 of a volume's id>"], "snapshots": {"<old id>": "<new id>"}, "doomed": ["<path>"], ...}
+
+The note does not hold the ids themselves. At first it names only the volumes: new files are being written and nothing
+is deleted, so the tables still tell which ids these are. When all new files are in the store, the note says what they
+replace; from then on, finishing needs no id.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import msgspec
+
 from medret.embeddings.parquet import read_parquet
 from medret.errors import CorruptError, MedretError, NotFoundError, StorageError, UsageError
-from medret.snapshot.erase import Erasure, erase_indices, erase_journal, erase_reports, erase_tables, folder_of
+from medret.snapshot.erase import (
+    Erasure,
+    erase_indices,
+    erase_journal,
+    erase_reports,
+    erase_tables,
+    folder_of,
+    parents_first,
+    rewrite_snapshot,
+)
 from medret.snapshot.files import stored_files
-from medret.snapshot.forgetting import FORGETTING, Note, digest, read_note, write_note
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     MANIFEST,
@@ -31,9 +49,9 @@ from medret.snapshot.manifest import (
 from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
 from medret.snapshot.names import SINGLE, is_temporary, kind_of, own
 from medret.snapshot.publish import make_live
-from medret.snapshot.rewrite import parents_first, rewrite_snapshot
 from medret.storage import Location
 
+FORGETTING = "FORGETTING"
 Say = Callable[[str], None]
 
 
@@ -267,3 +285,41 @@ def _rows_known(store: Location) -> Iterator[tuple[str, str | None]]:
             except UNREADABLE:
                 continue
             yield from zip(table["volume_id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True)
+
+
+class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What FORGETTING says.
+
+    volumes: sha256 of each id. doomed: files to delete, in that order; None while new files are being written.
+    snapshots: old id -> new id. unreadable: files and snapshots erased whole, because nobody can tell what they hold.
+    left: files that name a volume and are not medret's to change.
+    """
+
+    volumes: tuple[str, ...]
+    doomed: tuple[str, ...] | None = None
+    snapshots: dict[str, str] = {}
+    unreadable: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def digest(volume_id: str) -> str:
+    """What stands for an id in the note."""
+    return hashlib.sha256(volume_id.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_note(store: Location) -> Note | None:
+    """What an unfinished `forget` left; None if there is none. Raises CorruptError if it cannot be understood."""
+    try:
+        return msgspec.json.decode(store.read(FORGETTING), type=Note)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(
+            f"{store.uri_of(FORGETTING)} is damaged ({error}): a `medret forget` was not finished, and for which "
+            "volumes cannot be told; delete the file and run it again for them"
+        ) from error
+
+
+def write_note(store: Location, note: Note) -> None:
+    """Write it down; the one that was there is replaced."""
+    store.write(FORGETTING, msgspec.json.encode(note) + b"\n")

@@ -20,8 +20,7 @@ from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import CorruptError
 from medret.schemas import FILES, LEDGER
-from medret.snapshot.listed import check_table
-from medret.snapshot.names import own
+from medret.snapshot.names import check_table, own
 from medret.storage import NAME_DIGITS, Location
 
 FOLDER = "journal"

@@ -20,8 +20,7 @@ from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.errors import CorruptError, UsageError, VersionError, first_line
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import TOMBSTONES
-from medret.snapshot.listed import SCHEMAS, check_table
-from medret.snapshot.names import DIGEST, SHA256, TABLE_NAME
+from medret.snapshot.names import DIGEST, SCHEMAS, SHA256, TABLE_NAME, check_table
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 CURRENT = "CURRENT"

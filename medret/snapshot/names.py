@@ -1,13 +1,23 @@
-"""The names that files of a store have: what has another name is not medret's, is never read and never deleted.
+"""The names of a store's files and the values of its tables: what medret writes, and so all that it reads or deletes.
 
-Every kind of file that medret writes has its line in `OWN`. docs/formats.md describes them in words.
+A file with another name is not medret's: it is never read and never deleted. Every kind of file that medret writes has
+its line in `OWN`; docs/formats.md describes them in words.
+
+Whoever made a store chose every value in its tables, and a checksum vouches for the bytes of a table, not for its
+maker. A path that leads out of the store, or to a file of another kind, would be read, and by `medret forget` deleted:
+so the tables of a snapshot are checked where they are read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import pyarrow as pa
+
+from medret.embeddings.parquet import check_required
+from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.storage import NAME_DIGITS, Location
 
 DIGEST = rf"[0-9a-f]{{{NAME_DIGITS}}}"
@@ -73,3 +83,41 @@ def say_strangers(store: Location, say: Callable[[str], None]) -> None:
             f"{store.uri} holds {len(found)} files that are not medret's, such as {found[0]}; they stay as they are, "
             "and `medret verify` will name them: a folder of its own is better for a store"
         )
+
+
+# Kind in the table of files -> that of its name.
+NAMED = {
+    "slices": "embeddings", "volumes": "embeddings", "hnsw": "index", "lsh": "index", "exact": "index", "rows": "index",
+    "centre": "centre", "quarantine": "quarantine",
+}  # fmt: skip
+SCHEMAS = {"files": FILES, "ledger": LEDGER, "tombstones": TOMBSTONES}
+COUNT_MAX = 1 << 53
+
+
+def check_files(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a row of FILES that names anything but a file of medret, by its own full name."""
+    for row in rows:
+        path, kind, sha256 = row["path"], row["kind"], row["sha256"]
+        if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+            raise ValueError(f"the sha256 of {str(path)[:200]!r} is {str(sha256)[:80]!r}, expected 64 hex digits")
+        form = OWN.get(NAMED.get(str(kind), ""))
+        named = isinstance(path, str) and form is not None and form.fullmatch(path)
+        stem, _, digest = str(path).rpartition("/")[2].partition(".")[0].rpartition("-")
+        if not named or digest != sha256[:NAME_DIGITS] or (kind != "quarantine" and stem != kind):
+            raise ValueError(f"{str(path)[:200]!r} is no name of a file of kind {str(kind)[:80]!r} with that sha256")
+        if any(not 0 <= row[name] < COUNT_MAX for name in ("size_bytes", "rows")):
+            raise ValueError(f"{path} has {row['size_bytes']} bytes and {row['rows']} rows")
+        if kind in NAMED and kind != "quarantine" and not isinstance(row["recipe"], str):
+            raise ValueError(f"{path} has no recipe")
+
+
+def check_table(kind: str, table: pa.Table) -> None:
+    """Raise ValueError for a table whose values medret would not write."""
+    check_required(table, SCHEMAS[kind])
+    if kind == "files":
+        check_files(table.to_pylist())
+    for name in ("size_bytes", "slices"):
+        if kind == "ledger" and name in table.schema.names and table.num_rows:
+            values = table[name].to_pylist()
+            if min(values) < 0 or max(values) >= COUNT_MAX:
+                raise ValueError(f"column {name} holds {min(values)} to {max(values)}")

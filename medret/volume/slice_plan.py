@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.middles import middles
+from medret.recipe import middles
 
 Kind = Literal["all", "every", "uniform", "random"]
 

@@ -19,7 +19,7 @@ from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
 from medret.errors import MedretError
 from medret.snapshot import current_id, snapshot_ids, verify_store
-from medret.snapshot.forgetting import Note, digest, write_note
+from medret.snapshot.forget import Note, digest, write_note
 from medret.storage import Location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

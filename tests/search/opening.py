@@ -14,8 +14,8 @@ from medret.pipeline.store_state import read_known
 from medret.search import open_snapshot
 from medret.snapshot import verify_store
 from medret.snapshot.gc import gc
-from medret.snapshot.history import history
 from medret.snapshot.lease import leased
+from medret.snapshot.publish import history
 from medret.storage import Location
 
 ID = "synthetic/liver_0000.nii.gz"

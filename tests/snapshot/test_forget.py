@@ -19,8 +19,7 @@ from medret.errors import BusyError, CorruptError, NotFoundError
 from medret.index import KINDS
 from medret.search import open_snapshot
 from medret.snapshot import current_id, read_manifest, snapshot_ids, verify_store
-from medret.snapshot.forget import finish, forget
-from medret.snapshot.forgetting import FORGETTING
+from medret.snapshot.forget import FORGETTING, finish, forget
 from medret.snapshot.gc import gc
 from medret.snapshot.lease import take
 from medret.snapshot.mentions import FORGOTTEN, Mentions
