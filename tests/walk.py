@@ -18,7 +18,7 @@ from medret.evaluate.duplicates import find_duplicates
 from medret.search import Hit, Snapshot
 from medret.search.index_search import ScoredRow
 from medret.search.options import MODES, SLICE, VOLUME
-from medret.search.page import results_page
+from medret.search.snapshot import results_page
 
 FEW = 10
 # In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.

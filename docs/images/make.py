@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import medret
-from medret.search.page import results_page
+from medret.search.snapshot import results_page
 
 QUERIES = ("chest_ct", "heart_mri")
 

@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = list(zip(arguments.query, answers, strict=True))
     if arguments.html:
         from medret.cli.shared import write_text
-        from medret.search.page import results_page
+        from medret.search.snapshot import results_page
 
         page = results_page(
             snapshot,

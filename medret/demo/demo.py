@@ -16,7 +16,7 @@ from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import Reporter
 from medret.pipeline.run import run_index
 from medret.search import Hit, open_snapshot
-from medret.search.page import results_page
+from medret.search.snapshot import results_page
 from medret.terminal import Terminal
 
 MODEL = "efficientnet_lite0"  # its weights come with a package: no hub is asked

@@ -1,4 +1,4 @@
-"""Opening a snapshot and searching it.
+"""Opening a snapshot, searching it, and the page of its hits.
 
 Opening reads CURRENT, the manifest and the table of files. Index files, ledger and models are opened when a search
 first needs them; ray is never imported, and torch only for queries that are files.
@@ -24,18 +24,21 @@ from medret.search.hit import Hit, Hits, query_request
 from medret.search.index_search import ScoredRow
 from medret.search.ledger import LedgerRow
 from medret.search.matching import SliceVectors
-from medret.search.options import DEFAULT_K, SLICE, SearchKeywords, SearchOptions
+from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
 from medret.search.places import Refused
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver, sha256_of
 from medret.snapshot import current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
-from medret.storage import Location, normalise_uri
+from medret.storage import Location, normalise_uri, redacted
 
 if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
 
+NO_VOXELS = "the query is an array of vectors: it has no voxels"
 OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
+
+Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, hits
 
 
 def open_snapshot(
@@ -216,3 +219,41 @@ class Snapshot:
             of_query, images = None, dict.fromkeys(requests, str(error))
         cards = [hit.card(images[request]) for hit, request in zip(hits, requests, strict=True)]
         return render_hits(cards, images[of_query] if of_query else "")
+
+
+def results_page(
+    snapshot: Snapshot, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]
+) -> str:
+    """Render search results as one self-contained HTML file: the slices of each query beside those of its hits.
+
+    results: per query its label, the path or URI of its voxels (None if it has none, such as a vector) and its hits.
+    score: what the score of a hit is, in words. Slices are read from the archive; a file that is out of reach leaves a
+    note in their place.
+    """
+    from medret.html.hits import QueryCard, render_page
+
+    requests = [query_request(uri, hits) for _, uri, hits in results if uri is not None]
+    requests += [hit.image_request() for _, _, hits in results for hit in hits]
+    images = snapshot.read_images(requests)
+    queries = []
+    for label, uri, hits in results:
+        queries.append(
+            QueryCard(
+                title=redacted(label.rsplit("/", 1)[-1] if label == uri else label),  # the whole path stands below it
+                uri=None if uri is None else redacted(uri),
+                images=NO_VOXELS if uri is None else images[query_request(uri, hits)],
+                hits=[hit.card(images[hit.image_request()]) for hit in hits],
+            )
+        )
+    manifest = snapshot.manifest
+    return render_page(
+        title,
+        queries,
+        score=score,
+        archive=manifest.archive_uri,
+        volumes=manifest.counts.embedded + manifest.counts.unchanged,
+        random_models=[entry.model for entry in manifest.recipes if entry.random_weights],
+        snapshot=snapshot.id,
+        models=snapshot.models,
+        version=manifest.medret_version,
+    )

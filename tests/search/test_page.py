@@ -16,7 +16,7 @@ from medret.html.images import middle_slices
 from medret.recipe import SliceRecipe
 from medret.search import Hit, Snapshot, open_snapshot
 from medret.search.hit import SliceMatch, SlicePair
-from medret.search.page import results_page
+from medret.search.snapshot import results_page
 from medret.volume import SliceRef, read_volume
 
 RECIPE = SliceRecipe(planes=("axial", "sagittal"))  # that of the synthetic store
