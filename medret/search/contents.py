@@ -22,11 +22,10 @@ from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
 from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
 from medret.search.kept import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
-from medret.search.ledger import Ledger, LedgerRow, read_label_table
+from medret.search.ledger import Ledger, LedgerRow, Refused, place_of, read_label_table
 from medret.search.matching import SliceVectors
 from medret.search.modes import Indices, rank_volumes
 from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
-from medret.search.places import Refused, place_of
 from medret.search.query import QueryVectors, SlicePositions
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.files import StoredFile, read_index_files

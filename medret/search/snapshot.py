@@ -22,10 +22,9 @@ from medret.search.answer import answer
 from medret.search.contents import Contents, Member
 from medret.search.hit import Hit, Hits, query_request
 from medret.search.index_search import ScoredRow
-from medret.search.ledger import LedgerRow
+from medret.search.ledger import LedgerRow, Refused
 from medret.search.matching import SliceVectors
 from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
-from medret.search.places import Refused
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver, sha256_of
 from medret.snapshot import current_id, read_manifest

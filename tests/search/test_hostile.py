@@ -16,7 +16,7 @@ import pytest
 from medret.cli.main import main
 from medret.errors import CorruptError, DroppedError, MedretError, UsageError, WeightsError
 from medret.search import open_snapshot
-from medret.search.places import Refused, place_of
+from medret.search.ledger import Refused, place_of
 from medret.search.resolve import load_encoder
 from medret.snapshot import read_manifest
 from medret.storage import Location
