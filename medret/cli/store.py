@@ -1,4 +1,4 @@
-"""Commands on what a store holds: `verify`, `snapshots`, `rollback`, `gc`, `forget` and `unlock`."""
+"""Commands on what a store holds: `export`, `verify`, `snapshots`, `rollback`, `gc`, `forget` and `unlock`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,17 @@ import msgspec
 from medret.cli.shared import add_command, note
 from medret.visible import say
 
+EXPORT = """\
+Write the vectors of the live snapshot of STORE, with labels, to the Parquet file OUT: one row per volume, or with
+--slices one per slice vector. Files of a store may still hold rows of removed volumes: these are not written.
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  medret export ~/ct-store vectors.parquet
+  medret export s3://hospital/medret slices.parquet --slices --model dinov2
+
+Vectors of patients are personal data: protect the file like the store.
+"""
 VERIFY = """\
 Check every file of STORE against the checksum in its name and in the live snapshot's manifest, and check that the
 counts of ledger, embedding shards and indices agree. Prints each file that is damaged, missing or not medret's.
@@ -52,6 +64,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"
 
 def add_parser(commands: Any) -> None:
     """Add the commands to the parser."""
+    _add_export(commands)
 
     def add(
         run: Callable[[argparse.Namespace], int], summary: str, text: str, codes: str = "", *, as_json: bool = True
@@ -80,6 +93,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--force", action="store_true", help="break the lease even if the holder looks alive")
 
 
+def _add_export(commands: Any) -> None:
+    parser = add_command(commands, "export", run_export, "vectors and labels as Parquet", EXPORT, EXPORT_EXAMPLES)
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the Parquet file to write")
+    parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
+    parser.add_argument("--aggregation", metavar="NAME", help="of volume vectors (default: the snapshot's first)")
+    parser.add_argument("--slices", action="store_true", help="slice vectors instead of volume vectors")
+    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
 def count(text: str) -> int:
     """A whole number, 0 or more."""
     value = int(text)
@@ -97,6 +121,25 @@ def age(text: str) -> timedelta:
     if not match:
         raise argparse.ArgumentTypeError(f"'{text}' is not an age such as 90s, 30m, 12h, 7d or 2w")
     return timedelta(**{UNITS[match[2]]: int(match[1])})
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Run `medret export`."""
+    from medret.errors import UsageError
+    from medret.search import open_snapshot
+    from medret.search.export import export_rows
+
+    if arguments.slices and arguments.aggregation:
+        raise UsageError("--aggregation applies to volume vectors: remove it, or --slices")
+    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    rows = export_rows(
+        snapshot, arguments.out, model=arguments.model, aggregation=arguments.aggregation, slices=arguments.slices
+    )
+    if arguments.json:
+        say(json.dumps({"snapshot": snapshot.id, "rows": rows, "path": str(arguments.out.resolve())}))
+    else:
+        say(f"{rows} rows of snapshot {snapshot.id}: {arguments.out.resolve()}")
+    return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
