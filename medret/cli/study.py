@@ -1,19 +1,24 @@
-"""`medret study`: questions about aggregation, indices and ensembles, answered on a store's own vectors."""
+"""Commands that look into a store's vectors: `study` compares methods, `duplicates` lists volumes that are the same."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, positive_int
+from medret.cli.shared import add_command, note, positive_int
 from medret.visible import say
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from medret.evaluate.duplicates import Duplicates
     from medret.evaluate.study import Study
 
-DESCRIPTION = """\
+STUDY = """\
 Answer one question on the vectors that STORE holds; nothing is embedded again.
 
   aggregation   all slices compared with 5, 10 and 20 random ones (several seeds), evenly spaced ones, the maximum, and
@@ -23,17 +28,35 @@ Answer one question on the vectors that STORE holds; nothing is embedded again.
   ensemble      each model alone, and pairs fused by weighted concatenation and by reciprocal ranks
 """
 
-EPILOG = """\
+STUDY_EXAMPLES = """\
 examples:
   medret study aggregation ~/ct-store --html aggregation.html
   medret study index ~/ct-store --sizes 1000 100000 1000000 --dims 768 --csv index.csv
   medret study ensemble ~/ct-store --exclude dataset --json
 """
 
+DUPLICATES = """\
+List pairs of volumes of STORE that are copies of one file, or so similar that a search with one finds the other
+first: they inflate every score. Neighbours come from the index; a pair counts if its slices agree too.
+"""
+
+DUPLICATES_EXAMPLES = """\
+examples:
+  medret duplicates ~/ct-store --at-least 0.995
+  medret duplicates ~/ct-store --list twins.txt && medret evaluate ~/ct-store --without twins.txt
+"""
+
+SHOWN = 50
+
 
 def add_parser(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = add_command(commands, "study", run, "answer a question about the method", DESCRIPTION, EPILOG)
+    """Add the commands to the parser."""
+    _add_study(commands)
+    _add_duplicates(commands)
+
+
+def _add_study(commands: Any) -> None:
+    parser = add_command(commands, "study", run_study, "answer a question about the method", STUDY, STUDY_EXAMPLES)
     parser.add_argument("question", choices=("aggregation", "index", "ensemble"), metavar="QUESTION")
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
     parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
@@ -61,8 +84,32 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained page with plots")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
+def _add_duplicates(commands: Any) -> None:
+    parser = add_command(
+        commands, "duplicates", run_duplicates, "list volumes that are nearly the same", DUPLICATES, DUPLICATES_EXAMPLES
+    )
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        default=0.99,
+        metavar="COSINE",
+        help="least cosine of the volume vectors, and score of their slices (default %(default)s)",
+    )
+    parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
+    parser.add_argument("--aggregation", metavar="NAME", help="(default: the snapshot's first)")
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="write one id per line: leave these out and no pair remains",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    """Run `medret study`."""
     from medret.cli.shared import clear, write_text
 
     study = _study(arguments)
@@ -76,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(json.dumps(study.to_json(), allow_nan=False))
         return 0
-    _print(study)
+    _print_study(study)
     for path in filter(None, (arguments.csv, arguments.html)):
         say(f"written: {path.resolve()}")
     return 0
@@ -111,15 +158,63 @@ def _study(arguments: argparse.Namespace) -> Study:
     return study_index(snapshot, model=arguments.model, sizes=sizes, dims=dims, seed=arguments.seed, report=report)
 
 
-def _print(study: Study) -> None:
+def _print_study(study: Study) -> None:
     """Print the table without cutting it to the width of the terminal."""
     rows = [study.table.column_names, *([_text(value) for value in row.values()] for row in study.table.to_pylist())]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
         say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    for note in study.notes:
-        say(f"note: {note}")
+    for text in study.notes:
+        say(f"note: {text}")
 
 
 def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def run_duplicates(arguments: argparse.Namespace) -> int:
+    """Run `medret duplicates`."""
+    from medret.cli.shared import clear, report, write_text
+    from medret.evaluate.duplicates import find_duplicates
+    from medret.search import open_snapshot
+
+    snapshot = open_snapshot(arguments.store, arguments.snapshot)
+    found = find_duplicates(snapshot, arguments.at_least, arguments.model, arguments.aggregation, report)
+    clear()
+    if arguments.list:
+        write_text(arguments.list, "".join(f"{name}\n" for name in found.to_leave_out()))
+    if arguments.json:
+        say(json.dumps({"store": snapshot.uri, "snapshot": snapshot.id, **found.to_json(snapshot.labels())}))
+    else:
+        _print_pairs(found, snapshot.labels(), arguments)
+    return 0
+
+
+def _print_pairs(found: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -> None:
+    from medret.evaluate.duplicates import labels_of
+
+    shown = found.pairs[:SHOWN]
+    known = labels_of(labels, {name for pair in shown for name in (pair.first, pair.second)})
+    for pair in shown:
+        words = "copy  " if pair.copy else f"{pair.score:.4f}"
+        for name in (pair.first, pair.second):
+            values = ", ".join(str(value) for value in known[name].values() if value)
+            say(f"{words}  {name}" + (f"  ({values})" if values else ""))
+            words = " " * len(words)
+    if len(found.pairs) > SHOWN:
+        say(f"... and {len(found.pairs) - SHOWN} more: --json lists all")
+    leave_out = found.to_leave_out()
+    copies = sum(pair.copy for pair in found.pairs)
+    say(
+        f"{len(found.pairs)} pairs among {found.volumes} volumes, {copies} of them copies, the others at least "
+        f"{found.at_least:g} alike"
+    )
+    if found.crowded:
+        note(f"{found.crowded} volumes have more near neighbours than were compared: raise --at-least", logging.WARNING)
+    if leave_out:
+        path = os.fspath(arguments.list) if arguments.list else "FILE"
+        write = "written to" if arguments.list else "--list FILE writes"
+        say(
+            f"leave out {len(leave_out)} volumes and no pair is left; {write} {path if arguments.list else 'them'}; "
+            f"then: medret evaluate {arguments.store} --without {path}"
+        )
