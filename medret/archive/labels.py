@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from medret.archive.label_sources import ID_COLUMNS, Table, read_descriptions, read_table
 from medret.archive.listing import DESCRIPTION, Listing
-from medret.archive.msd import read_descriptions
-from medret.archive.tables import ID_COLUMNS, Table, read_table
 from medret.archive.volume_names import Finder, Match
 from medret.errors import UsageError
 from medret.modalities import modality_label

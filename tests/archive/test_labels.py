@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.archive import ArchiveObject, Labels, Listing, list_archive, read_labels
-from medret.archive.msd import ORGANS, msd_task
+from medret.archive.label_sources import ORGANS, msd_task
 from medret.errors import UsageError
 
 ARCHIVE = "s3://bucket/volumes"
