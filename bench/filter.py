@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from synthetic import clustered, near
 
 from medret.index import Distinct, ExactIndex, IndexSettings
-from medret.index.approximate import ApproximateIndex, HnswIndex, LshIndex, build_hnsw, build_lsh
-from medret.index.distinct import first_equal
+from medret.index.approximate import ApproximateIndex, HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
 from medret.index.exact import build_exact
 from medret.index.neighbours import MISSING, Neighbours, Searchable
 

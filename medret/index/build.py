@@ -15,8 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import MedretError
-from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
-from medret.index.distinct import Distinct, first_equal
+from medret.index.approximate import Distinct, HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
 from medret.index.exact import BATCH_ROWS, ExactIndex, build_exact
 from medret.index.neighbours import MISSING, Searchable
 from medret.index.rows import row_order, serialise_rows

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError
-from medret.index.approximate import HnswIndex, LshIndex
-from medret.index.distinct import Distinct
+from medret.index.approximate import Distinct, HnswIndex, LshIndex
 from medret.index.exact import ExactIndex
 from medret.index.neighbours import Searchable
 from medret.index.settings import EXACT, HNSW, LSH, IndexSettings

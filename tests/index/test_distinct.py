@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medret.index.distinct import Distinct, first_equal
+from medret.index.approximate import Distinct, first_equal
 from medret.index.neighbours import MISSING
 
 values = st.lists(st.integers(0, 5), min_size=1, max_size=20)

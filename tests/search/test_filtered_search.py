@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
-from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
-from medret.index.distinct import first_equal
+from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
 from medret.index.exact import build_exact
 
 ROWS, DIM, K = 20_000, 64, 10
