@@ -1,4 +1,4 @@
-"""Hash the objects whose content medret may know already, before deciding whether to embed them."""
+"""Hash objects whose content the store may already hold, to decide whether to embed them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from medret.storage import Identity, StoredObject
 
 SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
-HASHED_TOGETHER = 16  # objects per task
+OBJECTS_PER_TASK = 16
 
 
 def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
-    """The volume_ids of objects whose middle bytes equal those of another object in their group.
+    """Find the volume_ids of objects whose middle bytes equal those of another object in their group.
 
-    If the store has etags, the groups are by etag already, and nothing is read.
+    Reads nothing if the storage has etags: the objects of a group then have the same etag.
     """
     alike: set[str] = set()
     with ThreadPoolExecutor(SAMPLERS) as pool:
@@ -28,39 +28,36 @@ def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
             if group[0].etag is not None:
                 alike |= {item.volume_id for item in group}
                 continue
-            found: dict[bytes, list[str]] = {}
+            by_sample: dict[bytes, list[str]] = {}
             for item, sample in zip(group, pool.map(_sample, group), strict=True):
                 if sample is not None:
-                    found.setdefault(sample, []).append(item.volume_id)
-            alike |= {volume_id for ids in found.values() if len(ids) > 1 for volume_id in ids}
+                    by_sample.setdefault(sample, []).append(item.volume_id)
+            alike |= {volume_id for ids in by_sample.values() if len(ids) > 1 for volume_id in ids}
     return alike
 
 
 def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
-    """sha256 by volume_id, computed in Ray tasks; none for objects that are unreadable or have changed."""
+    """Compute volume_id -> sha256 in Ray tasks, without objects that are unreadable or have changed."""
     task = ray.remote(num_cpus=1)(_hash_all)
-    refs = [task.remote(items[at : at + HASHED_TOGETHER]) for at in range(0, len(items), HASHED_TOGETHER)]
-    found: dict[str, str] = {}
-    for part in ray.get(refs):
-        found |= part
-    return found
+    refs = [task.remote(items[at : at + OBJECTS_PER_TASK]) for at in range(0, len(items), OBJECTS_PER_TASK)]
+    return {volume_id: sha256 for hashes in ray.get(refs) for volume_id, sha256 in hashes.items()}
 
 
 def _sample(item: ArchiveObject) -> bytes | None:
     start = max(0, (item.size_bytes - SAMPLE_BYTES) // 2)
     try:
         data = StoredObject(item.uri).read(start, start + SAMPLE_BYTES)
-    except Exception:  # noqa: BLE001  # the read stage reports why
+    except Exception:  # noqa: BLE001  # the read stage reports the reason
         return None
     return hashlib.sha256(data).digest()
 
 
 def _hash_all(items: Sequence[ArchiveObject]) -> dict[str, str]:
-    found = {}
+    hashes = {}
     for item in items:
         with suppress(Exception):  # as above
             source = StoredObject(item.uri)
             sha256 = source.sha256()
             if source.identity().is_same(Identity(item.size_bytes, item.etag, item.mtime)):
-                found[item.volume_id] = sha256
-    return found
+                hashes[item.volume_id] = sha256
+    return hashes

@@ -1,4 +1,4 @@
-"""What an index run would do, without doing it: reads the archive's listing and the store, writes nothing."""
+"""Tell what an index run would do: list the archive, read the store, write nothing."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from medret.recipe import SliceRecipe
 from medret.snapshot.names import own
 from medret.storage import Location
 
-REPORTS_READ = 5  # the latest ones
-TYPICAL_SLICES = 100  # per plane, if nothing better is known
+LATEST_REPORTS = 5  # to look for a rate in
+TYPICAL_SLICES = 100  # per plane, if the store has no volumes to take a mean of
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The work of a plan.
 
-    size_bytes: bytes to read. slices: slices to embed, summed over models. seconds: None if unknown. ignored: paths of
-    files among the run reports that are damaged or not reports.
+    size_bytes: bytes to read. slices: slices to embed, summed over models. seconds: None if unknown. ignored: paths
+    below runs/ that are damaged or not run reports.
     """
 
     size_bytes: int
@@ -54,43 +54,41 @@ class _Stage(msgspec.Struct):
 
 
 class _Report(msgspec.Struct):
-    """The part of a run report that the estimate reads."""
+    """The fields of a run report that the estimate reads."""
 
     phases_s: dict[str, float] = {}
     stages: dict[str, _Stage] = {}
 
 
-def estimate(
-    plan: Plan, models: Sequence[str], recipe: SliceRecipe, previous: BaseSnapshot, store: Location
-) -> Estimate:
-    """The most work that the plan can be: objects to hash first count as if all of them were embedded."""
+def estimate(plan: Plan, models: Sequence[str], recipe: SliceRecipe, base: BaseSnapshot, store: Location) -> Estimate:
+    """Estimate the most work that the plan can need: objects to hash count as if they were all embedded."""
     steps = plan.of("embed", "check")
-    slices = round(sum(len(step.missing) for step in steps) * slices_per_volume(recipe, previous))
+    slices = round(sum(len(step.missing) for step in steps) * slices_per_volume(recipe, base))
     rate, ignored = _rate(store, models)
     size_bytes = sum(step.item.size_bytes for step in steps)
     return Estimate(size_bytes, slices, slices / rate if rate else None, ignored)
 
 
-def slices_per_volume(recipe: SliceRecipe, previous: BaseSnapshot) -> float:
-    """Slices per volume: by the slice plan or, if that depends on the volume, as in the live snapshot."""
+def slices_per_volume(recipe: SliceRecipe, base: BaseSnapshot) -> float:
+    """Slices per volume: from the slice plan or, if that depends on the volume, the mean of the live snapshot."""
     kind, _, number = recipe.slices.partition(":")
     if kind in ("uniform", "random"):
         return float(number) * len(recipe.planes)
-    slices = previous.ledger.filter(pc.greater(previous.ledger["slices"], 0))["slices"]
+    slices = base.ledger.filter(pc.greater(base.ledger["slices"], 0))["slices"]
     if len(slices):
         return float(pc.mean(slices).as_py())
     return TYPICAL_SLICES * len(recipe.planes) / (int(number) if kind == "every" else 1)
 
 
 def _rate(store: Location, models: Sequence[str]) -> tuple[float | None, tuple[str, ...]]:
-    """Slices per second of the latest run with these models, and the paths of files that are not run reports."""
+    """Slices per second of the latest run with these models, and the paths of files that are not valid run reports."""
     paths = store.files("runs")
     reports = own(paths, "report")
     ignored = sorted(set(paths).difference(reports))
-    for path in reversed(reports[-REPORTS_READ:]):
+    for path in reversed(reports[-LATEST_REPORTS:]):
         try:
             report = msgspec.json.decode(store.read(path), type=_Report)
-        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # RecursionError: nested without end
+        except (FileNotFoundError, msgspec.DecodeError, RecursionError):  # RecursionError: nested too deeply
             ignored.append(path)
             continue
         stages = {name: stage for name, stage in report.stages.items() if name.startswith("embed ")}
@@ -104,13 +102,14 @@ def _rate(store: Location, models: Sequence[str]) -> tuple[float | None, tuple[s
 class IndexPlan:
     """What an index run would do.
 
-    snapshot: id of the live snapshot, None for a new store. up_to_date: whether the run would do nothing.
-    listed: objects in the archive. skipped: objects that are not volumes, per rule. labels: how labels match, in
-    counts. causes: volumes per cause (`new`, `changed`, `unchanged`, `gone`, ...). lost: volumes of the live snapshot
+    snapshot: id of the live snapshot; None for a new store. up_to_date: whether the run would do nothing.
+    listed: objects in the archive. skipped: objects that are not volumes, per rule. labels: counts of how the labels
+    match. causes: volumes per cause (`new`, `changed`, `unchanged`, `gone`, ...). lost: volumes of the live snapshot
     (`live`), and how many of them the run would lose (`gone`). to_compare: volumes whose content decides whether they
-    are embedded. to_embed: volumes to embed. size_bytes, slices, seconds: the most work that this is; seconds is None
-    if no earlier run tells. ignored_reports: files among the run reports that are none. embeds_anew: per model that
-    embeds every volume again, which option differs. refusals: why a run would refuse. label_notes: lines on labels.
+    are embedded. to_embed: volumes to embed. size_bytes, slices, seconds: upper bound of the work; seconds is None
+    without an earlier run to measure. ignored_reports: paths below runs/ that are not valid run reports. embeds_anew:
+    per model that must embed every volume again, the option that differs. refusals: reasons why a run would refuse.
+    label_notes: lines on the labels.
     """
 
     snapshot: str | None
@@ -139,25 +138,25 @@ class IndexPlan:
 
 
 def plan_index(request: IndexRequest) -> IndexPlan:
-    """Plan a run: list the archive, read the store, compare. Loads no model and writes nothing; raises MedretError."""
+    """Plan a run: list the archive, read the store, compare. Loads no model, writes nothing; raises MedretError."""
     store = Location(request.store)
     request = with_models(request, live_manifest(store))
     inputs = read_inputs(request, begin())
     state = read_state(request, store, inputs)
-    # Without any stored vectors, the precision that the device would choose does not matter to the plan.
+    # A precision is None only without stored vectors; then the plan does not depend on it.
     recipes = [
         recipe_of(request, spec, weights, precision or "fp32")
         for spec, weights, precision in zip(inputs.specs, inputs.weights, state.precisions, strict=True)
     ]
     plan, _, state = plan_run(request, store, inputs, state, recipes)
-    cost = estimate(plan, request.models, request.slices, state.previous, store)
+    cost = estimate(plan, request.models, request.slices, state.base, store)
     lost = losses(plan, state.known)
     return IndexPlan(
-        snapshot=state.previous.id,
+        snapshot=state.base.id,
         up_to_date=is_up_to_date(request, inputs, state, recipes, plan),
         listed=inputs.listing.listed,
         skipped=dict(inputs.listing.skipped),
-        labels=label_facts(inputs.labels, state.previous.ledger),
+        labels=label_facts(inputs.labels, state.base.ledger),
         causes={**plan.causes(), "gone": len(plan.gone)},
         lost={"live": lost.live, "gone": lost.gone},
         to_compare=len(plan.of("check")),
@@ -166,23 +165,23 @@ def plan_index(request: IndexRequest) -> IndexPlan:
         slices=cost.slices,
         seconds=None if cost.seconds is None else round(cost.seconds, 1),
         ignored_reports=cost.ignored,
-        embeds_anew=tuple(embedded_anew(recipes, state.previous.manifest)),
+        embeds_anew=tuple(embedded_anew(recipes, state.base.manifest)),
         refusals=tuple(_refusals(request, inputs, state, plan)),
         label_notes=tuple(label_lines(inputs.labels)),
     )
 
 
 def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -> list[str]:
-    """Why a run would refuse, as far as that is known before any volume is read."""
-    previous, listing = state.previous, inputs.listing
+    """Reasons why a run would refuse that are known before any volume is read."""
+    base, listing = state.base, inputs.listing
 
     def lost_too_much() -> None:
-        source = other_source(request, listing.archive_uri, previous.manifest)
+        source = other_source(request, listing.archive_uri, base.manifest)
         gates.enforce([gates.lost_gate(losses(plan, state.known), request.gates)], source)
 
     checks: list[Callable[[], object]] = [
-        lambda: refuse_replacing(request, previous.manifest),
-        lambda: check_labels(previous.ledger, listing, inputs.labels, request.gates),
+        lambda: refuse_replacing(request, base.manifest),
+        lambda: check_labels(base.ledger, listing, inputs.labels, request.gates),
         lost_too_much,
     ]
     refusals = []

@@ -1,4 +1,4 @@
-"""Embedding shards: writing them, and making new ones from stored slice vectors, where no model is needed."""
+"""Write embedding shards, and make new ones from stored slice vectors, without a model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from medret.snapshot.files import SLICES, VOLUMES, StoredFile, files_table
 from medret.snapshot.liveness import LiveFile, live_rows
 from medret.storage import NAME_DIGITS, Location, read_checked
 
-Refused = Mapping[str, VolumeError]  # volume_id -> why it has no vector of some aggregation
+Refused = Mapping[str, VolumeError]  # volume_id -> why an aggregation gives no vector
 
 
 @dataclass(frozen=True)
 class Source:
-    """Volumes of one slices file that go into a new shard. names: (id in the file, id in the new shard)."""
+    """Volumes of one slices file to write to a new shard. names: pairs (id in the file, id in the new shard)."""
 
     file: StoredFile
     names: tuple[tuple[str, str], ...]
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A new embedding shard of one recipe, made of stored slice vectors: copies under other names, or a compaction."""
+    """A new embedding shard of one recipe to make from stored slice vectors: renamed copies, or a compaction."""
 
     recipe: Recipe
     sources: tuple[Source, ...]
@@ -43,7 +43,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Derive:
-    """Volume vectors of some aggregations, to stand beside a slices file."""
+    """Volume vectors to make from a slices file, per aggregation."""
 
     recipe: Recipe
     file: StoredFile
@@ -55,9 +55,9 @@ def write_shard(
     embedded: Mapping[Recipe, Sequence[EmbeddedVolume]],
     aggregations: Sequence[Aggregation],
 ) -> tuple[str, pa.Table]:
-    """Write the slices and volumes files of a group, for every recipe; returns the shard's key and schemas.FILES rows.
+    """Write the slices and volumes files of a shard, per recipe; returns its key and schemas.FILES rows.
 
-    The key is made of what was written, so equal content has the equal key.
+    The key is a digest of the slices files, so equal content has the same key.
     """
     files: list[StoredFile] = []
     for recipe, volumes in embedded.items():
@@ -73,7 +73,7 @@ def write_shard(
 
 
 def read_volumes(store: Location, file: StoredFile) -> list[EmbeddedVolume]:
-    """The volumes of a slices file, in its order."""
+    """Read the volumes of a slices file, in file order."""
     table = read_parquet(read_checked(store, file.path, file.sha256), name=file.path)
     ids = np.array(table["volume_id"].to_pylist(), dtype=object)
     starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
@@ -90,7 +90,7 @@ def read_volumes(store: Location, file: StoredFile) -> list[EmbeddedVolume]:
 
 
 def read_live(store: Location, member: LiveFile, columns: list[str]) -> pa.Table:
-    """Some columns, volume_id among them, of the rows of a file that are part of the snapshot."""
+    """Read the rows of a file that are part of the snapshot. columns: must include volume_id."""
     file = member.file
     table = read_parquet(read_checked(store, file.path, file.sha256), columns, name=file.path)
     return table if member.only is None else live_rows(table, member.only)
@@ -101,7 +101,7 @@ def rewrite_all(
 ) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:
     """Make these shards in Ray tasks.
 
-    Returns (recipe digest, volume_id) -> its new shard, schemas.FILES rows, and the volumes without a vector.
+    Returns (recipe digest, volume_id) -> new shard, schemas.FILES rows, and the volumes without a vector.
     """
     task = ray.remote(num_cpus=1)(_rewrite)
     made: list[tuple[str, pa.Table, Refused]] = ray.get([task.remote(store, job, aggregations) for job in jobs])
@@ -117,7 +117,7 @@ def rewrite_all(
 
 
 def derive_all(store: Location, jobs: Sequence[Derive]) -> tuple[pa.Table, list[Refused]]:
-    """Write the missing volume vectors in Ray tasks; returns schemas.FILES rows, and who has none, by job."""
+    """Write missing volume vectors in Ray tasks; returns schemas.FILES rows and, per job, the volumes without one."""
     task = ray.remote(num_cpus=1)(_derive)
     made: list[tuple[pa.Table, Refused]] = ray.get([task.remote(store, job) for job in jobs])
     return pa.concat_tables([FILES.empty_table(), *(files for files, _ in made)]), [refused for _, refused in made]

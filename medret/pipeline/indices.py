@@ -1,6 +1,6 @@
-"""The indices of a snapshot: keep the shards that still serve, build the others, one Ray task per shard.
+"""Bring the indices of a snapshot up to date: keep usable shards, build the others in one Ray task per shard.
 
-Each index has a centre: kept from the snapshot before, or fitted to its embedding files.
+Each index has a centre: kept from the live snapshot, or fitted to its embedding files.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_rec
 from medret.snapshot.liveness import LiveFile, LiveShards, live_files
 from medret.storage import Location, read_checked
 
-# A mean over so many embedding files, evenly spaced, is as good as one over all of a larger archive.
-FILES_MAX = 256
-FILES_A_TASK = 8
+# A mean over this many evenly spaced embedding files is as good as a mean over all files of a large archive.
+MAX_FILES = 256
+FILES_PER_TASK = 8
 
 Key = tuple[str, str | None]  # recipe digest, aggregation (None: slice vectors)
 
@@ -47,18 +47,18 @@ def centre_files(
     store: Location,
     members: Mapping[Key, Sequence[LiveFile]],
     volumes: int,
-    previous: pa.Table,
+    base_files: pa.Table,
     settings: IndexSettings,
 ) -> list[StoredFile]:
-    """Keep or fit the centre of each index; no files when the settings want no centres.
+    """Keep or fit the centre of each index; returns no files if the settings are not centred.
 
-    members: the files of each index. volumes: in the snapshot. previous: FILES of the snapshot before. `rows` of a
-    centre counts the volumes that it was fitted on. An index of one shard is built anew anyway, and so is its centre:
-    it does not depend on how the archive grew.
+    members: embedding files per index. volumes: number of volumes in the snapshot. base_files: of the live snapshot
+    (schemas.FILES). `rows` of a centre file is the number of volumes that it was fitted to. An index of one shard
+    always gets a newly fitted centre, so that neither depends on how the archive grew.
     """
     if not settings.centred:
         return []
-    kept = {(file.recipe, file.aggregation): file for file in stored_files(previous, [CENTRE_KIND])}
+    kept = {(file.recipe, file.aggregation): file for file in stored_files(base_files, [CENTRE_KIND])}
     chosen: dict[Key, StoredFile] = {}
     sums: dict[Key, tuple[list[Any], int]] = {}
     task = ray.remote(num_cpus=1, max_retries=3)(_sum_of)
@@ -67,9 +67,9 @@ def centre_files(
         if large and key in kept and not refit_needed(volumes, kept[key].rows):
             chosen[key] = kept[key]
             continue
-        every = np.unique(np.linspace(0, max(len(files) - 1, 0), min(len(files), FILES_MAX)).astype(int))
-        picked = [files[place] for place in every.tolist()]
-        tasks = [task.remote(store, picked[i : i + FILES_A_TASK]) for i in range(0, len(picked), FILES_A_TASK)]
+        places = np.unique(np.linspace(0, max(len(files) - 1, 0), min(len(files), MAX_FILES)).astype(int))
+        picked = [files[place] for place in places.tolist()]
+        tasks = [task.remote(store, picked[i : i + FILES_PER_TASK]) for i in range(0, len(picked), FILES_PER_TASK)]
         sums[key] = tasks, sum(file.live_rows for file in picked)
     for key, (tasks, rows) in sums.items():
         chosen[key] = _write(store, key, fit_centre(ray.get(tasks), rows, volumes), volumes)
@@ -92,15 +92,15 @@ def _write(store: Location, key: Key, centre: NDArray[np.float32], volumes: int)
 
 
 def read_centre(store: Location, file: StoredFile) -> NDArray[np.float32]:
-    """The centre in a file that `centre_files` names, checked."""
+    """Read and check the centre in a file that `centre_files` returned."""
     return centre_of(read_checked(store, file.path, file.sha256), store.uri_of(file.path))
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """One index shard to build: over the live rows of some embedding files of one recipe and aggregation.
+    """One index shard to build from the live rows of embedding files of one recipe and aggregation.
 
-    aggregation: None for slice vectors. centre: the file of the index's centre, None where it has none.
+    aggregation: None for slice vectors. centre: file with the centre of the index; None if the index is not centred.
     """
 
     recipe: Recipe
@@ -109,7 +109,7 @@ class IndexJob:
     centre: StoredFile | None
 
     def folder(self, settings: IndexSettings) -> str:
-        """Folder below indices/, named after what the index is over and how it is built."""
+        """Folder of the index below indices/."""
         return index_folder(self.recipe, self.aggregation, self.centre, settings)
 
 
@@ -117,8 +117,8 @@ class IndexJob:
 class Indices:
     """The indices of a snapshot.
 
-    files: schemas.FILES rows of index files, of centres, and of the embedding files, which say what they are indexed
-    in. tombstones: schemas.TOMBSTONES. entries: one an index. built: shards made by this run. seconds: of building, by
+    files: schemas.FILES rows of index files, centres and embedding files, the latter with `indexed_in` set. tombstones:
+    schemas.TOMBSTONES. entries: one per index. built: number of shards that this run built. seconds: build time per
     kind.
     """
 
@@ -130,17 +130,17 @@ class Indices:
 
 
 def index_folder(recipe: Recipe, aggregation: str | None, centre: StoredFile | None, settings: IndexSettings) -> str:
-    """Folder below indices/ of an index: a digest of all that decides its files besides the vectors."""
+    """Folder of an index below indices/: a digest of everything but the vectors that decides its files."""
     over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre.sha256}
     return digest_of({**over, "settings": settings.digest_inputs()})
 
 
 def make_indices(
     store: Location, recipes: Sequence[Recipe], aggregations: Sequence[str], files: pa.Table, live: LiveShards,
-    previous: BaseSnapshot, settings: IndexSettings, *, use_gpu: bool,
+    base: BaseSnapshot, settings: IndexSettings, *, use_gpu: bool,
 ) -> Indices:  # fmt: skip
-    """Bring every index up to date. files: the snapshot's embedding files. live: what its ledger points to."""
-    before, files = _shards_of(previous.files), findable(files, previous, live)
+    """Bring every index up to date. files: embedding files of the snapshot. live: live volumes of each shard."""
+    stored_shards, files = _shards_of(base.files), findable(files, base, live)
     jobs: list[IndexJob] = []
     kept: list[str] = []
     indexed_in: dict[str, str | None] = {}
@@ -150,12 +150,12 @@ def make_indices(
         for aggregation in (None, *aggregations)
     }
     volumes = max((sum(member.live_rows for member in of_index[key]) for key in of_index if key[1]), default=0)
-    made = centre_files(store, of_index, volumes, previous.files, settings)
+    made = centre_files(store, of_index, volumes, base.files, settings)
     centres = {(file.recipe, file.aggregation): file for file in made}
     for recipe in recipes:
         for aggregation in (None, *aggregations):
             centre = centres.get((recipe.digest, aggregation))
-            usable = before.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
+            usable = stored_shards.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
             members = of_index[recipe.digest, aggregation]
             plan = plan_index(members, {key: group[0].rows for key, group in usable.items()}, settings)
             kept += plan.kept
@@ -169,7 +169,7 @@ def make_indices(
             over = job.recipe.digest, job.aggregation, shard.shard
             made.append(StoredFile.of(written, kind, shard.rows, *over, shard.recall.get(kind)))
     placed = with_indexed_in(files, [indexed_in.get(path) for path in files["path"].to_pylist()])
-    dead = tombstones(kept, previous, placed, live)
+    dead = tombstones(kept, base, placed, live)
     entries = [
         _entry(recipe, aggregation, made, live_files(placed, live, recipe.digest, aggregation))
         for recipe in recipes
@@ -179,7 +179,7 @@ def make_indices(
 
 
 def _shards_of(files: pa.Table) -> dict[str, dict[str, list[StoredFile]]]:
-    """Index folder -> shard -> its files (files: schemas.FILES)."""
+    """Index folder -> shard key -> its files. files: schemas.FILES."""
     shards: dict[str, dict[str, list[StoredFile]]] = {}
     for file in stored_files(files, INDEX_KINDS):
         shards.setdefault(file.folder, {}).setdefault(file.shard or "", []).append(file)
@@ -189,7 +189,7 @@ def _shards_of(files: pa.Table) -> dict[str, dict[str, list[StoredFile]]]:
 def _build_all(
     store: Location, jobs: Sequence[IndexJob], settings: IndexSettings, *, use_gpu: bool
 ) -> tuple[list[IndexShard], dict[str, float]]:
-    # One thread a task (FAISS's own threads would make HNSW graphs depend on timing), as many tasks as CPUs.
+    # One thread per task: with FAISS's own threads, HNSW graphs would depend on timing.
     task = ray.remote(num_cpus=1, num_gpus=0.25 if use_gpu else 0, max_retries=3)(_build_one)
     shards: list[IndexShard] = ray.get([task.remote(store, job, settings, use_gpu) for job in jobs])
     seconds = dict.fromkeys(settings.kinds, 0.0)
@@ -200,9 +200,9 @@ def _build_all(
 
 
 def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu: bool) -> IndexShard:
-    """`build_shard` puts rows in order, so a shard does not depend on which task finished first."""
+    """Build one shard. `build_shard` sorts the rows, so the shard does not depend on the order of its files."""
     columns = ["volume_id", "vector"] if job.aggregation else ["volume_id", "plane", "position", "vector"]
-    # Metadata differs from file to file only in what the caller already knows.
+    # The metadata differs between files only in what the caller already knows.
     table = pa.concat_tables([read_live(store, member, columns).replace_schema_metadata(None) for member in job.files])
     if job.aggregation:
         empty = pa.nulls(table.num_rows)

@@ -22,7 +22,7 @@ from medret.schemas import LABELS
 from medret.snapshot import Manifest
 
 
-def losses(plan: Plan, known: StoreState, quarantined: Collection[str] = ()) -> Losses:
+def losses(plan: Plan, state: StoreState, quarantined: Collection[str] = ()) -> Losses:
     """The volumes that the run would lose; before contents are compared, a lower bound.
 
     A volume that is gone is not lost if its content is listed under another name; while contents are not known yet, an
@@ -32,15 +32,15 @@ def losses(plan: Plan, known: StoreState, quarantined: Collection[str] = ()) -> 
     possible = Counter(step.item.size_bytes for step in plan.of("check") if step.row is None)
     gone = 0
     for volume_id in plan.gone:
-        volume = known.previous[volume_id]
+        volume = state.live[volume_id]
         if not volume.embedded or volume.content_sha256 in moved:
             continue
         if possible[volume.size_bytes]:
             possible[volume.size_bytes] -= 1
             continue
         gone += 1
-    refused = sum(known.previous[one].embedded for one in quarantined if one in known.previous)
-    return Losses(sum(volume.embedded for volume in known.previous.values()), gone, refused)
+    refused = sum(state.live[one].embedded for one in quarantined if one in state.live)
+    return Losses(sum(volume.embedded for volume in state.live.values()), gone, refused)
 
 
 def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:

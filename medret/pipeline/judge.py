@@ -1,6 +1,6 @@
-"""Judge what a run would publish: before anything is embedded by what is lost, at the end by all gates.
+"""Judge what a run would publish: its losses before anything is embedded, all gates at the end.
 
-The gates judge the vectors that this run made, and unchanged volumes that were embedded again (canaries).
+The gates judge the vectors that this run made, and a few unchanged volumes that it embedded again (canaries).
 """
 
 from __future__ import annotations
@@ -36,52 +36,53 @@ from medret.storage import Location, read_checked
 CANARIES = 3
 CANARY_MAX_BYTES = 256 * 2**20
 UNIT_TOLERANCE = 1e-2
-FILES_TOGETHER = 64
+FILES_PER_TASK = 64
 
 
 def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
-    """A few unchanged volumes that have vectors of all these recipes, the same ones for the same archive."""
-    able = [
+    """Choose a few unchanged volumes with vectors of all these recipes; an archive always gives the same ones."""
+    candidates = [
         step
         for step in plan.steps
         if step.cause == "unchanged" and step.item.size_bytes <= CANARY_MAX_BYTES and set(recipes) <= set(step.shards)
     ]
-    able.sort(key=lambda step: hashlib.sha256(step.item.volume_id.encode()).digest())
-    return tuple(sorted(able[:CANARIES], key=lambda step: step.item.volume_id))
+    candidates.sort(key=lambda step: hashlib.sha256(step.item.volume_id.encode()).digest())
+    return tuple(sorted(candidates[:CANARIES], key=lambda step: step.item.volume_id))
 
 
 def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
-    """The lowest cosine of each canary (batch_schema.CANARIES) to its stored slice vectors (files: schemas.FILES).
+    """Compare canaries with their stored slice vectors; returns volume_id -> lowest cosine.
 
-    One that was replaced since it was listed proves nothing, and is left out.
+    canaries: batch_schema.CANARIES. files: schemas.FILES. A canary whose object was replaced since it was listed proves
+    nothing and is left out.
     """
     slices = slices_files(files)
     steps = {step.item.volume_id: step for step in plan.steps}
-    found: dict[str, float] = {}
+    lowest: dict[str, float] = {}
     for row in canaries.to_pylist():
         volume_id, recipe = row["volume_id"], row["recipe"]
         if row["content_sha256"] != steps[volume_id].content_sha256:
             continue
-        stored = read_volumes(store, slices[recipe, steps[volume_id].shards[recipe]])
-        held = next(volume.vectors for volume in stored if volume.volume_id == volume_id)
-        again = np.frombuffer(row["vectors"], np.float16).reshape(-1, held.shape[1])
-        found[volume_id] = min(lowest_cosine(again, held), found.get(volume_id, 1.0))
-    return found
+        volumes = read_volumes(store, slices[recipe, steps[volume_id].shards[recipe]])
+        stored = next(volume.vectors for volume in volumes if volume.volume_id == volume_id)
+        again = np.frombuffer(row["vectors"], np.float16).reshape(-1, stored.shape[1])
+        lowest[volume_id] = min(lowest_cosine(again, stored), lowest.get(volume_id, 1.0))
+    return lowest
 
 
 def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
-    """What is in the volumes files among these (schemas.FILES): of each recipe, the first aggregation's."""
+    """Read the facts of new volume vectors, per embedding shard from its first aggregation. files: schemas.FILES."""
     firsts: dict[ShardKey, StoredFile] = {}
     for file in stored_files(files, [VOLUMES]):
         firsts.setdefault(file.key, file)
     chosen = list(firsts.values())
     task = ray.remote(num_cpus=0.5)(_facts_of)
-    parts = [task.remote(store, chosen[at : at + FILES_TOGETHER]) for at in range(0, len(chosen), FILES_TOGETHER)]
+    parts = [task.remote(store, chosen[at : at + FILES_PER_TASK]) for at in range(0, len(chosen), FILES_PER_TASK)]
     return [facts for part in ray.get(parts) for facts in part]
 
 
 def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[tuple[int, int]]:
-    """Of each index, how many rows a search can find, and how many the ledger (schemas.LEDGER) holds."""
+    """Count, per index, the rows that a search can find and the rows that the ledger (schemas.LEDGER) needs."""
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
     slices = int(pc.sum(embedded["slices"]).as_py() or 0)
     return [
@@ -94,12 +95,12 @@ def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[t
 
 
 def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
-    """content_sha256 by volume_id."""
+    """volume_id -> content_sha256."""
     return dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
 
 
 def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
-    found = []
+    facts = []
     for file in files:
         table = read_parquet(read_checked(store, file.path, file.sha256), ["volume_id", "vector"], name=file.path)
         vectors = read_vectors(table)
@@ -109,33 +110,33 @@ def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]
             volume_id: hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest()
             for volume_id, vector in zip(table["volume_id"].to_pylist(), vectors, strict=True)
         }
-        found.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
-    return found
+        facts.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
+    return facts
 
 
 def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Losses:
-    """The losses of the live snapshot; with the ledger of the new one, newly quarantined volumes count too."""
+    """Count and log what the live snapshot loses. ledger: of the new snapshot, to count newly quarantined volumes."""
     refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
-    found = losses(plan, state.known, refused)
-    log.facts["lost"] = asdict(found)
-    return found
+    result = losses(plan, state.known, refused)
+    log.facts["lost"] = asdict(result)
+    return result
 
 
 def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
-    """Raise GateError, before anything is embedded, if the run would lose too much of the live snapshot."""
+    """Raise GateError if the run would lose too much of the live snapshot; called before anything is embedded."""
     gates.enforce([gates.lost_gate(lost(state, log, plan), request.gates)], source_hint(request, inputs, state))
 
 
 def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
-    """The likely cause of a loss, in words."""
-    return other_source(request, inputs.listing.archive_uri, state.previous.manifest)
+    """The likely cause of a loss, as text."""
+    return other_source(request, inputs.listing.archive_uri, state.base.manifest)
 
 
 def all_gates(
     store: Location, request: IndexRequest, state: State, log: Log, plan: Plan, counts: Counts, made: Streamed,
     pool: pa.Table, ledger: pa.Table, indices: Indices,
 ) -> list[gates.Gate]:  # fmt: skip
-    """Run every check before publication. pool: all available embedding files. ledger: of the new snapshot."""
+    """Run every check before publication. pool: all stored and new embedding files. ledger: of the new snapshot."""
     limits = request.gates
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
     return [
@@ -150,6 +151,6 @@ def all_gates(
 
 
 def hints(request: IndexRequest, inputs: Inputs, state: State, ledger: pa.Table) -> str:
-    """What a refusal adds to its message: quarantined volumes by code, and whether the archive may be the wrong one."""
-    found = ledgers.codes(ledger)
-    return (f" (quarantine: {found})" if found else "") + source_hint(request, inputs, state)
+    """Text to add to a refusal: quarantined volumes per code, and whether the archive may be the wrong one."""
+    codes = ledgers.codes(ledger)
+    return (f" (quarantine: {codes})" if codes else "") + source_hint(request, inputs, state)

@@ -1,8 +1,8 @@
-"""Which files a snapshot consists of: what is kept, what is made anew, and which rows of kept files are dead.
+"""Choose the files of a snapshot: what to keep, what to build, and which rows of kept files are dead.
 
-Pure functions over tables. An embedding shard is live as far as the ledger points to it; a row that it does not point
-to is dead. Index shards are unions of whole embedding files, kept as long as few of their rows are dead: those rows are
-listed as tombstones, which every search leaves out.
+Pure functions over tables. A row of an embedding shard is live if the ledger points to it, else it is dead. An index
+shard is built from whole embedding files, and kept while few of its rows are dead: those are listed as tombstones,
+which every search leaves out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from medret.schemas import FILES, TOMBSTONES
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, StoredFile, files_table, stored_files
 from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards
 
-DEAD_SHARE = 0.2  # of a shard's rows; beyond it, the shard is made anew of its live rows
+DEAD_SHARE = 0.2  # of the rows of a shard; with more, its live rows are written to a new shard
 SMALL_SHARE = 0.25  # of the intended size; smaller shards are merged
-SMALL_EMBEDDING_SHARDS = 8  # so many small ones may lie about before they are merged
+SMALL_EMBEDDING_SHARDS = 8  # small ones are merged when there are at least this many
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What one index consists of. kept: keys of index shards. built: the files of each shard to build."""
+    """The shards of one index. kept: keys of stored shards. built: the embedding files of each shard to build."""
 
     kept: tuple[str, ...]
     built: tuple[tuple[LiveFile, ...], ...]
@@ -36,9 +36,9 @@ class IndexPlan:
 def embedding_files(
     pool: pa.Table, live: LiveShards, aggregations: Sequence[str]
 ) -> tuple[pa.Table, list[tuple[StoredFile, list[str]]]]:
-    """Choose the files that the snapshot needs, of all files at hand (schemas.FILES, earlier rows first).
+    """Choose the embedding files that the snapshot needs. pool: all files (schemas.FILES); the first of a kind wins.
 
-    Returns them, and the slices files of the shards that lack volume vectors, each with the missing aggregations.
+    Returns them, and the slices file of each shard that lacks volume vectors, with the missing aggregations.
     """
     chosen: dict[ShardKey, dict[str | None, StoredFile]] = {key: {} for key in live}
     for file in stored_files(pool, EMBEDDING_KINDS):
@@ -55,10 +55,10 @@ def embedding_files(
 
 
 def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: int) -> list[list[StoredFile]]:
-    """Groups of slices files of a recipe whose live volumes are to be written together, as one new shard.
+    """Group slices files of a recipe whose live volumes should be written together as one new shard.
 
-    These are shards with too many dead rows, and small ones when there are many. A group has at most `shard_volumes`
-    live volumes.
+    Chooses shards with too many dead rows, and small shards if there are many. A group has at most `shard_volumes` live
+    volumes, unless a single shard has more.
     """
     chosen: list[StoredFile] = []
     small: list[StoredFile] = []
@@ -83,10 +83,10 @@ def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: i
 
 
 def plan_index(files: Sequence[LiveFile], shards: Mapping[str, int], settings: IndexSettings) -> IndexPlan:
-    """Which index shards are kept and which are built.
+    """Choose which index shards to keep and which to build.
 
-    shards: key -> rows, of the shards that were built with these very settings. What fits one shard becomes one shard
-    without dead rows, so that a small archive's index does not depend on how it came about.
+    shards: key -> rows of the stored shards with exactly these settings. If all rows fit into one shard, the index is
+    one shard without dead rows: the index of a small archive does not depend on its history.
     """
     live: dict[str, int] = dict.fromkeys(shards, 0)
     for member in files:
@@ -106,57 +106,57 @@ def plan_index(files: Sequence[LiveFile], shards: Mapping[str, int], settings: I
     return IndexPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
-def findable(files: pa.Table, before: BaseSnapshot, live: LiveShards) -> pa.Table:
-    """The files (schemas.FILES), those named as not indexed of which a live volume has no row in their index shard.
+def findable(files: pa.Table, base: BaseSnapshot, live: LiveShards) -> pa.Table:
+    """Clear `indexed_in` of files (schemas.FILES) with a live volume that has no searchable row in their index shard.
 
-    That happens where vectors live again that were dead when the shard was built, or that lie under a tombstone.
+    That happens when a volume returns that was dead when the shard was built, or whose row is a tombstone.
     """
-    shown = live_shards(before.ledger)
-    dead = dead_volumes(before.tombstones)
+    shown = live_shards(base.ledger)
+    dead = dead_volumes(base.tombstones)
     indexed_in = []
     for file in stored_files(files):
         index = file.indexed_in
         if index and file.key in live:
-            found = set(shown[file.key].volumes if file.key in shown else ()) - dead.get(index, set())
-            index = index if found.issuperset(live[file.key].volumes) else None
+            searchable = set(shown[file.key].volumes if file.key in shown else ()) - dead.get(index, set())
+            index = index if searchable.issuperset(live[file.key].volumes) else None
         indexed_in.append(index)
     return with_indexed_in(files, indexed_in)
 
 
 def with_indexed_in(files: pa.Table, indexed_in: Sequence[str | None]) -> pa.Table:
-    """The files (schemas.FILES), each with the index shard that holds its vectors."""
+    """Set the index shard that holds the vectors of each file (schemas.FILES)."""
     name = "indexed_in"
     return files.set_column(FILES.get_field_index(name), FILES.field(name), pa.array(indexed_in, pa.string()))
 
 
-def tombstones(kept: Iterable[str], before: BaseSnapshot, files: pa.Table, live: LiveShards) -> pa.Table:
-    """The dead rows of kept index shards (schemas.TOMBSTONES): all their rows but those of what lives in them.
+def tombstones(kept: Iterable[str], base: BaseSnapshot, files: pa.Table, live: LiveShards) -> pa.Table:
+    """List the dead rows of kept index shards (schemas.TOMBSTONES): all rows except those of their live volumes.
 
-    files: embedding files of the new snapshot, as far as they are still indexed where they were. live: what lives.
+    kept: keys of index shards. files: embedding files of the new snapshot, `indexed_in` set. live: its live volumes.
     """
     keys = set(kept)
-    held, holding = _indexed(before.files, keys), _indexed(files, keys)
-    alive = {key: frozenset(live[key].volumes) for key in holding}
-    dead = {(index, volume_id) for index, ids in dead_volumes(before.tombstones).items() for volume_id in ids}
+    indexed_before, indexed_now = _indexed(base.files, keys), _indexed(files, keys)
+    alive = {key: frozenset(live[key].volumes) for key in indexed_now}
+    dead = {(index, volume_id) for index, ids in dead_volumes(base.tombstones).items() for volume_id in ids}
     dead = {row for row in dead if row[0] in keys}
-    if held:
-        columns = (before.ledger[name].to_pylist() for name in ("volume_id", "shards"))
+    if indexed_before:
+        columns = (base.ledger[name].to_pylist() for name in ("volume_id", "shards"))
         for volume_id, shards in zip(*columns, strict=True):
             for key in shards or ():
-                still = holding.get(key, frozenset()) if volume_id in alive.get(key, ()) else frozenset()
-                dead |= {(index, volume_id) for index in held.get(key, frozenset()) - still}
-    for key, indices in holding.items():
+                still = indexed_now.get(key, frozenset()) if volume_id in alive.get(key, ()) else frozenset()
+                dead |= {(index, volume_id) for index in indexed_before.get(key, frozenset()) - still}
+    for key, indices in indexed_now.items():
         dead -= {(index, volume_id) for index in indices for volume_id in alive[key]}
     rows = [{"shard": index, "volume_id": volume_id} for index, volume_id in sorted(dead)]
     return pa.Table.from_pylist(rows, schema=TOMBSTONES)
 
 
 def _indexed(files: pa.Table, keys: AbstractSet[str]) -> dict[ShardKey, frozenset[str]]:
-    """(recipe digest, embedding shard) -> those of these index shards that hold its vectors."""
-    found: dict[ShardKey, set[str]] = {}
+    """(recipe digest, embedding shard) -> the index shards, among `keys`, that hold its vectors."""
+    indices: dict[ShardKey, set[str]] = {}
     for file in stored_files(files.filter(pc.is_in(files["indexed_in"], pa.array(sorted(keys), pa.string())))):
-        found.setdefault(file.key, set()).add(file.indexed_in or "")
-    return {key: frozenset(indices) for key, indices in found.items()}
+        indices.setdefault(file.key, set()).add(file.indexed_in or "")
+    return {key: frozenset(shards) for key, shards in indices.items()}
 
 
 def _dead_share(rows: int, live: int) -> float:

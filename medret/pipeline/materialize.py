@@ -1,4 +1,4 @@
-"""What a run makes: vectors by the models, and embedding shards out of stored vectors."""
+"""Make the vectors of a run: with models from volumes, and from stored vectors by copies and compaction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medret.storage import Location
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the snapshot's vectors lie. ledger, files: of embeddings. live: what the ledger points to."""
+    """The new ledger, the embedding files that it needs, and the live volumes of each shard."""
 
     ledger: pa.Table
     files: pa.Table
@@ -37,7 +37,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """One stream: objects (batch_schema.SOURCE), the models that embed them, and their actors."""
+    """The input of one stream: objects (batch_schema.SOURCE), the models to embed them with, actors per model."""
 
     source: pa.Table
     jobs: tuple[ModelJob, ...]
@@ -45,65 +45,65 @@ class Work:
 
 
 def share_out(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
-    """What is to be embedded, by the sets of models that volumes lack: mostly one stream in all. Raises UsageError."""
+    """Group the volumes to embed by the models that they lack, usually into one stream. Raises UsageError."""
     groups: dict[tuple[str, ...], list[Step]] = {}
     for step in plan.of("embed"):
         groups.setdefault(step.missing, []).append(step)
-    if not groups and needs_models(plan):  # all was made by a run that was killed before anyone looked at its canaries
+    if not groups and needs_models(plan):  # a run was killed after embedding, before its canaries were judged
         groups[tuple(job.recipe.digest for job in jobs)] = []
     works = []
     for missing, steps in groups.items():
-        own = tuple(job for job in jobs if job.recipe.digest in missing)
-        device = own[0].device
+        lacking = tuple(job for job in jobs if job.recipe.digest in missing)
+        device = lacking[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
-        costs = [job.spec.gmacs for job in own]
+        costs = [job.spec.gmacs for job in lacking]
         pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # no more actors than these
+        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # at most one actor per model call
         pools = replace(pools, sizes=tuple(min(size, calls) for size in pools.sizes))
-        works.append(Work(source, own, pools))
+        works.append(Work(source, lacking, pools))
     return works
 
 
 def embed(works: Sequence[Work], stages: Stages) -> Streamed:
-    """Stream them, one after the other."""
+    """Run the streams one after the other."""
     return joined([stream(work.source, work.jobs, work.pools, stages) for work in works])
 
 
 def joined(made: Sequence[Streamed]) -> Streamed:
-    """What several streams gave."""
+    """Concatenate the output of several streams."""
     return Streamed(
-        pa.concat_tables([LEDGER.empty_table(), *(one.ledger for one in made)]),
-        pa.concat_tables([FILES.empty_table(), *(one.files for one in made)]),
-        pa.concat_tables([CANARIES.empty_table(), *(one.canaries for one in made)]),
-        "\n".join(one.statistics for one in made),
+        pa.concat_tables([LEDGER.empty_table(), *(part.ledger for part in made)]),
+        pa.concat_tables([FILES.empty_table(), *(part.files for part in made)]),
+        pa.concat_tables([CANARIES.empty_table(), *(part.canaries for part in made)]),
+        "\n".join(part.statistics for part in made),
     )
 
 
 def needs_models(plan: Plan) -> bool:
-    """Whether a run must load models: to embed, or to judge by canaries what an unfinished run has embedded."""
+    """Whether a run must load models: to embed, or to judge by canaries what an unfinished run embedded."""
     return any(step.action == "embed" or step.cause == "resumed" for step in plan.steps)
 
 
 def copy_vectors(
-    store: Location, plan: Plan, known: StoreState, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    store: Location, plan: Plan, state: StoreState, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int,
 ) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:  # fmt: skip
-    """Vectors of renamed and copied volumes, under their new names: see `rewrite_all`."""
+    """Copy vectors of renamed volumes to their new names; returns as `rewrite_all`. made: ledger rows of the stream."""
     rows, shards = ledgers.made_rows(made), made["shards"].to_pylist()
-    names = known.table["volume_id"]
-    wanted: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
+    names = state.table["volume_id"]
+    copies_of: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
     for step in plan.of("copy"):
         if step.leader is None:
             assert step.row is not None
-            source, held = names[step.row].as_py(), dict(step.shards)
+            source, stored = names[step.row].as_py(), dict(step.shards)
         else:
-            source, held = step.leader, dict(shards[rows[step.leader]])
-        for digest, shard in held.items():
-            wanted[digest].append((shard, source, step.item.volume_id))
+            source, stored = step.leader, dict(shards[rows[step.leader]])
+        for digest, shard in stored.items():
+            copies_of[digest].append((shard, source, step.item.volume_id))
     slices = slices_files(pool)
     jobs = []
     for recipe in recipes:
-        copies = wanted[recipe.digest]
+        copies = copies_of[recipe.digest]
         for at in range(0, len(copies), shard_volumes):
             by_shard: dict[str, list[tuple[str, str]]] = {}
             for shard, old, new in copies[at : at + shard_volumes]:
@@ -117,9 +117,10 @@ def lay_out(
     store: Location, ledger: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int, ruleset_digest: str,
 ) -> Layout:  # fmt: skip
-    """Compact what should be, derive the volume vectors that are lacking, and name the files.
+    """Compact shards with dead or few volumes, derive missing volume vectors, and choose the files of the snapshot.
 
-    pool: all embedding files at hand (schemas.FILES). Volumes without a vector of some aggregation go into quarantine.
+    pool: all stored and new embedding files (schemas.FILES). Volumes that lack a vector of some aggregation go into
+    quarantine.
     """
     names = [aggregation.name for aggregation in aggregations]
     live = live_shards(ledger)

@@ -1,4 +1,4 @@
-"""The models of a run: their recipes, at the precision of the store, or else the best one of the device."""
+"""The models of a run: their recipes, in the precision of the store or else the best one of the device."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from medret.recipe import ModelRecipe, Precision, Recipe
 from medret.snapshot import Journal, RecipeEntry
 from medret.storage import Location
 
-PROBE_GPUS = 0.01  # share of a GPU for the task that asks which precisions it computes in
+PROBE_GPUS = 0.01  # share of a GPU for the task that asks which precisions it supports
 
 
-def precisions_at_hand(
+def known_precisions(
     request: IndexRequest,
     specs: Sequence[ModelSpec],
     weights: Sequence[Weights],
-    previous: BaseSnapshot,
+    base: BaseSnapshot,
     journal: Journal,
 ) -> list[Precision | None]:
-    """The precision of each model: the requested one, else that of the store, else None: the device decides."""
+    """The precision of each model: as requested, else as in the store; None if the device decides."""
     if request.precision != "auto":
         return [request.precision] * len(specs)
-    entries = previous.manifest.recipes if previous.manifest else []
-    began = [entry.load().model for entry in entries]
-    known = {(model.name, model.weights_sha256): model.precision for model in began}
-    journalled = {digest for held in journal.ledger["shards"].to_pylist() for digest, _ in held}
-    found: list[Precision | None] = []
+    entries = base.manifest.recipes if base.manifest else []
+    models = [entry.load().model for entry in entries]
+    published = {(model.name, model.weights_sha256): model.precision for model in models}
+    journalled = {digest for shards in journal.ledger["shards"].to_pylist() for digest, _ in shards}
+    precisions: list[Precision | None] = []
     for spec, weight in zip(specs, weights, strict=True):
-        precision = known.get((spec.name, weight.sha256))
-        for candidate in get_args(Precision):  # from a first run that did not finish
+        precision = published.get((spec.name, weight.sha256))
+        for candidate in get_args(Precision):  # of a first run that did not finish
             if precision is None and recipe_of(request, spec, weight, candidate).digest in journalled:
                 precision = candidate
-        found.append(precision)
-    return found
+        precisions.append(precision)
+    return precisions
 
 
 def model_jobs(
@@ -49,13 +49,13 @@ def model_jobs(
     weights: Sequence[Weights],
     precisions: Sequence[Precision | None],
 ) -> list[ModelJob]:
-    """One job per model, in the order of the request. precisions: None means the best one of the device."""
+    """One job per model, in the order of the request. precisions: None for the best one of the device."""
     best: Precision | None = None
     if None in precisions:
         if device == "cuda":  # the driver's machine may have no GPU: ask one that has
             probe = ray.remote(num_cpus=0, num_gpus=PROBE_GPUS)(resolve_precision)
-            asked: Any = probe.remote(request.precision, device)
-            best = ray.get(asked)
+            answer: Any = probe.remote(request.precision, device)
+            best = ray.get(answer)
         else:
             best = resolve_precision(request.precision, device)
     batch_size = request.batch_size or default_batch_size(device)

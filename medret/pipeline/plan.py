@@ -1,4 +1,4 @@
-"""The plan of a run: what becomes of every listed object, given what is known. Pure functions.
+"""The plan of a run: what becomes of every listed object, given what the store holds. Pure functions.
 
 object                                                what is done              cause
 as the ledger knows it, vectors of all recipes        kept                      unchanged; resumed (from the
@@ -12,8 +12,8 @@ an unknown name, with the size of known content       hashed: copied if equal   
 several unknown ones that seem to be equal            hashed: embedded once     new, all of them
 anything else                                         read and embedded         new, changed, retried
 
-What was judged travels with each step: the object as it was listed, and the sha256 of the content that the vectors
-at hand are of. docs/architecture.md says where both are compared again.
+Each step carries what was judged: the object as listed, and the sha256 of the content that its stored vectors are of.
+docs/architecture.md says where both are compared again.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ Cause = Literal[
     "unchanged", "resumed", "returned", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"
 ]
 
-# What the archive may do better next time, whatever the code.
+# The archive failed, not the volume: try again next time, also with the same ruleset.
 TRANSIENT_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the new snapshot is to have.
+    """What the new snapshot must contain.
 
-    recipes: digests. ruleset_digest: digest of the code, limits and recipes that put a volume into quarantine.
+    recipes: digests. ruleset_digest: digest of all that decides whether a volume is quarantined.
     retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
-    (not so where the slices are drawn by a generator seeded with the name).
+    (false if the slices are drawn by a generator seeded with the name).
     """
 
     recipes: tuple[str, ...]
@@ -56,10 +56,10 @@ class Target:
 class Step:
     """What becomes of one listed object.
 
-    item: as it was listed. content_sha256: of what is kept, copied or added to; None where only reading tells. row: in
-    StoreState.table, of what is kept, copied, refused or added to. shards: recipe digest -> embedding shard of the
-    vectors at hand. leader: volume of this run whose vectors are copied once they are made. missing: digests of the
-    recipes to embed with.
+    item: the object as listed. content_sha256: of the stored vectors to keep, copy or extend; None if the content must
+    be read first. row: row of StoreState.table to keep, copy, refuse or extend. shards: recipe digest -> embedding
+    shard of the stored vectors. leader: volume of this run whose vectors are copied once they exist. missing: digests
+    of the recipes to embed with.
     """
 
     item: ArchiveObject
@@ -75,87 +75,86 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step an object, in the order of their ids. gone: volumes of the snapshot that are listed no more."""
+    """One step per object, in the order of their ids. gone: volumes of the live snapshot that are no longer listed."""
 
     steps: tuple[Step, ...]
     gone: tuple[str, ...]
 
     def of(self, *actions: Action) -> tuple[Step, ...]:
-        """The steps that do this."""
+        """The steps with one of these actions."""
         return tuple(step for step in self.steps if step.action in actions)
 
     def causes(self) -> dict[str, int]:
-        """How many steps have each cause."""
+        """Count the steps per cause."""
         return dict(Counter(step.cause for step in self.steps))
 
     @property
     def idle(self) -> bool:
-        """Whether the snapshot's volumes are the archive's already."""
+        """Whether the live snapshot already holds exactly the volumes of the archive."""
         return not self.gone and all(step.cause in ("unchanged", "refused") for step in self.steps)
 
 
 def make_plan(
-    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], known: StoreState, wanted: Target
+    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], state: StoreState, target: Target
 ) -> Plan:
-    """Plan a run. modalities: label by volume_id. Steps with action `check` need content hashes; see `resolve`."""
+    """Plan a run. modalities: volume_id -> label. Steps with action `check` need content hashes; see `resolve`."""
     sizes: dict[int, list[KnownVolume]] = {}
-    if wanted.copies:
-        for volume in known.embedded():
-            if _has_all(volume, wanted):
+    if target.copies:
+        for volume in state.embedded():
+            if _has_all(volume, target):
                 sizes.setdefault(volume.size_bytes, []).append(volume)
-    steps = [_step(item, modalities.get(item.volume_id), known, wanted, sizes) for item in objects]
+    steps = [_step(item, modalities.get(item.volume_id), state, target, sizes) for item in objects]
     listed = {item.volume_id for item in objects}
-    return Plan(tuple(steps), tuple(sorted(set(known.previous) - listed)))
+    return Plan(tuple(steps), tuple(sorted(set(state.live) - listed)))
 
 
 def _step(
-    item: ArchiveObject, modality: str | None, known: StoreState, wanted: Target, sizes: Mapping[int, list[KnownVolume]]
+    item: ArchiveObject, modality: str | None, state: StoreState, target: Target, sizes: Mapping[int, list[KnownVolume]]
 ) -> Step:
-    before = known.previous.get(item.volume_id)
-    rows = (*([before] if before else []), *known.further.get(item.volume_id, ()))
+    live = state.live.get(item.volume_id)
+    rows = (*([live] if live else []), *state.others.get(item.volume_id, ()))
     fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
-    refused = next((row for row in fitting if not row.embedded and row.ruleset_digest == wanted.ruleset_digest), None)
-    stands = refused is not None and not wanted.retry and refused.code not in TRANSIENT_CODES
-    if stands:  # an older medret may have thought otherwise
+    refused = next((row for row in fitting if not row.embedded and row.ruleset_digest == target.ruleset_digest), None)
+    stays_refused = refused is not None and not target.retry and refused.code not in TRANSIENT_CODES
+    if stays_refused:  # do not return to vectors of an older medret that accepted it
         fitting = [row for row in fitting if row.origin != "older"]
-    base = next((row for row in fitting if row.embedded), None)
-    if base is not None:
-        # The live snapshot's rows come first, then the journal's: what several have is the first one's.
-        held = {
+    match = next((row for row in fitting if row.embedded), None)
+    if match is not None:
+        # Rows are ordered live, journal, older; reversed, so that the first row with a recipe wins.
+        stored = {
             digest: (shard, row.origin)
             for row in reversed(fitting)
-            if row.embedded and row.content_sha256 == base.content_sha256
+            if row.embedded and row.content_sha256 == match.content_sha256
             for digest, shard in row.shards.items()
-            if digest in wanted.recipes
+            if digest in target.recipes
         }
-        shards = {digest: shard for digest, (shard, _) in held.items()}
-        missing = tuple(digest for digest in wanted.recipes if digest not in held)
+        shards = {digest: shard for digest, (shard, _) in stored.items()}
+        missing = tuple(digest for digest in target.recipes if digest not in stored)
         if not missing:
-            origins = {origin for _, origin in held.values()}
+            origins = {origin for _, origin in stored.values()}
             kept: Cause = "resumed" if "journal" in origins else "returned" if "older" in origins else "unchanged"
-            if kept == "unchanged" and base.code is not None:  # it was stale, and is again what its vectors are of
+            if kept == "unchanged" and match.code is not None:  # it was stale, and now matches its vectors again
                 kept = "touched"
-            return Step(item, modality, "keep", kept, base.content_sha256, base.row, shards)
-    if stands and refused is not None:
+            return Step(item, modality, "keep", kept, match.content_sha256, match.row, shards)
+    if stays_refused and refused is not None:
         return Step(item, modality, "refuse", "refused", row=refused.row)
-    if base is not None:
-        return Step(item, modality, "embed", "recipe", base.content_sha256, base.row, shards, missing=missing)
-    cause: Cause = "new" if before is None else "changed" if before.embedded else "retried"
-    if before and before.embedded and before.size_bytes == item.size_bytes and before.modality == modality:
-        if _has_all(before, wanted):
-            held_shards = _shards(before, wanted)
+    if match is not None:
+        return Step(item, modality, "embed", "recipe", match.content_sha256, match.row, shards, missing=missing)
+    cause: Cause = "new" if live is None else "changed" if live.embedded else "retried"
+    if live and live.embedded and live.size_bytes == item.size_bytes and live.modality == modality:
+        if _has_all(live, target):
+            shards = _shards(live, target)
             return Step(
-                item, modality, "check", "touched", before.content_sha256, before.row, held_shards,
-                missing=wanted.recipes,
-            )  # fmt: skip
+                item, modality, "check", "touched", live.content_sha256, live.row, shards, missing=target.recipes
+            )
         cause = "changed"
     if any(_may_be_equal(item, volume) for volume in sizes.get(item.size_bytes, ())):
-        return Step(item, modality, "check", cause, missing=wanted.recipes)
-    return Step(item, modality, "embed", cause, missing=wanted.recipes)
+        return Step(item, modality, "check", cause, missing=target.recipes)
+    return Step(item, modality, "embed", cause, missing=target.recipes)
 
 
 def twins(plan: Plan) -> list[list[ArchiveObject]]:
-    """Objects to be embedded that look equal to each other: same size and, where the store has them, same etag."""
+    """Group objects to embed that may be equal: same size and, if the storage has etags, same etag."""
     groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
     for step in plan.steps:
         if step.action == "embed" and step.cause != "recipe":
@@ -164,7 +163,7 @@ def twins(plan: Plan) -> list[list[ArchiveObject]]:
 
 
 def with_checks(plan: Plan, volume_ids: Iterable[str]) -> Plan:
-    """The plan with these volumes hashed before they are embedded."""
+    """Return the plan with these volumes hashed before they are embedded."""
     chosen = frozenset(volume_ids)
     steps = (
         replace(step, action="check") if step.action == "embed" and step.item.volume_id in chosen else step
@@ -173,12 +172,12 @@ def with_checks(plan: Plan, volume_ids: Iterable[str]) -> Plan:
     return Plan(tuple(steps), plan.gone)
 
 
-def resolve(plan: Plan, hashes: Mapping[str, str], known: StoreState, wanted: Target) -> Plan:
-    """The plan without checks. hashes: sha256 by volume_id of what was checked; one that is missing is embedded."""
+def resolve(plan: Plan, hashes: Mapping[str, str], state: StoreState, target: Target) -> Plan:
+    """Decide every check. hashes: volume_id -> sha256 of the objects to check; an object without one is embedded."""
     content: dict[tuple[str, str | None], KnownVolume] = {}
-    if wanted.copies:
-        for volume in known.embedded():
-            if volume.content_sha256 and _has_all(volume, wanted):
+    if target.copies:
+        for volume in state.embedded():
+            if volume.content_sha256 and _has_all(volume, target):
                 content.setdefault((volume.content_sha256, volume.modality), volume)
     leaders: dict[tuple[str, str | None], str] = {}
     steps = []
@@ -194,9 +193,9 @@ def resolve(plan: Plan, hashes: Mapping[str, str], known: StoreState, wanted: Ta
         step = replace(step, content_sha256=sha256, row=None, shards={})
         if sha256 and key in content:
             source = content[key]
-            copied = _shards(source, wanted)
+            copied = _shards(source, target)
             steps.append(replace(step, action="copy", cause="renamed", row=source.row, shards=copied, missing=()))
-        elif sha256 and key in leaders and wanted.copies:
+        elif sha256 and key in leaders and target.copies:
             steps.append(replace(step, action="copy", cause="renamed", leader=leaders[key], missing=()))
         else:
             if sha256:
@@ -207,23 +206,23 @@ def resolve(plan: Plan, hashes: Mapping[str, str], known: StoreState, wanted: Ta
 
 
 def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> frozenset[str]:
-    """Volumes whose leader did not turn out to be what they are copies of. made: volume_id -> code, content_sha256.
+    """Find copies whose leader turned out to have other content. made: volume_id -> (code, content_sha256).
 
-    A leader that cannot be read says nothing about its copies; one that was replaced is no leader of theirs.
+    A copy is also an orphan if its leader could not be read: that says nothing about the copy.
     """
-    found = []
+    orphaned = []
     for step in plan.of("copy"):
-        if step.leader is not None and step.leader in made:  # a run that is told to stop does not make them all
+        if step.leader is not None and step.leader in made:  # a run that was stopped has not read every leader
             code, content = made[step.leader]
             if content != step.content_sha256 or code in TRANSIENT_CODES:
-                found.append(step.item.volume_id)
-    return frozenset(found)
+                orphaned.append(step.item.volume_id)
+    return frozenset(orphaned)
 
 
-def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Target) -> Plan:
-    """The plan with these volumes read and embedded for themselves."""
+def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], target: Target) -> Plan:
+    """Return the plan with these volumes read and embedded instead of copied."""
     steps = (
-        replace(step, action="embed", cause="new", content_sha256=None, leader=None, missing=wanted.recipes)
+        replace(step, action="embed", cause="new", content_sha256=None, leader=None, missing=target.recipes)
         if step.item.volume_id in volume_ids
         else step
         for step in plan.steps
@@ -231,23 +230,23 @@ def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], wanted: Target) -
     return Plan(tuple(steps), plan.gone)
 
 
-def fallback(step: Step, known: StoreState, wanted: Target) -> KnownVolume | None:
-    """The published row that stands while the object cannot be read: with vectors of all recipes and this label."""
-    before = known.previous.get(step.item.volume_id)
-    fits = before is not None and before.embedded and before.modality == step.modality and _has_all(before, wanted)
-    return before if fits else None
+def fallback(step: Step, state: StoreState, target: Target) -> KnownVolume | None:
+    """The live row to keep while the object cannot be read; None if it lacks vectors or has another label."""
+    live = state.live.get(step.item.volume_id)
+    fits = live is not None and live.embedded and live.modality == step.modality and _has_all(live, target)
+    return live if fits else None
 
 
 def _is_same_object(row: KnownVolume, item: ArchiveObject) -> bool:
     return (row.size_bytes, row.etag, row.mtime) == (item.size_bytes, item.etag, item.mtime)
 
 
-def _has_all(row: KnownVolume, wanted: Target) -> bool:
-    return all(digest in row.shards for digest in wanted.recipes)
+def _has_all(row: KnownVolume, target: Target) -> bool:
+    return all(digest in row.shards for digest in target.recipes)
 
 
-def _shards(row: KnownVolume, wanted: Target) -> dict[str, str]:
-    return {digest: row.shards[digest] for digest in wanted.recipes}
+def _shards(row: KnownVolume, target: Target) -> dict[str, str]:
+    return {digest: row.shards[digest] for digest in target.recipes}
 
 
 def _may_be_equal(item: ArchiveObject, volume: KnownVolume) -> bool:

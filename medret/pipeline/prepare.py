@@ -1,4 +1,4 @@
-"""Before a run: read archive, store and models, and plan. Starts no Ray, loads no model."""
+"""Read archive, store and model weights, and plan the run. Does not start Ray and loads no model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.errors import MedretError
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
-from medret.pipeline.model_jobs import precisions_at_hand, recipe_of
+from medret.pipeline.model_jobs import known_precisions, recipe_of
 from medret.pipeline.new_ledger import labels_differ
 from medret.pipeline.plan import Plan, Target, make_plan
 from medret.pipeline.request import IndexRequest
@@ -29,9 +29,9 @@ from medret.storage import Location
 
 @dataclass(frozen=True)
 class Older:
-    """What older snapshots hold of a plan's volumes.
+    """Rows and files of older snapshots that the plan can use.
 
-    ledger: schemas.LEDGER. files: schemas.FILES of their embedding shards, indexed nowhere. unread: the snapshots that
+    ledger: schemas.LEDGER. files: schemas.FILES of their embedding shards, named as in no index. unread: snapshots that
     could not be read, and why.
     """
 
@@ -44,33 +44,35 @@ NOTHING = Older(LEDGER.empty_table(), FILES.empty_table())
 
 
 def read_older(store: Location, live: str | None, plan: Plan, known: StoreState, recipes: Collection[str]) -> Older:
-    """Vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
+    """Find stored vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
 
-    Rows are taken that have the size of such an object, once for each content, so that memory follows what is lacking,
-    not the history of the archive. Where nothing is lacking, nothing is read.
+    Takes only rows with the size of such an object, one row per content: memory grows with the objects to embed, not
+    with the history of the archive. Reads nothing if the plan embeds nothing.
     """
     sizes = {step.item.size_bytes for step in plan.of("embed", "check")}
-    others = [one for one in reversed(snapshot_ids(store)) if one != live] if sizes else []
+    others = [other for other in reversed(snapshot_ids(store)) if other != live] if sizes else []
     if not others:
         return NOTHING
     present = {path for recipe in recipes for path in store.files(f"embeddings/{recipe}")}
     seen = {(volume.content_sha256, recipe) for volume in known.embedded() for recipe in volume.shards}
     ledgers, files, unread = [NOTHING.ledger], [NOTHING.files], []
-    for one in others:
+    for snapshot_id in others:
         try:
-            manifest = read_manifest(store, one)
+            manifest = read_manifest(store, snapshot_id)
             if not any(entry.digest in recipes for entry in manifest.recipes):
                 continue
-            readable = [file for file in _embedding_files(store, one, manifest, recipes) if file.path in present]
+            readable = [
+                file for file in _embedding_files(store, snapshot_id, manifest, recipes) if file.path in present
+            ]
             shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
             for table in manifest.tables_of("ledger"):  # one at a time: they may be large
-                piece = read_ledger(store, one, msgspec.structs.replace(manifest, tables=[table])).cast(LEDGER)
+                piece = read_ledger(store, snapshot_id, msgspec.structs.replace(manifest, tables=[table])).cast(LEDGER)
                 fits = pc.is_in(piece["size_bytes"], pa.array(sorted(sizes), pa.int64()))
-                of_use = pc.and_(pc.equal(piece["status"], "embedded"), fits)
-                rows += [row for row in piece.filter(of_use).to_pylist() if _trimmed(row, shards, seen)["shards"]]
+                useful = pc.and_(pc.equal(piece["status"], "embedded"), fits)
+                rows += [row for row in piece.filter(useful).to_pylist() if _trimmed(row, shards, seen)["shards"]]
         except (MedretError, pa.ArrowInvalid, ValueError) as error:  # a snapshot of another medret, or damaged
-            unread.append(f"{one}: {error}")
+            unread.append(f"{snapshot_id}: {error}")
             continue
         pairs = {(row["content_sha256"], recipe) for row in rows for recipe, _ in row["shards"]}
         used = {key for row in rows for key in row["shards"]}
@@ -83,7 +85,7 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
 def _embedding_files(
     store: Location, snapshot_id: str, manifest: Manifest, recipes: Collection[str]
 ) -> list[StoredFile]:
-    """The embedding files of these recipes; what indices hold them is of no use to another snapshot."""
+    """The embedding files of these recipes, without their index shards: another snapshot has other indices."""
     files = read_files(store, snapshot_id, manifest).cast(FILES)
     return [replace(file, indexed_in=None) for file in stored_files(files, EMBEDDING_KINDS) if file.recipe in recipes]
 
@@ -91,7 +93,7 @@ def _embedding_files(
 def _trimmed(
     row: dict[str, Any], shards: Collection[tuple[str, str]], seen: Collection[tuple[str | None, str]]
 ) -> dict[str, Any]:
-    """The ledger row, of its vectors those that lie in these shards and were not seen before."""
+    """Drop from the ledger row the vectors outside these shards, and those already seen in a newer snapshot."""
     row["shards"] = [
         (recipe, shard)
         for recipe, shard in row["shards"]
@@ -102,7 +104,7 @@ def _trimmed(
 
 @dataclass(frozen=True)
 class Inputs:
-    """The archive as it is now, and the models that are asked for."""
+    """The archive as it is now, and the requested models."""
 
     listing: Listing
     labels: LabelJoin
@@ -111,7 +113,7 @@ class Inputs:
 
     @property
     def modalities(self) -> Mapping[str, str | None]:
-        """Modality label by volume_id."""
+        """volume_id -> modality label."""
         return {volume_id: labels.modality for volume_id, labels in self.labels.labels.items()}
 
 
@@ -119,10 +121,11 @@ class Inputs:
 class State:
     """The store as it is now.
 
-    precisions: of each model, None where the device decides. older: see medret.pipeline.prepare; None until it is read.
+    known: every ledger row that the store holds. precisions: per model; None if the device decides. older: None until
+    `plan_run` has read it.
     """
 
-    previous: BaseSnapshot
+    base: BaseSnapshot
     journal: Journal
     known: StoreState
     precisions: tuple[Precision | None, ...]
@@ -130,12 +133,12 @@ class State:
 
     @property
     def files(self) -> pa.Table:
-        """All embedding files at hand, those of the live snapshot first (schemas.FILES)."""
-        return pa.concat_tables([self.previous.files, self.journal.files, (self.older or NOTHING).files])
+        """All stored embedding files, those of the live snapshot first (schemas.FILES)."""
+        return pa.concat_tables([self.base.files, self.journal.files, (self.older or NOTHING).files])
 
 
 def read_inputs(request: IndexRequest, log: Log) -> Inputs:
-    """List the archive, join labels, resolve weights; raises UsageError."""
+    """List the archive, join the labels, resolve the weights; raises UsageError."""
     specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
     for spec in specs:
         check_installed(spec)
@@ -150,14 +153,14 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
 
 
 def read_state(request: IndexRequest, store: Location, inputs: Inputs) -> State:
-    """What the store holds."""
-    previous, journal, known = read_known(store)
-    precisions = precisions_at_hand(request, inputs.specs, inputs.weights, previous, journal)
-    return State(previous, journal, known, tuple(precisions))
+    """Read the live snapshot and the journal, and find the precision of each model."""
+    base, journal, known = read_known(store)
+    precisions = known_precisions(request, inputs.specs, inputs.weights, base, journal)
+    return State(base, journal, known, tuple(precisions))
 
 
-def recipes_at_hand(request: IndexRequest, inputs: Inputs, state: State) -> list[Recipe] | None:
-    """The recipes of the run; None while a device must still be asked for its precision."""
+def known_recipes(request: IndexRequest, inputs: Inputs, state: State) -> list[Recipe] | None:
+    """The recipes of the run; None if the device decides a precision, which only a running cluster can tell."""
     recipes = []
     for spec, weights, precision in zip(inputs.specs, inputs.weights, state.precisions, strict=True):
         if precision is None:
@@ -169,25 +172,25 @@ def recipes_at_hand(request: IndexRequest, inputs: Inputs, state: State) -> list
 def plan_run(
     request: IndexRequest, store: Location, inputs: Inputs, state: State, recipes: Sequence[Recipe]
 ) -> tuple[Plan, Target, State]:
-    """What becomes of every object, as far as the listing tells; the state with what older snapshots hold of it."""
-    wanted = Target(
+    """Plan the run from the listing, reading older snapshots for vectors to reuse; returns the state with them."""
+    target = Target(
         recipes=tuple(recipe.digest for recipe in recipes),
         ruleset_digest=ruleset_digest(request, recipes),
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
     )
-    plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted)
+    plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, target)
     if state.older is None:
-        older = read_older(store, state.previous.id, plan, state.known, wanted.recipes)
+        older = read_older(store, state.base.id, plan, state.known, target.recipes)
         state = replace(state, older=older)
         if older.ledger.num_rows:
-            state = replace(state, known=known_volumes(state.previous, state.journal, older.ledger))
-            plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, wanted)
-    return plan, wanted, state
+            state = replace(state, known=known_volumes(state.base, state.journal, older.ledger))
+            plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, target)
+    return plan, target, state
 
 
 def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
-    """Digest of all that decides whether a volume is refused: this medret, limits, recipes and aggregations."""
+    """Digest of all that decides whether a volume is quarantined: medret version, limits, recipes, aggregations."""
     return digest_of(
         {
             "medret": __version__,
@@ -199,20 +202,20 @@ def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
 
 
 def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe], plan: Plan) -> bool:
-    """Whether the live snapshot is what the run would publish."""
-    manifest = state.previous.manifest
+    """Whether the run would publish the live snapshot again."""
+    manifest = state.base.manifest
     if manifest is None or not plan.idle:
         return False
-    asked = [
+    requested = [
         [recipe.digest for recipe in recipes],
         [aggregation.name for aggregation in request.aggregations],
         request.index.digest_inputs(),
         inputs.listing.archive_uri,
     ]
-    there = [
+    published = [
         [entry.load().digest for entry in manifest.recipes],
         manifest.aggregations,
         manifest.index_settings,
         manifest.archive_uri,
     ]
-    return asked == there and not labels_differ(state.previous.ledger, inputs.labels.labels)
+    return requested == published and not labels_differ(state.base.ledger, inputs.labels.labels)

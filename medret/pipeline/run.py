@@ -33,10 +33,10 @@ from medret.pipeline.prepare import (
     Inputs,
     State,
     is_up_to_date,
+    known_recipes,
     plan_run,
     read_inputs,
     read_state,
-    recipes_at_hand,
 )
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import (
@@ -80,49 +80,50 @@ class _Run:
 
 
 def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Stop | None = None) -> IndexOutcome:
-    """Bring a store up to date with an archive and publish a snapshot, if there is anything to do; raises MedretError.
+    """Bring a store up to date with an archive, and publish a snapshot if anything changed; raises MedretError.
 
-    A run report is written whatever the outcome, unless the request was wrong before any work began. stop: what hears
-    signals to the run; one of its own where it is None.
+    Writes a run report for every outcome once the work has begun. stop: receives signals to the run; None: a new one.
     """
     stop = stop or Stop()
-    with stop.listening(), ExitStack() as held:
-        return _run_index(request, reporter or Reporter(quiet=True), stop, held)
+    with stop.listening(), ExitStack() as stack:
+        return _run_index(request, reporter or Reporter(quiet=True), stop, stack)
 
 
-def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: ExitStack) -> IndexOutcome:
-    """held: keeps the lease."""
+def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: ExitStack) -> IndexOutcome:
+    """stack: holds the lease until the run ends."""
     stop.check()
     log, clock, store = begin(), time.monotonic(), Location(request.store)
     reporter.fields = {"run": log.run}
     logger.info("run %s: index %s", log.run, store.uri, extra=reporter.fields)
     refuse_if_held(store)
-    asked, request = request, with_models(request, live_manifest(store))
+    requested, request = request, with_models(request, live_manifest(store))
     inputs = read_inputs(request, log)
     say_listing(reporter, inputs.listing)
     say_labels(reporter, inputs.labels)
     with stop.deferred():
-        lease = held.enter_context(leased(store, f"run {log.run}", request.lease_s))
+        lease = stack.enter_context(leased(store, f"run {log.run}", request.lease_s))
     stop.check()
     finish(store, lease, reporter.say)
     state = read_state(request, store, inputs)
-    if with_models(asked, state.previous.manifest) != request:
-        raise BusyError(f"{store.uri}: another run has published other models meanwhile; run again")
-    refuse_replacing(request, state.previous.manifest)
-    if state.previous.id is None:
+    # The weights were read before the lease was held, to hold it briefly: another run may have published since.
+    if with_models(requested, state.base.manifest) != request:
+        raise BusyError(f"{store.uri}: another run has published other models in the meantime; run again")
+    refuse_replacing(request, state.base.manifest)
+    if state.base.id is None:
         say_strangers(store, reporter.say)
-    check_labels(state.previous.ledger, inputs.listing, inputs.labels, request.gates)
+    check_labels(state.base.ledger, inputs.listing, inputs.labels, request.gates)
     run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
-    recipes = recipes_at_hand(request, inputs, state)
+    recipes = known_recipes(request, inputs, state)
+    planned = None
     if recipes is not None:
-        plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
+        plan, target, run.state = planned = plan_run(request, store, inputs, state, recipes)
         if is_up_to_date(request, inputs, state, recipes, plan):
-            clear_journal(store, _others_work(run, wanted))
+            clear_journal(store, _useful_to_others(run, target))
             return _nothing_to_do(run, plan)
     with connected(), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
         try:
             with stop.explained():
-                return _run(run)
+                return _embed_and_publish(run, planned)
         except (MedretError, ray.exceptions.RayError) as error:
             failure = failure_of(error)
             log.failed(store, failure)
@@ -130,46 +131,47 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, held: Exit
 
 
 def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
-    previous = run.state.previous
-    assert previous.id is not None
-    assert previous.manifest is not None
-    run.reporter.say(f"snapshot {previous.id} is up to date; nothing to do")
+    base = run.state.base
+    assert base.id is not None
+    assert base.manifest is not None
+    run.reporter.say(f"snapshot {base.id} is up to date; nothing to do")
     return IndexOutcome(
-        snapshot=previous.id,
+        snapshot=base.id,
         published=False,
-        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, in_order(previous.ledger, "volume_id")),
+        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, in_order(base.ledger, "volume_id")),
         touched=0,
         resumed=0,
         returned=0,
         lost=lost(run.state, run.log, plan),
-        stale=ledgers.stale(previous.ledger),
+        stale=ledgers.stale(base.ledger),
         skipped=run.inputs.listing.skipped,
-        labels=label_facts(run.inputs.labels, previous.ledger),
+        labels=label_facts(run.inputs.labels, base.ledger),
         slices=0,
         seconds=time.monotonic() - run.clock,
         streaming_s=0.0,
-        quarantine=ledgers.quarantine(previous.ledger),
-        recipes=tuple(previous.manifest.recipes),
-        recall=worst_recall(previous.manifest.indices),
+        quarantine=ledgers.quarantine(base.ledger),
+        recipes=tuple(base.manifest.recipes),
+        recall=worst_recall(base.manifest.indices),
         report=None,
     )
 
 
-def _run(run: _Run) -> IndexOutcome:
-    request, inputs, state, store, log = run.request, run.inputs, run.state, run.store, run.log
+def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) -> IndexOutcome:
+    """planned: None if a device must first decide a precision."""
+    request, inputs, store, log = run.request, run.inputs, run.store, run.log
     jobs, capacity, device = _jobs(run)
     recipes = [job.recipe for job in jobs]
-    plan, wanted, run.state = plan_run(request, store, inputs, state, recipes)
+    plan, target, run.state = planned or plan_run(request, store, inputs, run.state, recipes)
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
         refuse_losing(request, inputs, state, log, plan)
-        plan = _checked(run, plan, wanted)
+        plan = _checked(run, plan, target)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
     refuse_losing(request, inputs, state, log, plan)
 
-    plan, made = _streamed(run, plan, wanted, jobs, capacity)
+    plan, made = _streamed(run, plan, target, jobs, capacity)
 
     run.stop.check()
 
@@ -178,11 +180,11 @@ def _run(run: _Run) -> IndexOutcome:
         copied, added, refused = copy_vectors(
             store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
-        ledger = ledgers.assemble(plan, state.known, wanted, made.ledger, copied)
-        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, wanted.ruleset_digest)
+        ledger = ledgers.assemble(plan, state.known, target, made.ledger, copied)
+        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, target.ruleset_digest)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
-            wanted.ruleset_digest,
+            target.ruleset_digest,
         )  # fmt: skip
         ledger = layout.ledger
         for row in ledgers.stale(ledger).to_pylist():
@@ -199,13 +201,13 @@ def _run(run: _Run) -> IndexOutcome:
     with log.phase("index"):
         names = [aggregation.name for aggregation in request.aggregations]
         indices = make_indices(
-            store, recipes, names, layout.files, layout.live, state.previous, request.index, use_gpu=device == "cuda"
+            store, recipes, names, layout.files, layout.live, state.base, request.index, use_gpu=device == "cuda"
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
         judged = all_gates(store, request, state, log, plan, counts, made, pool, ledger, indices)
         if any(gate.name in OF_VECTORS and not gate.passed for gate in judged):
-            clear_journal(store, _others_work(run, wanted))  # the next run makes these vectors anew
+            clear_journal(store, _useful_to_others(run, target))  # so that the next run embeds these volumes again
         passed = enforce(judged, hints(request, inputs, state, ledger))
     files = indices.files
     quarantine = ledgers.quarantine(ledger)
@@ -216,15 +218,15 @@ def _run(run: _Run) -> IndexOutcome:
         run.lease.check()
         snapshot_id, manifest = publish(
             store, ledger, files, indices.tombstones,
-            parent=state.previous.id, medret_version=__version__, run=log.run,
+            parent=state.base.id, medret_version=__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.digest_inputs(), indices=indices.entries, counts=counts,
             skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger["slices"]).as_py() or 0),
             gates=passed,
         )  # fmt: skip
-        with suppress(StorageError):  # what is left of it says nothing new, and the next run clears it
-            clear_journal(store, _others_work(run, wanted))
+        with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
+            clear_journal(store, _useful_to_others(run, target))
     logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
@@ -250,7 +252,7 @@ def _run(run: _Run) -> IndexOutcome:
 
 
 def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
-    """The models' jobs, the cluster's capacity, and the device."""
+    """Find the device and the capacity of the cluster, and make one job per model."""
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
     device = device_for(request.device, capacity)
@@ -271,22 +273,22 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     return jobs, capacity, device
 
 
-def _checked(run: _Run, plan: Plan, wanted: Target) -> Plan:
-    """The plan once the content of doubtful objects is known."""
-    if wanted.copies:
+def _checked(run: _Run, plan: Plan, target: Target) -> Plan:
+    """Hash the objects whose content may be stored already, and decide what becomes of them."""
+    if target.copies:
         plan = with_checks(plan, equal_samples(twins(plan)))
-    doubtful = [step.item for step in plan.of("check")]
-    if doubtful:
-        run.reporter.say(f"{len(doubtful)} objects may hold known content; comparing")
-    return resolve(plan, content_hashes(doubtful), run.state.known, wanted)
+    unsure = [step.item for step in plan.of("check")]
+    if unsure:
+        run.reporter.say(f"{len(unsure)} objects may hold known content; comparing")
+    return resolve(plan, content_hashes(unsure), run.state.known, target)
 
 
 def _streamed(
-    run: _Run, plan: Plan, wanted: Target, jobs: Sequence[ModelJob], capacity: Capacity
+    run: _Run, plan: Plan, target: Target, jobs: Sequence[ModelJob], capacity: Capacity
 ) -> tuple[Plan, Streamed]:
-    """What the stages made. Where no model is needed, none of them starts.
+    """Run the stages, unless no model is needed; returns the plan and what they made.
 
-    Copies of what turned out to be something else are embedded for themselves, and so the plan is another one.
+    The plan changes if copies turn out to have other content than their leader: they are then embedded themselves.
     """
     request, log, steps = run.request, run.log, plan.of("embed")
     made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), NO_COUNTS
@@ -295,14 +297,14 @@ def _streamed(
             counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                wanted.ruleset_digest, counts.handle, request.shard_volumes,
+                target.ruleset_digest, counts.handle, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
                 made = embed(_shared_out(run, plan, jobs, capacity), stages)
-                if alone := orphans(plan, ledgers.contents(made.ledger)):
-                    plan = embedded_instead(plan, alone, wanted)
-                    steps = tuple(step for step in plan.steps if step.item.volume_id in alone)
+                if orphaned := orphans(plan, ledgers.contents(made.ledger)):
+                    plan = embedded_instead(plan, orphaned, target)
+                    steps = tuple(step for step in plan.steps if step.item.volume_id in orphaned)
                     made = joined([made, embed(_shared_out(run, Plan(steps, ()), jobs, capacity), stages)])
             counted, log.facts["timeline"] = counts.stages(), counts.timeline()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
@@ -311,7 +313,7 @@ def _streamed(
 
 
 def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity) -> list[Work]:
-    """What is to be embedded, said and written down as it is done."""
+    """Divide the volumes to embed into streams, and report them."""
     works = share_out(plan, jobs, capacity, run.request)
     for work in works:
         actors = [f"{job.recipe.model.name} {size}" for job, size in zip(work.jobs, work.pools.sizes, strict=True)]
@@ -321,17 +323,17 @@ def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capac
 
 
 def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
-    """What is embedded anew for other options, and older snapshots that no vectors could be taken from."""
-    for difference in embedded_anew(recipes, run.state.previous.manifest):
-        run.reporter.say(f"everything is embedded anew: {difference}")
+    """Report options that make every volume be embedded again, and older snapshots that cannot be read."""
+    for difference in embedded_anew(recipes, run.state.base.manifest):
+        run.reporter.say(f"every volume is embedded again: {difference}")
     for problem in (run.state.older or NOTHING).unread:
-        run.reporter.say(f"an older snapshot cannot be read, and is left alone: {problem}")
+        run.reporter.say(f"ignoring an older snapshot that cannot be read: {problem}")
 
 
-def _others_work(run: _Run, wanted: Target) -> frozenset[str]:
-    """Journal entries that this run has no use for, and another may."""
+def _useful_to_others(run: _Run, target: Target) -> frozenset[str]:
+    """Journal entries that this run does not use, but a run with other options may."""
     objects = run.inputs.listing.objects
-    return unfinished_elsewhere(run.state.journal, objects, wanted.recipes, wanted.ruleset_digest)
+    return unfinished_elsewhere(run.state.journal, objects, target.recipes, target.ruleset_digest)
 
 
 def _rows(files: pa.Table) -> int:

@@ -1,4 +1,4 @@
-"""What is known before a run: the live snapshot, what unfinished runs have left in the journal, older snapshots."""
+"""What the store holds before a run: the live snapshot, the journal of unfinished runs, older snapshots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Origin = Literal["live", "journal", "older"]
 
 @dataclass(frozen=True)
 class BaseSnapshot:
-    """The live snapshot before this run; id and manifest are None, and the tables empty, when nothing is live."""
+    """The live snapshot before this run. For a new store, id and manifest are None and the tables are empty."""
 
     id: str | None
     manifest: Manifest | None
@@ -39,9 +39,9 @@ class BaseSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class KnownVolume:
-    """A ledger row, as far as planning needs it.
+    """The part of a ledger row that planning needs.
 
-    row: in `StoreState.table`. shards: recipe digest -> embedding shard. origin: who made it.
+    row: its row in `StoreState.table`. shards: recipe digest -> embedding shard. origin: where the row comes from.
     """
 
     row: int
@@ -60,31 +60,31 @@ class KnownVolume:
 
 @dataclass(frozen=True)
 class StoreState:
-    """Every ledger row at hand.
+    """Every ledger row that the store holds.
 
-    table: schemas.LEDGER, the live snapshot's rows, then the journal's, then those of older snapshots, from row
-    `older_from` on. previous: of the live snapshot. further: of journal and older snapshots.
+    table: schemas.LEDGER: rows of the live snapshot, then of the journal, then, from row `older_from`, of older
+    snapshots. live: volume_id -> row of the live snapshot. others: volume_id -> rows of journal and older snapshots.
     """
 
     table: pa.Table
-    previous: Mapping[str, KnownVolume]
-    further: Mapping[str, tuple[KnownVolume, ...]]
+    live: Mapping[str, KnownVolume]
+    others: Mapping[str, tuple[KnownVolume, ...]]
     older_from: int
 
     def embedded(self) -> Iterator[KnownVolume]:
-        """All rows that have vectors, those of the snapshot first."""
-        yield from (volume for volume in self.previous.values() if volume.embedded)
-        yield from (volume for volumes in self.further.values() for volume in volumes if volume.embedded)
+        """Yield all rows that have vectors, the live snapshot's first."""
+        yield from (volume for volume in self.live.values() if volume.embedded)
+        yield from (volume for volumes in self.others.values() for volume in volumes if volume.embedded)
 
 
 def live_manifest(store: Location) -> Manifest | None:
-    """The manifest of what is live in a store; None for a new store."""
+    """Read the manifest of the live snapshot; None for a new store."""
     live = current_id(store)
     return None if live is None else read_manifest(store, live)
 
 
-def previous_snapshot(store: Location) -> BaseSnapshot:
-    """What is live in a store. Raises VersionError for a snapshot of another medret, CorruptError for a damaged one."""
+def read_base(store: Location) -> BaseSnapshot:
+    """Read the live snapshot. Raises VersionError if another medret wrote it, CorruptError if it is damaged."""
     live = current_id(store)
     if live is None:
         return BaseSnapshot(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
@@ -99,40 +99,41 @@ def previous_snapshot(store: Location) -> BaseSnapshot:
     return BaseSnapshot(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
 
 
-def known_volumes(previous: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
-    """The rows of all of them, by volume. older: schemas.LEDGER, of older snapshots."""
-    tables = [previous.ledger, journal.ledger, LEDGER.empty_table() if older is None else older]
-    by_id: dict[str, KnownVolume] = {}
-    further: dict[str, tuple[KnownVolume, ...]] = {}
-    at = 0
+def known_volumes(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
+    """Collect the rows of all three by volume. older: rows of older snapshots (schemas.LEDGER)."""
+    tables = [base.ledger, journal.ledger, LEDGER.empty_table() if older is None else older]
+    live: dict[str, KnownVolume] = {}
+    others: dict[str, tuple[KnownVolume, ...]] = {}
+    first_row = 0
     for table, origin in zip(tables, get_args(Origin), strict=True):
-        for volume in _volumes(table, at, origin):
+        for volume in _volumes(table, first_row, origin):
             if origin == "live":
-                by_id[volume.volume_id] = volume
+                live[volume.volume_id] = volume
             else:
-                further[volume.volume_id] = (*further.get(volume.volume_id, ()), volume)
-        at += table.num_rows
-    return StoreState(pa.concat_tables(tables), by_id, further, at - tables[-1].num_rows)
+                others[volume.volume_id] = (*others.get(volume.volume_id, ()), volume)
+        first_row += table.num_rows
+    return StoreState(pa.concat_tables(tables), live, others, first_row - tables[-1].num_rows)
 
 
 def read_known(store: Location) -> tuple[BaseSnapshot, Journal, StoreState]:
-    """Everything that is known about a store."""
-    previous, journal = previous_snapshot(store), read_journal(store)
-    return previous, journal, known_volumes(previous, journal)
+    """Read the live snapshot and the journal of a store."""
+    base, journal = read_base(store), read_journal(store)
+    return base, journal, known_volumes(base, journal)
 
 
 def unfinished_elsewhere(
     journal: Journal, objects: Iterable[ArchiveObject], recipes: Collection[str], ruleset_digest: str
 ) -> frozenset[str]:
-    """Paths of the journal entries that a run which is asked for other vectors than these (digests) can still use.
+    """Paths of the journal entries that a run with other recipes or rules can still use.
 
-    ruleset_digest: see plan.Target. Entries that speak of objects as they are no more are of no use to anyone.
+    recipes, ruleset_digest: digests of this run (see plan.Target). An entry is useless to every run if its objects have
+    changed since.
     """
     if not journal.entries:
         return frozenset()
     listed = {item.volume_id: (item.size_bytes, item.etag, item.mtime) for item in objects}
 
-    def is_of_use(row: Mapping[str, Any]) -> bool:
+    def is_useful(row: Mapping[str, Any]) -> bool:
         if listed.get(row["volume_id"]) != (row["size_bytes"], row["etag"], row["mtime"]):
             return False
         if row["status"] == "embedded":
@@ -140,7 +141,7 @@ def unfinished_elsewhere(
         return bool(row["judged_by"] != ruleset_digest)
 
     names = ["volume_id", "size_bytes", "etag", "mtime", "status", "shards", "judged_by"]
-    return frozenset(path for path, rows in journal.entries if any(map(is_of_use, rows.select(names).to_pylist())))
+    return frozenset(path for path, rows in journal.entries if any(map(is_useful, rows.select(names).to_pylist())))
 
 
 def _volumes(table: pa.Table, first_row: int, origin: Origin) -> Iterator[KnownVolume]:
@@ -148,8 +149,8 @@ def _volumes(table: pa.Table, first_row: int, origin: Origin) -> Iterator[KnownV
     columns = [table[name].to_pylist() for name in names]
     shards = table["shards"].to_pylist()
     rows = enumerate(zip(*columns, shards, strict=True), first_row)
-    for row, (volume_id, size, etag, mtime, sha256, status, code, ruleset_digest, modality, held) in rows:
+    for row, (volume_id, size, etag, mtime, sha256, status, code, ruleset_digest, modality, shard_pairs) in rows:
         yield KnownVolume(
             row, volume_id, size, etag, mtime, sha256, status == "embedded", code, ruleset_digest, modality,
-            dict(held or ()), origin,
+            dict(shard_pairs or ()), origin,
         )  # fmt: skip
