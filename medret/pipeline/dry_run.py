@@ -13,11 +13,11 @@ from medret.errors import GateError
 from medret.pipeline import gates
 from medret.pipeline.insist import (
     check_labels,
-    embedded_anew,
     label_facts,
     label_lines,
     losses,
     other_source,
+    recipe_changes,
     refuse_replacing,
     with_models,
 )
@@ -165,7 +165,7 @@ def plan_index(request: IndexRequest) -> IndexPlan:
         slices=cost.slices,
         seconds=None if cost.seconds is None else round(cost.seconds, 1),
         ignored_reports=cost.ignored,
-        embeds_anew=tuple(embedded_anew(recipes, state.base.manifest)),
+        embeds_anew=tuple(recipe_changes(recipes, state.base.manifest)),
         refusals=tuple(_refusals(request, inputs, state, plan)),
         label_notes=tuple(label_lines(inputs.labels)),
     )

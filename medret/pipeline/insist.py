@@ -97,22 +97,22 @@ def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
         )
 
 
-def embedded_anew(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
-    """Why models of the live snapshot would embed every volume again: which options of their recipes differ."""
+def recipe_changes(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
+    """Options that differ from the recipes of the live snapshot, so that the model must embed every volume again."""
     before = {entry.model: entry for entry in manifest.recipes} if manifest else {}
-    found = []
+    changes = []
     for recipe in recipes:
         entry = before.get(recipe.model.name)
         if entry is None or entry.digest == recipe.digest:
             continue
         for part in ("slices", "model"):
             now, was = recipe.to_json()[part], entry.recipe[part]
-            found += [
+            changes += [
                 f"{recipe.model.name}: {name} is {_short(value)}, was {_short(was.get(name))}"
                 for name, value in now.items()
                 if _plain(value) != _plain(was.get(name))
             ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(changes))
 
 
 def _plain(value: object) -> object:

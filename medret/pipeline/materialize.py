@@ -44,7 +44,7 @@ class Work:
     pools: PoolPlan
 
 
-def share_out(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
+def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
     """Group the volumes to embed by the models that they lack, usually into one stream. Raises UsageError."""
     groups: dict[tuple[str, ...], list[Step]] = {}
     for step in plan.of("embed"):
@@ -66,10 +66,10 @@ def share_out(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request:
 
 def embed(works: Sequence[Work], stages: Stages) -> Streamed:
     """Run the streams one after the other."""
-    return joined([stream(work.source, work.jobs, work.pools, stages) for work in works])
+    return concatenate([stream(work.source, work.jobs, work.pools, stages) for work in works])
 
 
-def joined(made: Sequence[Streamed]) -> Streamed:
+def concatenate(made: Sequence[Streamed]) -> Streamed:
     """Concatenate the output of several streams."""
     return Streamed(
         pa.concat_tables([LEDGER.empty_table(), *(part.ledger for part in made)]),

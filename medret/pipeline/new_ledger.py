@@ -111,9 +111,8 @@ def made_rows(made: pa.Table) -> dict[str, int]:
 
 def slices_made(made: pa.Table) -> int:
     """Count the slices that the stream embedded, summed over models."""
-    return sum(
-        n * len(shards) for n, shards in zip(made["slices"].to_pylist(), made["shards"].to_pylist(), strict=True)
-    )
+    pairs = zip(made["slices"].to_pylist(), made["shards"].to_pylist(), strict=True)
+    return sum(slices * len(shards) for slices, shards in pairs)
 
 
 def contents(made: pa.Table) -> dict[str, tuple[str | None, str | None]]:

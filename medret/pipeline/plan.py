@@ -116,7 +116,7 @@ def _step(
     fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
     refused = next((row for row in fitting if not row.embedded and row.ruleset_digest == target.ruleset_digest), None)
     stays_refused = refused is not None and not target.retry and refused.code not in TRANSIENT_CODES
-    if stays_refused:  # do not return to vectors of an older medret that accepted it
+    if stays_refused:  # do not take vectors from an older medret that accepted it
         fitting = [row for row in fitting if row.origin != "older"]
     match = next((row for row in fitting if row.embedded), None)
     if match is not None:

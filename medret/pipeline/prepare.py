@@ -61,9 +61,8 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
             manifest = read_manifest(store, snapshot_id)
             if not any(entry.digest in recipes for entry in manifest.recipes):
                 continue
-            readable = [
-                file for file in _embedding_files(store, snapshot_id, manifest, recipes) if file.path in present
-            ]
+            embedding_files = _embedding_files(store, snapshot_id, manifest, recipes)
+            readable = [file for file in embedding_files if file.path in present]
             shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
             for table in manifest.tables_of("ledger"):  # one at a time: they may be large

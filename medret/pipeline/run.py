@@ -23,9 +23,9 @@ from medret.pipeline.content_hashes import content_hashes, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
-from medret.pipeline.insist import check_labels, embedded_anew, label_facts, refuse_replacing, say_labels, with_models
+from medret.pipeline.insist import check_labels, label_facts, recipe_changes, refuse_replacing, say_labels, with_models
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
-from medret.pipeline.materialize import Work, copy_vectors, embed, joined, lay_out, needs_models, share_out
+from medret.pipeline.materialize import Work, concatenate, copy_vectors, divide_work, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
 from medret.pipeline.prepare import (
@@ -116,7 +116,8 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
     recipes = known_recipes(request, inputs, state)
     planned = None
     if recipes is not None:
-        plan, target, run.state = planned = plan_run(request, store, inputs, state, recipes)
+        planned = plan_run(request, store, inputs, state, recipes)
+        plan, target, run.state = planned
         if is_up_to_date(request, inputs, state, recipes, plan):
             clear_journal(store, _useful_to_others(run, target))
             return _nothing_to_do(run, plan)
@@ -159,19 +160,19 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
 def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) -> IndexOutcome:
     """planned: None if a device must first decide a precision."""
     request, inputs, store, log = run.request, run.inputs, run.store, run.log
-    jobs, capacity, device = _jobs(run)
+    jobs, capacity, device = _make_jobs(run)
     recipes = [job.recipe for job in jobs]
     plan, target, run.state = planned or plan_run(request, store, inputs, run.state, recipes)
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
         refuse_losing(request, inputs, state, log, plan)
-        plan = _checked(run, plan, target)
+        plan = _compare_contents(run, plan, target)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
     refuse_losing(request, inputs, state, log, plan)
 
-    plan, made = _streamed(run, plan, target, jobs, capacity)
+    plan, made = _stream(run, plan, target, jobs, capacity)
 
     run.stop.check()
 
@@ -251,7 +252,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     )
 
 
-def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
+def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     """Find the device and the capacity of the cluster, and make one job per model."""
     request, inputs = run.request, run.inputs
     capacity = capacity_now()
@@ -273,7 +274,7 @@ def _jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     return jobs, capacity, device
 
 
-def _checked(run: _Run, plan: Plan, target: Target) -> Plan:
+def _compare_contents(run: _Run, plan: Plan, target: Target) -> Plan:
     """Hash the objects whose content may be stored already, and decide what becomes of them."""
     if target.copies:
         plan = with_checks(plan, equal_samples(twins(plan)))
@@ -283,7 +284,7 @@ def _checked(run: _Run, plan: Plan, target: Target) -> Plan:
     return resolve(plan, content_hashes(unsure), run.state.known, target)
 
 
-def _streamed(
+def _stream(
     run: _Run, plan: Plan, target: Target, jobs: Sequence[ModelJob], capacity: Capacity
 ) -> tuple[Plan, Streamed]:
     """Run the stages, unless no model is needed; returns the plan and what they made.
@@ -301,20 +302,20 @@ def _streamed(
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
-                made = embed(_shared_out(run, plan, jobs, capacity), stages)
+                made = embed(_divide_work(run, plan, jobs, capacity), stages)
                 if orphaned := orphans(plan, ledgers.contents(made.ledger)):
                     plan = embedded_instead(plan, orphaned, target)
                     steps = tuple(step for step in plan.steps if step.item.volume_id in orphaned)
-                    made = joined([made, embed(_shared_out(run, Plan(steps, ()), jobs, capacity), stages)])
+                    made = concatenate([made, embed(_divide_work(run, Plan(steps, ()), jobs, capacity), stages)])
             counted, log.facts["timeline"] = counts.stages(), counts.timeline()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
     return plan, made
 
 
-def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity) -> list[Work]:
+def _divide_work(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity) -> list[Work]:
     """Divide the volumes to embed into streams, and report them."""
-    works = share_out(plan, jobs, capacity, run.request)
+    works = divide_work(plan, jobs, capacity, run.request)
     for work in works:
         actors = [f"{job.recipe.model.name} {size}" for job, size in zip(work.jobs, work.pools.sizes, strict=True)]
         run.reporter.say(f"{work.source.num_rows} volumes to read and embed; actors: {', '.join(actors)}")
@@ -324,8 +325,8 @@ def _shared_out(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capac
 
 def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
     """Report options that make every volume be embedded again, and older snapshots that cannot be read."""
-    for difference in embedded_anew(recipes, run.state.base.manifest):
-        run.reporter.say(f"every volume is embedded again: {difference}")
+    for change in recipe_changes(recipes, run.state.base.manifest):
+        run.reporter.say(f"every volume is embedded again: {change}")
     for problem in (run.state.older or NOTHING).unread:
         run.reporter.say(f"ignoring an older snapshot that cannot be read: {problem}")
 

@@ -262,7 +262,7 @@ def test_a_file_replaced_between_hashing_and_reading_gives_its_copies_no_vectors
             shutil.copyfile(spare, canary)
 
     with monkeypatch.context() as patch:
-        index_with(patch, "_streamed", replace)
+        index_with(patch, "_stream", replace)
         code, found = run("index")
     assert (code, [row["volume_id"] for row in found["quarantine"]]) == (4, ["b1.nii.gz"])
     after = opened(place / "store")
@@ -292,7 +292,7 @@ def test_a_published_volume_that_cannot_be_read_keeps_its_vectors(
         path.rename(away)
 
     with monkeypatch.context() as patch:
-        index_with(patch, "_checked", vanish)
+        index_with(patch, "_compare_contents", vanish)
         code, found = run("index")
     assert (code, found["counts"]["stale"], found["counts"]["unchanged"], found["quarantine"]) == (0, 1, 20, [])
     assert [(row["volume_id"], row["code"]) for row in found["stale"]] == [("v03.nii.gz", "unreadable")]
