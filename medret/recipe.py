@@ -1,6 +1,6 @@
-"""The recipe: everything that decides a vector's value. Its digest is recorded in every file made with it.
+"""The recipe: everything that decides the value of a vector. Every file made with it records its digest.
 
-`SliceRecipe` says how bytes become uint8 slices; all models of a run share it, so a volume is decoded once.
+`SliceRecipe` says how bytes become uint8 slices; all models of a run share it, so each volume is decoded once.
 `ModelRecipe` says how slices become vectors. Compare two vectors only if their recipe digests are equal.
 """
 
@@ -20,7 +20,7 @@ Plane = Literal["axial", "coronal", "sagittal"]
 Precision = Literal["fp32", "bf16"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
 
-# Names of fields on disk and in digests, where they differ from the names in code; and the reverse.
+# Fields whose name on disk and in digests differs from the name in code; and the reverse.
 _ON_DISK = {"image_size": "side_px"}
 _IN_CODE = {on_disk: name for name, on_disk in _ON_DISK.items()}
 
@@ -34,12 +34,12 @@ VECTORS_VERSION = 3
 class SliceRecipe:
     """How the bytes of a volume become square uint8 slices.
 
-    planes: anatomical planes; the slice plan applies to each of them.
+    planes: anatomical planes; the slice plan applies to each.
     slices: slice plan, `all`, `every:N`, `uniform:N` or `random:N`.
     seed: seed of `random:N`, combined with the volume's id.
     ct_window: name of a HU window preset (medret.volume.intensity.CT_WINDOWS), used for CT.
-    percentiles: foreground intensities at these percentiles become 0 and 255, for everything that is not CT.
-    crop: `foreground` cuts each volume to its foreground's bounding box, `none` keeps the field of view.
+    percentiles: foreground intensities at these percentiles become 0 and 255; used for all other modalities.
+    crop: `foreground` crops each volume to the bounding box of its foreground, `none` keeps the field of view.
     """
 
     planes: tuple[Plane, ...] = ("axial",)
@@ -53,16 +53,16 @@ class SliceRecipe:
     def __post_init__(self) -> None:
         wrong = [plane for plane in self.planes if plane not in PLANES]
         if wrong or not self.planes or len(set(self.planes)) != len(self.planes):
-            raise UsageError(f"planes {list(self.planes)} are not distinct names out of {', '.join(PLANES)}")
+            raise UsageError(f"planes {list(self.planes)} are not distinct names from {', '.join(PLANES)}")
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
     """How square uint8 slices become vectors.
 
-    name: as given to `--model`. weights_sha256: of the weight file(s). image_size: input side in pixels.
-    mean, std: per channel, in units of [0, 1] intensity. dim: width of a vector. layers: inner layers whose pooled
-    features are appended to the model's output in the vector.
+    name: value of `--model`. weights_sha256: of the weight file or files. image_size: input side in pixels.
+    mean, std: per channel, for intensities in [0, 1]. dim: width of a vector. layers: inner layers whose pooled
+    features are appended to the model's output.
     """
 
     name: str
@@ -97,28 +97,22 @@ class Recipe:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Recipe:
-        """Rebuild a recipe from `to_json`; raises UsageError if its digest is not the recorded one."""
+        """Rebuild a recipe from `to_json`; raise UsageError if its digest differs from the recorded one."""
         slices, model = dict(content["slices"]), dict(content["model"])
-        for part, key in (
-            (slices, "planes"),
-            (slices, "percentiles"),
-            (model, "mean"),
-            (model, "std"),
-            (model, "layers"),
-        ):
-            part[key] = tuple(part[key])
+        for part, keys in ((slices, ("planes", "percentiles")), (model, ("mean", "std", "layers"))):
+            part.update({key: tuple(part[key]) for key in keys})
         model = {_IN_CODE.get(name, name): value for name, value in model.items()}
         recipe = cls(SliceRecipe(**slices), ModelRecipe(**model))
         if recipe.digest != content["digest"]:
-            raise UsageError(f"recipe digest is {recipe.digest}, the record says {content['digest']}")
+            raise UsageError(f"the recipe's digest is {recipe.digest}, but the record says {content['digest']}")
         return recipe
 
 
 def middles(count: int, parts: int) -> NDArray[np.int64]:
-    """Rule of `uniform:N`: the numbers in range(count) nearest to the middles of `parts` equal parts; parts <= count.
+    """Return the numbers in range(count) nearest to the middles of `parts` equal parts: the rule of `uniform:N`.
 
-    Part i has its middle at (2i + 1) count / (2 parts). Between two numbers, the lower half of the parts rounds up and
-    the upper half down, so that the choice is its own mirror image.
+    parts <= count. Part i has its middle at (2i + 1) count / (2 parts). Between two numbers, the lower half of the
+    parts rounds up and the upper half rounds down, so that the choice is its own mirror image.
     """
     part = np.arange(parts, dtype=np.int64)
     doubled = (2 * part + 1) * count  # the middle, in units of 1 / (2 parts)
@@ -129,6 +123,6 @@ def middles(count: int, parts: int) -> NDArray[np.int64]:
 
 
 def digest_of(content: Any) -> str:
-    """16 hex digits of the sha256 of `content` as canonical JSON."""
+    """Return the first 16 hex digits of the sha256 of `content` as canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""The Arrow schemas of the tables that medret writes; docs/formats.md describes them in words.
+"""Arrow schemas of the tables that medret writes; docs/formats.md describes them in words.
 
-The row table of an index shard has one more column on disk: medret.index.rows.
+On disk, the row table of an index shard has one more column (see medret.index.rows).
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ SLICE_COLUMNS: list[pa.Field] = [
 
 VOLUME_COLUMNS: list[pa.Field] = [
     pa.field("volume_id", pa.string(), nullable=False),
-    pa.field("slices", pa.int32(), nullable=False),  # how many slice vectors went in
+    pa.field("slices", pa.int32(), nullable=False),  # number of slice vectors that were aggregated
 ]
 
 
 def vector_type(dim: int) -> pa.DataType:
-    """`fixed_size_list<float16>[dim]`: unit vectors."""
+    """Type of a unit vector: `fixed_size_list<float16>[dim]`."""
     return pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
 
 
 def slices_schema(dim: int) -> pa.Schema:
-    """One row per slice vector."""
+    """Schema with one row per slice vector."""
     return pa.schema([*SLICE_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
 
 
 def volumes_schema(dim: int) -> pa.Schema:
-    """One row per volume vector."""
+    """Schema with one row per volume vector."""
     return pa.schema([*VOLUME_COLUMNS, pa.field("vector", vector_type(dim), nullable=False)])
 
 
 # --- index -----------------------------------------------------------------------------------------------------
 
-# Row i of an index shard's row table says what vector i of the shard is. Volume vectors have no plane or position.
+# Row i of an index shard's row table describes vector i of the shard. Volume vectors have no plane or position.
 ROWS = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),
@@ -55,9 +55,9 @@ ROWS = pa.schema(
 
 # --- snapshot --------------------------------------------------------------------------------------------------
 
-# One row per listed volume: where its vectors are stored, or why it has none.
-LABELS = ("subject", "modality", "body_region", "organ")  # columns of the ledger that every archive may have
+LABELS = ("subject", "modality", "body_region", "organ")  # label columns of every ledger
 
+# One row per listed volume: where its vectors are stored, or why it has none.
 LEDGER = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),
@@ -73,11 +73,11 @@ LEDGER = pa.schema(
         pa.field("modality", pa.string()),
         pa.field("body_region", pa.string()),
         pa.field("organ", pa.string()),
-        pa.field("metadata", pa.map_(pa.string(), pa.string())),  # further label columns
-        pa.field("facts", pa.string()),  # JSON of medret.volume.facts.VolumeFacts
+        pa.field("metadata", pa.map_(pa.string(), pa.string())),  # other labels
+        pa.field("facts", pa.string()),  # medret.volume.facts.VolumeFacts as JSON
         pa.field("slices", pa.int32(), nullable=False),  # slice vectors per model; 0 in quarantine
         pa.field("shards", pa.map_(pa.string(), pa.string())),  # recipe digest -> key of the embedding shard
-        pa.field("judged_by", pa.string()),  # ruleset digest: of the code version, limits and recipes that decided
+        pa.field("judged_by", pa.string()),  # digest of the ruleset: code version, limits, recipes
     ]
 )
 
@@ -92,13 +92,13 @@ FILES = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("recipe", pa.string()),  # digest; null for quarantine
         pa.field("aggregation", pa.string()),  # null: slice vectors
-        pa.field("shard", pa.string()),  # what belongs together: an embedding shard's or an index shard's key
-        pa.field("indexed_in", pa.string()),  # of an embedding file: the index shard that holds its vectors
-        pa.field("recall", pa.float64()),  # of an index: recall@10 against exact search, measured when it was built
+        pa.field("shard", pa.string()),  # key of its embedding shard or index shard
+        pa.field("indexed_in", pa.string()),  # embedding files: key of the index shard with their vectors
+        pa.field("recall", pa.float64()),  # indices: recall@10 against exact search when built
     ]
 )
 
-# Dead rows of index shards: their volume is gone, or its vectors are stored elsewhere now.
+# Dead rows of index shards: their volume is gone, or its vectors are now in another shard.
 TOMBSTONES = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # key of an index shard
@@ -117,13 +117,13 @@ QUARANTINE = pa.schema(
 
 # --- tables of any size ----------------------------------------------------------------------------------------
 
-# Arrow counts the bytes of a text array in 32 bits, and joins all chunks into one array when it takes rows. So texts of
-# more than 2 GiB (some millions of ledger rows) are taken with 64-bit offsets and returned in parts.
+# Arrow counts the bytes of a text array in 32 bits and joins all chunks into one array to take rows. For texts of more
+# than 2 GiB (some millions of ledger rows), rows are taken with 64-bit offsets and returned in parts.
 PART_ROWS = 100_000
 
 
 def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
-    """Take rows of a table by number, in parts, whatever the size of its text columns."""
+    """Take rows of a table by number; the result is in parts, so text columns may have any size."""
     roomy = pa.schema([field.with_type(_roomy(field.type)) for field in table.schema])
     whole = table.cast(roomy).combine_chunks()
     parts = (whole.take(rows.slice(at, PART_ROWS)).cast(table.schema) for at in range(0, len(rows), PART_ROWS))
@@ -131,20 +131,20 @@ def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
 
 
 def in_pieces(table: pa.Table) -> list[pa.Table]:
-    """Cut the table into parts, at least one."""
+    """Cut the table into parts; there is at least one."""
     return [table.slice(at, PART_ROWS) for at in range(0, max(1, table.num_rows), PART_ROWS)]
 
 
 def in_order(table: pa.Table, column: str) -> pa.Table:
     """Sort the table by a short text column; the result is in parts."""
-    import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
 
     order = pc.sort_indices(table[column].cast(_roomy(table[column].type)))
     return taken(table, order)
 
 
 def in_parts(values: Sequence[Any], type_: pa.DataType) -> pa.ChunkedArray:
-    """Make a column of these values, in parts."""
+    """Make a column, in parts, from these values."""
     parts = [pa.array(values[at : at + PART_ROWS], type_) for at in range(0, len(values), PART_ROWS)]
     return pa.chunked_array(parts, type_)
 

@@ -23,7 +23,7 @@ FORMS = "mean, max, gaussian:CENTRE,SIGMA, uniform:N, random:N or random:N,SEED"
 
 @dataclass(frozen=True)
 class Aggregation:
-    """One way to make a volume vector.
+    """A way to make one vector from the slice vectors of a volume.
 
     centre, sigma: of the Gaussian, in units of the relative slice position (0 first slice, 1 last).
     count: slices kept by `uniform` and `random`; a volume with fewer keeps them all.
@@ -53,7 +53,7 @@ class Aggregation:
         n = len(relative)
         if self.kind == "gaussian":
             exponent = -0.5 * ((relative.astype(np.float64) - self.centre) / self.sigma) ** 2
-            weight = np.exp(exponent - exponent.max())  # the nearest slice keeps weight however narrow the Gaussian is
+            weight = np.exp(exponent - exponent.max())  # the nearest slice keeps weight, however narrow the Gaussian
         else:
             weight = np.zeros(n)
             weight[self._kept(n, volume_id)] = 1.0
@@ -112,5 +112,5 @@ def parse_aggregation(text: str) -> Aggregation:
                 if int(count) > 0 and int(seed or 0) >= 0:
                     return Aggregation("random", count=int(count), seed=int(seed or 0))
     except ValueError:
-        pass  # answered below, with the forms
+        pass  # raised below, with the valid forms
     raise UsageError(f"aggregation '{text}' is not understood; expected {FORMS}")

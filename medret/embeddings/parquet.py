@@ -26,7 +26,7 @@ FIXED_BYTES = 8  # per value of other types, at most
 
 @contextmanager
 def as_corrupt(name: str) -> Iterator[None]:
-    """Raise CorruptError, in one line, for any error that a damaged file causes in pyarrow or in the caller's code."""
+    """Raise CorruptError, in one line, for every error that a damaged file causes in pyarrow or in the block."""
     try:
         yield
     except (FileNotFoundError, CorruptError):
@@ -62,9 +62,10 @@ def open_parquet(source: bytes | Path, name: str, fields: Sequence[pa.Field] = (
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)
             chunks = [group.column(at) for at in range(width)]
-            if min([group.num_rows, *(min(one.num_values, one.total_uncompressed_size) for one in chunks)]) < 0:
+            sizes = [(chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks]
+            if min(group.num_rows, *(min(pair) for pair in sizes)) < 0:
                 raise ValueError(f"row group {number} has counts below 0")
-            needed_bytes += sum(max(FIXED_BYTES * one.num_values, one.total_uncompressed_size) for one in chunks)
+            needed_bytes += sum(max(FIXED_BYTES * values, size_bytes) for values, size_bytes in sizes)
         _judge_size(needed_bytes, size)
         if isinstance(source, bytes):
             reader = pa.BufferReader(source)
@@ -86,7 +87,7 @@ def read_parquet(
     """Read a table from a Parquet file's bytes; raise CorruptError naming the file. fields: see `open_parquet`.
 
     Does not use `pyarrow.parquet.read_table`, nor other threads: pyarrow's threads release the bytes at any time, and
-    a process that ends meanwhile is aborted.
+    a process that ends at that moment is aborted.
     """
     file = open_parquet(data, name, fields, pre_buffer=False)
     with as_corrupt(name):
@@ -124,7 +125,7 @@ def _judge_size(needed_bytes: int, size_bytes: int) -> None:
 
 
 def _spelt_bytes(values: pa.Array) -> int:
-    """Bytes of the texts of an array of dictionaries, or of maps of them, when every value has its own copy."""
+    """Bytes that the texts of a dictionary array (or of a map of them) take when every value is a copy of its own."""
     kind = values.type
     if pa.types.is_map(kind):
         return _spelt_bytes(values.keys) + _spelt_bytes(values.items)
@@ -150,7 +151,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
+def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a column can be read as the expected type: texts may have 32-bit or 64-bit offsets."""
 
     def base(kind: pa.DataType) -> pa.DataType:
@@ -159,4 +160,4 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
             return pa.map_(base(plain.key_type), base(plain.item_type))
         return pa.string() if pa.types.is_large_string(plain) else plain
 
-    return bool(base(found) == base(expected))
+    return bool(base(actual) == base(expected))

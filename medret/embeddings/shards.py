@@ -27,8 +27,8 @@ AGGREGATION_KEY = b"medret.aggregation"
 class EmbeddedVolume:
     """The slice vectors of one volume under one recipe.
 
-    planes: n names. positions: (n,) voxel index. relative: (n,) in [0, 1]. positions_mm: (n,) mm.
-    vectors: (n, d) float16, unit length. norms: (n,) float32, the lengths before.
+    planes: n names. positions: (n,) voxel index. relative: (n,) in [0, 1]. positions_mm: (n,) in mm.
+    vectors: (n, d) float16, unit length. norms: (n,) float32, lengths before normalisation.
     """
 
     volume_id: str
@@ -56,7 +56,7 @@ def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[
 
 
 def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.Table:
-    """Make one table of the slice vectors of all volumes, in their order. recipe: digest."""
+    """Make one table of the slice vectors of all volumes, in order. recipe: digest."""
     schema = slices_schema(dim)
     counts = [len(volume.vectors) for volume in volumes]
     columns = [
@@ -72,7 +72,7 @@ def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.
 
 
 def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
-    """Make a table of one vector per volume, in their order; raise VolumeError if one has none (see `reducible`)."""
+    """Make a table of one vector per volume, in order; raise VolumeError if a volume has none (see `reducible`)."""
     schema = volumes_schema(dim)
     vectors = np.empty((len(volumes), dim), np.float16)
     for row, volume in enumerate(volumes):
@@ -89,23 +89,23 @@ def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, di
 def reducible(
     volumes: Sequence[EmbeddedVolume], aggregations: Sequence[Aggregation]
 ) -> tuple[list[EmbeddedVolume], dict[str, VolumeError]]:
-    """Split volumes into those that have a vector for every aggregation, and the errors of the others by id."""
-    sound, refused = [], {}
+    """Return the volumes that every aggregation can reduce to a vector, and the errors of the others by id."""
+    reduced, errors = [], {}
     for volume in volumes:
         try:
             for aggregation in aggregations:
                 aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative, volume.volume_id)
         except VolumeError as error:
-            refused[volume.volume_id] = error
+            errors[volume.volume_id] = error
         else:
-            sound.append(volume)
-    return sound, refused
+            reduced.append(volume)
+    return reduced, errors
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """Encode the table as a Parquet file; the same table gives the same bytes.
 
-    Vectors are neither compressed nor dictionary-encoded: this would save almost nothing and cost reading time.
+    Vectors are neither compressed nor dictionary-encoded, which would save almost nothing and slow down reading.
     """
     buffer = pa.BufferOutputStream()
     plain = {name for name in table.schema.names if name == "vector"}
@@ -123,10 +123,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:
-    """Return the `vector` column as (rows, d) float16; raise CorruptError if it is something else."""
+    """Return the `vector` column as (rows, d) float16; raise CorruptError if it has another type or nulls."""
     kind = table.schema.field("vector").type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float16() or table["vector"].null_count:
-        raise CorruptError(f"a column of vectors is of {kind} with {table['vector'].null_count} nulls")
+        raise CorruptError(f"the vectors have type {kind} and {table['vector'].null_count} nulls")
     column = table["vector"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # a table without rows keeps no chunk
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

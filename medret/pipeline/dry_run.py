@@ -28,7 +28,7 @@ from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import begin
 from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.recipe import SliceRecipe
-from medret.snapshot.names import own
+from medret.snapshot.names import of_kinds
 from medret.storage import Location
 
 LATEST_REPORTS = 5  # to look for a rate in
@@ -83,7 +83,7 @@ def slices_per_volume(recipe: SliceRecipe, base: BaseSnapshot) -> float:
 def _rate(store: Location, models: Sequence[str]) -> tuple[float | None, tuple[str, ...]]:
     """Slices per second of the latest run with these models, and the paths of files that are not valid run reports."""
     paths = store.files("runs")
-    reports = own(paths, "report")
+    reports = of_kinds(paths, "report")
     ignored = sorted(set(paths).difference(reports))
     for path in reversed(reports[-LATEST_REPORTS:]):
         try:

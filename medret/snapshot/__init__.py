@@ -1,4 +1,4 @@
-"""Snapshots: what a store publishes, and how it is read, published and verified."""
+"""Snapshots: publish, read, verify and clean up the content of a store."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # searching does not verify
+def __getattr__(name: str) -> Any:  # a search does not load the verification
     if name in ("Finding", "verify_store"):
         from medret.snapshot import verify
 

@@ -8,7 +8,7 @@ given up whole.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,30 +27,23 @@ from medret.schemas import LEDGER, ROWS, TOMBSTONES
 from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
-from medret.snapshot.manifest import (
-    Counts,
-    GateEntry,
-    Manifest,
-    read_files,
-    read_ledger,
-    read_tombstones,
-)
+from medret.snapshot.manifest import Counts, GateEntry, Manifest, read_files, read_ledger, read_tombstones
 from medret.snapshot.mentions import UNREADABLE, Mentions, is_text
-from medret.snapshot.names import own
+from medret.snapshot.names import of_kinds
 from medret.snapshot.publish import write_snapshot
 from medret.storage import Location, read_checked
 
 IndexShardKey = tuple[str, str]  # folder and key of an index shard
-Changes = dict[str, Any]  # the fields of a StoredFile that differ after it was written again
+Changes = dict[str, Any]  # fields of a StoredFile that differ after it was written again
 
 
 @dataclass
 class Erasure:
-    """What is to be erased, and what was done.
+    """What to erase, and what was erased so far.
 
-    moved: old path -> what changes in its StoredFile; None: nothing is left of it. shards: the same for index shards,
-    by kind of file: shards that hold equal vectors share files. unreadable: paths that were given up whole.
-    stay: ids of other volumes that were seen.
+    moved: old path -> changes in its StoredFile; None if nothing is left of the file. shards: the same per index shard
+    and kind of file, because shards with equal vectors share files. unreadable: paths that were given up whole. stay:
+    ids of other volumes that were seen.
     """
 
     store: Location
@@ -63,15 +56,15 @@ class Erasure:
 
     @property
     def ids(self) -> AbstractSet[str]:
-        """The volumes that are to be forgotten."""
+        """Ids of the volumes to erase."""
         return self.mentions.ids
 
     def touches(self, file: StoredFile) -> bool:
-        """Whether a file was written again or given up."""
+        """Whether the file was written again or given up."""
         return file.path in self.moved or shard_of(file) in self.shards
 
     def file(self, file: StoredFile) -> StoredFile | None:
-        """The file that took the place of this one; None if nothing is left of it."""
+        """Return the file that replaces this one; None if nothing is left of it."""
         if (key := shard_of(file)) in self.shards:
             changes = (self.shards[key] or {}).get(file.kind)
         elif file.path in self.moved:
@@ -80,8 +73,8 @@ class Erasure:
             return file
         return None if changes is None else dataclasses.replace(file, **changes)
 
-    def kept_of(self, table: pa.Table) -> pa.Table | None:
-        """A table with a column `volume_id` without the volumes; None if it has nothing of them."""
+    def erased(self, table: pa.Table) -> pa.Table | None:
+        """Remove the volumes from a table with a column `volume_id`; None if the table does not mention them."""
         ids = table["volume_id"]
         rest = table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(self.ids), ids.type))))
         self.stay.update(rest["volume_id"].unique().to_pylist())
@@ -89,24 +82,24 @@ class Erasure:
         return None if kept is rest and rest.num_rows == table.num_rows else kept
 
     def give_up(self, path: str) -> None:
-        """Let go of a file that cannot be read."""
+        """Drop a file that cannot be read."""
         self.moved[path] = None
         self.unreadable.add(path)
 
 
 def shard_of(file: StoredFile) -> IndexShardKey | None:
-    """The index shard that a file belongs to; None if it is no index file."""
+    """Return the index shard that a file belongs to; None for other kinds of files."""
     return (file.folder, file.shard or "") if file.kind in INDEX_KINDS else None
 
 
 def erase_tables(work: Erasure, folder: str, kind: str) -> None:
-    """The Parquet files of a folder: vectors or quarantine, whether a snapshot names them or not."""
-    for path in own(work.store.files(folder), kind):
+    """Erase volumes from all embedding or quarantine tables of a folder, also from those that no snapshot names."""
+    for path in of_kinds(work.store.files(folder), kind):
         table = _read(work.store, path)
         if table is None:
             work.give_up(path)
             continue
-        kept = work.kept_of(table)
+        kept = work.erased(table)
         if kept is None:
             continue
         work.lease.check()
@@ -119,13 +112,12 @@ def erase_tables(work: Erasure, folder: str, kind: str) -> None:
 
 
 def erase_indices(work: Erasure, snapshots: Mapping[str, Manifest]) -> None:
-    """The index shards of these snapshots."""
+    """Erase volumes from the index shards of these snapshots."""
     shards: dict[IndexShardKey, tuple[dict[str, StoredFile], IndexSettings]] = {}
-    for one, manifest in snapshots.items():
+    for snapshot_id, manifest in snapshots.items():
         settings = IndexSettings.from_json(manifest.index_settings)
-        for file in stored_files(read_files(work.store, one, manifest), INDEX_KINDS):
-            key = file.folder, file.shard or ""
-            shards.setdefault(key, ({}, settings))[0][file.kind] = file
+        for file in stored_files(read_files(work.store, snapshot_id, manifest), INDEX_KINDS):
+            shards.setdefault((file.folder, file.shard or ""), ({}, settings))[0][file.kind] = file
     for key, (members, settings) in shards.items():
         try:
             _erase_index(work, key, members, settings)
@@ -135,28 +127,27 @@ def erase_indices(work: Erasure, snapshots: Mapping[str, Manifest]) -> None:
 
 
 def erase_journal(work: Erasure) -> None:
-    """Entries of unfinished runs. One whose files cannot all be read goes: its volumes are embedded again."""
+    """Erase volumes from the entries of unfinished runs; drop an entry with unreadable files: a run repeats it."""
     for path in journal_paths(work.store):
         entry = read_entry(work.store, path)
         if entry is None:
             work.give_up(path)
             continue
         ledger, files = entry
-        named = stored_files(files)
-        kept = work.kept_of(ledger)
-        if kept is None and not any(map(work.touches, named)):
+        listed = stored_files(files)
+        kept = work.erased(ledger)
+        if kept is None and not any(map(work.touches, listed)):
             continue
         kept = ledger if kept is None else kept
         work.lease.check()
         work.moved[path] = None
-        if kept.num_rows and work.unreadable.isdisjoint(file.path for file in named):
-            new = files_table(file for file in map(work.file, named) if file is not None)
-            write_entry(work.store, stem_of(path), kept.cast(LEDGER), new)
+        if kept.num_rows and work.unreadable.isdisjoint(file.path for file in listed):
+            write_entry(work.store, stem_of(path), kept.cast(LEDGER), _replaced(work, listed))
 
 
 def erase_reports(work: Erasure) -> None:
-    """Names in run reports."""
-    for path in own(work.store.files("runs"), "report"):
+    """Replace the names of the volumes in run reports."""
+    for path in of_kinds(work.store.files("runs"), "report"):
         before = work.store.read(path).decode("utf-8", errors="replace")
         text = work.mentions.scrub(before)
         if text != before:
@@ -166,17 +157,17 @@ def erase_reports(work: Erasure) -> None:
 
 
 def folder_of(path: str) -> str:
-    """A file's folder."""
+    """Return the folder of a path."""
     return path.rpartition("/")[0]
 
 
 def stem_of(path: str) -> str:
-    """A file's name without checksum and suffix."""
+    """Return the file name of a path without checksum and suffix."""
     return path.rpartition("/")[2].rpartition("-")[0]
 
 
 def _read(store: Location, path: str) -> pa.Table | None:
-    """A table with a column `volume_id`; None if it is damaged."""
+    """Read a table with a column `volume_id`; None if it is damaged."""
     try:
         data = store.read(path)
         table = read_parquet(data, name=path)
@@ -187,7 +178,7 @@ def _read(store: Location, path: str) -> pa.Table | None:
 
 
 def _erase_index(work: Erasure, key: IndexShardKey, members: Mapping[str, StoredFile], settings: IndexSettings) -> None:
-    """Build an index shard anew, out of the vectors that it holds itself: FAISS's graphs cannot let go of one."""
+    """Build an index shard again from its own exact vectors, because vectors cannot be removed from FAISS's graphs."""
     rows_file, exact_file = members[ROWS_KIND], members[EXACT]
     data = read_checked(work.store, rows_file.path, rows_file.sha256)
     table = read_rows(data, rows_file.path)
@@ -210,10 +201,10 @@ def _erase_index(work: Erasure, key: IndexShardKey, members: Mapping[str, Stored
 
 
 def parents_first(snapshots: Mapping[str, Manifest]) -> list[str]:
-    """The snapshots, each after the one that it was made from: its id goes into the child's manifest."""
+    """Order the snapshots so that each parent comes before its children, whose manifests hold its new id."""
     order: dict[str, None] = {}
-    for one in snapshots:
-        line = [one]
+    for snapshot_id in snapshots:
+        line = [snapshot_id]
         while (parent := snapshots[line[-1]].parent or "") in snapshots and parent not in (*order, *line):
             line.append(parent)
         order |= dict.fromkeys(reversed(line))
@@ -221,19 +212,18 @@ def parents_first(snapshots: Mapping[str, Manifest]) -> list[str]:
 
 
 def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mapping[str, str]) -> str:
-    """Write the snapshot over the new files; returns its id, which is the same if it has nothing of the volumes.
+    """Write the snapshot again over the new files; return its new id, or `old` if it does not mention the volumes.
 
-    renamed: old id -> new id of its parents.
+    renamed: old id -> new id of the snapshots that were written before.
     """
     ledger, files = read_ledger(work.store, old, manifest), stored_files(read_files(work.store, old, manifest))
     tombstones = read_tombstones(work.store, old, manifest)
     parent = renamed.get(manifest.parent or "", manifest.parent)
     gates = [_scrubbed(work, gate) for gate in manifest.gates]
-    kept, dead = work.kept_of(ledger), work.kept_of(tombstones)
+    kept, dead = work.erased(ledger), work.erased(tombstones)
     exclude = [work.mentions.scrub(pattern) for pattern in manifest.exclude]
-    words = (parent, gates, exclude)
-    same = kept is None and dead is None and words == (manifest.parent, manifest.gates, manifest.exclude)
-    if same and not any(map(work.touches, files)):
+    same = (parent, gates, exclude) == (manifest.parent, manifest.gates, manifest.exclude)
+    if same and kept is None and dead is None and not any(map(work.touches, files)):
         return old
     kept, dead = ledger if kept is None else kept, tombstones if dead is None else dead
     gone = ledger.filter(pc.is_in(ledger["volume_id"], pa.array(sorted(work.ids), ledger["volume_id"].type)))
@@ -262,12 +252,12 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
 
 
 def _scrubbed(work: Erasure, gate: GateEntry) -> GateEntry:
-    """A gate's words without the volumes: a canary is named in them."""
+    """Replace the names of the volumes in a gate's texts, which may name a canary."""
     return replace(gate, **{name: work.mentions.scrub(str(text)) for name, text in asdict(gate).items()})
 
 
 def _shard_keys(work: Erasure, files: list[StoredFile]) -> dict[str | None, str | None]:
-    """Old key -> new key of the index shards that were built anew; None where nothing is left of one."""
+    """Map the old to the new keys of the index shards that were built again; None if nothing is left of a shard."""
     keys: dict[str | None, str | None] = {}
     for file in files:
         if (key := shard_of(file)) in work.shards:
@@ -276,29 +266,33 @@ def _shard_keys(work: Erasure, files: list[StoredFile]) -> dict[str | None, str 
 
 
 def _files(work: Erasure, files: list[StoredFile]) -> pa.Table:
-    """FILES over the new files; embedding files say which new shard they are indexed in."""
+    """Make FILES over the new files; embedding files name the new shard that they are indexed in."""
     keys = _shard_keys(work, files)
-    return files_table(
-        dataclasses.replace(file, indexed_in=keys.get(file.indexed_in, file.indexed_in))
-        for file in map(work.file, files)
-        if file is not None
+    return _replaced(
+        work, (dataclasses.replace(file, indexed_in=keys.get(file.indexed_in, file.indexed_in)) for file in files)
     )
 
 
+def _replaced(work: Erasure, files: Iterable[StoredFile]) -> pa.Table:
+    """Make FILES of the files that replace these."""
+    return files_table(file for file in map(work.file, files) if file is not None)
+
+
 def _tombstones(work: Erasure, files: list[StoredFile], dead: pa.Table) -> pa.Table:
-    """TOMBSTONES of the new shards."""
+    """Make TOMBSTONES for the new shards."""
     keys = _shard_keys(work, files)
     rows = [{**row, "shard": keys.get(row["shard"], row["shard"])} for row in dead.to_pylist()]
     return pa.Table.from_pylist([row for row in rows if row["shard"] is not None], schema=TOMBSTONES)
 
 
 def _index_rows(gone: pa.Table, aggregation: str | None) -> int:
+    """Count the index rows of erased ledger rows: volumes of an aggregation, or slices."""
     embedded = gone.filter(pc.equal(gone["status"], "embedded"))
     return embedded.num_rows if aggregation else int(pc.sum(embedded["slices"]).as_py() or 0)
 
 
 def _counts(counts: Counts, gone: pa.Table) -> Counts:
-    """Counts that reconcile again. Which volumes a run embedded is not recorded: unchanged ones are taken off first."""
+    """Make the counts reconcile again. No file says which volumes a run embedded: subtract from `unchanged` first."""
     embedded = _index_rows(gone, "volumes")
     unchanged = max(0, counts.unchanged - embedded)
     left = counts.embedded - (embedded - (counts.unchanged - unchanged))

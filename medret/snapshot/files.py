@@ -1,6 +1,6 @@
-"""The files that a snapshot consists of: rows of the FILES table (schemas.FILES) as typed values, and back.
+"""The files of a snapshot: convert rows of the FILES table (schemas.FILES) to typed values, and back.
 
-The table stays Arrow. `stored_files` makes Python objects of the rows that a caller chose.
+The table itself stays Arrow; `stored_files` makes Python objects only of the rows that a caller selects.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class StoredFile:
         shard: str | None = None,
         recall: float | None = None,
     ) -> StoredFile:
-        """A file that was just written."""
+        """Describe a file that was just written."""
         return cls(
             written.path, kind, written.sha256, written.size_bytes, rows, recipe, aggregation, shard, recall=recall
         )
 
     @property
     def folder(self) -> str:
-        """The folder that holds the file, below the store."""
+        """Path of the file's folder below the store."""
         return self.path.rpartition("/")[0]
 
     @property
     def key(self) -> ShardKey:
-        """The embedding shard of an embedding file."""
+        """Return the embedding shard of an embedding file."""
         return self.recipe or "", self.shard or ""
 
 
@@ -81,8 +81,8 @@ NAMES = tuple(field.name for field in fields(StoredFile))
 def stored_files(
     table: pa.Table, kinds: Collection[str] = (), *, recipe: str | None = None, aggregation: str | None = ANY
 ) -> list[StoredFile]:
-    """The files of a FILES table in its order, of these kinds, this recipe (digest) and this aggregation."""
-    import pyarrow.compute as pc  # longer to import than all else that searching needs of this module
+    """Return the files of a FILES table, in its order, that have these kinds, this recipe (digest) and aggregation."""
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
 
     if kinds:
         table = table.filter(pc.is_in(table["kind"], pa.array(sorted(kinds), table["kind"].type)))
@@ -96,38 +96,37 @@ def stored_files(
 
 
 def files_table(files: Iterable[StoredFile]) -> pa.Table:
-    """The files as a FILES table, in their order."""
+    """Make a FILES table of these files, in their order."""
     rows = list(files)
     return pa.table([pa.array([getattr(row, field.name) for row in rows], field.type) for field in FILES], schema=FILES)
 
 
 def slices_files(table: pa.Table) -> dict[ShardKey, StoredFile]:
-    """The slices file of each embedding shard; of several, the first."""
+    """Return the slices file of each embedding shard; the first one if there are several."""
     return {file.key: file for file in reversed(stored_files(table, [SLICES]))}
 
 
 def read_index_files(path: Path) -> list[StoredFile]:
-    """The index files of a FILES table on disk, without decoding the rows of embedding files: those are the many."""
+    """Read the index files from a FILES table on disk; do not decode the many rows of embedding files."""
     file = open_parquet(path, str(path), FILES)
     size_bytes = path.stat().st_size
     listed: list[dict[str, object]] = []
     with as_corrupt(str(path)):
         for group in range(file.num_row_groups):
             kinds = file.read_row_group(group, ["kind"])["kind"].combine_chunks()
-            wanted = [
-                code for code, kind in enumerate(kinds.dictionary.to_pylist()) if kind in (*INDEX_KINDS, CENTRE_KIND)
-            ]
-            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), wanted)).tolist()
-            if rows:  # the table is in the order of paths, so they are neighbours
+            names = kinds.dictionary.to_pylist()
+            codes = [code for code, kind in enumerate(names) if kind in (*INDEX_KINDS, CENTRE_KIND)]
+            rows = np.flatnonzero(np.isin(int32_view(kinds.indices), codes)).tolist()
+            if rows:  # the table is sorted by path, so these rows are close together
                 table = file.read_row_group(group).slice(rows[0], rows[-1] + 1 - rows[0])
-                neighbours = judged(table, size_bytes).to_pylist()
-                listed += [neighbours[row - rows[0]] for row in rows]
+                span = judged(table, size_bytes).to_pylist()
+                listed += [span[row - rows[0]] for row in rows]
         check_files(listed)
         return [StoredFile(**{name: row[name] for name in NAMES}) for row in listed]  # type: ignore[arg-type]
 
 
 def mean_recall(files: Iterable[StoredFile]) -> dict[str, float]:
-    """recall@10 of each kind of index among these files, weighted by the rows of its shards."""
+    """Return the recall@10 of each index kind among these files, weighted by the rows of its shards."""
     measured: dict[str, list[StoredFile]] = {}
     for file in files:
         if file.recall is not None:

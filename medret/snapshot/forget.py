@@ -47,7 +47,7 @@ from medret.snapshot.manifest import (
     snapshot_ids,
 )
 from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
-from medret.snapshot.names import SINGLE, is_temporary, kind_of, own
+from medret.snapshot.names import is_deletable, is_temporary, kind_of, of_kinds
 from medret.snapshot.publish import make_live
 from medret.storage import Location
 
@@ -57,10 +57,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was done.
+    """What `forget` did.
 
-    volumes: their ids. snapshots: old id -> new id. places: files that held something of them. unreadable: those among
-    them, and snapshots, that were erased whole, because nobody can tell what they held. live: the live snapshot.
+    volumes: ids. snapshots: old id -> new id. places: files that mentioned the volumes. unreadable: files and snapshots
+    deleted whole, because nobody could tell what they held. live: id of the live snapshot.
     """
 
     volumes: tuple[str, ...]
@@ -73,29 +73,29 @@ class Forgotten:
 def forget(
     store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copies: bool = False, say: Say = lambda _: None
 ) -> Forgotten:
-    """Remove volumes from everything in a store, then search all of it for their ids.
+    """Remove volumes from every file of a store, then search all files that stay for their ids.
 
-    copies: also other volumes of the same content, whose vectors are the same bytes. Raises NotFoundError if nothing in
-    the store knows a volume, UsageError if there are copies and `copies` is not set, CorruptError if a file of the live
-    snapshot cannot be read; these change nothing. Raises MedretError, after all is done, if a file still names a
-    volume, such as one that is not medret's.
+    copies: also remove other volumes with the same content, whose vectors are equal. Raises NotFoundError if nothing in
+    the store mentions a volume, UsageError if there are copies and `copies` is not set, CorruptError if a file of the
+    live snapshot cannot be read; all three change nothing. Raises MedretError at the end if a file, such as one that is
+    not medret's, still names a volume.
     """
-    earlier = finish(store, lease, say)
-    done = frozenset(one for one in volume_ids if earlier and digest(one) in earlier.volumes)
-    ids, note = _with_copies(store, _known(store, volume_ids - done), copies=copies), earlier
+    note = finish(store, lease, say)
+    done = frozenset(volume_id for volume_id in volume_ids if note and digest(volume_id) in note.volumes)
+    ids = _with_copies(store, _require_mentioned(store, volume_ids - done), copies=copies)
     if ids or note is None:
         lease.check()
         write_note(store, Note(tuple(sorted(map(digest, ids)))))
         try:
             note = _replace(store, ids, lease)
-        except CorruptError:  # refused, not stopped: nobody is to go on with it
+        except CorruptError:  # refused, not interrupted: there is nothing to finish
             store.delete(FORGETTING)
             raise
         _remove(store, note, lease)
     if note.left:
         raise MedretError(
             f"{store.uri}: forgot {len(volume_ids)} volumes, but {len(note.left)} files still name them, or cannot be "
-            f"read: {', '.join(note.left[:5])}; see to them yourself"
+            f"read: {', '.join(note.left[:5])}; check them yourself"
         )
     return Forgotten(
         tuple(sorted(ids | done)), note.snapshots, tuple(sorted(note.doomed or ())), note.unreadable, current_id(store)
@@ -103,10 +103,10 @@ def forget(
 
 
 def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | None:
-    """Finish what a killed `forget` began; returns what that was, None where there was nothing to do.
+    """Finish a `forget` that was killed; return its note, or None if there was none.
 
-    An id that stood in no table, only in the words of a report or manifest, cannot be told from its digest: that one
-    is left to whoever runs `forget` for it again.
+    An id that was in no table, only in the text of a report or manifest, cannot be found from its digest: run `forget`
+    for it again.
     """
     note = read_note(store)
     if note is None:
@@ -115,35 +115,34 @@ def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | N
         ids = _ids_of(store, frozenset(note.volumes))
         note = _replace(store, ids, lease) if ids else Note(volumes=(), doomed=())
     _remove(store, note, lease)
-    say(f"finished a `medret forget` of {len(note.volumes)} volumes that had been stopped")
+    say(f"finished a `medret forget` of {len(note.volumes)} volumes that had been interrupted")
     if note.left:
         say(f"{len(note.left)} files still name them, or cannot be read: {', '.join(note.left[:5])}")
     return note
 
 
 def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
-    """Write everything anew that holds something of the volumes, and note what the old files are. Deletes nothing."""
+    """Write new files without the volumes, and a note of the old files that they replace. Deletes nothing."""
     snapshots, unreadable = _readable(store)
-    stay = {volume_id for volume_id, _ in _rows_known(store)}
+    stay = {volume_id for volume_id, _ in _ledger_rows(store)}
     work = Erasure(store, lease, Mentions(ids, stay))
     erase_tables(work, "embeddings", "embeddings")
     erase_tables(work, "quarantine", "quarantine")
     erase_indices(work, snapshots)
-    for one, manifest in list(snapshots.items()):
-        named = read_files(store, one, manifest)
-        # The quarantine table says nothing that the ledger does not.
-        vital = {file.path for file in stored_files(named) if file.kind != "quarantine"}
-        if lost := vital & work.unreadable:
-            _refuse_if_live(store, one, min(lost))
-            unreadable.append(snapshot_folder(one))
-            del snapshots[one]
+    for snapshot_id, manifest in list(snapshots.items()):
+        files = stored_files(read_files(store, snapshot_id, manifest))
+        # A snapshot can do without its quarantine table: the ledger says the same.
+        if lost := {file.path for file in files if file.kind != "quarantine"} & work.unreadable:
+            _refuse_if_live(store, snapshot_id, min(lost))
+            unreadable.append(snapshot_folder(snapshot_id))
+            del snapshots[snapshot_id]
     renamed: dict[str, str] = {}
     for old in parents_first(snapshots):
         renamed[old] = rewrite_snapshot(work, old, snapshots[old], renamed)
     erase_journal(work)
     erase_reports(work)
     doomed = _doomed(store, work, set(renamed.values()))
-    left = _left(store, Mentions(ids, stay | work.stay), set(doomed))
+    left = _files_naming(store, Mentions(ids, stay | work.stay), set(doomed))
     note = Note(
         volumes=tuple(sorted(map(digest, ids))),
         doomed=tuple(doomed),
@@ -165,44 +164,45 @@ def _remove(store: Location, note: Note, lease: Lease) -> None:
     for number, path in enumerate(note.doomed or ()):
         if number % 100 == 0:
             lease.check()
-        if is_temporary(path) or kind_of(path) not in (None, *SINGLE):  # the note may have been forged
+        if is_deletable(path):  # the note may be forged
             store.delete(path)
     lease.check()
     store.delete(FORGETTING)
 
 
 def _readable(store: Location) -> tuple[dict[str, Manifest], list[str]]:
-    """The snapshots, and the folders of those that cannot be read; raises CorruptError if that is the live one."""
-    found, unreadable = {}, []
-    for one in snapshot_ids(store):
+    """Read the snapshots; also return the folders of unreadable ones. Raises CorruptError if the live one is."""
+    snapshots, unreadable = {}, []
+    for snapshot_id in snapshot_ids(store):
         try:
-            manifest = read_manifest(store, one)
+            manifest = read_manifest(store, snapshot_id)
             for read in (read_files, read_tombstones, read_ledger):
-                read(store, one, manifest)
-            found[one] = manifest
+                read(store, snapshot_id, manifest)
+            snapshots[snapshot_id] = manifest
         except CorruptError as error:
-            _refuse_if_live(store, one, str(error))
-            unreadable.append(snapshot_folder(one))
-    return found, unreadable
+            _refuse_if_live(store, snapshot_id, str(error))
+            unreadable.append(snapshot_folder(snapshot_id))
+    return snapshots, unreadable
 
 
 def _refuse_if_live(store: Location, snapshot_id: str, problem: str) -> None:
     if snapshot_id == current_id(store):
         raise CorruptError(
-            f"the live snapshot {snapshot_id} cannot be read whole: {problem}; restore the file, or make another "
-            "snapshot live with `medret rollback`, and forget then"
+            f"the live snapshot {snapshot_id} cannot be read: {problem}; restore the file, or make another snapshot "
+            "live with `medret rollback`, then run `medret forget` again"
         )
 
 
 def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
-    """What goes, manifests first: a snapshot that is being removed is none any more before its files go.
+    """Return the files to delete, manifests first: without its manifest, a folder is not a snapshot any more.
 
-    It is what was replaced or given up, what killed writers left, and indices and tables that no snapshot names.
+    They are the files that were replaced or given up, temporaries of killed writers, and indices and tables that none
+    of the new snapshots names.
     """
     named: set[str] = set()
-    for one in snapshots:
-        named |= set(read_files(store, one, read_manifest(store, one))["path"].to_pylist())
-    folders = {snapshot_folder(one) for one in snapshots}
+    for snapshot_id in snapshots:
+        named |= set(read_files(store, snapshot_id, read_manifest(store, snapshot_id))["path"].to_pylist())
+    folders = {snapshot_folder(snapshot_id) for snapshot_id in snapshots}
     doomed = []
     for path in store.files():
         kind = kind_of(path)
@@ -210,14 +210,14 @@ def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
             path in work.moved
             or (kind in ("manifest", "table") and folder_of(path) not in folders)
             or (kind in ("index", "centre") and path not in named)
-            or ("/" in path and is_temporary(path))  # beside the folders: of the lease, and of nobody
+            or ("/" in path and is_temporary(path))  # at the top of the store, it may be the lease's
         ):
             doomed.append(path)
     return sorted(doomed, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
 
 
-def _left(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str]:
-    """Search everything that stays."""
+def _files_naming(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str]:
+    """Search all files that stay for the names; yield those that hold one or cannot be read."""
     for path in store.files():
         if path not in doomed:
             try:
@@ -225,15 +225,15 @@ def _left(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str
                     yield path
             except StorageError:
                 yield path
-            except CorruptError:  # a link that leads out: what it leads to is not in the store
+            except CorruptError:  # a link to a place outside the store
                 continue
 
 
-def _known(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
-    """The ids; raises NotFoundError if neither a table nor a report nor a manifest has one of them."""
+def _require_mentioned(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
+    """Return the ids; raise NotFoundError if no table, report or manifest mentions one of them."""
     for volume_id in sorted(volume_ids - _ids_of(store, frozenset(map(digest, volume_ids)))):
         mentions = Mentions({volume_id}, ())
-        texts = own(store.files(), "report", "manifest")
+        texts = of_kinds(store.files(), "report", "manifest")
         if not any(mentions.in_file(store, path) for path in texts):
             raise NotFoundError(
                 f"{store.uri} knows no volume '{volume_id}'; the id of a volume is its path below the archive"
@@ -242,17 +242,17 @@ def _known(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
 
 
 def _ids_of(store: Location, digests: AbstractSet[str]) -> frozenset[str]:
-    """The ids with these digests, as far as a table of the store has them."""
-    found: set[str] = set()
+    """Find the ids with these digests in the tables of the store."""
+    ids: set[str] = set()
     for kinds in (("table", "journal", "quarantine"), ("embeddings", "index")):
-        if len(found) < len(digests):
-            ids = {one for path in own(store.files(), *kinds) for one in _column(store, path)}
-            found |= {one for one in ids if digest(one) in digests}
-    return frozenset(found)
+        if len(ids) < len(digests):
+            listed = {volume_id for path in of_kinds(store.files(), *kinds) for volume_id in _ids_in(store, path)}
+            ids |= {volume_id for volume_id in listed if digest(volume_id) in digests}
+    return frozenset(ids)
 
 
-def _column(store: Location, path: str) -> Iterable[str]:
-    """The ids in a table of medret; none in what cannot be read."""
+def _ids_in(store: Location, path: str) -> Iterable[str]:
+    """Read the volume ids of a medret table; none if it cannot be read."""
     if path.endswith(".faiss"):
         return ()
     try:
@@ -260,12 +260,12 @@ def _column(store: Location, path: str) -> Iterable[str]:
     except UNREADABLE:
         return ()
     ids = table["volume_id"].unique().to_pylist() if table and "volume_id" in table.schema.names else []
-    return (one for one in ids if isinstance(one, str))
+    return (volume_id for volume_id in ids if isinstance(volume_id, str))
 
 
 def _with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> frozenset[str]:
-    """The volumes, and those of the same content; raises UsageError if there are any and `copies` is not set."""
-    rows = set(_rows_known(store)) if ids else set()
+    """Add the volumes with the same content; raise UsageError if there are any and `copies` is not set."""
+    rows = set(_ledger_rows(store)) if ids else set()
     content = {sha256 for volume_id, sha256 in rows if volume_id in ids and sha256}
     same = {volume_id for volume_id, sha256 in rows if sha256 in content} - ids
     if same and not copies:
@@ -276,9 +276,9 @@ def _with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> froze
     return ids | same
 
 
-def _rows_known(store: Location) -> Iterator[tuple[str, str | None]]:
-    """volume_id and content_sha256 of every ledger row and journal entry that can be read."""
-    for path in own(store.files(), "table", "journal"):
+def _ledger_rows(store: Location) -> Iterator[tuple[str, str | None]]:
+    """Yield volume_id and content_sha256 of every readable row in ledgers and the journal."""
+    for path in of_kinds(store.files(), "table", "journal"):
         if path.startswith("journal/") or "/ledger-" in path:
             try:
                 table = read_parquet(store.read(path), ["volume_id", "content_sha256"])
@@ -288,11 +288,11 @@ def _rows_known(store: Location) -> Iterator[tuple[str, str | None]]:
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What FORGETTING says.
+    """The content of FORGETTING.
 
-    volumes: sha256 of each id. doomed: files to delete, in that order; None while new files are being written.
-    snapshots: old id -> new id. unreadable: files and snapshots erased whole, because nobody can tell what they hold.
-    left: files that name a volume and are not medret's to change.
+    volumes: sha256 of each id. doomed: files to delete, in this order; None while new files are being written.
+    snapshots: old id -> new id. unreadable: files and snapshots deleted whole, because nobody can tell what they hold.
+    left: files that name a volume but that medret must not change.
     """
 
     volumes: tuple[str, ...]
@@ -303,23 +303,23 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def digest(volume_id: str) -> str:
-    """What stands for an id in the note."""
+    """Return the sha256 that stands for an id in the note."""
     return hashlib.sha256(volume_id.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_note(store: Location) -> Note | None:
-    """What an unfinished `forget` left; None if there is none. Raises CorruptError if it cannot be understood."""
+    """Read the note of an unfinished `forget`; None if there is none. Raises CorruptError if it is damaged."""
     try:
         return msgspec.json.decode(store.read(FORGETTING), type=Note)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptError(
-            f"{store.uri_of(FORGETTING)} is damaged ({error}): a `medret forget` was not finished, and for which "
-            "volumes cannot be told; delete the file and run it again for them"
+            f"{store.uri_of(FORGETTING)} is damaged ({error}): a `medret forget` was not finished, but its volumes are "
+            "unknown; delete the file and run `medret forget` again for them"
         ) from error
 
 
 def write_note(store: Location, note: Note) -> None:
-    """Write it down; the one that was there is replaced."""
+    """Write the note; it replaces an earlier one."""
     store.write(FORGETTING, msgspec.json.encode(note) + b"\n")

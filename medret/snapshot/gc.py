@@ -1,7 +1,7 @@
-"""Cleaning up: old snapshots, and what no kept snapshot and no unfinished run needs.
+"""Clean up a store: delete old snapshots, and files that no kept snapshot and no unfinished run needs.
 
-Mark and sweep under the store's lease, so that no run works meanwhile. What is younger than a stated age stays,
-whatever it is: a run whose lease lapsed may still be writing, and a reader may just have opened the snapshot before.
+Mark and sweep under the store's lease, so no run works at the same time. Files younger than a given age always stay: a
+run whose lease lapsed may still be writing, and a reader may have just opened the previous snapshot.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import pyarrow.compute as pc
-
 from medret.errors import UsageError
 from medret.snapshot.forget import Say, finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
-from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_ids
-from medret.snapshot.names import SINGLE, is_temporary, kind_of, strangers
+from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_folder, snapshot_ids
+from medret.snapshot.names import is_deletable, strangers
 from medret.storage import Location
 
-RENEWING = timedelta(minutes=10)
+RENEWING = timedelta(minutes=10)  # a younger file at the top of the store may belong to a renewal of the lease
 
 
 @dataclass(frozen=True)
 class GcResult:
-    """What was removed, or would be. kept, dropped: snapshot ids. paths: files. size_bytes: their sum.
+    """What was removed, or would be removed.
 
-    strangers: files that are not medret's, which stay.
+    kept, dropped: snapshot ids. paths: removed files. size_bytes: their total. strangers: files that are not medret's;
+    they stay.
     """
 
     kept: tuple[str, ...]
@@ -39,11 +38,11 @@ class GcResult:
 def gc(
     store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False, say: Say = lambda _: None
 ) -> GcResult:
-    """Remove what is not needed, and finish a `forget` that was stopped.
+    """Remove files that are not needed, after finishing a `forget` that was stopped.
 
-    keep: so many of the newest snapshots stay, beside the live one. older_than: what is younger stays. Run reports stay
-    as long as they are younger, or their snapshot stays. Raises CorruptError, and removes nothing, if a kept snapshot
-    cannot be read: what it needs would not be known.
+    keep: number of newest snapshots that stay, besides the live one. older_than: younger files and snapshots stay. A
+    run report stays while it is younger, or while its snapshot stays. Raises CorruptError, and removes nothing, if a
+    kept snapshot cannot be read: nobody could tell which files it needs.
     """
     if not dry_run:
         finish(store, lease, say)
@@ -51,25 +50,26 @@ def gc(
     if live is None:
         raise UsageError(f"{store.uri}: nothing was ever published there")
     before = datetime.now(UTC) - older_than
-    every = snapshot_ids(store)
-    newest = set(every[len(every) - keep :]) if keep else set()
-    kept = [one for one in every if one == live or one in newest or _moment(one) > before]
+    ids = snapshot_ids(store)
+    newest = set(ids[-keep:]) if keep else set()
+    kept = [snapshot for snapshot in ids if snapshot == live or snapshot in newest or _moment(snapshot) > before]
     needed = _needed(store, kept)
-    runs = tuple(f"runs/{read_manifest(store, one).run}-" for one in kept)
+    kept_paths = (
+        *(f"runs/{read_manifest(store, snapshot).run}-" for snapshot in kept),
+        *(f"{snapshot_folder(snapshot)}/" for snapshot in kept),
+    )
     doomed = []
-    every_file = store.files()
-    for path in every_file:
-        if path in needed or path.startswith(runs) or not _is_ours(path):
-            continue
-        if any(path.startswith(f"snapshots/{one}/") for one in kept):
+    paths = store.files()
+    for path in paths:
+        if path in needed or path.startswith(kept_paths) or not is_deletable(path):
             continue
         try:
-            # Beside the folders: perhaps of the lease, which this very process renews.
+            # A file at the top of the store may belong to the lease, which this process is renewing.
             if store.modified_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
                 doomed.append(path)
         except FileNotFoundError:
             continue
-    # Manifests first: a snapshot that is being removed is none any more before its files go.
+    # Manifests first: without its manifest, a folder is not a snapshot any more when its files go.
     doomed.sort(key=lambda path: (not path.startswith("snapshots/"), not path.endswith("manifest.json"), path))
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
@@ -77,27 +77,18 @@ def gc(
             if number % 100 == 0:
                 lease.check()
             store.delete(path)
-    dropped = tuple(one for one in every if one not in kept)
-    return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(every_file)))
-
-
-def _is_ours(path: str) -> bool:
-    """Whether it is medret's to delete: in its folders, and of its form."""
-    return is_temporary(path) or kind_of(path) not in (None, *SINGLE)
+    dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
+    return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(paths)))
 
 
 def _needed(store: Location, kept: list[str]) -> set[str]:
-    """Every file that a kept snapshot consists of, or that the journal of an unfinished run names."""
+    """Return every file that a kept snapshot or the journal of an unfinished run names."""
     needed: set[str] = set()
     for snapshot_id in kept:
         files = read_files(store, snapshot_id, read_manifest(store, snapshot_id))
         needed |= set(files["path"].to_pylist())
     journal = read_journal(store)
-    if journal.paths:
-        named = journal.files.filter(pc.is_valid(journal.files["path"]))
-        needed |= set(named["path"].to_pylist())
-        needed |= set(journal.paths)
-    return needed
+    return needed | {*journal.files["path"].to_pylist(), *journal.paths}
 
 
 def _moment(snapshot_id: str) -> datetime:

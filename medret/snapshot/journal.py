@@ -1,9 +1,9 @@
-"""The journal: what an unfinished run has already made durable.
+"""The journal: work that an unfinished run has already stored.
 
-After a group of volumes is embedded and its Parquet files lie in the store, one small file says so:
+When a group of volumes is embedded and its Parquet files are in the store, one small file says so:
 `journal/<shard key>-<sha256[:16]>.parquet` holds their ledger rows and, in its schema's metadata, the rows of FILES. A
-later run takes what still fits the archive and makes only the rest. Publishing ends it, but for the work of runs that
-were asked for other vectors.
+later run reuses the volumes that still match the archive and embeds only the rest. Publishing clears the journal,
+except for the work of runs with other recipes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import CorruptError
 from medret.schemas import FILES, LEDGER
-from medret.snapshot.names import check_table, own
+from medret.snapshot.names import check_table, of_kinds
 from medret.storage import NAME_DIGITS, Location
 
 FOLDER = "journal"
-REQUESTS = 16  # at a time
+REQUESTS = 16  # at the same time
 FILES_KEY = b"medret.files"
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What the journal of a store says.
+    """The readable entries of a store's journal.
 
-    ledger: schemas.LEDGER. files: schemas.FILES. paths: of readable entries. entries: path and ledger rows of each.
+    ledger: all their rows, schemas.LEDGER. files: schemas.FILES. entries: path and ledger rows of each.
     """
 
     ledger: pa.Table
@@ -42,14 +42,14 @@ class Journal:
 
 
 def write_entry(store: Location, shard: str, ledger: pa.Table, files: pa.Table) -> None:
-    """Add a group. Its vectors must lie in the store already."""
+    """Add the entry of a group of volumes. Their vectors must already be in the store."""
     listed = json.dumps(files.to_pylist()).encode()
     table = ledger.cast(LEDGER).replace_schema_metadata({FILES_KEY: listed})
     store.write_content_addressed(FOLDER, shard, ".parquet", parquet_bytes(table))
 
 
 def read_journal(store: Location) -> Journal:
-    """Everything that unfinished runs left. A damaged entry counts as not written: its volumes are made again."""
+    """Read what unfinished runs left. A damaged entry counts as not written: its volumes are embedded again."""
     paths, entries, files = journal_paths(store), [], [FILES.empty_table()]
     with ThreadPoolExecutor(REQUESTS) as pool:
         for path, entry in zip(paths, pool.map(lambda path: read_entry(store, path), paths), strict=True):
@@ -61,18 +61,18 @@ def read_journal(store: Location) -> Journal:
 
 
 def clear_journal(store: Location, keep: Collection[str] = ()) -> None:
-    """Remove the entries that say nothing more than a published snapshot, or are of no use any more: all but `keep`."""
+    """Remove all entries except `keep`: a published snapshot holds the same, or no run can use them any more."""
     with ThreadPoolExecutor(REQUESTS) as pool:
         list(pool.map(store.delete, (path for path in journal_paths(store) if path not in keep)))
 
 
 def journal_paths(store: Location) -> list[str]:
-    """Its entries, those too that cannot be read; other files in its folder are none."""
-    return own(store.files(FOLDER), "journal")
+    """Return the paths of all entries, also of damaged ones; other files in the folder do not count."""
+    return of_kinds(store.files(FOLDER), "journal")
 
 
 def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
-    """Ledger and files of one entry; None if it is damaged or gone."""
+    """Read the ledger and files of one entry; None if it is damaged or was removed."""
     try:
         data = store.read(path)
         if not is_named_after(path, data):
@@ -89,5 +89,5 @@ def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
 
 
 def is_named_after(path: str, data: bytes) -> bool:
-    """Whether a file's name carries its content's sha256."""
+    """Whether a file's name ends in the sha256 of its content."""
     return path.rpartition(".")[0].endswith(f"-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}")

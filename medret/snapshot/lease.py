@@ -1,11 +1,11 @@
-"""One writer at a time: STORE/LEASE says who holds the store and until when.
+"""Allow one writer at a time: STORE/LEASE says who holds the store and until when.
 
     {"holder": "host, process 12, run 20260131T094500Z", "owner": "<random>", "process": "<machine and process>",
      "since": "2026-01-31T09:45:00Z", "expires": "2026-01-31T09:55:00Z"}
 
-It is taken, renewed and given back by compare-and-swap, so two runs never both believe that they have it. A holder that
-died lapses: at once where this machine can see that the process is no more, else when the lease expires. One that
-would never expire, because its clock was wrong, is broken by hand: `medret unlock`. Readers never look at it.
+A run takes, renews and returns the lease by compare-and-swap, so two runs never both believe that they hold it. When a
+holder dies, its lease lapses: at once if this machine can see that the process has ended, otherwise when it expires. A
+lease that would never expire, because a clock was wrong, is broken by hand with `medret unlock`. Readers ignore LEASE.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 LEASE = "LEASE"
 LEASE_S = 600.0
-CLOCKS_S = 3600.0  # by which the clocks of two machines may differ without a word
-LONGEST_S = 86_400.0  # no lease runs longer: one that seems to was dated by a wrong clock
-RENEWALS = 4  # within the time of one lease
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # one without a time zone cannot be compared with now
+CLOCKS_S = 3600.0  # clocks of two machines may differ by this much
+LONGEST_S = 86_400.0  # no lease runs longer; if one seems to, a clock was wrong
+RENEWALS = 4  # per lease length
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]  # without a time zone it could not be compared with now
 
 
 class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What LEASE says. owner: random, of one taking. process: of the machine and process that hold it."""
+    """The content of LEASE. owner: random, per taking of the lease. process: machine and process that hold it."""
 
     holder: str
     owner: str
@@ -47,31 +47,31 @@ class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: Moment
 
     def to_bytes(self) -> bytes:
-        """The file's bytes."""
+        """Encode the lease as the bytes of the file."""
         return msgspec.json.encode(self) + b"\n"
 
     @property
     def lapsed(self) -> bool:
-        """Whether another may take the lease: it was given back, it expired, or its process is seen to be dead."""
+        """Whether another run may take the lease: it was returned, it expired, or its process is known to be dead."""
         return self.expires <= datetime.now(UTC) or _is_dead(self.process)
 
     @property
     def misdated(self) -> bool:
-        """Whether it ends later than any lease can: the clock of its holder or of this machine is wrong."""
+        """Whether it expires later than any lease can, so the clock of its holder or of this machine is wrong."""
         return self.expires > datetime.now(UTC) + timedelta(seconds=LONGEST_S + CLOCKS_S)
 
     @property
     def alive(self) -> bool:
-        """Whether it looks as if someone still held it, as far as can be told from here."""
+        """Whether the holder still seems to run, as far as this machine can tell."""
         return not self.lapsed and (_is_running(self.process) or not self.misdated)
 
     def ended(self) -> Holder:
-        """The same, given back now."""
+        """Return the same lease, expiring now."""
         return msgspec.structs.replace(self, expires=datetime.now(UTC))
 
 
 class Lease:
-    """A lease that this process holds. Call `check` before a step that must not happen twice."""
+    """A lease that this process holds. Call `check` before a step that only one run may take."""
 
     def __init__(self, store: Location, holder: Holder, length: timedelta) -> None:
         self._store = store
@@ -81,32 +81,32 @@ class Lease:
         self._guard = threading.Lock()
 
     def check(self) -> None:
-        """Raises BusyError unless the store says that the lease is still this run's, and runs."""
+        """Raise BusyError unless the lease in the store is still this run's; renew it if it has expired."""
         with self._guard:
             if self._lost or _read(self._store) != self._holder.to_bytes():
                 self._lost = True
-                raise self._gone()
+                raise self._lost_error()
             if self._holder.expires > datetime.now(UTC):
                 return
         self.renew()
 
     def renew(self) -> None:
-        """Put off the expiry; raises BusyError when another run has taken the store."""
+        """Move the expiry into the future; raise BusyError if another run has taken the store."""
         with self._guard:
             later = msgspec.structs.replace(self._holder, expires=datetime.now(UTC) + self._length)
             if self._lost or not self._store.compare_and_swap(LEASE, self._holder.to_bytes(), later.to_bytes()):
                 self._lost = True
-                raise self._gone()
+                raise self._lost_error()
             self._holder = later
 
     def give_back(self) -> None:
-        """Let the next run take the store at once."""
+        """Return the lease, so that the next run can take it at once."""
         with self._guard:
             if not self._lost:
                 self._lost = True
                 self._store.compare_and_swap(LEASE, self._holder.to_bytes(), self._holder.ended().to_bytes())
 
-    def _gone(self) -> BusyError:
+    def _lost_error(self) -> BusyError:
         return BusyError(
             f"{self._store.uri}: the lease of this run lapsed or was broken by `medret unlock`, and another run may "
             "have taken the store; nothing was published; run again when that run has ended"
@@ -115,9 +115,9 @@ class Lease:
 
 @contextmanager
 def leased(store: Location, purpose: str, seconds: float = LEASE_S) -> Iterator[Lease]:
-    """Hold the store while the block runs; raises BusyError naming who holds it.
+    """Hold the store while the block runs; raise BusyError, naming the holder, if another run holds it.
 
-    purpose: what for, such as `run 20260131T094500Z`. seconds: after which a holder that went silent is given up.
+    purpose: such as `run 20260131T094500Z`. seconds: after which the lease of a holder that no longer renews it lapses.
     """
     lease = take(store, purpose, seconds)
     stop = threading.Event()
@@ -130,39 +130,39 @@ def leased(store: Location, purpose: str, seconds: float = LEASE_S) -> Iterator[
         thread.join(timeout=30)
         try:
             lease.give_back()
-        except MedretError:  # the store is out of reach: the lease expires by itself
+        except MedretError:  # the store cannot be reached: the lease will expire
             lease._lost = True  # noqa: SLF001
 
 
 def refuse_if_held(store: Location) -> None:
-    """Raises BusyError if another run holds the store now; changes nothing."""
+    """Raise BusyError if another run holds the store now; change nothing."""
     _refuse(store, _read(store))
 
 
 def unlock(store: Location, *, force: bool = False) -> tuple[Holder | None, bool]:
-    """Break the lease of a holder that will not come back; returns who held it (None: nobody) and whether it ran.
+    """Break the lease of a holder that died; return the holder (None if there was none) and whether a lease was broken.
 
-    Raises BusyError, and changes nothing, if the holder looks alive and `force` is not set. A holder that is alive
-    after all finds out when it checks, and publishes nothing.
+    Raises BusyError, and changes nothing, if the holder seems to run and `force` is not set. If it runs after all, it
+    notices at its next check and publishes nothing.
     """
     data = _read(store)
-    found = _parse(data)
-    if found is None or found.lapsed:
-        return found, False
-    if found.alive and not force:
+    holder = _parse(data)
+    if holder is None or holder.lapsed:
+        return holder, False
+    if holder.alive and not force:
         raise BusyError(
-            f"{_held_by(store, found)}, and looks alive; if you know that it is not, `medret unlock --force "
+            f"{_held_by(store, holder)}, and looks alive; if you know that it is not, `medret unlock --force "
             f"{store.uri}` breaks its lease"
         )
-    if not store.compare_and_swap(LEASE, data, found.ended().to_bytes()):
+    if not store.compare_and_swap(LEASE, data, holder.ended().to_bytes()):
         raise BusyError(
-            f"{store.uri}: the lease was renewed or taken just now, so its holder is alive; nothing was done"
+            f"{store.uri}: the lease was renewed or taken just now, so its holder is alive; nothing was changed"
         )
-    return found, True
+    return holder, True
 
 
 def take(store: Location, purpose: str, seconds: float) -> Lease:
-    """Take the lease; raises BusyError naming who holds it, UsageError for one that is too long."""
+    """Take the lease; raise BusyError, naming the holder, if another run has it, and UsageError if it is too long."""
     if seconds > LONGEST_S:
         raise UsageError(f"a lease of {seconds:g} s is too long: it may run for {LONGEST_S:g} s at most")
     now = datetime.now(UTC)
@@ -174,9 +174,9 @@ def take(store: Location, purpose: str, seconds: float) -> Lease:
         since=now,
         expires=now + length,
     )
-    held = _read(store)
-    _refuse(store, held)
-    if not store.compare_and_swap(LEASE, held, mine.to_bytes()):
+    before = _read(store)
+    _refuse(store, before)
+    if not store.compare_and_swap(LEASE, before, mine.to_bytes()):
         winner = _parse(_read(store))
         raise _busy(store, winner) if winner else BusyError(f"{store.uri}: another run took the store just now")
     return Lease(store, mine, length)
@@ -188,10 +188,10 @@ def _keep(lease: Lease, every_s: float, stop: threading.Event) -> None:
             lease.renew()
         except BusyError:
             logger.error("lost the lease: another run may have taken the store")
-            return  # the run finds out when it checks
+            return  # the run notices at its next check
         except MedretError as error:
             logger.warning("the lease could not be renewed, trying again: %s", error)
-            continue  # out of reach for the moment; the next try may still be in time
+            continue  # the next attempt may still be in time
 
 
 def _read(store: Location) -> bytes | None:
@@ -205,14 +205,14 @@ def _parse(data: bytes | None) -> Holder | None:
     try:
         return msgspec.json.decode(data, type=Holder) if data else None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None  # damaged: whoever comes next may take it
+        return None  # damaged: any run may take it
 
 
 def _refuse(store: Location, data: bytes | None) -> None:
-    """Raises BusyError if LEASE, which holds `data`, is somebody's."""
-    found = _parse(data)
-    if found is not None and not found.lapsed:
-        raise _busy(store, found)
+    """Raise BusyError if `data`, the bytes of LEASE, is a lease that has not lapsed."""
+    holder = _parse(data)
+    if holder is not None and not holder.lapsed:
+        raise _busy(store, holder)
 
 
 def _busy(store: Location, holder: Holder) -> BusyError:
@@ -229,7 +229,7 @@ def _held_by(store: Location, holder: Holder) -> str:
 
 
 def _machine() -> str:
-    """This boot of this machine and this process namespace: within it, a process id means one process."""
+    """Identify this boot of this machine and this process namespace, in which process ids are unique."""
     parts = [socket.gethostname(), _text("/proc/sys/kernel/random/boot_id")]
     try:
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
@@ -239,7 +239,7 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> str | None:
-    """Machine, process id and its start, which tells it from a later process of the same id; None if there is none."""
+    """Return machine, process id and start time (a later process may have the same id); None if it does not run."""
     status = _text(f"/proc/{pid}/stat")
     fields = status.rpartition(")")[2].split()
     if len(fields) < 20 or fields[0] in ("Z", "X"):
@@ -250,7 +250,7 @@ def _process(pid: int) -> str | None:
 def _is_dead(process: str) -> bool:
     machine, _, rest = process.partition(":")
     if machine != _machine() or not rest:
-        return False  # elsewhere: only time tells
+        return False  # on another machine: only the expiry tells
     return not _is_running(process)
 
 

@@ -1,7 +1,7 @@
-"""Which file holds a volume's vectors, and which of its rows live.
+"""Tell which file holds a volume's vectors, and which rows of a file are live.
 
-The ledger points from each volume to one embedding shard per recipe: these rows live, all other rows of the files are
-dead. Index shards hold the rows of whole embedding files; dead rows among them are listed as tombstones.
+The ledger assigns each volume to one embedding shard per recipe. Its rows there are live; all other rows of the files
+are dead. Index shards hold the rows of whole embedding files; tombstones list the dead rows among them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from medret.index import ROWS_KIND, read_rows
 from medret.snapshot.files import EMBEDDING_KINDS, ShardKey, StoredFile, stored_files
 from medret.storage import Location
 
-LIVE_COLUMNS = ["volume_id", "slices", "shards"]  # of the ledger, that liveness follows from
+LIVE_COLUMNS = ["volume_id", "slices", "shards"]  # columns of the ledger that decide which rows are live
 
 
 @dataclass
@@ -27,11 +27,11 @@ class LiveShard:
 
     @property
     def slices(self) -> int:
-        """Live rows of the slices file."""
+        """Number of live rows in the slices file."""
         return sum(self.volumes.values())
 
     def rows(self, file: StoredFile) -> int:
-        """Live rows of one of the shard's files."""
+        """Number of live rows in one of the shard's files."""
         return len(self.volumes) if file.aggregation else self.slices
 
 
@@ -40,7 +40,7 @@ LiveShards = Mapping[ShardKey, LiveShard]
 
 @dataclass(frozen=True)
 class LiveFile:
-    """An embedding file of the snapshot. live_rows: of volumes that live. only: their ids; None when no row is dead."""
+    """An embedding file. live_rows: number of live rows. only: ids of the live volumes; None if no row is dead."""
 
     file: StoredFile
     live_rows: int
@@ -48,7 +48,7 @@ class LiveFile:
 
 
 def live_shards(ledger: pa.Table, recipe: str | None = None) -> dict[ShardKey, LiveShard]:
-    """The embedding shards that the ledger (LIVE_COLUMNS of schemas.LEDGER) points to. recipe: only its shards."""
+    """Return the embedding shards in a ledger (LIVE_COLUMNS of it). recipe: digest, to return only its shards."""
     live: dict[ShardKey, LiveShard] = {}
     for volume_id, slices, shards in zip(*(ledger[name].to_pylist() for name in LIVE_COLUMNS), strict=True):
         for key in shards or ():
@@ -58,24 +58,24 @@ def live_shards(ledger: pa.Table, recipe: str | None = None) -> dict[ShardKey, L
 
 
 def live_rows(table: pa.Table, volumes: Container[str]) -> pa.Table:
-    """The rows of an embedding file that are of these volumes."""
+    """Select the rows of an embedding file that belong to these volumes."""
     ids = table["volume_id"].to_pylist()
     alive = np.fromiter((volume_id in volumes for volume_id in ids), bool, len(ids))
     return table if alive.all() else table.take(pa.array(np.flatnonzero(alive)))
 
 
 def live_files(files: pa.Table, live: LiveShards, recipe: str, aggregation: str | None) -> list[LiveFile]:
-    """The embedding files (schemas.FILES) that one index is over, in the order of their shards' keys."""
-    found = []
+    """Return the embedding files (schemas.FILES) that one index covers, sorted by shard key."""
+    members = []
     for file in stored_files(files, EMBEDDING_KINDS, recipe=recipe, aggregation=aggregation):
         shard = live[file.key]
         rows = shard.rows(file)
-        found.append(LiveFile(file, rows, None if rows == file.rows else frozenset(shard.volumes)))
-    return sorted(found, key=lambda member: member.file.key)
+        members.append(LiveFile(file, rows, None if rows == file.rows else frozenset(shard.volumes)))
+    return sorted(members, key=lambda member: member.file.key)
 
 
 def dead_volumes(tombstones: pa.Table) -> dict[str, set[str]]:
-    """Index shard -> the volumes whose rows in it are dead (tombstones: schemas.TOMBSTONES)."""
+    """Map each index shard to the volumes whose rows in it are dead (tombstones: schemas.TOMBSTONES)."""
     dead: dict[str, set[str]] = {}
     for shard, volume_id in zip(tombstones["shard"].to_pylist(), tombstones["volume_id"].to_pylist(), strict=True):
         dead.setdefault(shard, set()).add(volume_id)
@@ -85,12 +85,12 @@ def dead_volumes(tombstones: pa.Table) -> dict[str, set[str]]:
 def searchable_rows(
     store: Location, files: pa.Table, tombstones: pa.Table, recipe: str, aggregation: str | None
 ) -> int | None:
-    """Rows of an index that are not under a tombstone; None where the snapshot has no index files."""
+    """Count the rows of an index that have no tombstone; None if the snapshot has no index files."""
     dead = dead_volumes(tombstones)
     members = stored_files(files, [ROWS_KIND], recipe=recipe, aggregation=aggregation)
-    found = sum(file.rows for file in members)
+    searchable = sum(file.rows for file in members)
     for file in members:
         if volumes := dead.get(file.shard or ""):
             ids = read_rows(store.read(file.path), file.path)["volume_id"]
-            found -= sum(volume_id in volumes for volume_id in ids.to_pylist())
-    return found if members else None
+            searchable -= sum(volume_id in volumes for volume_id in ids.to_pylist())
+    return searchable if members else None

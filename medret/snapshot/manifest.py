@@ -1,8 +1,8 @@
-"""The manifest of a snapshot, and reading what it names.
+"""The manifest of a snapshot: its fields, and functions that read it and the tables that it names.
 
-A snapshot's id ends in the first 16 hex digits of its manifest's sha256, and the manifest holds the sha256 of its
-tables, which hold that of every other file: whoever trusts CURRENT can check everything below it. The manifest's size
-does not grow with the number of volumes: what grows stands in the tables.
+A snapshot's id ends in the first 16 hex digits of its manifest's sha256, the manifest holds the sha256 of its tables,
+and the tables hold the sha256 of every other file: a reader who trusts CURRENT can check everything else. The size of
+the manifest does not depend on the number of volumes; the tables hold what grows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
 TableKind = Literal["files", "ledger", "tombstones"]
 
-# What a manifest may hold. It is read whole and shown to people, whoever wrote it.
+# Limits of a manifest, which is read whole and shown to people, whoever wrote it.
 FORMAT: Literal[1] = 1
 CURRENT_BYTES, MANIFEST_BYTES, TABLE_BYTES = 1 << 10, 1 << 22, 1 << 31
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
@@ -41,11 +41,11 @@ Digest = Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST}\Z")]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Checked, types and names, when it is read."""
+    """Names and types of the fields are checked when it is decoded."""
 
 
 class _Model(msgspec.Struct):
-    """Of a recipe's model, what every version of medret has."""
+    """The fields of a recipe's model that every version of medret writes."""
 
     name: Word
     dim: Dim
@@ -58,7 +58,7 @@ class _Slices(msgspec.Struct):
 
 
 class _Recipe(msgspec.Struct):
-    """What every version of medret writes of a recipe: RecipeEntry gives it without loading the recipe."""
+    """The fields of a recipe that every version of medret writes; RecipeEntry reads them without loading the recipe."""
 
     digest: Digest
     model: _Model
@@ -68,7 +68,7 @@ class _Recipe(msgspec.Struct):
 class RecipeEntry(_Strict, frozen=True):
     """A recipe of the snapshot and where its weights came from.
 
-    weights_source: in words. weights_uri: what to give as weights to load them again; None where the name suffices.
+    weights_source: description. weights_uri: from which to load them again; None if the model's name is enough.
     """
 
     recipe: dict[str, Any]
@@ -78,12 +78,12 @@ class RecipeEntry(_Strict, frozen=True):
 
     @property
     def digest(self) -> str:
-        """The recipe's digest, which stands in every file made with it."""
+        """Digest of the recipe, which every file made with it holds."""
         return str(self.recipe["digest"])
 
     @property
     def model(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return str(self.recipe["model"]["name"])
 
     @property
@@ -93,38 +93,38 @@ class RecipeEntry(_Strict, frozen=True):
 
     @property
     def planes(self) -> tuple[str, ...]:
-        """The planes that volumes are sliced along."""
+        """Planes in which volumes are sliced."""
         return tuple(self.recipe["slices"]["planes"])
 
     @property
     def precision(self) -> str:
-        """The precision that the model computes in."""
+        """Precision in which the model computes."""
         return str(self.recipe["model"]["precision"])
 
     def load(self) -> Recipe:
-        """The recipe, its digest checked.
+        """Load the recipe and check its digest.
 
-        Raises VersionError for one of a medret that knew other recipes, CorruptError for one that no medret wrote.
+        Raises VersionError if another version of medret wrote it with other fields, CorruptError if no version did.
         """
         try:
             recipe = Recipe.from_json(self.recipe)
-            msgspec.convert(asdict(recipe.slices), SliceRecipe)  # their types; from_json takes any
+            msgspec.convert(asdict(recipe.slices), SliceRecipe)  # checks types, which from_json does not
             msgspec.convert(asdict(recipe.model), ModelRecipe)
             return recipe
         except (msgspec.ValidationError, ValueError, UsageError, RecursionError) as error:
-            raise CorruptError(f"recipe {self.recipe.get('digest')} is none: {first_line(error)}") from error
+            raise CorruptError(f"recipe {self.recipe.get('digest')} is damaged: {first_line(error)}") from error
         except (KeyError, TypeError) as error:
             raise VersionError(
-                f"recipe {self.recipe.get('digest')} was written by a version of medret that knew other recipes; use "
-                "that version, or index into a new store"
+                f"recipe {self.recipe.get('digest')} was written by a version of medret with other recipes; use that "
+                "version, or index into a new store"
             ) from error
 
 
 class IndexEntry(_Strict, frozen=True):
     """One index over all rows of a recipe: volume vectors of one aggregation, or slice vectors (aggregation None).
 
-    rows: vectors that a search can find, so without those under tombstones.
-    recall: recall@10 of each approximate kind against exact search, measured when it was built (weighted by rows).
+    rows: vectors that a search can find: those without a tombstone. recall: recall@10 of each approximate kind
+    against exact search, measured when it was built and weighted by rows.
     """
 
     recipe: Word
@@ -146,11 +146,11 @@ class TableEntry(_Strict, frozen=True):
 
 
 class Counts(_Strict, frozen=True, kw_only=True):
-    """What became of every listed object: listed = embedded + unchanged + quarantined + skipped.
+    """The outcomes of all listed objects: listed = embedded + unchanged + quarantined + skipped.
 
-    embedded: vectors were made; new and changed are part of it. unchanged: vectors were at hand; renamed (and copied)
-    volumes are part of it, and stale ones: those that could not be read and keep their vectors. gone: volumes of the
-    snapshot before that are no longer there under any name.
+    embedded: vectors were made, for new and changed volumes. unchanged: vectors were reused; includes renamed (and
+    copied) volumes, and stale ones, which could not be read and keep their vectors. gone: volumes of the previous
+    snapshot that the archive no longer has under any name.
     """
 
     listed: Count
@@ -166,12 +166,12 @@ class Counts(_Strict, frozen=True, kw_only=True):
 
     @property
     def reconciled(self) -> bool:
-        """Whether every listed object is accounted for exactly once."""
+        """Whether every listed object is counted exactly once."""
         return self.listed == self.embedded + self.unchanged + self.quarantined + self.skipped
 
 
 class GateEntry(_Strict, frozen=True):
-    """A check that the snapshot passed before it was published. found, limit: in words."""
+    """A check that the snapshot passed before it was published. found, limit: values in words."""
 
     name: Text
     found: Text
@@ -179,10 +179,10 @@ class GateEntry(_Strict, frozen=True):
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):
-    """What a snapshot consists of.
+    """The content of a snapshot and how it was made.
 
-    parent: the snapshot that was live before. pattern, exclude, include_masks: which part of the archive. skipped:
-    objects skipped by rule, counted by rule. slices: slice vectors per model. gates: the checks that it passed.
+    parent: id of the previous live snapshot. pattern, exclude, include_masks: the part of the archive that was indexed.
+    skipped: rule -> number of objects that it skipped. slices: slice vectors per model. gates: checks that passed.
     """
 
     format: Literal[1] = FORMAT
@@ -205,27 +205,27 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     tables: list[TableEntry]
 
     def to_bytes(self) -> bytes:
-        """The file's bytes; equal manifests give equal bytes."""
+        """Encode the manifest as the bytes of its file; equal manifests give equal bytes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
     def tables_of(self, kind: TableKind) -> list[TableEntry]:
-        """The tables of one kind, in order."""
+        """Return the tables of one kind, in order."""
         return [table for table in self.tables if table.kind == kind]
 
 
 def snapshot_folder(snapshot_id: str) -> str:
-    """Path of a snapshot's folder below the store."""
+    """Return the path of a snapshot's folder below the store."""
     return f"snapshots/{snapshot_id}"
 
 
 def snapshot_ids(store: Location) -> list[str]:
-    """The whole snapshots of a store, oldest first: those whose manifest was written."""
+    """Return the complete snapshots of a store, oldest first: those whose manifest was written."""
     parts = [path.split("/") for path in store.files("snapshots")]
     return sorted(p[1] for p in parts if len(p) == 3 and p[2] == MANIFEST and SNAPSHOT_ID.fullmatch(p[1]))
 
 
 def current_id(store: Location) -> str | None:
-    """The live snapshot's id, or None if nothing was ever published; raises CorruptError if CURRENT is damaged."""
+    """Return the live snapshot's id, None if nothing was ever published; raise CorruptError if CURRENT is damaged."""
     try:
         text = store.read(CURRENT, CURRENT_BYTES).decode("utf-8", errors="replace")
     except FileNotFoundError:
@@ -239,7 +239,7 @@ def current_id(store: Location) -> str | None:
 
 
 def read_manifest(store: Location, snapshot_id: str) -> Manifest:
-    """The manifest of a snapshot, checked against its id; raises UsageError, CorruptError, VersionError."""
+    """Read the manifest of a snapshot and check it against its id; raise UsageError, CorruptError or VersionError."""
     if not SNAPSHOT_ID.fullmatch(snapshot_id):
         raise UsageError(f"'{snapshot_id}' is not a snapshot id (such as 20260101T000000Z-0123456789abcdef)")
     path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
@@ -253,13 +253,13 @@ def read_manifest(store: Location, snapshot_id: str) -> Manifest:
 
 
 def _decoded(data: bytes, name: str) -> Manifest:
-    """A manifest's bytes as what they say, every value of a kind and size that medret writes."""
+    """Decode a manifest; raise CorruptError for a value of a type or size that medret does not write."""
     try:
         top = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        known = top.keys() <= set(Manifest.__struct_fields__)
-        if not known or msgspec.json.decode(top.get("format", b"0")) != FORMAT:
+        fields_known = top.keys() <= set(Manifest.__struct_fields__)
+        if not fields_known or msgspec.json.decode(top.get("format", b"0")) != FORMAT:
             raise VersionError(
-                f"{name} is of a format that this version does not know; open it with the version of medret that wrote "
+                f"{name} has a format that this version does not know; open it with the version of medret that wrote "
                 "it, or index again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -270,24 +270,24 @@ def _decoded(data: bytes, name: str) -> Manifest:
             if not any(table.kind == kind for table in manifest.tables):
                 raise ValueError(f"it names no table of kind {kind}")
         if any(table.kind != table.path.partition("-")[0] for table in manifest.tables):
-            raise ValueError("it names a table of one kind as one of another")
+            raise ValueError("it lists a table under the wrong kind")
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{name} is damaged: {first_line(error)}; index again into a new store") from error
     return manifest
 
 
 def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
-    """The FILES table: every file that the snapshot consists of besides its own folder."""
+    """Read the FILES table: every file of the snapshot outside its own folder."""
     return _read_tables(store, snapshot_id, manifest.tables_of("files"))
 
 
 def read_ledger(store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
-    """The LEDGER table, or some columns of it."""
+    """Read the LEDGER table, or some of its columns."""
     return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns)
 
 
 def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
-    """The TOMBSTONES table, without rows where the snapshot has none."""
+    """Read the TOMBSTONES table; it has no rows if the snapshot has no such table."""
     entries = manifest.tables_of("tombstones")
     return _read_tables(store, snapshot_id, entries) if entries else TOMBSTONES.empty_table()
 

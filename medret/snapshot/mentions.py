@@ -1,7 +1,7 @@
-"""Where volumes are named: in text, in bytes and in the columns of tables.
+"""Find where volumes are named: in text, in bytes and in the columns of tables.
 
-A name counts in every spelling that medret's files give it (UTF-8, the escapes of JSON and of URIs), wherever it
-stands, but for one place: as a part of the longer name of a volume that stays (`b/a.nii.gz` holds `a.nii.gz`).
+A name is found in every spelling that medret's files use (UTF-8, and the escapes of JSON and URIs), with one exception:
+inside the longer name of a volume that stays (`b/a.nii.gz` contains `a.nii.gz`).
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ from medret.snapshot.names import kind_of
 from medret.storage import Location
 
 FORGOTTEN = "(forgotten)"
-IDENTITY = ("volume_id", "uri")  # columns that say which volume a row is of
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, CorruptError)  # what reading a damaged table raises
+IDENTITY = ("volume_id", "uri")  # columns that say which volume a row belongs to
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, CorruptError)  # errors of reading a damaged table
 CHUNK_BYTES = 16 * 2**20
 
 
 class Mentions:
-    """Finds the names of some volumes, and takes them out. stay: the ids of other volumes."""
+    """Finds the names of some volumes, and removes them. stay: ids of other volumes."""
 
     def __init__(self, ids: AbstractSet[str], stay: Iterable[str]) -> None:
-        longer = {one for one in stay if one not in ids and any(volume_id in one for volume_id in ids)}
+        longer = {other for other in stay if other not in ids and any(volume_id in other for volume_id in ids)}
         self.ids = ids
-        self._gone = frozenset(text for one in ids for text in _spellings(one))
-        words = self._gone | {text for one in longer for text in _spellings(one)}
+        self._forgotten = frozenset(text for volume_id in ids for text in _spellings(volume_id))
+        words = self._forgotten | {text for volume_id in longer for text in _spellings(volume_id)}
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         self._text = re.compile(pattern)
         self._bytes = re.compile(pattern.encode("utf-8", "surrogateescape"))
-        self._raw = frozenset(_encoded(word) for word in self._gone)
+        self._raw = frozenset(_encoded(word) for word in self._forgotten)
         self._longest = max(len(_encoded(word)) for word in words)
 
     def scrub(self, text: str) -> str:
-        """The text without the names."""
-        return self._text.sub(lambda match: FORGOTTEN if match[0] in self._gone else match[0], text)
+        """Replace the names in the text."""
+        return self._text.sub(lambda match: FORGOTTEN if match[0] in self._forgotten else match[0], text)
 
     def in_text(self, text: str) -> bool:
-        """Whether a name stands there."""
-        return any(match[0] in self._gone for match in self._text.finditer(text))
+        """Whether the text holds a name."""
+        return any(match[0] in self._forgotten for match in self._text.finditer(text))
 
     def in_bytes(self, data: bytes, begin: int = 0, end: int | None = None) -> bool:
-        """Whether a name begins there, from `begin` to before `end`."""
+        """Whether a name begins at `begin` or after it, and before `end`."""
         if not any(raw in data for raw in self._raw):
             return False
-        place = slice(begin, len(data) if end is None else end)
-        found = (match for match in self._bytes.finditer(data) if match[0] in self._raw)
-        return any(place.start <= match.start() < place.stop for match in found)
+        last = len(data) if end is None else end
+        starts = (match.start() for match in self._bytes.finditer(data) if match[0] in self._raw)
+        return any(begin <= start < last for start in starts)
 
     def in_table(self, table: pa.Table) -> bool:
-        """Whether a name stands in a column of text, or in the schema's metadata."""
+        """Whether a text column or the schema's metadata holds a name."""
         metadata = table.schema.metadata or {}
         if any(self.in_bytes(item) for pair in metadata.items() for item in pair):
             return True
         return any(self._in_array(array) for column in table.columns for array in _texts(column))
 
     def scrub_table(self, table: pa.Table) -> pa.Table:
-        """The table without the names in what it says of other volumes: reasons, labels, facts."""
+        """Replace the names in the columns that may mention other volumes: reasons, labels, facts."""
         for place, field in enumerate(table.schema):
             column = table.column(place)
             if field.name not in IDENTITY and any(self._in_array(array) for array in _texts(column)):
@@ -77,13 +77,13 @@ class Mentions:
         return table
 
     def in_file(self, store: Location, path: str) -> bool:
-        """Whether a name stands in a file, or in its path; raises StorageError if it cannot be read."""
+        """Whether a file or its path holds a name; raises StorageError if the file cannot be read."""
         if self.in_text(path):
             return True
         try:
             kind = kind_of(path)
             if kind is None:
-                return self._in_strangers(store, path)
+                return self._in_stranger(store, path)
             data = store.read(path)
             table = read_table(path, data)
         except FileNotFoundError:
@@ -92,12 +92,12 @@ class Mentions:
             table = None
         return self.in_bytes(data) or (table is not None and self.in_table(table))
 
-    def _in_strangers(self, store: Location, path: str) -> bool:
-        """In a file that may be anything, of any size."""
+    def _in_stranger(self, store: Location, path: str) -> bool:
+        """Search a file of any format and size."""
         local = store.local_path(path)
         if local is None:
             return self.in_bytes(store.read(path))
-        if not local.is_file():  # a pipe would be waited for, a device would have no end
+        if not local.is_file():  # reading a pipe would wait, reading a device would never end
             return False
         try:
             return any(self.in_bytes(*part) for part in _parts(local, self._longest))
@@ -105,10 +105,10 @@ class Mentions:
             raise StorageError(f"{local} cannot be read: {error}") from error
 
     def _in_array(self, array: pa.Array) -> bool:
-        """Whether a name stands in an array of strings."""
-        for word in self._gone:
-            found = array.filter(pc.match_substring(array, word))
-            if any(self.in_text(text) for text in found.unique().to_pylist()):
+        """Whether an array of strings holds a name."""
+        for word in self._forgotten:
+            texts = array.filter(pc.match_substring(array, word))
+            if any(self.in_text(text) for text in texts.unique().to_pylist()):
                 return True
         return False
 
@@ -121,7 +121,7 @@ class Mentions:
 
 
 def read_table(path: str, data: bytes) -> pa.Table | None:
-    """A table of medret without its vectors; None for a file that is no table. Raises UNREADABLE if it is damaged."""
+    """Read a medret table without its vectors; None if the file is not a table. Raises UNREADABLE if it is damaged."""
     if path.endswith(".arrow"):
         return read_rows(data, path)
     if not path.endswith(".parquet"):
@@ -140,7 +140,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _texts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """The strings of a column, if it has any."""
+    """Iterate over the string arrays of a column: its chunks, or the keys and items of a map."""
     for chunk in column.chunks:
         if pa.types.is_map(chunk.type):
             yield from (part for part in (chunk.keys, chunk.items) if is_text(part.type))
@@ -154,15 +154,16 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _parts(path: Path, longest: int) -> Iterator[tuple[bytes, int, int]]:
-    """A file in overlapping parts, and in each the places where a name may begin; each place of the file once.
+    """Read a file in overlapping parts; with each part, yield the range in which a match counts as starting there.
 
-    longest: bytes of the longest name. So many are seen before and after each of these places.
+    The ranges cover every position of the file once. longest: bytes of the longest name; around its range, each part
+    holds that many bytes more on both sides.
     """
     with path.open("rb") as file:
         data, begin = file.read(CHUNK_BYTES), 0
         while more := file.read(CHUNK_BYTES):
             end = max(begin, len(data) - longest)
             yield data, begin, end
-            seen = max(0, end - longest)
-            data, begin = data[seen:] + more, end - seen
+            first = max(0, end - longest)
+            data, begin = data[first:] + more, end - first
         yield data, begin, len(data)

@@ -1,7 +1,7 @@
 """The names of a store's files and the values of its tables: what medret writes, and so all that it reads or deletes.
 
 A file with another name is not medret's: it is never read and never deleted. Every kind of file that medret writes has
-its line in `OWN`; docs/formats.md describes them in words.
+its line in `PATTERNS`; docs/formats.md describes them in words.
 
 Whoever made a store chose every value in its tables, and a checksum vouches for the bytes of a table, not for its
 maker. A path that leads out of the store, or to a file of another kind, would be read, and by `medret forget` deleted:
@@ -21,13 +21,13 @@ from medret.schemas import FILES, LEDGER, TOMBSTONES
 from medret.storage import NAME_DIGITS, Location
 
 DIGEST = rf"[0-9a-f]{{{NAME_DIGITS}}}"
-RUN = r"\d{8}T\d{6}Z"  # the moment of its start
+RUN = r"\d{8}T\d{6}Z"  # when the run started, UTC
 SNAPSHOT = rf"snapshots/{RUN}-{DIGEST}"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TABLE_NAME = re.compile(rf"(files|ledger|tombstones)-{DIGEST}\.parquet")  # in a snapshot's folder
 
-# Kind of file -> its path below the store. A digest before the suffix is that of the content.
-OWN = {
+# Kind of file -> pattern of its path below the store. The digest before the suffix is that of the content.
+PATTERNS = {
     kind: re.compile(pattern)
     for kind, pattern in {
         "current": "CURRENT",
@@ -43,49 +43,54 @@ OWN = {
         "journal": rf"journal/({DIGEST}|quarantine)-{DIGEST}\.parquet",
     }.items()
 }
-SINGLE = frozenset({"current", "lease", "forgetting"})  # beside the folders; replaced, so named after no content
+SINGLE = frozenset({"current", "lease", "forgetting"})  # at the top of the store; replaced, so no digest in the name
 TEMPORARY = re.compile(r"(?P<folder>(?:.*/)?)\.(?P<name>[^/]+)\.[0-9a-f]{8}\.tmp")
-# What desktops, NAS boxes and network filesystems leave in folders.
+# Files that desktops, NAS boxes and network filesystems leave in folders.
 LITTER = re.compile(r"(.*/)?(\.DS_Store|\._[^/]*|\.nfs[0-9a-f]+|Thumbs\.db|desktop\.ini|@eaDir/.+|@eaDir@.*)")
 
 
 def kind_of(path: str) -> str | None:
-    """The kind of a file of medret; None for any other file, temporaries and litter too."""
-    return next((kind for kind, pattern in OWN.items() if pattern.fullmatch(path)), None)
+    """Return the kind of a medret file; None for every other file, also for temporaries and litter."""
+    return next((kind for kind, pattern in PATTERNS.items() if pattern.fullmatch(path)), None)
 
 
 def is_temporary(path: str) -> bool:
-    """Whether it is what a writer of a file of medret leaves when it is killed in the middle."""
+    """Whether a writer of a medret file left this path behind when it was killed."""
     match = TEMPORARY.fullmatch(path)
     return match is not None and kind_of(match["folder"] + match["name"]) is not None
 
 
 def is_litter(path: str) -> bool:
-    """Whether it is what desktops and file servers leave in any folder."""
+    """Whether a desktop or a file server left this file, as it does in any folder."""
     return LITTER.fullmatch(path) is not None
 
 
+def is_deletable(path: str) -> bool:
+    """Whether medret may delete the path: a file in one of its folders, with a name of its own form."""
+    return is_temporary(path) or kind_of(path) not in (None, *SINGLE)
+
+
 def strangers(paths: Iterable[str]) -> list[str]:
-    """The files that are neither medret's nor litter."""
+    """Return the files that are neither medret's nor litter."""
     return [path for path in paths if kind_of(path) is None and not is_temporary(path) and not is_litter(path)]
 
 
-def own(paths: Iterable[str], *kinds: str) -> list[str]:
-    """The files of these kinds."""
+def of_kinds(paths: Iterable[str], *kinds: str) -> list[str]:
+    """Return the files of these kinds."""
     return [path for path in paths if kind_of(path) in kinds]
 
 
 def say_strangers(store: Location, say: Callable[[str], None]) -> None:
-    """Of a folder that becomes a store: say which files there are not medret's."""
-    found = strangers(store.files())
-    if found:
+    """Say which files are not medret's in a folder that becomes a store."""
+    others = strangers(store.files())
+    if others:
         say(
-            f"{store.uri} holds {len(found)} files that are not medret's, such as {found[0]}; they stay as they are, "
-            "and `medret verify` will name them: a folder of its own is better for a store"
+            f"{store.uri} holds {len(others)} files that are not medret's, such as {others[0]}; they stay as they are, "
+            "and `medret verify` will report them: it is better to give a store its own folder"
         )
 
 
-# Kind in the table of files -> that of its name.
+# Kind in the table of files -> kind of the path.
 NAMED = {
     "slices": "embeddings", "volumes": "embeddings", "hnsw": "index", "lsh": "index", "exact": "index", "rows": "index",
     "centre": "centre", "quarantine": "quarantine",
@@ -95,16 +100,16 @@ COUNT_MAX = 1 << 53
 
 
 def check_files(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError for a row of FILES that names anything but a file of medret, by its own full name."""
+    """Raise ValueError for a row of FILES whose path is not the name of a medret file of its kind and sha256."""
     for row in rows:
         path, kind, sha256 = row["path"], row["kind"], row["sha256"]
         if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
             raise ValueError(f"the sha256 of {str(path)[:200]!r} is {str(sha256)[:80]!r}, expected 64 hex digits")
-        form = OWN.get(NAMED.get(str(kind), ""))
+        form = PATTERNS.get(NAMED.get(str(kind), ""))
         named = isinstance(path, str) and form is not None and form.fullmatch(path)
         stem, _, digest = str(path).rpartition("/")[2].partition(".")[0].rpartition("-")
         if not named or digest != sha256[:NAME_DIGITS] or (kind != "quarantine" and stem != kind):
-            raise ValueError(f"{str(path)[:200]!r} is no name of a file of kind {str(kind)[:80]!r} with that sha256")
+            raise ValueError(f"{str(path)[:200]!r} does not name a file of kind {str(kind)[:80]!r} with that sha256")
         if any(not 0 <= row[name] < COUNT_MAX for name in ("size_bytes", "rows")):
             raise ValueError(f"{path} has {row['size_bytes']} bytes and {row['rows']} rows")
         if kind in NAMED and kind != "quarantine" and not isinstance(row["recipe"], str):
@@ -112,7 +117,7 @@ def check_files(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def check_table(kind: str, table: pa.Table) -> None:
-    """Raise ValueError for a table whose values medret would not write."""
+    """Raise ValueError for a table with values that medret does not write."""
     check_required(table, SCHEMAS[kind])
     if kind == "files":
         check_files(table.to_pylist())

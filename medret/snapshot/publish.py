@@ -1,6 +1,6 @@
-"""Publishing: tables first, then the manifest, then CURRENT; and going back to an older snapshot.
+"""Publish snapshots, list them, and go back to an older one.
 
-A crash before CURRENT is written leaves the old snapshot live.
+Publishing writes tables first, then the manifest, then CURRENT: a crash before the last step leaves the old one live.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def publish(
     parent: str | None = None,
     **fields: Any,
 ) -> tuple[str, Manifest]:
-    """Write a snapshot and make it live, if `parent` still is; returns its id and manifest.
+    """Write a snapshot and make it live if `parent` still is live; return its id and manifest.
 
-    ledger: schemas.LEDGER. files: schemas.FILES. tombstones: schemas.TOMBSTONES. parent: id of the snapshot that it was
-    made from, None if nothing was live. fields: the manifest's other fields.
-    Raises GateError if the counts do not reconcile, BusyError if another run published meanwhile; both publish nothing.
+    ledger: schemas.LEDGER. files: schemas.FILES. tombstones: schemas.TOMBSTONES. parent: id of the snapshot
+    that it was made from; None if nothing was live. fields: the manifest's other fields. Raises GateError if the counts
+    do not reconcile, BusyError if another run published in the meantime; both publish nothing.
     """
     gate_counts(ledger, fields["counts"])
     moment = datetime.now(UTC)
@@ -62,26 +62,28 @@ def write_snapshot(
     if tombstones is not None and tombstones.num_rows:
         order = [("shard", "ascending"), ("volume_id", "ascending")]
         pieces.append(("tombstones", tombstones.cast(TOMBSTONES).sort_by(order)))
-    # The folder's name holds the manifest's sha256, so everything is made before anything is written.
-    made = [(kind, parquet_bytes(piece), piece.num_rows) for kind, piece in pieces]
-    entries = [_table_entry(kind, data, rows) for kind, data, rows in made]
+    # The folder's name holds the manifest's sha256, so all bytes are made before any file is written.
+    contents = [parquet_bytes(piece) for _, piece in pieces]
+    entries = [
+        _table_entry(kind, content, piece.num_rows) for (kind, piece), content in zip(pieces, contents, strict=True)
+    ]
     manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=entries, **fields)
     data = manifest.to_bytes()
     snapshot_id = f"{moment:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}"
     folder = snapshot_folder(snapshot_id)
-    for entry, (_, content, _) in zip(entries, made, strict=True):
+    for entry, content in zip(entries, contents, strict=True):
         store.write(f"{folder}/{entry.path}", content)
     store.write(f"{folder}/{MANIFEST}", data)
     return snapshot_id, manifest
 
 
 def make_live(store: Location, snapshot_id: str, expected: str | None) -> None:
-    """Point CURRENT to a snapshot; raises BusyError, and changes nothing, if it does not name `expected` any more."""
+    """Point CURRENT to a snapshot; raise BusyError, and change nothing, if it does not name `expected` any more."""
     before = None if expected is None else f"{expected}\n".encode()
     if not store.compare_and_swap(CURRENT, before, f"{snapshot_id}\n".encode()):
         raise BusyError(
-            f"not published: {store.uri_of(CURRENT)} names {current_id(store)}, it named {expected} when this run "
-            "began, so another run has published meanwhile; run again"
+            f"not published: {store.uri_of(CURRENT)} names {current_id(store)}, but it named {expected} when this "
+            "run started: another run has published in the meantime; run again"
         )
 
 
@@ -98,7 +100,7 @@ def _table_entry(kind: TableKind, data: bytes, rows: int) -> TableEntry:
 
 
 def gate_counts(ledger: pa.Table, counts: Any) -> None:
-    """Invariant 1: every listed object ends in exactly one outcome, and the ledger says the same."""
+    """Raise GateError unless each listed object has one outcome, the ledger agrees, and at least one is embedded."""
     volumes = counts.listed - counts.skipped
     ids = len(ledger["volume_id"].unique())
     if not counts.reconciled or ledger.num_rows != volumes or ids != volumes:
@@ -115,7 +117,7 @@ def gate_counts(ledger: pa.Table, counts: Any) -> None:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """A snapshot in a store's history. manifest: None where it cannot be read; problem: why."""
+    """A snapshot in a store's history. manifest: None if it cannot be read; problem: says why."""
 
     id: str
     live: bool
@@ -124,7 +126,7 @@ class SnapshotInfo:
 
     @property
     def recall(self) -> dict[str, float]:
-        """The lowest recall@10 of each index kind."""
+        """Lowest recall@10 of each index kind."""
         worst: dict[str, float] = {}
         for entry in self.manifest.indices if self.manifest else ():
             for kind, value in entry.recall.items():
@@ -133,21 +135,21 @@ class SnapshotInfo:
 
 
 def history(store: Location) -> list[SnapshotInfo]:
-    """Every whole snapshot, oldest first. Raises UsageError if there is no store."""
+    """Return every complete snapshot, oldest first. Raises UsageError if there is none."""
     live = current_id(store)
-    found = []
+    snapshots = []
     for snapshot_id in snapshot_ids(store):
         try:
-            found.append(SnapshotInfo(snapshot_id, snapshot_id == live, read_manifest(store, snapshot_id)))
+            snapshots.append(SnapshotInfo(snapshot_id, snapshot_id == live, read_manifest(store, snapshot_id)))
         except MedretError as error:
-            found.append(SnapshotInfo(snapshot_id, snapshot_id == live, None, str(error)))
-    if not found:
-        raise UsageError(f"{store.uri}: no snapshot is there; `medret index ARCHIVE {store.uri}` publishes one")
-    return found
+            snapshots.append(SnapshotInfo(snapshot_id, snapshot_id == live, None, str(error)))
+    if not snapshots:
+        raise UsageError(f"{store.uri} has no snapshot; `medret index ARCHIVE {store.uri}` publishes one")
+    return snapshots
 
 
 def rollback(store: Location, snapshot_id: str, lease: Lease) -> str | None:
-    """Make an older (or newer) snapshot live; returns the id of the one that was. Raises UsageError, CorruptError."""
+    """Make an older or newer snapshot live; return the id of the previous one. Raises UsageError, CorruptError."""
     if snapshot_id not in snapshot_ids(store):
         raise UsageError(f"{store.uri} has no snapshot '{snapshot_id}'; `medret snapshots {store.uri}` lists them")
     read_manifest(store, snapshot_id)
@@ -158,5 +160,5 @@ def rollback(store: Location, snapshot_id: str, lease: Lease) -> str | None:
     try:
         make_live(store, snapshot_id, live)
     except BusyError as error:
-        raise BusyError(f"snapshot {live} is no longer the live one; nothing was changed") from error
+        raise BusyError(f"snapshot {live} is not live any more; nothing was changed") from error
     return live

@@ -1,4 +1,4 @@
-"""Verification: every checksum, count and invariant of a store's live snapshot, and the name of every other file."""
+"""Verify a store: every checksum, count and invariant of its live snapshot, and the name of every other file."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ UNIT_TOLERANCE = 5e-3  # float16 rounding of a unit vector's components stays we
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong. path: of the file below the store."""
+    """A problem in one file. path: below the store."""
 
     path: str
     problem: str
 
 
 def verify_store(store: Location) -> list[Finding]:
-    """All findings, sorted by path; empty when the store is sound. Raises UsageError if nothing was ever published."""
+    """Return all findings, sorted by path; empty for a sound store. Raises UsageError if nothing was published."""
     findings = list(_check_names(store))
     try:
         snapshot_id = current_id(store)
@@ -54,7 +54,7 @@ def verify_store(store: Location) -> list[Finding]:
             raise UsageError(f"{store.uri}: no store is there; `medret index ARCHIVE {store.uri}` makes one")
         manifest = read_manifest(store, snapshot_id)
         findings += _check_tables(store, snapshot_id, manifest)
-        if not findings:  # contents are judged once every byte is known to be the written one
+        if not findings:  # checked only when every file is known to be intact
             findings += _check_contents(store, snapshot_id, manifest)
     except (UsageError, VersionError):
         raise
@@ -65,20 +65,20 @@ def verify_store(store: Location) -> list[Finding]:
 
 
 def _check_names(store: Location) -> Iterator[Finding]:
-    """Each file's name must carry its content's sha256; CURRENT and manifests have rules of their own."""
+    """Check that each file's name holds the sha256 of its content, CURRENT and manifests by their own rules."""
     for path in store.files():
         kind = kind_of(path)
         if is_temporary(path) or is_litter(path):
-            continue  # left by a killed writer, or by a desktop; no reader opens it
+            continue  # left by a killed writer or a desktop; nothing reads it
         if kind is None:
-            yield Finding(path, "is not a file of medret: no reader opens it, and nothing deletes it")
+            yield Finding(path, "is not a medret file: nothing reads it and nothing deletes it")
         elif kind == "current":
             yield from _check_current(store, path)
         elif kind not in SINGLE:
-            expected = path.split("/")[1][-NAME_DIGITS:] if kind == "manifest" else NAMED.search(path)[1]  # type: ignore[index]  # of medret's form
-            found = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
-            if found != expected:
-                yield Finding(path, f"is damaged: sha256 begins with {found}, expected {expected}")
+            expected = path.split("/")[1][-NAME_DIGITS:] if kind == "manifest" else NAMED.search(path)[1]  # type: ignore[index]  # its name matches
+            digest = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
+            if digest != expected:
+                yield Finding(path, f"is damaged: sha256 begins with {digest}, expected {expected}")
 
 
 def _check_current(store: Location, path: str) -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def _check_current(store: Location, path: str) -> Iterator[Finding]:
 
 
 def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:
-    """Every file that the live snapshot names is there, with the size and name that the tables give."""
+    """Check that every file that the live snapshot names exists, under a name that fits its sha256 in the table."""
     present = set(store.files())
     for table in manifest.tables:
         path = f"{snapshot_folder(snapshot_id)}/{table.path}"
@@ -107,7 +107,7 @@ def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iter
 
 
 def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:
-    """Counts of ledger, shards and indices agree; vectors are finite and of unit length."""
+    """Check that the counts of ledger, shards and indices agree, and that vectors are finite and of unit length."""
     manifest_path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
     if not manifest.counts.reconciled:
         yield Finding(manifest_path, f"counts do not reconcile: {manifest.counts}")
@@ -122,15 +122,15 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
         expected = len(embedded) if index.aggregation else sum(embedded["slices"].to_pylist())
         if index.rows != expected:
             yield Finding(manifest_path, f"an index has {index.rows} rows, the ledger {expected} ({index})")
-        found = searchable_rows(store, files, dead, index.recipe, index.aggregation)
-        if found is not None and found != expected:
+        searchable = searchable_rows(store, files, dead, index.recipe, index.aggregation)
+        if searchable not in (None, expected):
             yield Finding(
-                manifest_path, f"{found} rows of an index can be found, of {expected} in the ledger ({index})"
+                manifest_path, f"{searchable} rows of an index can be found, of {expected} in the ledger ({index})"
             )
 
 
 def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Iterator[Finding]:
-    """Every embedding file holds the vectors that the ledger looks for in it; rows of other volumes are dead."""
+    """Check that every embedding file holds the vectors that the ledger expects in it; its other rows are dead."""
     kinds: dict[ShardKey, set[str]] = {}
     for file in stored_files(files, EMBEDDING_KINDS):
         table = read_parquet(store.read(file.path), ["volume_id", "vector"], name=file.path)
@@ -143,9 +143,9 @@ def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Ite
             yield Finding(file.path, f"rows of {len(wrong)} volumes do not match the ledger, such as {wrong[0]}")
         kinds.setdefault(file.key, set()).add(file.kind)
         yield from _check_vectors(file.path, table)
-    for (recipe, shard), alive in live.items():
+    for (recipe, shard), live_shard in live.items():
         if kinds.get((recipe, shard)) != set(EMBEDDING_KINDS):
-            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(alive.volumes)} volumes lacks files")
+            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(live_shard.volumes)} volumes lacks files")
 
 
 def _check_vectors(path: str, table: pa.Table) -> Iterator[Finding]:

@@ -85,7 +85,7 @@ def test_a_path_out_of_the_store_is_refused_by_every_reader(store: Location, pre
             row["path"] = path.format(absolute=precious)
 
     forge_rows(store, "files", elsewhere)
-    assert "is no name of a file of kind" in refusal(store)
+    assert "does not name a file of kind" in refusal(store)
     everything(store)
     assert main(["forget", store.uri, ID]) == 1
     assert precious.read_text() == "years of work"
@@ -96,7 +96,7 @@ def test_a_name_of_another_kind_or_content_is_refused(store: Location) -> None:
     """E1: a row that says `rows` of an index's file, or gives another sha256 than the name."""
     forge_rows(store, "files", lambda rows: rows[0].update(kind="rows" if rows[0]["kind"] != "rows" else "exact"))
     everything(store)
-    assert "is no name of a file" in refusal(store)
+    assert "does not name a file" in refusal(store)
 
 
 @pytest.mark.parametrize("made", ["fifo", "device", "outside"])

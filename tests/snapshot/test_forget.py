@@ -289,7 +289,7 @@ def test_a_forged_note_deletes_nothing_that_is_not_medrets(
     capsys.readouterr()
     assert main(["verify", store.uri]) == 1  # of the user's files
     assert "a `medret forget` was stopped" in capsys.readouterr().out
-    with pytest.raises(CorruptError, match="run it again"):
+    with pytest.raises(CorruptError, match="again for them"):
         finish(store, NoLease())  # type: ignore[arg-type]
 
 

@@ -21,7 +21,8 @@ from medret.snapshot import current_id, read_ledger, read_manifest, snapshot_ids
 from medret.snapshot.forget import forget
 from medret.snapshot.gc import gc
 from medret.snapshot.journal import read_journal, write_entry
-from medret.snapshot.lease import take
+from medret.snapshot.lease import leased, take
+from medret.snapshot.publish import make_live
 from medret.storage import Location
 
 GONE = "v2.nii.gz"
@@ -102,6 +103,13 @@ def test_gc_keeps_what_is_needed(history: SimpleNamespace) -> None:
     assert gc(store, lease, keep=9, older_than=timedelta(hours=1)) == planned
     assert {resumable, *STRANGERS} <= set(store.files())
     assert len(read_journal(store).paths) == 1
+
+
+def test_gc_may_keep_more_snapshots_than_there_are(history: SimpleNamespace) -> None:
+    store: Location = history.store
+    make_live(store, snapshot_ids(store)[-1], history.second)
+    with leased(store, "gc") as lease:
+        assert gc(store, lease, keep=3, older_than=timedelta(0), dry_run=True).dropped == ()
 
 
 def test_gc_drops_old_snapshots_and_only_their_own_files(

@@ -66,7 +66,7 @@ def test_of_two_publishers_one_wins(published: tuple[Location, str], made: Simpl
     _, ledger = made.rows(5, 3)
     table = pa.Table.from_pylist(ledger, LEDGER)
     winner, _ = publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
-    with pytest.raises(BusyError, match=f"names {winner}, it named {before}"):
+    with pytest.raises(BusyError, match=f"names {winner}, but it named {before}"):
         publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
     assert current_id(store) == winner
 
