@@ -27,7 +27,7 @@ from medret.index import (
     refit_needed,
 )
 from medret.pipeline.embedding_shards import read_live
-from medret.pipeline.layout import findable, plan_index, tombstones, with_indexed_in
+from medret.pipeline.layout import findable, plan_index_shards, tombstones, with_indexed_in
 from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import Recipe, digest_of
 from medret.schemas import ROWS
@@ -157,7 +157,7 @@ def make_indices(
             centre = centres.get((recipe.digest, aggregation))
             usable = stored_shards.get(f"indices/{index_folder(recipe, aggregation, centre, settings)}", {})
             members = of_index[recipe.digest, aggregation]
-            plan = plan_index(members, {key: group[0].rows for key, group in usable.items()}, settings)
+            plan = plan_index_shards(members, {key: group[0].rows for key, group in usable.items()}, settings)
             kept += plan.kept
             made += [file for key in plan.kept for file in usable[key]]
             indexed_in |= {m.file.path: m.file.indexed_in for m in members if m.file.indexed_in in plan.kept}

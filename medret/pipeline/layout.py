@@ -26,7 +26,7 @@ SMALL_EMBEDDING_SHARDS = 8  # small ones are merged when there are at least this
 
 
 @dataclass(frozen=True)
-class IndexPlan:
+class ShardPlan:
     """The shards of one index. kept: keys of stored shards. built: the embedding files of each shard to build."""
 
     kept: tuple[str, ...]
@@ -82,7 +82,7 @@ def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: i
     return groups
 
 
-def plan_index(files: Sequence[LiveFile], shards: Mapping[str, int], settings: IndexSettings) -> IndexPlan:
+def plan_index_shards(files: Sequence[LiveFile], shards: Mapping[str, int], settings: IndexSettings) -> ShardPlan:
     """Choose which index shards to keep and which to build.
 
     shards: key -> rows of the stored shards with exactly these settings. If all rows fit into one shard, the index is
@@ -95,15 +95,15 @@ def plan_index(files: Sequence[LiveFile], shards: Mapping[str, int], settings: I
     if sum(member.live_rows for member in files) <= settings.shard_rows:
         whole = [key for key, rows in shards.items() if live[key] == rows]
         if len(whole) == 1 and all(member.file.indexed_in == whole[0] for member in files):
-            return IndexPlan((whole[0],), ())
-        return IndexPlan((), (tuple(files),) if files else ())
+            return ShardPlan((whole[0],), ())
+        return ShardPlan((), (tuple(files),) if files else ())
     kept = {key for key, rows in shards.items() if live[key] and _dead_share(rows, live[key]) <= DEAD_SHARE}
     small = {key for key in kept if live[key] < SMALL_SHARE * settings.shard_rows}
     if len(small) > 1 or any(member.file.indexed_in not in kept for member in files):
         kept -= small
     loose = {member.file.path: member for member in files if member.file.indexed_in not in kept}
     groups = plan_shards([(path, member.live_rows) for path, member in loose.items()], settings.shard_rows)
-    return IndexPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
+    return ShardPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
 def findable(files: pa.Table, base: BaseSnapshot, live: LiveShards) -> pa.Table:

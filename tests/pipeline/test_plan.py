@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medret.archive import ArchiveObject
 from medret.index import IndexSettings
-from medret.pipeline.layout import compactions, findable, plan_index, tombstones, with_indexed_in
+from medret.pipeline.layout import compactions, findable, plan_index_shards, tombstones, with_indexed_in
 from medret.pipeline.plan import Plan, Target, make_plan, resolve, twins, with_checks
 from medret.pipeline.prepare import ruleset_digest
 from medret.pipeline.request import IndexRequest
@@ -187,16 +187,16 @@ SETTINGS = IndexSettings(shard_rows=100)
 
 
 def test_what_fits_one_shard_is_one_shard_without_dead_rows() -> None:
-    assert plan_index(files(("a", 50, 50, "x")), {"x": 50}, SETTINGS).kept == ("x",)
-    dead = plan_index(files(("a", 50, 49, "x")), {"x": 50}, SETTINGS)
+    assert plan_index_shards(files(("a", 50, 50, "x")), {"x": 50}, SETTINGS).kept == ("x",)
+    dead = plan_index_shards(files(("a", 50, 49, "x")), {"x": 50}, SETTINGS)
     assert (dead.kept, len(dead.built)) == ((), 1)
-    more = plan_index(files(("a", 50, 50, "x"), ("b", 10, 10, None)), {"x": 50}, SETTINGS)
+    more = plan_index_shards(files(("a", 50, 50, "x"), ("b", 10, 10, None)), {"x": 50}, SETTINGS)
     assert (more.kept, [len(group) for group in more.built]) == ((), [2])
 
 
 @pytest.mark.parametrize(("live", "kept"), [(100, True), (81, True), (79, False)])
 def test_a_shard_is_rebuilt_past_a_fifth_of_dead_rows(live: int, kept: bool) -> None:
-    plan = plan_index(files(("a", 100, live, "x"), ("b", 100, 100, "y")), {"x": 100, "y": 100}, SETTINGS)
+    plan = plan_index_shards(files(("a", 100, live, "x"), ("b", 100, 100, "y")), {"x": 100, "y": 100}, SETTINGS)
     assert ("x" in plan.kept) is kept
     assert "y" in plan.kept
     assert [[member.file.path for member in group] for group in plan.built] == ([] if kept else [["a"]])
@@ -205,10 +205,10 @@ def test_a_shard_is_rebuilt_past_a_fifth_of_dead_rows(live: int, kept: bool) -> 
 def test_a_small_shard_takes_in_what_is_added() -> None:
     held = {"x": 100, "y": 10}
     pieces = files(("a", 100, 100, "x"), ("b", 10, 10, "y"), ("c", 5, 5, None))
-    plan = plan_index(pieces, held, SETTINGS)
+    plan = plan_index_shards(pieces, held, SETTINGS)
     assert plan.kept == ("x",)
     assert [[member.file.path for member in group] for group in plan.built] == [["b", "c"]]
-    assert plan_index(pieces[:2], held, SETTINGS).kept == ("x", "y")  # nothing was added: nothing to do
+    assert plan_index_shards(pieces[:2], held, SETTINGS).kept == ("x", "y")  # nothing was added: nothing to do
 
 
 def test_tombstones_are_the_rows_that_died() -> None:
@@ -249,7 +249,7 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
         )  # fmt: skip
         files = findable(pool, previous, live)
         members = live_files(files, live, A, "mean")
-        plan = plan_index(members, {key: len(held) for key, held in indices.items()}, wanted)
+        plan = plan_index_shards(members, {key: len(held) for key, held in indices.items()}, wanted)
         placed = {m.file.path: m.file.indexed_in for m in members if m.file.indexed_in in plan.kept}
         indices = {key: indices[key] for key in plan.kept}
         for number, group in enumerate(plan.built):
