@@ -161,13 +161,18 @@ def _remove(store: Location, note: Note, lease: Lease) -> None:
     live = current_id(store)
     if live in note.snapshots:
         make_live(store, note.snapshots[live], live)
-    for number, path in enumerate(note.doomed or ()):
-        if number % 100 == 0:
-            lease.check()
-        if is_deletable(path):  # the note may be forged
-            store.delete(path)
+    delete_files(store, note.doomed or (), lease)
     lease.check()
     store.delete(FORGETTING)
+
+
+def delete_files(store: Location, paths: Iterable[str], lease: Lease) -> None:
+    """Delete files of medret, and check the lease regularly; skip other paths, which a forged note may name."""
+    for number, path in enumerate(paths):
+        if number % 100 == 0:
+            lease.check()
+        if is_deletable(path):
+            store.delete(path)
 
 
 def _readable(store: Location) -> tuple[dict[str, Manifest], list[str]]:

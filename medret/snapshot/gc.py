@@ -6,14 +6,23 @@ run whose lease lapsed may still be writing, and a reader may have just opened t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from medret.errors import UsageError
-from medret.snapshot.forget import Say, finish
+from medret.snapshot.forget import Say, delete_files, finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
-from medret.snapshot.manifest import SNAPSHOT_ID, current_id, read_files, read_manifest, snapshot_folder, snapshot_ids
+from medret.snapshot.manifest import (
+    SNAPSHOT_ID,
+    Manifest,
+    current_id,
+    read_files,
+    read_manifest,
+    snapshot_folder,
+    snapshot_ids,
+)
 from medret.snapshot.names import is_deletable, strangers
 from medret.storage import Location
 
@@ -53,9 +62,10 @@ def gc(
     ids = snapshot_ids(store)
     newest = set(ids[-keep:]) if keep else set()
     kept = [snapshot for snapshot in ids if snapshot == live or snapshot in newest or _moment(snapshot) > before]
-    needed = _needed(store, kept)
+    manifests = {snapshot: read_manifest(store, snapshot) for snapshot in kept}
+    needed = _needed(store, manifests)
     kept_paths = (
-        *(f"runs/{read_manifest(store, snapshot).run}-" for snapshot in kept),
+        *(f"runs/{manifest.run}-" for manifest in manifests.values()),
         *(f"{snapshot_folder(snapshot)}/" for snapshot in kept),
     )
     doomed = []
@@ -73,20 +83,16 @@ def gc(
     doomed.sort(key=lambda path: (not path.startswith("snapshots/"), not path.endswith("manifest.json"), path))
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
-        for number, path in enumerate(doomed):
-            if number % 100 == 0:
-                lease.check()
-            store.delete(path)
+        delete_files(store, doomed, lease)
     dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
     return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(paths)))
 
 
-def _needed(store: Location, kept: list[str]) -> set[str]:
+def _needed(store: Location, manifests: Mapping[str, Manifest]) -> set[str]:
     """Return every file that a kept snapshot or the journal of an unfinished run names."""
     needed: set[str] = set()
-    for snapshot_id in kept:
-        files = read_files(store, snapshot_id, read_manifest(store, snapshot_id))
-        needed |= set(files["path"].to_pylist())
+    for snapshot_id, manifest in manifests.items():
+        needed |= set(read_files(store, snapshot_id, manifest)["path"].to_pylist())
     journal = read_journal(store)
     return needed | {*journal.files["path"].to_pylist(), *journal.paths}
 

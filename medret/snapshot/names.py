@@ -66,7 +66,7 @@ def is_litter(path: str) -> bool:
 
 
 def is_deletable(path: str) -> bool:
-    """Whether medret may delete the path: a file in one of its folders, with a name of its own form."""
+    """Whether medret may delete the path: one of its temporaries, or one of its files inside a folder."""
     return is_temporary(path) or kind_of(path) not in (None, *SINGLE)
 
 
