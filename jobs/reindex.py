@@ -1,7 +1,7 @@
 """`medret index` for a scheduler: ray job submit --working-dir . -- python jobs/reindex.py ARCHIVE STORE [options].
 
-What `jobs/index.py` does, but for the exit codes: a scheduler knows 0 and failure only, so volumes in quarantine
-(4) and a store that another run holds (5) are no failures here. A line on standard error says which it was.
+It differs from `jobs/index.py` in the exit codes: a scheduler knows only 0 and failure, so volumes in quarantine (4) and
+a store that another run holds (5) become 0. A line on standard error says which it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 from medret.cli import main
 
-FINE = {4: "published, with volumes in quarantine", 5: "another run holds the store; left to it"}
+FINE = {4: "published, with volumes in quarantine", 5: "another run holds the store"}
 
 if __name__ == "__main__":
     code = main(["index", *sys.argv[1:]])

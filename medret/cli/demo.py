@@ -1,4 +1,4 @@
-"""`medret demo`: a small corpus made on the spot, indexed, searched, shown."""
+"""`medret demo`: make a small corpus, index it, search it and show the hits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from medret.cli.shared import add_command, positive_int
 
 DESCRIPTION = """\
 Make a small corpus of synthetic phantoms, index it with the default model's real ImageNet weights, search it
-with phantoms it has not seen, and write a page that shows the hits.
+with phantoms that are not in it, and write a page that shows the hits.
 """
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = add_command(commands, "demo", run, "index and search a corpus made on the spot", DESCRIPTION, "")
+    parser = add_command(commands, "demo", run, "make a small corpus, index it and search it", DESCRIPTION, "")
     parser.add_argument(
-        "folder", nargs="?", default="demo", metavar="FOLDER", help="where to put it all (default ./demo)"
+        "folder", nargs="?", default="demo", metavar="FOLDER", help="folder for all files of the demo (default ./demo)"
     )
-    parser.add_argument("--volumes-per-kind", type=positive_int, default=5, metavar="N", help="(default %(default)s)")
+    parser.add_argument(
+        "--volumes-per-kind",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="phantoms of each kind (default %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Six synthetic subjects: what each looks like in the image of its modality.
 
 Each function paints one subject onto a canvas, in Hounsfield units for CT and in arbitrary units (0 dark .. 1 bright)
-for MRI. They are cartoons with the right organs at about the right place, size and grey value: enough to try out a
-retrieval system, and of no use to judge one.
+for MRI. They are cartoons: the right organs have about the right place, size and grey value. That is enough to try out a
+retrieval system, but not to judge one.
 """
 
 from __future__ import annotations
@@ -241,6 +241,6 @@ def _spine(canvas: Canvas, *, y_mm: float) -> None:
 
 
 def _table(canvas: Canvas) -> None:
-    """The curved carbon plate of the scanner's table, which stays where it is whatever the patient does."""
+    """The curved carbon plate of the scanner's table. It does not move with the patient."""
     curve = canvas.y + 128 - (canvas.x / 42) ** 2
     canvas.paint(np.minimum(1.5 - np.abs(curve), 175 - np.abs(canvas.x)), -250.0)

@@ -1,4 +1,4 @@
-"""The demonstration: make an archive, index it, search it with volumes that are not in it, and show what was found."""
+"""The demonstration: make an archive, index it, search it with volumes that are not in it, and show the hits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from medret.search import Hit, open_snapshot
 from medret.search.snapshot import results_page
 from medret.terminal import Terminal
 
-MODEL = "efficientnet_lite0"  # its weights come with a package: no hub is asked
+MODEL = "efficientnet_lite0"  # its weights come with a package, so nothing is downloaded
 
 
 @dataclass(frozen=True)
 class Query:
-    """One search of the demonstration. path: of a volume that is not in the archive."""
+    """One search of the demonstration. path: a volume that is not in the archive."""
 
     organ: str
     modality: str
@@ -33,7 +33,7 @@ class Query:
 
 
 def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
-    """Make, index, search and show a small archive below `folder`; returns an exit code, raises MedretError."""
+    """Make a small archive below `folder`, index and search it, and show the hits. Returns an exit code; raises MedretError."""
     console = Terminal()
     folder = folder.resolve()
     archive, store = folder / "archive", folder / "store"
@@ -41,15 +41,15 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
         f"[bold]1. Making {len(KINDS) * volumes_per_kind} synthetic volumes[/] of {len(KINDS)} kinds", markup=True
     )
     labels = write_corpus(archive, volumes_per_kind=volumes_per_kind, seed=0)
-    _refuse_strangers(archive, labels)
+    _refuse_other_files(archive, labels)
     queries = write_corpus(folder / "queries", volumes_per_kind=1, seed=1)
 
-    console.print("[bold]2. Indexing them[/], as this command would:", markup=True)
+    console.print("[bold]2. Indexing them[/], as this command does:", markup=True)
     console.print(f"   medret index {archive} {store} --labels {labels} --model {MODEL}", soft_wrap=True)
     outcome = run_index(IndexRequest(str(archive), str(store), str(labels), models=(MODEL,)), Reporter())
     if outcome.counts.quarantined:
         raise MedretError(
-            f"{outcome.counts.quarantined} volumes that the demo made were not accepted: {outcome.quarantine}"
+            f"{outcome.counts.quarantined} volumes of the demo went into quarantine: {outcome.quarantine}"
         )
     console.print(
         f"   {outcome.counts.embedded} volumes and {outcome.slices} slices in {outcome.seconds:.1f} s; "
@@ -59,13 +59,13 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
 
     console.print("[bold]3. Searching it[/] with one new subject of each kind", markup=True)
     snapshot = open_snapshot(str(store))
-    asked = _read_queries(queries)
-    answers = snapshot.search_many([path for _, _, path in asked], k=k)
-    searched = [Query(*query, hits) for query, hits in zip(asked, answers, strict=True)]
+    new_volumes = _read_queries(queries)
+    answers = snapshot.search_many([path for _, _, path in new_volumes], k=k)
+    searched = [Query(*query, hits) for query, hits in zip(new_volumes, answers, strict=True)]
     console.print(_table(searched))
     same = [hit.labels["organ"] == query.organ for query in searched for hit in query.hits]
     console.print(
-        f"{sum(same)} of the {len(same)} hits show the organ of their query; picked blindly, 1 in {len(KINDS)} would. "
+        f"{sum(same)} of the {len(same)} hits show the organ of their query; a random choice would reach 1 in {len(KINDS)}. "
         "These are synthetic phantoms, easy to tell apart: they show that the parts work together, not how well "
         "patients' volumes are retrieved."
     )
@@ -79,13 +79,13 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
     return 0
 
 
-def _refuse_strangers(archive: Path, labels: Path) -> None:
-    """Files of an earlier, larger demo, or of somebody else, would be indexed too, and are not ours to delete."""
+def _refuse_other_files(archive: Path, labels: Path) -> None:
+    """Refuse an archive with other files: they would be indexed too, and the demo must not delete them."""
     known = {archive / row["path"] for row in _read_table(labels)}
-    strangers = [path for path in archive.rglob("*") if path.is_file() and path not in known]
-    if strangers:
+    others = [path for path in archive.rglob("*") if path.is_file() and path not in known]
+    if others:
         raise UsageError(
-            f"{archive} holds {len(strangers)} files that this demo did not make, such as {strangers[0].name}: "
+            f"{archive} holds {len(others)} files that this demo did not make, such as {others[0].name}: "
             "name another folder, or remove it"
         )
 
@@ -102,7 +102,7 @@ def _read_table(labels: Path) -> list[dict[str, str]]:
 
 
 def _table(queries: Sequence[Query]) -> Table:
-    """One row a query, one column a rank: cosine and organ, in red where it is not the query's."""
+    """One row per query, one column per rank: cosine and organ, in red if it is not the query's."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # narrow enough for 80 columns
     table.add_column("query", style="bold")
     for rank in range(1, max(len(query.hits) for query in queries) + 1):

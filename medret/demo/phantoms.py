@@ -1,6 +1,6 @@
-"""A small archive made on the spot: synthetic volumes as .nii.gz, and a table of their labels.
+"""Make a small archive: synthetic volumes as .nii.gz, and a table of their labels.
 
-Nothing here comes from a patient. Each kind looks about like what its labels say; each subject has its own size, pose,
+Nothing here comes from a patient. Each kind looks roughly like what its labels say. Each subject has its own size, pose,
 outline, field of view, spacing, stored orientation, shading and noise.
 """
 
@@ -21,7 +21,7 @@ from medret.demo.shapes import Canvas, Field, Pose, smooth_noise
 
 @dataclass(frozen=True)
 class Kind:
-    """One sort of examination. field_mm: the field of view along x, y, z. shape: voxels along them."""
+    """One kind of examination. field_mm: the field of view along x, y, z. shape: voxels along them."""
 
     name: str
     modality: str
@@ -51,7 +51,7 @@ LABEL_COLUMNS = ("path", "subject", "modality", "body_region", "organ")
 def write_corpus(folder: Path, *, volumes_per_kind: int = 5, seed: int = 0) -> Path:
     """Write `volumes_per_kind` volumes of each kind below `folder`; returns the path of their labels.
 
-    The table stands beside the archive, as `<folder>-labels.csv`: the archive holds volumes and nothing else.
+    The table lies beside the archive, as `<folder>-labels.csv`: the archive holds only volumes.
     """
     labels = folder.with_name(f"{folder.name}-labels.csv")
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def write_corpus(folder: Path, *, volumes_per_kind: int = 5, seed: int = 0) -> P
 def write_phantom(path: Path, kind: str, seed: int, shape: tuple[int, int, int] | None = None) -> Path:
     """Write one volume of that kind as NIfTI-1 with int16 voxels; equal arguments give equal bytes.
 
-    shape: voxels along x, y, z in place of the kind's own; the field of view stays, so fewer voxels are larger ones.
+    shape: voxels along x, y, z instead of the kind's own; the field of view stays, so fewer voxels are larger.
     """
     voxels, spacing_mm, rng = phantom(kind, seed, shape)
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = -(np.array(voxels.shape) - 1) / 2 * spacing_mm + rng.uniform(-20, 20, 3)
     image = nib.Nifti1Image(voxels, affine)
-    stored = (("L", "R")[rng.integers(2)], ("P", "A")[rng.integers(2)], "S")  # scanners differ in how they store
+    stored = (("L", "R")[rng.integers(2)], ("P", "A")[rng.integers(2)], "S")  # scanners store different orientations
     image = image.as_reoriented(nib.orientations.axcodes2ornt(stored))
     image.header.set_sform(image.affine, code="scanner")
     image.header.set_qform(image.affine, code="scanner")
@@ -88,7 +88,7 @@ def write_phantom(path: Path, kind: str, seed: int, shape: tuple[int, int, int] 
 def phantom(
     kind: str, seed: int, shape: tuple[int, int, int] | None = None
 ) -> tuple[NDArray[np.int16], tuple[float, float, float], np.random.Generator]:
-    """Voxels (x, y, z) in RAS+ order, spacing_mm, and the subject's generator for what is still to be drawn."""
+    """Voxels (x, y, z) in RAS+ order, spacing_mm, and the subject's random generator for further draws."""
     what = KINDS[kind]
     rng = np.random.default_rng([seed, list(KINDS).index(kind)])
     shape = shape or _varied(rng, what.shape)
@@ -103,7 +103,7 @@ def phantom(
 
 
 def _varied(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Some voxels more or fewer along each axis, between 64 and 128."""
+    """A shape with up to 8 voxels more or fewer along each axis, between 64 and 128."""
     x, y, z = (int(np.clip(n + rng.integers(-8, 9), 64, 128)) for n in shape)
     return x, y, z
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.floating[Any]]  # one value a voxel, (x, y, z)
+Field = NDArray[np.floating[Any]]  # one value per voxel, (x, y, z)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Pose:
     """How one subject differs from the next.
 
     scale: body size along x, y, z, 1 on average. turn_rad: rotation about the z axis. shift_mm: of the body's
-    middle. warp_mm: how far outlines wander from the plain shapes. warp_reach_mm: over which distance.
+    middle. warp_mm: how far outlines deviate from the plain shapes. warp_reach_mm: the distance over which the deviation changes.
     """
 
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -70,7 +70,7 @@ class Canvas:
         self.shape = shape
         self.spacing_mm = spacing_mm
         self.rng = rng
-        self.edge_mm = float(max(spacing_mm[:2]))  # how soft an outline is: one voxel of partial volume
+        self.edge_mm = float(max(spacing_mm[:2]))  # softness of outlines: one voxel of partial volume
         axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm, strict=True)]
         grids = np.meshgrid(*axes, indexing="ij")
         moved = [grid - shift for grid, shift in zip(grids, pose.shift_mm, strict=True)]
@@ -89,7 +89,7 @@ class Canvas:
         return smooth_noise(self.rng, self.shape, cells)
 
     def inside(self, depth_mm: Field) -> Field:
-        """0 outside .. 1 inside, soft over one voxel, of a region given by its depth below the surface."""
+        """The 0..1 mask of a region given by depth below its surface: 0 outside, 1 inside, soft over one voxel."""
         return np.asarray(np.clip(depth_mm / self.edge_mm + 0.5, 0, 1))
 
     def ellipsoid(self, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Field:
@@ -108,7 +108,7 @@ class Canvas:
         return np.asarray(np.minimum.reduce([h - np.abs(at - c) for at, c, h in axes if np.isfinite(h)]))
 
     def paint(self, depth_mm: Field, value: float | Field, *, within: Field | None = None) -> None:
-        """Put `value` where depth is positive (and where `within`, a 0..1 mask, allows it)."""
+        """Paint `value` where depth is positive; `within`, a 0..1 mask, limits it further."""
         cover = self.inside(depth_mm)
         if within is not None:
             cover = cover * within
