@@ -1,7 +1,7 @@
 """`medret index` for a scheduler: ray job submit --working-dir . -- python jobs/reindex.py ARCHIVE STORE [options].
 
-It differs from `jobs/index.py` in the exit codes: a scheduler knows only 0 and failure, so volumes in quarantine (4) and
-a store that another run holds (5) become 0. A line on standard error says which it was.
+It differs from `jobs/index.py` in the exit codes: a scheduler knows only 0 and failure, so volumes in quarantine (4)
+and a store that another run holds (5) become 0. A line on standard error says which it was.
 """
 
 from __future__ import annotations

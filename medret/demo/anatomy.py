@@ -1,8 +1,8 @@
 """Six synthetic subjects: what each looks like in the image of its modality.
 
 Each function paints one subject onto a canvas, in Hounsfield units for CT and in arbitrary units (0 dark .. 1 bright)
-for MRI. They are cartoons: the right organs have about the right place, size and grey value. That is enough to try out a
-retrieval system, but not to judge one.
+for MRI. They are cartoons: the right organs have about the right place, size and grey value. That is enough to try out
+a retrieval system, but not to judge one.
 """
 
 from __future__ import annotations

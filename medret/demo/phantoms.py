@@ -1,7 +1,7 @@
 """Make a small archive: synthetic volumes as .nii.gz, and a table of their labels.
 
-Nothing here comes from a patient. Each kind looks roughly like what its labels say. Each subject has its own size, pose,
-outline, field of view, spacing, stored orientation, shading and noise.
+Nothing here comes from a patient. Each kind looks roughly like what its labels say. Each subject has its own size,
+pose, outline, field of view, spacing, stored orientation, shading and noise.
 """
 
 from __future__ import annotations
