@@ -33,7 +33,7 @@ class Query:
 
 
 def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
-    """Make a small archive below `folder`, index and search it, show the hits. Returns an exit code; raises MedretError."""
+    """Make a small archive below `folder`, index it, search it and show the hits; returns an exit code."""
     console = Terminal()
     folder = folder.resolve()
     archive, store = folder / "archive", folder / "store"
@@ -66,8 +66,8 @@ def run_demo(folder: Path, *, volumes_per_kind: int = 5, k: int = 5) -> int:
     same = [hit.labels["organ"] == query.organ for query in searched for hit in query.hits]
     console.print(
         f"{sum(same)} of the {len(same)} hits show the organ of their query; a random choice would "
-        f"reach 1 in {len(KINDS)}. These are synthetic phantoms, easy to tell apart: they show that the parts work together, not how well "
-        "patients' volumes are retrieved."
+        f"reach 1 in {len(KINDS)}. These are synthetic phantoms, easy to tell apart: they show that the parts work "
+        "together, not how well patients' volumes are retrieved."
     )
     page = folder / "page.html"
     results = [

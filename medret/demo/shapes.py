@@ -20,7 +20,7 @@ class Pose:
     """How one subject differs from the next.
 
     scale: body size along x, y, z, 1 on average. turn_rad: rotation about the z axis. shift_mm: of the body's
-    middle. warp_mm: how far outlines deviate from the plain shapes. warp_reach_mm: the distance over which that changes.
+    middle. warp_mm: how far outlines deviate from the plain shapes. warp_reach_mm: the reach of a deviation.
     """
 
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
