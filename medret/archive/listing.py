@@ -85,18 +85,18 @@ def list_archive(
     keep = [_matcher(pattern)] if pattern is not None else []
     drop = [_matcher(each) for each in exclude]
     location = Location(uri)
-    found = _find(location)
-    if not found:
+    entries = _find(location)
+    if not entries:
         raise NotFoundError(
             f"archive {location.uri} does not exist or holds no objects; expected a folder of NIfTI files"
         )
-    single = "" in found
+    single = "" in entries
     if single:
-        found = {posixpath.basename(location.root): found[""]}
+        entries = {posixpath.basename(location.root): entries[""]}
 
     objects: list[ArchiveObject] = []
     skipped: defaultdict[str, list[str]] = defaultdict(list)
-    for volume_id, entry in sorted(found.items()):
+    for volume_id, entry in sorted(entries.items()):
         rule = _skip_rule(volume_id, entry, masks=include_masks or single)
         if rule is None and any(matches(volume_id) for matches in drop):
             rule = "excluded"
@@ -112,7 +112,7 @@ def list_archive(
         location.uri,
         tuple(objects),
         {rule: len(paths) for rule, paths in skipped.items()},
-        tuple(sorted(path for path in found if _is_description(path))),
+        tuple(sorted(path for path in entries if _is_description(path))),
         {rule: tuple(map(escaped, skipped[rule][:_SHOWN])) for rule in _SURPRISING if rule in skipped},
     )
 
@@ -183,36 +183,36 @@ def _walk(root: str, beat: Beat) -> dict[str, Entry]:
         return {"": _file(status)}
     if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"archive {root} is neither a folder nor a file")
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     # Each folder with its real path and those of the folders above it: a link back to one of them is not followed.
     folders: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
     while folders:
         below, chain = folders.pop()
         try:
-            with os.scandir(f"{root}/{below}") as entries:
-                names = [entry.name for entry in entries]
+            with os.scandir(f"{root}/{below}") as scanned:
+                names = [entry.name for entry in scanned]
         except FileNotFoundError:  # removed since its parent was listed
             continue
         except OSError as error:
             if not below or not (isinstance(error, PermissionError) or _is_hidden(below)):
                 raise
-            found[below.rstrip("/")] = Entry({}, "no_access")
+            entries[below.rstrip("/")] = Entry({}, "no_access")
             continue
         for name in names:
             path = below + name
             try:
                 status = Path(root, path).stat()
             except OSError:  # a link to nothing, to itself or to a forbidden place: reported when it is read
-                found[path] = Entry({})
+                entries[path] = Entry({})
                 continue
             if stat.S_ISDIR(status.st_mode):
                 real = os.path.realpath(f"{root}/{path}")
                 if real not in chain:
                     folders.append((f"{path}/", (*chain, real)))
             else:
-                found[path] = _file(status)
+                entries[path] = _file(status)
             beat()
-    return found
+    return entries
 
 
 def _file(status: os.stat_result) -> Entry:

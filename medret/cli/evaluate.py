@@ -152,24 +152,24 @@ def run(arguments: argparse.Namespace) -> int:
         depth=arguments.depth,
         bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
     )
-    found = evaluate(snapshot, query_set, options, report)
+    evaluation = evaluate(snapshot, query_set, options, report)
     clear()
     if arguments.csv:
-        write_text(arguments.csv, found.to_csv())
+        write_text(arguments.csv, evaluation.to_csv())
     if arguments.html:
         from medret.evaluate.evaluation_report import report_page
 
-        write_text(arguments.html, report_page(snapshot, found))
+        write_text(arguments.html, report_page(snapshot, evaluation))
     if arguments.json:
-        say(json.dumps({**found.to_json(), "notes": late_notes(found)}, allow_nan=False))
+        say(json.dumps({**evaluation.to_json(), "notes": late_notes(evaluation)}, allow_nan=False))
     else:
-        _print(found)
+        _print(evaluation)
         for path in filter(None, (arguments.csv, arguments.html)):
             say(f"written: {path.resolve()}")
     for failure in query_set.failures:
         note(f"medret evaluate: {failure.reason}", logging.WARNING)
     if arguments.json:  # the table shows them too
-        for warning in found.warnings:
+        for warning in evaluation.warnings:
             note(f"medret evaluate: warning: {warning}", logging.WARNING)
     return 4 if query_set.failures else 0
 
@@ -205,77 +205,84 @@ def _names(path: Path | None) -> frozenset[str]:
     return frozenset(line.strip() for line in lines if line.strip())
 
 
-def _print(found: Evaluation) -> None:
-    """All of an evaluation that a person reads on the terminal."""
+def _print(evaluation: Evaluation) -> None:
+    """Print what a person reads of an evaluation on the terminal."""
     from medret.evaluate.figures import late_notes
     from medret.terminal import Terminal
 
     console = Terminal()
     console.print(
-        f"snapshot {found.snapshot}: {found.query_set.queries.num_rows} queries among "
-        f"{found.query_set.candidates.num_rows} volumes; only queries with at least {found.min_relevant} relevant "
-        "volumes left count (--min-relevant)",
+        f"snapshot {evaluation.snapshot}: {evaluation.query_set.queries.num_rows} queries among "
+        f"{evaluation.query_set.candidates.num_rows} volumes; only queries with at least {evaluation.min_relevant} "
+        "relevant volumes left count (--min-relevant)",
         soft_wrap=True,
     )
-    for exclude in found.excludes:
-        _print_arms(console, found, exclude)
+    for exclude in evaluation.excludes:
+        _print_configs(console, evaluation, exclude)
     console.print("* what `medret search` does when told nothing. ANN: recall@10 of the index against exact search")
-    for exclude in found.excludes:
-        for level in found.levels:
-            _print_classes(console, found, exclude, level)
-    for one in found.left_out:
-        if one.too_few_relevant or one.unlabelled:
-            classes = ", ".join(f"{name} {count}" for name, count in one.by_class.items())
-            unlabelled = f"; {one.unlabelled} without a label" if one.unlabelled else ""
+    for exclude in evaluation.excludes:
+        for level in evaluation.levels:
+            _print_classes(console, evaluation, exclude, level)
+    for at_level in evaluation.left_out:
+        if at_level.too_few_relevant or at_level.unlabelled:
+            classes = ", ".join(f"{name} {count}" for name, count in at_level.by_class.items())
+            unlabelled = f"; {at_level.unlabelled} without a label" if at_level.unlabelled else ""
             console.print(
-                f"not scored, {one.level}, exclude {one.exclude}: {one.too_few_relevant} queries"
+                f"not scored, {at_level.level}, exclude {at_level.exclude}: {at_level.too_few_relevant} queries"
                 f"{f' ({classes})' if classes else ''}{unlabelled}",
                 soft_wrap=True,
             )
-    for sentence in late_notes(found):
+    for sentence in late_notes(evaluation):
         console.print(f"note: {sentence}", soft_wrap=True)
-    for warning in found.warnings:
+    for warning in evaluation.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, style="yellow")
 
 
-def _print_arms(console: Terminal, found: Evaluation, exclude: str) -> None:
-    levels = [level for level in found.levels if found.figure(found.leading, exclude, level, "macro", "mAP")]
+def _print_configs(console: Terminal, evaluation: Evaluation, exclude: str) -> None:
+    levels = [
+        level for level in evaluation.levels if evaluation.figure(evaluation.leading, exclude, level, "macro", "mAP")
+    ]
     table = _table(f"exclude {exclude}: macro recall@1/mAP")
     table.add_column("search", no_wrap=True)
     table.add_column("ANN", justify="right", no_wrap=True)
     for level in levels:
         table.add_column(level, justify="right", no_wrap=True)
-    table.add_row("  chance", "", *(_pair(found, found.leading, exclude, one, chance=True) for one in levels))
-    for config in found.configs:
-        if config.by_slices and config.aggregation != found.configs[0].aggregation:
+    table.add_row(
+        "  chance", "", *(_pair(evaluation, evaluation.leading, exclude, level, chance=True) for level in levels)
+    )
+    for config in evaluation.configs:
+        if config.by_slices and config.aggregation != evaluation.configs[0].aggregation:
             continue  # the aggregation plays no part
-        recall = found.figure(config, exclude, "all", "all", "ann_recall@10")
+        recall = evaluation.figure(config, exclude, "all", "all", "ann_recall@10")
         name = f"* {config.label}" if config.default else f"  {config.label}"
-        cells = (_pair(found, config, exclude, level) for level in levels)
+        cells = (_pair(evaluation, config, exclude, level) for level in levels)
         table.add_row(name, short(recall.value) if recall else "", *cells, style="bold" if config.default else "")
     console.print(table)
 
 
-def _pair(found: Evaluation, config: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
-    rows = [found.figure(config, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
+def _pair(evaluation: Evaluation, config: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
+    rows = [evaluation.figure(config, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
     return "/".join(short(row.chance if chance else row.value) for row in rows if row)
 
 
-def _print_classes(console: Terminal, found: Evaluation, exclude: str, level: str) -> None:
-    names = [*found.classes_of(found.leading, exclude, level), "macro", "micro"]
-    rows = {name: [found.figure(found.leading, exclude, level, name, metric) for metric in COLUMNS] for name in names}
+def _print_classes(console: Terminal, evaluation: Evaluation, exclude: str, level: str) -> None:
+    names = [*evaluation.classes_of(evaluation.leading, exclude, level), "macro", "micro"]
+    rows = {
+        name: [evaluation.figure(evaluation.leading, exclude, level, name, metric) for metric in COLUMNS]
+        for name in names
+    }
     if not all(rows["macro"]):
         return
-    table = _table(f"{level}, exclude {exclude}: {found.leading.label}")
+    table = _table(f"{level}, exclude {exclude}: {evaluation.leading.label}")
     table.add_column("class", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     for metric in COLUMNS:
         for heading in (metric, "95 %", "chance"):
             table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
-        held = [row for row in figures if row]
-        cells = (cell for row in held for cell in _cells(row))
-        table.add_row(name, str(held[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
+        present = [row for row in figures if row]
+        cells = (cell for row in present for cell in _cells(row))
+        table.add_row(name, str(present[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
     console.print(table)
 
 

@@ -179,21 +179,21 @@ def run_duplicates(arguments: argparse.Namespace) -> int:
     from medret.search import open_snapshot
 
     snapshot = open_snapshot(arguments.store, arguments.snapshot)
-    found = find_duplicates(snapshot, arguments.at_least, arguments.model, arguments.aggregation, report)
+    duplicates = find_duplicates(snapshot, arguments.at_least, arguments.model, arguments.aggregation, report)
     clear()
     if arguments.list:
-        write_text(arguments.list, "".join(f"{name}\n" for name in found.to_leave_out()))
+        write_text(arguments.list, "".join(f"{name}\n" for name in duplicates.to_leave_out()))
     if arguments.json:
-        say(json.dumps({"store": snapshot.uri, "snapshot": snapshot.id, **found.to_json(snapshot.labels())}))
+        say(json.dumps({"store": snapshot.uri, "snapshot": snapshot.id, **duplicates.to_json(snapshot.labels())}))
     else:
-        _print_pairs(found, snapshot.labels(), arguments)
+        _print_pairs(duplicates, snapshot.labels(), arguments)
     return 0
 
 
-def _print_pairs(found: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -> None:
+def _print_pairs(duplicates: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -> None:
     from medret.evaluate.duplicates import labels_of
 
-    shown = found.pairs[:SHOWN]
+    shown = duplicates.pairs[:SHOWN]
     known = labels_of(labels, {name for pair in shown for name in (pair.first, pair.second)})
     for pair in shown:
         words = "copy  " if pair.copy else f"{pair.score:.4f}"
@@ -201,16 +201,19 @@ def _print_pairs(found: Duplicates, labels: pa.Table, arguments: argparse.Namesp
             values = ", ".join(str(value) for value in known[name].values() if value)
             say(f"{words}  {name}" + (f"  ({values})" if values else ""))
             words = " " * len(words)
-    if len(found.pairs) > SHOWN:
-        say(f"... and {len(found.pairs) - SHOWN} more: --json lists all")
-    leave_out = found.to_leave_out()
-    copies = sum(pair.copy for pair in found.pairs)
+    if len(duplicates.pairs) > SHOWN:
+        say(f"... and {len(duplicates.pairs) - SHOWN} more: --json lists all")
+    leave_out = duplicates.to_leave_out()
+    copies = sum(pair.copy for pair in duplicates.pairs)
     say(
-        f"{len(found.pairs)} pairs among {found.volumes} volumes, {copies} of them copies, the others at least "
-        f"{found.at_least:g} alike"
+        f"{len(duplicates.pairs)} pairs among {duplicates.volumes} volumes, {copies} of them copies, the others at "
+        f"least {duplicates.at_least:g} alike"
     )
-    if found.crowded:
-        note(f"{found.crowded} volumes have more near neighbours than were compared: raise --at-least", logging.WARNING)
+    if duplicates.crowded:
+        note(
+            f"{duplicates.crowded} volumes have more near neighbours than were compared: raise --at-least",
+            logging.WARNING,
+        )
     if leave_out:
         path = os.fspath(arguments.list) if arguments.list else "FILE"
         write = "written to" if arguments.list else "--list FILE writes"

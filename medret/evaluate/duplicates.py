@@ -100,8 +100,8 @@ def find_duplicates(
     crowded = 0
     for start in range(0, len(ids), BATCH):
         report(f"neighbours of {start}/{len(ids)} volumes")
-        found, full = _near(snapshot, ids[start : start + BATCH], at_least, model, aggregation)
-        cosines |= found
+        near, full = _near(snapshot, ids[start : start + BATCH], at_least, model, aggregation)
+        cosines |= near
         crowded += full
     copies = set(_copies(snapshot))
     pairs = []
@@ -122,7 +122,7 @@ def _near(
     """Cosines of near pairs that contain one of these volumes, and how many of these have too many neighbours."""
     index = HNSW if HNSW in snapshot.manifest.index_settings["kinds"] else EXACT
     everything = snapshot.labels().num_rows
-    found: dict[tuple[str, str], float] = {}
+    cosines: dict[tuple[str, str], float] = {}
     left, k = list(ids), NEIGHBOURS
     while left and k <= NEIGHBOURS_MAX:
         queries = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
@@ -133,11 +133,11 @@ def _near(
             near = [hit for hit in hits if hit.score >= at_least - ROUNDING]
             for hit in near:
                 first, second = sorted((name, hit.volume_id))
-                found[first, second] = min(hit.score, 1.0)
+                cosines[first, second] = min(hit.score, 1.0)
             if len(near) == k < everything - 1:
                 full.append(name)
         left, k = full, 2 * k
-    return found, len(left)
+    return cosines, len(left)
 
 
 def _copies(snapshot: Snapshot) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,16 @@ from medret.evaluate.levels import Options, exclude_names, find_confounds, level
 from medret.evaluate.metrics import METRICS, RANKS_MIN
 from medret.evaluate.query_sets import QuerySet
 from medret.evaluate.relevance import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
-from medret.evaluate.scoring import RECALL_K, Ranking, Scope, Tally, neighbours_found, rank, scope_of, spliced
+from medret.evaluate.scoring import (
+    RECALL_K,
+    Ranking,
+    ScoredQueries,
+    Tally,
+    neighbours_found,
+    rank,
+    scored_queries,
+    spliced,
+)
 from medret.index import EXACT
 from medret.search import Snapshot
 from medret.search.options import LATE, VOLUME, SearchOptions
@@ -47,28 +56,31 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
     ]
     warnings: list[str] = []
     confounds = find_confounds(query_set, levels, options.sources)
-    warnings += [found.message for found in confounds if found.warns]
+    warnings += [confounded.message for confounded in confounds if confounded.warns]
     exclusions = [
-        exclusion_of(name, query_set.queries, query_set.candidates, query_set.own)
+        exclusion_of(name, query_set.queries, query_set.candidates, query_set.self_candidates)
         for name in exclude_names(query_set, options, confounds, warnings)
     ]
     batch = max(1, BATCH_PAIRS // max(query_set.candidates.num_rows, 1))
-    scopes = {
-        exclusion.column: [scope_of(level, exclusion, options.min_relevant, batch) for level in levels]
+    scored_by_exclusion = {
+        exclusion.column: [scored_queries(level, exclusion, options.min_relevant, batch) for level in levels]
         for exclusion in exclusions
     }
-    left_out = [_left_out_of(exclude, scope) for exclude, at_levels in scopes.items() for scope in at_levels]
-    if not any(one.counted for one in left_out):
+    left_out = [
+        _left_out_of(exclude, queries) for exclude, at_levels in scored_by_exclusion.items() for queries in at_levels
+    ]
+    if not any(at_level.counted for at_level in left_out):
         raise UsageError(
             f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
-            f"{', '.join(scopes)}; try a smaller --min-relevant or another --exclude"
+            f"{', '.join(scored_by_exclusion)}; try a smaller --min-relevant or another --exclude"
         )
     warnings += [
-        f"{one.level}, exclude {one.exclude}: no query has {options.min_relevant} relevant volumes left, so no figures"
-        for one in left_out
-        if not one.counted
+        f"{at_level.level}, exclude {at_level.exclude}: no query has {options.min_relevant} relevant volumes left, "
+        "so no figures"
+        for at_level in left_out
+        if not at_level.counted
     ]
-    work = _Work(snapshot, query_set, options, exclusions, scopes, leading_config(configs), report)
+    work = _Work(snapshot, query_set, options, exclusions, scored_by_exclusion, leading_config(configs), report)
     rows = work.run(configs)
     return Evaluation(
         store=snapshot.uri,
@@ -77,7 +89,7 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
         configs=configs,
         leading=work.leading,
         levels=[level.name for level in levels],
-        excludes=list(scopes),
+        excludes=list(scored_by_exclusion),
         classes={level.name: class_counts(query_set.candidates, level.name) for level in levels},
         left_out=left_out,
         warnings=warnings,
@@ -91,18 +103,18 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
     )
 
 
-def _left_out_of(exclude: str, scope: Scope) -> LeftOut:
-    """Count the queries that a scope does not score."""
-    few = scope.labelled & ~scope.counted
-    by_class = zip(scope.level.classes, scope.level.queries[few].sum(axis=0).tolist(), strict=True)
+def _left_out_of(exclude: str, queries: ScoredQueries) -> LeftOut:
+    """Count the queries of a level that are not scored."""
+    few = queries.labelled & ~queries.counted
+    by_class = zip(queries.level.classes, queries.level.queries[few].sum(axis=0).tolist(), strict=True)
     return LeftOut(
         exclude=exclude,
-        level=scope.level.name,
-        counted=int(scope.counted.sum()),
-        classes=int(scope.level.queries[scope.counted].any(axis=0).sum()),
+        level=queries.level.name,
+        counted=int(queries.counted.sum()),
+        classes=int(queries.level.queries[queries.counted].any(axis=0).sum()),
         too_few_relevant=int(few.sum()),
         by_class={name: count for name, count in by_class if count},
-        unlabelled=int((~scope.labelled).sum()),
+        unlabelled=int((~queries.labelled).sum()),
     )
 
 
@@ -115,12 +127,12 @@ class _Work:
         query_set: QuerySet,
         options: Options,
         exclusions: Sequence[Exclusion],
-        scopes: dict[str, list[Scope]],
+        scored_by_exclusion: dict[str, list[ScoredQueries]],
         leading: SearchConfig,
         report: Report,
     ) -> None:
         self._snapshot, self._query_set, self._options = snapshot, query_set, options
-        self._exclusions, self._scopes, self._report = exclusions, scopes, report
+        self._exclusions, self._scored, self._report = exclusions, scored_by_exclusion, report
         self._ids: list[str] = query_set.candidates["volume_id"].to_pylist()
         self._number_of = {volume_id: number for number, volume_id in enumerate(self._ids)}
         self._subjects = subject_numbers(query_set.queries)
@@ -157,8 +169,8 @@ class _Work:
             for exclusion in self._exclusions:
                 words = f"{group[0].label}, {'/'.join(config.index for config in group)}, exclude {exclusion.column}"
                 self._report(f"{number}/{len(groups)} {words}")
-                for config, found in self._score(group, exclusion).items():
-                    rows.setdefault(replace(config, default=False), []).extend(found)
+                for config, scored in self._score(group, exclusion).items():
+                    rows.setdefault(replace(config, default=False), []).extend(scored)
         self._query_set.forget()
         return [
             replace(row, aggregation=config.aggregation, default=config.default)
@@ -168,8 +180,8 @@ class _Work:
 
     def _score(self, group: Sequence[SearchConfig], exclusion: Exclusion) -> dict[SearchConfig, list[Row]]:
         """Score configurations that differ only in the index: each is also compared with exact search."""
-        scopes = self._scopes[exclusion.column]
-        tallies = {config: [Tally(scope) for scope in scopes] for config in group}
+        queries_at_levels = self._scored[exclusion.column]
+        tallies = {config: [Tally(queries) for queries in queries_at_levels] for config in group}
         shares = {config: np.full(len(self._subjects), np.nan) for config in group if config.index != EXACT}
         tops: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         exact_arm = replace(group[0], index=EXACT)
@@ -193,7 +205,7 @@ class _Work:
         if tops:
             hits, scores = (np.concatenate(parts) for parts in zip(*tops, strict=True))
             config = next(config for config in group if self._leads(config))
-            values = {tally.scope.level.name: tally.values for tally in tallies[config]}
+            values = {tally.queries.level.name: tally.values for tally in tallies[config]}
             self.details[exclusion.column] = Detail(hits, scores, values)
         return {config: self._rows(config, exclusion, tallies[config], shares.get(config)) for config in group}
 
@@ -224,10 +236,10 @@ class _Work:
     ) -> list[Row]:
         rows = []
         for tally in tallies:
-            if not tally.scope.counted.any():
+            if not tally.queries.counted.any():
                 continue
             means = tally.averages(self._subjects, self.depth(config.index), self._options.bootstrap)
-            level = tally.scope.level
+            level = tally.queries.level
             rows += [
                 row_of(config, exclusion.column, level.name, name, metric.name, means, at, number)
                 for at, name in enumerate((MACRO, MICRO, *level.classes))

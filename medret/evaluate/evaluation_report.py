@@ -34,34 +34,34 @@ HITS_SHOWN = 5
 WORST_PER_CLASS = 2
 
 
-def report_page(snapshot: Snapshot, found: Evaluation, title: str = "How well this archive is searched") -> str:
+def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How well this archive is searched") -> str:
     """Render the page. Slices are read from the archive; a file that is out of reach leaves a note in its place."""
-    scored = _scored(found)
+    scored = _scored(evaluation)
     level = "organ" if any(name == "organ" for _, name in scored) else scored[0][1]
     gallery_exclude = next(exclude for exclude, name in scored if name == level)
-    best, worst = _best_and_worst(found, gallery_exclude, level)
-    best_gallery, worst_gallery = _galleries(snapshot, found, gallery_exclude, level, (best, worst))
+    best, worst = _best_and_worst(evaluation, gallery_exclude, level)
+    best_gallery, worst_gallery = _galleries(snapshot, evaluation, gallery_exclude, level, (best, worst))
     shown = {
-        "facts": _facts(snapshot, found),
-        "warnings": _warnings(snapshot, found),
+        "facts": _facts(snapshot, evaluation),
+        "warnings": _warnings(snapshot, evaluation),
         "scored": scored,
         "level": level,
-        "headline": [_headline(found, exclude, name) for exclude, name in scored],
-        "recalls": [_recall_plot(found, exclude, name) for exclude, name in scored],
-        "confusions": [_confusion_plot(found, exclude, name) for exclude, name in scored if name == level],
-        "map": _map(snapshot, found, level),
+        "headline": [_headline(evaluation, exclude, name) for exclude, name in scored],
+        "recalls": [_recall_plot(evaluation, exclude, name) for exclude, name in scored],
+        "confusions": [_confusion_plot(evaluation, exclude, name) for exclude, name in scored if name == level],
+        "map": _map(snapshot, evaluation, level),
         "gallery_exclude": gallery_exclude,
         "best": best_gallery,
         "worst": worst_gallery,
-        "chances": [_pair(found, found.leading, place, chance=True) for place in scored],
-        "configs": [_config(found, config, scored) for config in _distinct_configs(found)],
-        "notes": late_notes(found),
+        "chances": [_pair(evaluation, evaluation.leading, place, chance=True) for place in scored],
+        "configs": [_config(evaluation, config, scored) for config in _distinct_configs(evaluation)],
+        "notes": late_notes(evaluation),
         "class_metrics": CLASS_METRICS,
-        "classes": [_classes(found, exclude, name) for exclude, name in scored],
-        "footer": _footer(snapshot, found),
+        "classes": [_classes(evaluation, exclude, name) for exclude, name in scored],
+        "footer": _footer(snapshot, evaluation),
     }
     values = {"words": _words, "among": _among, "counts": _counts, "image_size": IMAGE_SIZE}
-    return render("report.html.j2", title=title, found=found, shown=shown, **values)
+    return render("report.html.j2", title=title, found=evaluation, shown=shown, **values)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -81,33 +81,33 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _facts(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
+def _facts(snapshot: Snapshot, evaluation: Evaluation) -> dict[str, str]:
     return {
         "archive": snapshot.manifest.archive_uri,
-        "volumes": str(found.query_set.candidates.num_rows),
-        "queries": str(found.query_set.queries.num_rows),
-        "searched as": found.leading.label,
+        "volumes": str(evaluation.query_set.candidates.num_rows),
+        "queries": str(evaluation.query_set.queries.num_rows),
+        "searched as": evaluation.leading.label,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _warnings(snapshot: Snapshot, found: Evaluation) -> list[str]:
+def _warnings(snapshot: Snapshot, evaluation: Evaluation) -> list[str]:
     random = [entry.model for entry in snapshot.manifest.recipes if entry.random_weights]
     warnings = [f"{name}: random weights, for trying things out. Such figures say nothing." for name in random]
-    warnings += found.warnings
-    failures = found.query_set.failures
+    warnings += evaluation.warnings
+    failures = evaluation.query_set.failures
     if failures:
         names = ", ".join(failure.query for failure in failures)
         warnings.append(f"{len(failures)} query files could not be used and are in no figure: {names}")
     return warnings
 
 
-def _footer(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
-    recipe = snapshot.recipe(found.leading.model)
+def _footer(snapshot: Snapshot, evaluation: Evaluation) -> dict[str, str]:
+    recipe = snapshot.recipe(evaluation.leading.model)
     slices, model = recipe.slices, recipe.model
-    ranks = ", ".join(f"{index} {depth}" for index, depth in found.depths.items())
+    ranks = ", ".join(f"{index} {depth}" for index, depth in evaluation.depths.items())
     return {
-        "snapshot": f"{found.snapshot} of {found.store}",
+        "snapshot": f"{evaluation.snapshot} of {evaluation.store}",
         "recipe": f"{recipe.digest}: slices {slices.slices}, planes {', '.join(slices.planes)}, crop {slices.crop}, "
         f"CT window {slices.ct_window}, other percentiles {slices.percentiles[0]:g} to {slices.percentiles[1]:g}; "
         f"{model.name} at {model.image_size} px, {model.precision}, weights {model.weights_sha256[:16]}",
@@ -119,74 +119,74 @@ def _footer(snapshot: Snapshot, found: Evaluation) -> dict[str, str]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _scored(found: Evaluation) -> list[tuple[str, str]]:
+def _scored(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The (exclude, level) pairs that have figures."""
-    pairs = [(exclude, level) for level in found.levels for exclude in found.excludes]
-    return [pair for pair in pairs if found.figure(found.leading, *pair, MACRO, "mAP")]
+    pairs = [(exclude, level) for level in evaluation.levels for exclude in evaluation.excludes]
+    return [pair for pair in pairs if evaluation.figure(evaluation.leading, *pair, MACRO, "mAP")]
 
 
-def _rows(found: Evaluation, exclude: str, level: str, class_: str, metrics: Sequence[str]) -> list[Row]:
-    rows = (found.figure(found.leading, exclude, level, class_, metric) for metric in metrics)
+def _rows(evaluation: Evaluation, exclude: str, level: str, class_: str, metrics: Sequence[str]) -> list[Row]:
+    rows = (evaluation.figure(evaluation.leading, exclude, level, class_, metric) for metric in metrics)
     return [row for row in rows if row]
 
 
-def _headline(found: Evaluation, exclude: str, level: str) -> dict[str, Any]:
+def _headline(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
     """Macro figures of the leading configuration."""
-    classes = len(found.classes_of(found.leading, exclude, level))
-    figures = _rows(found, exclude, level, MACRO, HEADLINE)
+    classes = len(evaluation.classes_of(evaluation.leading, exclude, level))
+    figures = _rows(evaluation, exclude, level, MACRO, HEADLINE)
     return {"level": level, "exclude": exclude, "classes": classes, "figures": figures}
 
 
-def _classes(found: Evaluation, exclude: str, level: str) -> dict[str, Any]:
+def _classes(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
     """Figures of every class, then of the means."""
-    names = [*found.classes_of(found.leading, exclude, level), MACRO, MICRO]
-    rows = [(name, _rows(found, exclude, level, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
+    names = [*evaluation.classes_of(evaluation.leading, exclude, level), MACRO, MICRO]
+    rows = [(name, _rows(evaluation, exclude, level, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
     return {"level": level, "exclude": exclude, "rows": rows}
 
 
-def _distinct_configs(found: Evaluation) -> list[SearchConfig]:
+def _distinct_configs(evaluation: Evaluation) -> list[SearchConfig]:
     """The configurations, each once: the aggregation plays no part where slices are searched."""
-    first = found.configs[0].aggregation
-    return [config for config in found.configs if not config.by_slices or config.aggregation == first]
+    first = evaluation.configs[0].aggregation
+    return [config for config in evaluation.configs if not config.by_slices or config.aggregation == first]
 
 
-def _config(found: Evaluation, config: SearchConfig, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    recall = found.figure(config, found.excludes[0], ALL, ALL, ANN_RECALL)
-    figures = [_pair(found, config, place) for place in scored]
+def _config(evaluation: Evaluation, config: SearchConfig, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    recall = evaluation.figure(config, evaluation.excludes[0], ALL, ALL, ANN_RECALL)
+    figures = [_pair(evaluation, config, place) for place in scored]
     return {"config": config, "recall": f"{recall.value:.3f}" if recall else "exact", "figures": figures}
 
 
-def _pair(found: Evaluation, config: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
-    rows = [found.figure(config, *place, MACRO, metric) for metric in ("recall@1", "mAP")]
+def _pair(evaluation: Evaluation, config: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
+    rows = [evaluation.figure(config, *place, MACRO, metric) for metric in ("recall@1", "mAP")]
     return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows if row)
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _recall_plot(found: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
+def _recall_plot(evaluation: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
     rows = []
-    for name in [MACRO, *found.classes_of(found.leading, exclude, level)]:
-        for row in _rows(found, exclude, level, name, ["recall@1"]):
+    for name in [MACRO, *evaluation.classes_of(evaluation.leading, exclude, level)]:
+        for row in _rows(evaluation, exclude, level, name, ["recall@1"]):
             figures = (row.value, row.low, row.high, row.chance)
             rows.append(Bar(name, row.n, *figures, row.has_interval, name == MACRO))
     heading = f"{_words(level)}, among {_among(exclude)}"
     return heading, bars(rows, f"recall@1 by class: {heading}")
 
 
-def _confusion_plot(found: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
+def _confusion_plot(evaluation: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
     heading = f"among {_among(exclude)}"
-    return heading, matrix(*confusion(found, exclude, level), f"Confusion of {_words(level)}, {heading}")
+    return heading, matrix(*confusion(evaluation, exclude, level), f"Confusion of {_words(level)}, {heading}")
 
 
-def confusion(found: Evaluation, exclude: str, level: str) -> tuple[NDArray[np.int64], list[str], list[str]]:
+def confusion(evaluation: Evaluation, exclude: str, level: str) -> tuple[NDArray[np.int64], list[str], list[str]]:
     """Count the first hit's class (columns) by the query's class (rows), over the queries that were scored.
 
     A query of several classes counts in each; a relevant first hit counts as the query's class.
     """
-    detail = found.details[exclude]
+    detail = evaluation.details[exclude]
     of_queries, of_candidates = (
-        text_column(table, level) for table in (found.query_set.queries, found.query_set.candidates)
+        text_column(table, level) for table in (evaluation.query_set.queries, evaluation.query_set.candidates)
     )
     pairs: list[tuple[str, str]] = []
     for row in np.flatnonzero(~np.isnan(detail.values[level][:, 0])):
@@ -203,12 +203,12 @@ def confusion(found: Evaluation, exclude: str, level: str) -> tuple[NDArray[np.i
     return counts, rows, columns
 
 
-def _map(snapshot: Snapshot, found: Evaluation, level: str) -> dict[str, Any]:
+def _map(snapshot: Snapshot, evaluation: Evaluation, level: str) -> dict[str, Any]:
     """Volume vectors in two dimensions. Colours are the classes, the most frequent first; shapes the modalities."""
-    labels, config = found.query_set.candidates, found.leading
+    labels, config = evaluation.query_set.candidates, evaluation.leading
     rows = np.arange(labels.num_rows)
     if len(rows) > POINTS_MAX:
-        rows = np.sort(np.random.default_rng(found.bootstrap.seed).choice(rows, POINTS_MAX, replace=False))
+        rows = np.sort(np.random.default_rng(evaluation.bootstrap.seed).choice(rows, POINTS_MAX, replace=False))
     ids = labels["volume_id"].to_pylist()
     queries = [snapshot.resolve(ids[row], model=config.model, aggregation=config.aggregation) for row in rows]
     places, variance = principal_components(np.array([query.volume for query in queries], np.float64))
@@ -272,19 +272,19 @@ class _Picture:
     note: str
 
 
-def _best_and_worst(found: Evaluation, exclude: str, level: str) -> tuple[list[int], list[int]]:
+def _best_and_worst(evaluation: Evaluation, exclude: str, level: str) -> tuple[list[int], list[int]]:
     """The queries of the best and the worst average precision: of different subjects, and of several classes."""
-    precision = found.details[exclude].values[level][:, NAMES.index("mAP")]
+    precision = evaluation.details[exclude].values[level][:, NAMES.index("mAP")]
     counted = np.flatnonzero(~np.isnan(precision))
     order = counted[np.argsort(-precision[counted], kind="stable")]
-    best = _spread(found, level, order.tolist(), 1)
-    return best, _spread(found, level, [row for row in order[::-1].tolist() if row not in best], WORST_PER_CLASS)
+    best = _spread(evaluation, level, order.tolist(), 1)
+    return best, _spread(evaluation, level, [row for row in order[::-1].tolist() if row not in best], WORST_PER_CLASS)
 
 
-def _spread(found: Evaluation, level: str, rows: Sequence[int], per_class: int) -> list[int]:
+def _spread(evaluation: Evaluation, level: str, rows: Sequence[int], per_class: int) -> list[int]:
     """The first few rows, no two of the same subject and at most `per_class` of a class."""
-    classes = text_column(found.query_set.queries, level)
-    subjects = text_column(found.query_set.queries, SUBJECT)
+    classes = text_column(evaluation.query_set.queries, level)
+    subjects = text_column(evaluation.query_set.queries, SUBJECT)
     chosen: list[int] = []
     for row in rows:
         of_class = sum(classes[other] == classes[row] for other in chosen)
@@ -295,15 +295,15 @@ def _spread(found: Evaluation, level: str, rows: Sequence[int], per_class: int) 
 
 
 def _galleries(
-    snapshot: Snapshot, found: Evaluation, exclude: str, level: str, galleries: Sequence[Sequence[int]]
+    snapshot: Snapshot, evaluation: Evaluation, exclude: str, level: str, galleries: Sequence[Sequence[int]]
 ) -> list[list[list[_Picture]]]:
     """Per gallery and query: its picture, then those of its first hits. Every volume is read once."""
-    detail, labels = found.details[exclude], found.query_set
+    detail, labels = evaluation.details[exclude], evaluation.query_set
     classes = text_column(labels.candidates, level)
     hits = {row: [int(hit) for hit in detail.hits[row][:HITS_SHOWN] if hit >= 0] for rows in galleries for row in rows}
     requests = {("query", row): _request(labels.queries, row) for row in hits}
     requests |= {("hit", hit): _request(labels.candidates, hit) for shown in hits.values() for hit in shown}
-    images = snapshot.read_images(list(requests.values()), found.leading.model)
+    images = snapshot.read_images(list(requests.values()), evaluation.leading.model)
 
     def picture(side: str, row: int, kind: str, note: str) -> _Picture:
         table = labels.queries if side == "query" else labels.candidates

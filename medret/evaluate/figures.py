@@ -148,9 +148,11 @@ class Evaluation:
 
     def classes_of(self, config: SearchConfig, exclude: str, level: str) -> list[str]:
         """The classes that have figures, sorted."""
-        wanted = (config.model, config.aggregation, config.index, config.mode)
-        found = {row.class_ for row in self.rows if (row.config, row.exclude, row.level) == (wanted, exclude, level)}
-        return sorted(found - {MACRO, MICRO, ALL})
+        searched = (config.model, config.aggregation, config.index, config.mode)
+        classes = {
+            row.class_ for row in self.rows if (row.config, row.exclude, row.level) == (searched, exclude, level)
+        }
+        return sorted(classes - {MACRO, MICRO, ALL})
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as a JSON object."""
@@ -166,10 +168,10 @@ class Evaluation:
             "depths": dict(self.depths),
             "bootstrap": {**asdict(self.bootstrap), "over": "subjects", "interval": "percentile, 95 %"},
             "classes": {level: dict(counts) for level, counts in self.classes.items()},
-            "left_out": [asdict(one) for one in self.left_out],
+            "left_out": [asdict(at_level) for at_level in self.left_out],
             "warnings": list(self.warnings),
-            "confounds": [one.to_json() for one in self.confounds],
-            "failed_queries": [asdict(one) for one in self.query_set.failures],
+            "confounds": [confound.to_json() for confound in self.confounds],
+            "failed_queries": [asdict(failure) for failure in self.query_set.failures],
             "seconds": round(self.seconds, 3),
             "rows": [row.to_json() for row in self.rows],
         }
@@ -177,54 +179,57 @@ class Evaluation:
     def to_csv(self) -> str:
         """The rows as CSV text."""
         rows = [row.to_json() for row in self.rows]
-        names = [one.name.rstrip("_") for one in fields(Row)]
+        names = [field.name.rstrip("_") for field in fields(Row)]
         return csv_text(names, ([row[name] for name in names] for row in rows))
 
 
 METRIC = "recall@1"
 
 
-def late_notes(found: Evaluation) -> list[str]:
+def late_notes(evaluation: Evaluation) -> list[str]:
     """One sentence per model, level and exclusion at which another mode has a better macro recall@1 than late."""
     notes: list[str] = []
-    for late in _late_arms(found):
-        for exclude in found.excludes:
-            for level in found.levels:
-                notes += _compared(found, late, exclude, level)
+    for late in _late_configs(evaluation):
+        for exclude in evaluation.excludes:
+            for level in evaluation.levels:
+                notes += _compared(evaluation, late, exclude, level)
     return notes
 
 
-def _late_arms(found: Evaluation) -> Iterator[SearchConfig]:
+def _late_configs(evaluation: Evaluation) -> Iterator[SearchConfig]:
     """One late-interaction configuration per model, preferring the exact index."""
-    for model in dict.fromkeys(config.model for config in found.configs):
-        late = [config for config in found.configs if (config.model, config.mode) == (model, LATE)]
+    for model in dict.fromkeys(config.model for config in evaluation.configs):
+        late = [config for config in evaluation.configs if (config.model, config.mode) == (model, LATE)]
         if late:
             yield min(late, key=lambda config: config.index != EXACT)
 
 
-def _compared(found: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
-    mine = found.figure(late, exclude, level, MACRO, METRIC)
+def _compared(evaluation: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
+    late_figure = evaluation.figure(late, exclude, level, MACRO, METRIC)
     for mode in (VOLUME, VOTE):
         config = replace(late, mode=mode)
-        theirs = found.figure(config, exclude, level, MACRO, METRIC)
-        if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:
+        other_figure = evaluation.figure(config, exclude, level, MACRO, METRIC)
+        if late_figure is None or other_figure is None or late_figure.value >= other_figure.value - 1e-9:
             continue
         classes = [
-            _difference(found, late, config, exclude, level, name) for name in found.classes_of(late, exclude, level)
+            _difference(evaluation, late, config, exclude, level, name)
+            for name in evaluation.classes_of(late, exclude, level)
         ]
-        apart = "their intervals do not overlap" if mine.high < theirs.low else "their intervals overlap"
-        if not (mine.has_interval and theirs.has_interval):
+        apart = "their intervals do not overlap" if late_figure.high < other_figure.low else "their intervals overlap"
+        if not (late_figure.has_interval and other_figure.has_interval):
             apart = "without intervals: a class has one subject"
         yield (
-            f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {mine.value:.3f}, {mode} "
-            f"{theirs.value:.3f} ({apart}); worse for {', '.join(filter(None, classes))}"
+            f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {late_figure.value:.3f}, {mode} "
+            f"{other_figure.value:.3f} ({apart}); worse for {', '.join(filter(None, classes))}"
         )
 
 
-def _difference(found: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str) -> str:
+def _difference(
+    evaluation: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str
+) -> str:
     """Name a class for which late has fewer queries whose first hit is right; else empty."""
-    mine, theirs = (found.figure(config, exclude, level, name, METRIC) for config in (late, other))
-    if mine is None or theirs is None or mine.value >= theirs.value - 1e-9:
+    late_figure, other_figure = (evaluation.figure(config, exclude, level, name, METRIC) for config in (late, other))
+    if late_figure is None or other_figure is None or late_figure.value >= other_figure.value - 1e-9:
         return ""
-    right = [round(row.value * row.n) for row in (mine, theirs)]
-    return f"{name} ({right[0]} of {mine.n} queries right, {other.mode} {right[1]})"
+    right = [round(row.value * row.n) for row in (late_figure, other_figure)]
+    return f"{name} ({right[0]} of {late_figure.n} queries right, {other.mode} {right[1]})"

@@ -55,15 +55,15 @@ def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> li
     for name in options.levels:
         if name not in query_set.candidates.column_names:
             raise UsageError(f"level '{name}' is not a label of {snapshot.uri}, which has {_names(query_set)}")
-    wanted = list(dict.fromkeys(options.levels or LEVELS))
+    requested = list(dict.fromkeys(options.levels or LEVELS))
     sides = (query_set.queries, query_set.candidates)
-    found = [name for name in wanted if all(any(text_column(side, name)) for side in sides)]
-    if not found:
+    scored = [name for name in requested if all(any(text_column(side, name)) for side in sides)]
+    if not scored:
         raise UsageError(
-            f"{snapshot.uri}: nothing can be scored, because no volume has a label of {', '.join(wanted)}; "
+            f"{snapshot.uri}: nothing can be scored, because no volume has a label of {', '.join(requested)}; "
             "index with --labels TABLE"
         )
-    return found
+    return scored
 
 
 def exclude_names(
@@ -74,16 +74,16 @@ def exclude_names(
     for name in (*options.excludes, *(source for source in options.sources if source != SOURCE)):
         if name not in known:
             raise UsageError(f"--exclude or --source '{name}' is no label of the store, which has {_names(query_set)}")
-    wanted = list(options.excludes) or [SUBJECT]
-    if SUBJECT in wanted and not any(text_column(query_set.candidates, SUBJECT)):
+    columns = list(options.excludes) or [SUBJECT]
+    if SUBJECT in columns and not any(text_column(query_set.candidates, SUBJECT)):
         warnings.append("no volume has a subject: each volume counts as a subject of its own, and only it is left out")
-        wanted = [SELF if name == SUBJECT else name for name in wanted]
-    wanted = list(dict.fromkeys([*wanted, *(found.source for found in confounds if found.warns)]))
-    for name in wanted:
+        columns = [SELF if name == SUBJECT else name for name in columns]
+    columns = list(dict.fromkeys([*columns, *(confounded.source for confounded in confounds if confounded.warns)]))
+    for name in columns:
         missing = 0 if name == SELF else text_column(query_set.queries, name).count(None)
         if missing:
             warnings.append(f"{missing} queries have no {name}: of each of them its own volume alone is left out")
-    return wanted
+    return columns
 
 
 def _names(query_set: QuerySet) -> str:
@@ -152,7 +152,7 @@ def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
         counts[value] += 1
     if len(origins) < 2 or len(by_source) < 2:
         return None
-    single = tuple(sorted(value for value, found in origins.items() if len(found) == 1))
+    single = tuple(sorted(value for value, sources in origins.items() if len(sources) == 1))
     share = sum(counts[value] for value in single) / len(pairs)
     predicted = sum(_right(classes) for classes in by_source.values()) / len(pairs)
     floor = max(counts.values()) / len(pairs)

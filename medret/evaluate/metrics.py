@@ -70,14 +70,14 @@ def _measure(metric: Metric, judged: JudgedRanking) -> Floats:
     first = judged.relevant[:, :cut].astype(np.float64)
     if not first.shape[1]:
         return np.zeros(len(first))
-    found: Floats = first.sum(axis=1)
+    hits: Floats = first.sum(axis=1)
     match metric.form:
         case "recall@1" | "hit":
-            return np.minimum(found, 1.0)
+            return np.minimum(hits, 1.0)
         case "recall":
-            return found / judged.total
+            return hits / judged.total
         case "precision":
-            return found / metric.cut
+            return hits / metric.cut
         case "mAP":
             precision = np.cumsum(first, axis=1) / np.arange(1, first.shape[1] + 1)
             average: Floats = (precision * first).sum(axis=1) / judged.total

@@ -36,14 +36,15 @@ class Failure:
 class QuerySet:
     """Queries and candidates.
 
-    queries, candidates: label tables (volume_id, uri, subject, ...), one row per volume. own: per query, the candidates
-    that are the query itself. resolve: returns the vectors of a query. failures: files that cannot be queries.
+    queries, candidates: label tables (volume_id, uri, subject, ...), one row per volume.
+    self_candidates: per query, the candidates that are the query itself.
+    resolve: returns the vectors of a query. failures: files that cannot be queries.
     excluded: volumes of the snapshot that are not candidates.
     """
 
     queries: pa.Table
     candidates: pa.Table
-    own: Sequence[Sequence[int]]
+    self_candidates: Sequence[Sequence[int]]
     resolve: Resolve
     failures: tuple[Failure, ...] = ()
     excluded: frozenset[str] = frozenset()
@@ -53,7 +54,7 @@ class QuerySet:
 
     def vectors(self, rows: NDArray[np.int64], model: str, aggregation: str) -> list[QueryVectors]:
         """The vectors of these queries; those of small sets are kept, because every configuration needs them."""
-        found = []
+        vectors_of_rows = []
         for row in rows.tolist():
             key = (row, model, aggregation)
             vectors = self._kept.get(key)
@@ -61,8 +62,8 @@ class QuerySet:
                 vectors = self.resolve(*key)
                 if self.queries.num_rows <= self.KEPT_MAX:
                     self._kept[key] = vectors
-            found.append(vectors)
-        return found
+            vectors_of_rows.append(vectors)
+        return vectors_of_rows
 
     def forget(self) -> None:
         """Drop the vectors that were kept."""
@@ -121,57 +122,59 @@ def file_queries(
     join = read_labels(labels_uri, listing)
     if join.mismatch:
         raise UsageError(join.mismatch)
-    known = {one.volume_id: join.labels.get(one.volume_id, Labels()) for one in listing.objects}
+    known = {file.volume_id: join.labels.get(file.volume_id, Labels()) for file in listing.objects}
     first = configs_of(snapshot, selection)[0]
     encoded: dict[tuple[str, str, str], QueryVectors] = {}
 
-    def encode(one: ArchiveObject, model: str, aggregation: str) -> QueryVectors:
-        modality = known[one.volume_id].modality
-        given = weights.get(model)
-        return snapshot.resolve(one.uri, model=model, aggregation=aggregation, weights=given, modality=modality)
+    def encode(file: ArchiveObject, model: str, aggregation: str) -> QueryVectors:
+        modality = known[file.volume_id].modality
+        weights_uri = weights.get(model)
+        return snapshot.resolve(file.uri, model=model, aggregation=aggregation, weights=weights_uri, modality=modality)
 
     used: list[ArchiveObject] = []
     failures = []
-    for number, one in enumerate(listing.objects, start=1):
-        report(f"query {number}/{len(listing.objects)} {one.volume_id}")
+    for number, file in enumerate(listing.objects, start=1):
+        report(f"query {number}/{len(listing.objects)} {file.volume_id}")
         try:
-            encoded[one.volume_id, first.model, first.aggregation] = encode(one, first.model, first.aggregation)
-            used.append(one)
+            encoded[file.volume_id, first.model, first.aggregation] = encode(file, first.model, first.aggregation)
+            used.append(file)
         except WeightsError:
             raise
         except UsageError as error:
-            failures.append(Failure(one.volume_id, str(error)))
+            failures.append(Failure(file.volume_id, str(error)))
     if not used:
         raise UsageError(
             f"{archive_uri}: none of its {len(failures)} files can be used as a query; {failures[0].reason}"
         )
 
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
-        one = used[row]
-        ready = encoded.pop((one.volume_id, model, aggregation), None)
-        return ready or encode(one, model, aggregation)
+        file = used[row]
+        ready = encoded.pop((file.volume_id, model, aggregation), None)
+        return ready or encode(file, model, aggregation)
 
     candidates = known_labels(snapshot, without)
     numbers = {volume_id: number for number, volume_id in enumerate(candidates["volume_id"].to_pylist())}
-    own = [
+    self_candidates = [
         tuple(
             numbers[known_id]
-            for known_id in sorted(encoded[one.volume_id, first.model, first.aggregation].volume_ids)
+            for known_id in sorted(encoded[file.volume_id, first.model, first.aggregation].volume_ids)
             if known_id in numbers
         )
-        for one in used
+        for file in used
     ]
-    return QuerySet(_label_table(used, known), candidates, own, resolve, tuple(failures), frozenset(without))
+    return QuerySet(
+        _label_table(used, known), candidates, self_candidates, resolve, tuple(failures), frozenset(without)
+    )
 
 
 def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, Labels]) -> pa.Table:
     """The labels of the files, with the columns that `Snapshot.labels` has."""
     columns: dict[str, list[str | None]] = {
-        "volume_id": [one.volume_id for one in used],
-        "uri": [one.uri for one in used],
+        "volume_id": [file.volume_id for file in used],
+        "uri": [file.uri for file in used],
     }
     for name in LABELS:
-        columns[name] = [getattr(known[one.volume_id], name) for one in used]
-    for key in sorted({key for one in used for key in known[one.volume_id].metadata}):
-        columns.setdefault(key, [known[one.volume_id].metadata.get(key) for one in used])
+        columns[name] = [getattr(known[file.volume_id], name) for file in used]
+    for key in sorted({key for file in used for key in known[file.volume_id].metadata}):
+        columns.setdefault(key, [known[file.volume_id].metadata.get(key) for file in used])
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})

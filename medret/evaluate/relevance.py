@@ -75,28 +75,30 @@ class Exclusion:
     """Which candidates each query must not find: its own volume, and those with its value of a column.
 
     column: `self` excludes only the own volume. queries, candidates: the value as a number; -1 if there is none: then
-    only the own volume is excluded. own: per query, the candidates that are the query itself.
+    only the own volume is excluded. self_candidates: per query, the candidates that are the query itself.
     """
 
     column: str
     queries: NDArray[np.int64]
     candidates: NDArray[np.int64]
-    own: Sequence[Sequence[int]]
+    self_candidates: Sequence[Sequence[int]]
 
     def kept(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of these queries may find each candidate: (len(rows), n)."""
         values = self.queries[rows][:, None]
         kept: NDArray[np.bool_] = (self.candidates[None] != values) | (values < 0)
         for at, row in enumerate(rows):
-            kept[at, list(self.own[row])] = False
+            kept[at, list(self.self_candidates[row])] = False
         return kept
 
 
-def exclusion_of(column: str, queries: pa.Table, candidates: pa.Table, own: Sequence[Sequence[int]]) -> Exclusion:
+def exclusion_of(
+    column: str, queries: pa.Table, candidates: pa.Table, self_candidates: Sequence[Sequence[int]]
+) -> Exclusion:
     """The exclusion by a label column, or `self`."""
     if column == SELF:
         return Exclusion(
-            column, np.full(queries.num_rows, -1, np.int64), np.full(candidates.num_rows, -1, np.int64), own
+            column, np.full(queries.num_rows, -1, np.int64), np.full(candidates.num_rows, -1, np.int64), self_candidates
         )
     numbers: dict[str, int] = {}
     sides = [
@@ -105,7 +107,7 @@ def exclusion_of(column: str, queries: pa.Table, candidates: pa.Table, own: Sequ
         )
         for table in (queries, candidates)
     ]
-    return Exclusion(column, sides[0], sides[1], own)
+    return Exclusion(column, sides[0], sides[1], self_candidates)
 
 
 def subject_numbers(labels: pa.Table) -> NDArray[np.int64]:

@@ -42,7 +42,7 @@ def rank(
     number_of: dict[str, int],
 ) -> Ranking:
     """Search the `depth` best candidates for each query. number_of: volume_id -> number."""
-    found = snapshot.rank(
+    ranked = snapshot.rank(
         queries,
         depth,
         model=config.model,
@@ -51,14 +51,14 @@ def rank(
         mode=config.mode,
         excluded=excluded,
     )
-    return as_arrays(found, depth, number_of)
+    return as_arrays(ranked, depth, number_of)
 
 
-def as_arrays(found: Sequence[Sequence[ScoredRow]], depth: int, number_of: dict[str, int]) -> Ranking:
+def as_arrays(ranked: Sequence[Sequence[ScoredRow]], depth: int, number_of: dict[str, int]) -> Ranking:
     """Convert the results of a search to arrays."""
-    candidates = np.full((len(found), depth), MISSING, np.int64)
-    scores = np.full((len(found), depth), -np.inf, np.float32)
-    for row, hits in enumerate(found):
+    candidates = np.full((len(ranked), depth), MISSING, np.int64)
+    scores = np.full((len(ranked), depth), -np.inf, np.float32)
+    for row, hits in enumerate(ranked):
         candidates[row, : len(hits)] = [number_of[hit.volume_id] for hit in hits]
         scores[row, : len(hits)] = [hit.score for hit in hits]
     return Ranking(candidates, scores)
@@ -82,21 +82,21 @@ def spliced(nearest: Ranking, further: Ranking) -> Ranking:
     candidates = np.concatenate([nearest.candidates, further.candidates], axis=1)
     scores = np.concatenate([nearest.scores, further.scores], axis=1)
     again = (further.candidates[:, :, None] == nearest.candidates[:, None]).any(axis=2)
-    gone = np.concatenate([np.zeros(nearest.candidates.shape, bool), again], axis=1) | (candidates == MISSING)
-    order = np.argsort(gone, axis=1, kind="stable")[:, :depth]
-    kept = ~np.take_along_axis(gone, order, axis=1)
+    unusable = np.concatenate([np.zeros(nearest.candidates.shape, bool), again], axis=1) | (candidates == MISSING)
+    order = np.argsort(unusable, axis=1, kind="stable")[:, :depth]
+    kept = ~np.take_along_axis(unusable, order, axis=1)
     return Ranking(
         np.where(kept, np.take_along_axis(candidates, order, axis=1), MISSING),
         np.where(kept, np.take_along_axis(scores, order, axis=1), -np.inf).astype(np.float32),
     )
 
 
-def neighbours_found(found: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
-    """Share of each query's k best by exact search that are among the k best of `found`; NaN if there are none.
+def neighbours_found(ranking: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
+    """Share of each query's k best by exact search that are among the k best of `ranking`; NaN if there are none.
 
     A neighbour is true if its exact score is at least the k-th best, ties included.
     """
-    shares = np.full(len(found.candidates), np.nan)
+    shares = np.full(len(ranking.candidates), np.nan)
     for row in range(len(shares)):
         filled = exact.candidates[row] != MISSING
         count = min(k, int(filled.sum()))
@@ -104,13 +104,13 @@ def neighbours_found(found: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArr
             continue
         scores = exact.scores[row][filled]
         true = exact.candidates[row][filled][scores >= scores[count - 1] - TIE_TOLERANCE]
-        shares[row] = min(np.isin(found.candidates[row, :k], true).sum() / count, 1.0)
+        shares[row] = min(np.isin(ranking.candidates[row, :k], true).sum() / count, 1.0)
     return shares
 
 
 @dataclass(frozen=True)
-class Scope:
-    """What each query can find at a level under an exclusion.
+class ScoredQueries:
+    """The queries of a level under an exclusion: what each can find, and whether it is scored.
 
     total, candidates: (q,) relevant and labelled candidates that are not excluded. labelled: (q,) whether the query has
     a label. counted: (q,) whether it is scored.
@@ -129,7 +129,7 @@ class Scope:
         return JudgedRanking(relevant, np.maximum(self.total[rows], 1), np.maximum(self.candidates[rows], 1))
 
 
-def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> Scope:
+def scored_queries(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> ScoredQueries:
     """Count what every query can find. Candidates without a label at the level are ignored."""
     labelled_candidates = level.candidates.any(axis=1)
     total, candidates = (np.zeros(len(level.queries), np.int64) for _ in range(2))
@@ -139,28 +139,28 @@ def scope_of(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) 
         candidates[rows] = kept.sum(axis=1)
         total[rows] = (kept & level.relevance(rows)).sum(axis=1)
     labelled = np.asarray(level.queries.any(axis=1))
-    return Scope(level, total, candidates, labelled, labelled & (total >= min_relevant))
+    return ScoredQueries(level, total, candidates, labelled, labelled & (total >= min_relevant))
 
 
 @dataclass
 class Tally:
     """Metrics of one configuration per query, filled in batches. values: (q, metrics), NaN until measured."""
 
-    scope: Scope
+    queries: ScoredQueries
     values: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = np.full((len(self.scope.total), len(METRICS)), np.nan)
+        self.values = np.full((len(self.queries.total), len(METRICS)), np.nan)
 
     def add(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> None:
         """Measure a batch of queries. rows: (b,) their numbers. kept: (b, n)."""
-        counted = self.scope.counted[rows]
+        counted = self.queries.counted[rows]
         part = Ranking(ranking.candidates[counted], ranking.scores[counted])
-        self.values[rows[counted]] = measure(self.scope.judge(rows[counted], kept[counted], part))
+        self.values[rows[counted]] = measure(self.queries.judge(rows[counted], kept[counted], part))
 
     def averages(self, subjects: NDArray[np.int64], depth: int, bootstrap: Bootstrap) -> Averages:
         """Average over the queries that are scored. subjects: (q,) numbers. depth: the ranks of the lists."""
-        counted = self.scope.counted
-        chances = chance(self.scope.total[counted], self.scope.candidates[counted], depth)
+        counted = self.queries.counted
+        chances = chance(self.queries.total[counted], self.queries.candidates[counted], depth)
         _, numbers = np.unique(subjects[counted], return_inverse=True)
-        return average(self.values[counted], chances, self.scope.level.queries[counted], numbers, bootstrap)
+        return average(self.values[counted], chances, self.queries.level.queries[counted], numbers, bootstrap)

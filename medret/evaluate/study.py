@@ -21,7 +21,7 @@ from medret.evaluate.levels import Options, exclude_names, find_confounds, level
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.query_sets import archive_queries
 from medret.evaluate.relevance import exclusion_of, level_of, subject_numbers
-from medret.evaluate.scoring import Ranking, Tally, scope_of
+from medret.evaluate.scoring import Ranking, Tally, scored_queries
 from medret.html.render import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
@@ -158,9 +158,9 @@ class SimilarityScorer:
         self.notes: list[str] = []
         confounds = find_confounds(self._query_set, levels, options.sources)
         names = exclude_names(self._query_set, options, confounds, self.notes)
-        self._exclusions = [exclusion_of(name, *labels, self._query_set.own) for name in names]
-        self._scopes = {
-            exclusion.column: [scope_of(level, exclusion, options.min_relevant, self._step) for level in levels]
+        self._exclusions = [exclusion_of(name, *labels, self._query_set.self_candidates) for name in names]
+        self._scored = {
+            exclusion.column: [scored_queries(level, exclusion, options.min_relevant, self._step) for level in levels]
             for exclusion in self._exclusions
         }
         self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
@@ -168,7 +168,7 @@ class SimilarityScorer:
 
     def score(self, similarity: Similarity) -> list[Figure]:
         """Rank all volumes by a similarity and return the macro figures."""
-        tallies = {name: [Tally(scope) for scope in scopes] for name, scopes in self._scopes.items()}
+        tallies = {name: [Tally(queries) for queries in at_levels] for name, at_levels in self._scored.items()}
         count = len(self.volume_ids)
         for start in range(0, count, self._step):
             rows = np.arange(start, min(start + self._step, count))
@@ -182,7 +182,7 @@ class SimilarityScorer:
         figures = []
         for name, at_levels in tallies.items():
             for tally in at_levels:
-                if not tally.scope.counted.any():
+                if not tally.queries.counted.any():
                     continue
                 means = tally.averages(self._subjects, count, self._bootstrap)
                 for metric in METRICS:
@@ -190,7 +190,7 @@ class SimilarityScorer:
                     value, low, high, chance = (
                         float(part[0, at]) for part in (means.value, means.low, means.high, means.chance)
                     )
-                    level, n = tally.scope.level.name, int(means.queries[0])
+                    level, n = tally.queries.level.name, int(means.queries[0])
                     figures.append(Figure(name, level, metric, value, low, high, chance, n))
         return figures
 

@@ -106,8 +106,8 @@ def like_stored(stored: NDArray[np.float32], count: int, dim: int, seed: int) ->
     made = np.empty((count, dim), np.float16)
     for start in range(0, count, 8192):
         rows = min(8192, count - start)
-        one, two, three = (stored[rng.integers(len(stored), size=rows)] for _ in range(3))
-        mixed = (one + SPREAD * (two - three)) @ turn.astype(np.float32)
+        first, second, third = (stored[rng.integers(len(stored), size=rows)] for _ in range(3))
+        mixed = (first + SPREAD * (second - third)) @ turn.astype(np.float32)
         noise = rng.standard_normal(mixed.shape).astype(np.float32)
         mixed += 0.02 / np.sqrt(dim) * noise * np.linalg.norm(mixed, axis=1, keepdims=True)
         made[start : start + rows] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
@@ -128,15 +128,15 @@ def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Ite
         graph = build_hnsw(vectors, settings)
         seconds = time.perf_counter() - start
         for search in HNSW_SEARCH:
-            found = _searched(HnswIndex(graph, exact, distinct, search), graph, probe)
-            yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **found}
+            measured = _searched(HnswIndex(graph, exact, distinct, search), graph, probe)
+            yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **measured}
     for bits in LSH_BITS:
         settings = IndexSettings(lsh_bits=bits)
         start = time.perf_counter()
         codes = build_lsh(vectors, settings)
         seconds = time.perf_counter() - start
-        found = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, probe)
-        yield {"index": "lsh", "setting": f"{bits} bits", "build_seconds": seconds, **found}
+        measured = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, probe)
+        yield {"index": "lsh", "setting": f"{bits} bits", "build_seconds": seconds, **measured}
 
 
 def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
@@ -145,9 +145,9 @@ def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
     for number in range(len(probe.queries)):
         query = probe.queries[number : number + 1]
         start = time.perf_counter()
-        found = index.search(query, RECALL_K)
+        neighbours = index.search(query, RECALL_K)
         milliseconds.append(1000 * (time.perf_counter() - start))
-        scores = probe.exact.scores(query, found.rows)[0]
+        scores = probe.exact.scores(query, neighbours.rows)[0]
         shares.append(float((scores >= probe.least[number] - TIE_TOLERANCE).mean()))
     return {
         "bytes_per_vector": size_bytes(file) / index.rows,
@@ -161,8 +161,8 @@ def _plots(table: pa.Table) -> list[tuple[str, Markup]]:
     rows = table.to_pylist()
     plots = []
     for dim in dict.fromkeys(row["dim"] for row in rows):
-        own = [row for row in rows if row["dim"] == dim]
-        variants = list(dict.fromkeys((row["index"], row["setting"]) for row in own))
+        of_dim = [row for row in rows if row["dim"] == dim]
+        variants = list(dict.fromkeys((row["index"], row["setting"]) for row in of_dim))
         for column, title, log in (
             ("recall_at_10", "recall@10 of exact search", False),
             ("p50_ms", "median latency, ms", True),
@@ -171,7 +171,7 @@ def _plots(table: pa.Table) -> list[tuple[str, Markup]]:
             series = [
                 Line(
                     f"{index} {setting}".strip(),
-                    [(r["vectors"], r[column]) for r in own if (r["index"], r["setting"]) == (index, setting)],
+                    [(r["vectors"], r[column]) for r in of_dim if (r["index"], r["setting"]) == (index, setting)],
                 )
                 for index, setting in variants
             ]

@@ -89,11 +89,13 @@ def _aggregation_plots(table: pa.Table, centres: Sequence[float], sigmas: Sequen
     rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
     plots = []
     for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
-        own = {row["arm"]: row for row in rows if (row["exclude"], row["level"]) == (exclude, level)}
+        by_variant = {row["arm"]: row for row in rows if (row["exclude"], row["level"]) == (exclude, level)}
         heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
-        plain = [row for name, row in own.items() if not name.startswith("gaussian")]
+        plain = [row for name, row in by_variant.items() if not name.startswith("gaussian")]
         drawn = bars([_bar(row) for row in plain], heading)
-        values = np.array([[own[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in sigmas] for centre in centres])
+        values = np.array(
+            [[by_variant[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in sigmas] for centre in centres]
+        )
         cells = grid(values, [f"centre {c:g}" for c in centres], [f"sigma {s:g}" for s in sigmas], heading)
         plots += [(heading, drawn), (f"{heading}, Gaussian weights", cells)]
     return plots
@@ -127,10 +129,12 @@ def study_ensemble(
     scorer = SimilarityScorer(snapshot, options)
     alone = {model: _model_cosines(snapshot, scorer, model, aggregation) for model in snapshot.models}
     variants: dict[str, Similarity] = dict(alone)
-    for one, other in combinations(snapshot.models, 2):
+    for first, second in combinations(snapshot.models, 2):
         for weight in weights:
-            variants[f"{one} {weight:g} + {other} {1 - weight:g}"] = _concatenated(alone[one], alone[other], weight)
-        variants[f"{one} rrf {other}"] = _fused(alone[one], alone[other])
+            variants[f"{first} {weight:g} + {second} {1 - weight:g}"] = _concatenated(
+                alone[first], alone[second], weight
+            )
+        variants[f"{first} rrf {second}"] = _fused(alone[first], alone[second])
     rows: list[dict[str, Any]] = []
     for number, (name, similarity) in enumerate(variants.items(), start=1):
         report(f"{number}/{len(variants)} {name}")
@@ -181,7 +185,7 @@ def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, Markup]
     rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
     plots = []
     for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
-        own = [row for row in rows if (row["exclude"], row["level"]) == (exclude, level)]
+        of_level = [row for row in rows if (row["exclude"], row["level"]) == (exclude, level)]
         heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
         drawn = [
             Bar(
@@ -194,7 +198,7 @@ def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, Markup]
                 row["low"] is not None,
                 row["arm"] in alone,
             )
-            for row in own
+            for row in of_level
         ]
         plots.append((heading, bars(drawn, heading, name_px=330)))
     return plots

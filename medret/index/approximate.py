@@ -92,9 +92,9 @@ class Distinct:
         out_scores = np.full((len(numbers), k), -np.inf, np.float32)
         out_rows = np.full((len(numbers), k), MISSING, np.int64)
         for query, (query_scores, query_numbers) in enumerate(zip(scores, numbers, strict=True)):
-            found = query_numbers != MISSING
-            groups = [self._copies(number, excluded_mask)[:k] for number in query_numbers[found]]
-            repeated = np.repeat(query_scores[found], [len(group) for group in groups])
+            filled = query_numbers != MISSING
+            groups = [self._copies(number, excluded_mask)[:k] for number in query_numbers[filled]]
+            repeated = np.repeat(query_scores[filled], [len(group) for group in groups])
             best = best_first(repeated[None], np.concatenate([*groups, np.empty(0, np.int64)])[None], k)
             out_scores[query, : best.rows.shape[1]] = best.scores[0]
             out_rows[query, : best.rows.shape[1]] = best.rows[0]
@@ -141,15 +141,15 @@ class ApproximateIndex(ABC):
         if numbers is None:
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)
-        found = self._distinct.expand(scores, numbers, k, excluded)
+        neighbours = self._distinct.expand(scores, numbers, k, excluded)
         if not (numbers == MISSING).any():
-            return found
+            return neighbours
         short = np.flatnonzero((numbers != MISSING).sum(axis=1) < min(k, kept))
         if len(short):
-            scanned = self._exact.search(queries[short], found.rows.shape[1], excluded)
-            found.scores[short, : scanned.scores.shape[1]] = scanned.scores
-            found.rows[short, : scanned.rows.shape[1]] = scanned.rows
-        return found
+            scanned = self._exact.search(queries[short], neighbours.rows.shape[1], excluded)
+            neighbours.scores[short, : scanned.scores.shape[1]] = scanned.scores
+            neighbours.rows[short, : scanned.rows.shape[1]] = scanned.rows
+        return neighbours
 
     def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact cosines of each of (q, dim) queries with its (q, m) numbered vectors."""
@@ -164,17 +164,17 @@ class ApproximateIndex(ABC):
         excluded: numbers too. kept: how many vectors are not excluded. Returns None where a scan is faster.
         """
 
-    def _asked(self, wanted: int, kept: int) -> int | None:
-        """How many nearest vectors to ask for, so that about `wanted` of them are kept; None if a scan is faster."""
+    def _widened(self, needed: int, kept: int) -> int | None:
+        """How many nearest vectors to ask for, so that about `needed` of them are kept; None if a scan is faster."""
         total = self._total
-        asked = math.ceil(ASK_SLACK * wanted * total / max(kept, 1))
+        asked = math.ceil(ASK_SLACK * needed * total / max(kept, 1))
         walk = self.cost_asked * asked + self.cost_held * total
         return asked if walk < kept and asked < total else None
 
-    def _first_allowed(self, numbers: NDArray[np.int64], excluded: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-        """The first `wanted` numbers that are not excluded; none for a query with fewer, which is then scanned."""
+    def _first_allowed(self, numbers: NDArray[np.int64], excluded: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The first `count` numbers that are not excluded; none for a query with fewer, which is then scanned."""
         unusable = (numbers == MISSING) | mask_of_rows(excluded, self._total)[numbers]
-        first = np.argsort(unusable, axis=1, kind="stable")[:, :wanted]
+        first = np.argsort(unusable, axis=1, kind="stable")[:, :count]
         allowed: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
         allowed[np.take_along_axis(unusable, first, axis=1).any(axis=1)] = MISSING
         return allowed
@@ -222,7 +222,7 @@ class HnswIndex(ApproximateIndex):
             _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
             return numbers
         if excluded is not None and excluded_count > EXCLUDED_MAX:
-            asked = self._asked(k + TIE_MARGIN, kept)
+            asked = self._widened(k + TIE_MARGIN, kept)
             if asked is None:
                 return None
             asked = min(max(asked, self._ef_search), total)
@@ -261,13 +261,13 @@ class LshIndex(ApproximateIndex):
         self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
         total = self._total
-        wanted = asked = max(self._count, k + TIE_MARGIN)
+        needed = asked = max(self._count, k + TIE_MARGIN)
         if excluded is not None:  # IndexLSH takes no selector: ask for more instead
             few = len(excluded) <= self._count
-            share = None if few else self._asked(wanted, kept)
+            share = None if few else self._widened(needed, kept)
             if not few and share is None:
                 return None
-            asked = share or wanted + len(excluded)
+            asked = share or needed + len(excluded)
         numbers: NDArray[np.int64]
         _, numbers = self._index.search(queries, min(asked, total))
-        return numbers if excluded is None else self._first_allowed(numbers, excluded, min(wanted, kept))
+        return numbers if excluded is None else self._first_allowed(numbers, excluded, min(needed, kept))

@@ -135,7 +135,7 @@ def _check(vectors: NDArray[np.float16], rows: pa.Table) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Limit FAISS to one thread: with more, the order of insertion, and so the HNSW graph, is left to chance."""
+    """Limit FAISS to one thread: with more, the order of insertion, and so the HNSW graph, differs from run to run."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -191,13 +191,13 @@ def recall_of(index: Searchable, exact: ExactIndex, probe: RecallProbe) -> float
 
 
 def _without_self(
-    index: Searchable, own: NDArray[np.int64], queries: NDArray[np.float32], k: int
+    index: Searchable, query_rows: NDArray[np.int64], queries: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best rows other than each query's own: (q, k) scores and rows."""
-    found = index.search(queries, k + 1)
+    neighbours = index.search(queries, k + 1)
     # Drop the query's own row or, if it is not among the k + 1, the worst of them.
-    order = np.argsort(found.rows == own[:, None], axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(found.scores, order, axis=1), np.take_along_axis(found.rows, order, axis=1)
+    order = np.argsort(neighbours.rows == query_rows[:, None], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(neighbours.scores, order, axis=1), np.take_along_axis(neighbours.rows, order, axis=1)
 
 
 def size_bytes(index: Any) -> int:

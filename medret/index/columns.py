@@ -22,7 +22,7 @@ def int32_view(column: pa.Int32Array) -> NDArray[np.int32]:
 
 
 def index_array(rows: NDArray[np.int64] | Sequence[int]) -> pa.Int64Array:
-    """Row numbers as Arrow's `take` wants them."""
+    """Convert row numbers to an Arrow array, for `take`."""
     values = np.ascontiguousarray(rows, dtype=np.int64)
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
@@ -110,7 +110,7 @@ def has_plain_buffers(data: Any) -> bool:
     """Whether the bytes (or memory map) of an Arrow file hold exactly one record batch, uncompressed and undamaged.
 
     Compressed buffers state their unpacked size, so a small file can ask for any amount of memory, and pyarrow unpacks
-    them as soon as it reads a batch. Only the flatbuffers that tell are read
+    them as soon as it reads a batch. Only the flatbuffers that say so are read
     (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
     """
     try:

@@ -102,15 +102,15 @@ class ExactIndex:
         if k <= 0 or not len(queries):
             return no_neighbours(len(queries))
         excluded_count = 0 if excluded is None else len(excluded)
-        wanted = min(k + TIE_MARGIN, self.rows)
-        on_gpu = self._on_gpu(len(queries), wanted + excluded_count)
+        depth = min(k + TIE_MARGIN, self.rows)
+        on_gpu = self._on_gpu(len(queries), depth + excluded_count)
         if on_gpu is not None:
-            found = on_gpu.search(queries, min(wanted + excluded_count, self.rows))
+            rows = on_gpu.search(queries, min(depth + excluded_count, self.rows))
             if excluded is not None:
-                found = np.where(np.isin(found, excluded), MISSING, found)
+                rows = np.where(np.isin(rows, excluded), MISSING, rows)
         else:
-            _, found = self._index.search(queries, wanted, params=scan_parameters(excluded, self.rows))
-        return best_first(self.scores(queries, found), found, k)
+            _, rows = self._index.search(queries, depth, params=scan_parameters(excluded, self.rows))
+        return best_first(self.scores(queries, rows), rows, k)
 
     def _on_gpu(self, queries: int, k: int) -> GpuFlat | None:
         if not self._use_gpu or queries < GPU_MIN_QUERIES or k > GPU_MAX_K:

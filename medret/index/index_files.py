@@ -88,7 +88,7 @@ def _judge(path: Path, kind: str) -> None:
 
 
 def judge_bytes(data: bytes, kind: str) -> None:
-    """The same check for a file's bytes; raises CorruptError."""
+    """Check the bytes of an index file; raises CorruptError unless it is sound."""
     if problem := _problem(data, kind):
         raise CorruptError(f"not an index that medret writes: {problem}")
 
@@ -109,8 +109,8 @@ def _expect(holds: bool, problem: str) -> None:
 
 
 def _header(fields: _Fields, mark: bytes, metric: int) -> tuple[int, int]:
-    found, dim, rows, _, _, trained, found_metric = fields.take("4siqqq?i")
-    _expect(found == mark, f"it begins with {found!r}, expected {mark!r}")
+    found_mark, dim, rows, _, _, trained, found_metric = fields.take("4siqqq?i")
+    _expect(found_mark == mark, f"it begins with {found_mark!r}, expected {mark!r}")
     _expect(0 < dim <= DIM_MAX and 0 <= rows < 2**31, f"it declares {rows} vectors of {dim} dimensions")
     _expect(trained and found_metric == metric, f"its metric is {found_metric}, expected {metric}")
     return rows, dim
@@ -119,8 +119,8 @@ def _header(fields: _Fields, mark: bytes, metric: int) -> tuple[int, int]:
 def _exact(fields: _Fields) -> tuple[int, int]:
     rows, dim = _header(fields, b"IxSQ", INNER_PRODUCT)
     *form, code_dim, code_bytes = fields.take("iifQQ")
-    found = (*form, code_dim, code_bytes, len(fields.vector("<f4")))
-    _expect(found == (FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {found}, expected float16 of {dim}")
+    layout = (*form, code_dim, code_bytes, len(fields.vector("<f4")))
+    _expect(layout == (FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {layout}, expected float16 of {dim}")
     size = len(fields.vector("u1"))
     _expect(size == rows * code_bytes, f"it holds {size} bytes of vectors, expected {rows} x {code_bytes}")
     return rows, dim

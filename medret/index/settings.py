@@ -68,8 +68,8 @@ class IndexSettings:
         """LSH bits per vector: `lsh_bits`, else 2 per dimension, rounded up to a multiple of 64, at most 2048."""
         if self.lsh_bits is not None:
             return self.lsh_bits
-        wanted = -(-LSH_BITS_PER_DIM * dim // 64) * 64
-        return min(wanted, LSH_BITS_MAX)
+        bits = -(-LSH_BITS_PER_DIM * dim // 64) * 64
+        return min(bits, LSH_BITS_MAX)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON object; `from_json` is its inverse."""

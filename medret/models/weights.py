@@ -92,13 +92,13 @@ def _fetch_all(spec: ModelSpec, cache: Path) -> tuple[FileSet, str]:
     return files, ", ".join(sources)
 
 
-def _gather(spec: ModelSpec, found: Mapping[str, Entry], source: str, cache: Path) -> Weights:
-    local = {role: entry for role, entry in found.items() if isinstance(entry, Path)}
-    if len(local) == len(found):
+def _gather(spec: ModelSpec, entries: Mapping[str, Entry], source: str, cache: Path) -> Weights:
+    local = {role: entry for role, entry in entries.items() if isinstance(entry, Path)}
+    if len(local) == len(entries):
         absolute = {role: path.expanduser().absolute() for role, path in local.items()}
         return Weights(spec.name, files_sha256(absolute), source, absolute)
     contents = {}
-    for role, entry in found.items():
+    for role, entry in entries.items():
         try:
             contents[role] = entry.read_bytes() if isinstance(entry, Path) else entry()
         except WeightsError:
@@ -110,9 +110,11 @@ def _gather(spec: ModelSpec, found: Mapping[str, Entry], source: str, cache: Pat
 
 
 def _missing_text(spec: ModelSpec, files: FileSet, missing: list[WeightPart]) -> str:
-    wanted = ", ".join(" or ".join(part.names) or "a checkpoint (.safetensors, .pth, .pt, .bin)" for part in missing)
-    held = ", ".join(sorted(files.entries)[:6]) + (", ..." if len(files.entries) > 6 else "")
-    return f"weights of {spec.name} in {files.label}: found {held or 'nothing'}, but no {wanted}. {_how_to_pass(spec)}"
+    needed = ", ".join(" or ".join(part.names) or "a checkpoint (.safetensors, .pth, .pt, .bin)" for part in missing)
+    present = ", ".join(sorted(files.entries)[:6]) + (", ..." if len(files.entries) > 6 else "")
+    return (
+        f"weights of {spec.name} in {files.label}: found {present or 'nothing'}, but no {needed}. {_how_to_pass(spec)}"
+    )
 
 
 def _how_to_pass(spec: ModelSpec) -> str:
@@ -168,11 +170,11 @@ def check_weights(weights: Weights) -> None:
     """Raise WeightsError if the files have changed since they were resolved."""
     if weights.random:
         return
-    found = files_sha256(weights.files)
-    if found != weights.sha256:
+    sha256 = files_sha256(weights.files)
+    if sha256 != weights.sha256:
         where = ", ".join(str(path) for path in weights.files.values())
         raise WeightsError(
-            f"weights of {weights.model} ({where}) changed: sha256 is {found[:16]}.., the run began with "
+            f"weights of {weights.model} ({where}) changed: sha256 is {sha256[:16]}.., the run began with "
             f"{weights.sha256[:16]}..; restore the file or start again"
         )
 
@@ -201,9 +203,9 @@ def stage_weights(
     cache_dir: `default_cache_dir()` when None. Concurrent processes may all call this. Raises WeightsError when the
     bytes do not have the weights' sha256, or the cache cannot be written.
     """
-    found = staged_weights(weights, cache_dir)
-    if found is not None:
-        return found
+    staged = staged_weights(weights, cache_dir)
+    if staged is not None:
+        return staged
     sha256 = combined_sha256({role: hashlib.sha256(data).hexdigest() for role, data in contents.items()})
     if sha256 != weights.sha256 or set(contents) != set(weights.files):
         raise WeightsError(
@@ -219,10 +221,10 @@ def stage_weights(
         raise WeightsError(
             f"cache {folder} cannot be written: {error}; set {CACHE_VARIABLE} to another folder"
         ) from error
-    found = staged_weights(weights, cache_dir)
-    if found is None:
+    staged = staged_weights(weights, cache_dir)
+    if staged is None:
         raise WeightsError(f"cache {folder} lost a file that was just written; set {CACHE_VARIABLE} to another folder")
-    return found
+    return staged
 
 
 def _folder(weights: Weights, cache_dir: Path | None) -> Path:

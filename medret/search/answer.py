@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from medret.errors import MedretError, UsageError
 from medret.index import EXACT
+from medret.search.candidates import QueryGroup
 from medret.search.contents import Contents, Member
 from medret.search.hit import Hit, SliceMatch, SlicePair
 from medret.search.index_search import ScoredRow, StoredRows, merge_slices
-from medret.search.kept import QueryGroup
 from medret.search.ledger import LedgerRow
 from medret.search.matching import match_of, match_slices, nearest_of_each
 from medret.search.modes import score_late, slices_found

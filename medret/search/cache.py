@@ -1,13 +1,13 @@
 """Files of a store on this machine, checked before anything else reads them.
 
-A local store's files are used where they lie; those of any other store are copied once to the cache:
+Files of a local store are used in place; those of any other store are copied to the cache once:
 
     <cache>/files/<sha256>      copies, named by their content
-    <cache>/checked/<digest>    empty stamps: this path, with this size and these times, had this sha256, and was judged
+    <cache>/checked/<digest>    empty stamps: a file with this path, size and times had this sha256 and passed its check
 
-An unchanged file is hashed, and its content judged, once per cache. A file that was written to has other times, so its
-stamp no longer fits and it is hashed again. Whoever may read a store need not be who may read its copies: the cache's
-folders are 0700, its files 0600.
+An unchanged file is hashed, and its content checked, once per cache. Writing to a file changes its times, so its stamp
+no longer fits and it is hashed again. Other users of this machine may not be allowed to read the store, so the folders
+of the cache have mode 0700 and its files 0600.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Judge = Callable[[Path], None]
 
 
 def no_judge(path: Path) -> None:
-    """For files that are checked whenever they are read."""
+    """Check nothing: for files that are checked whenever they are read."""
 
 
 class LocalFiles:
@@ -40,7 +40,7 @@ class LocalFiles:
         self._cache = cache or default_cache_dir()
 
     def path(self, relative: str, sha256: str, judge: Judge = no_judge) -> Path:
-        """Where the store's file lies on this machine, with that sha256; raises CorruptError naming the file if not.
+        """The local path of a file of the store, checked against its sha256; raises CorruptError, which names the file.
 
         judge: checks the content before anything else reads it; raises CorruptError.
         """
@@ -107,9 +107,9 @@ class LocalFiles:
 
 def private_folder(folder: Path) -> None:
     """Make a folder and its missing parents, for this user alone; restrict an existing folder in the same way."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    for one in reversed(missing):
-        one.mkdir(FOLDER_MODE, exist_ok=True)
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(FOLDER_MODE, exist_ok=True)
     if not missing and folder.stat().st_mode & 0o077:
         folder.chmod(FOLDER_MODE)
 

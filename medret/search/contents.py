@@ -20,8 +20,8 @@ from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError
 from medret.index import CENTRE_KIND, IndexSettings, centre_of
 from medret.schemas import FILES, SLICE_COLUMNS, TOMBSTONES
 from medret.search.cache import LocalFiles
+from medret.search.candidates import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
 from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
-from medret.search.kept import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
 from medret.search.ledger import Ledger, LedgerRow, Refused, place_of, read_label_table
 from medret.search.matching import SliceVectors
 from medret.search.modes import Indices, rank_volumes
@@ -209,7 +209,7 @@ class Contents:
         return index
 
     def members(self, options: SearchOptions) -> list[Member]:
-        """Every model of the options with every aggregation; raises UsageError for a name that the snapshot lacks."""
+        """Pair each model of the options with each aggregation; raises UsageError for an unknown name."""
         models = [(self.recipe(name), weight) for name, weight in weighted_names("model", options.model)]
         aggregations = [
             (self.aggregation(name), weight) for name, weight in weighted_names("aggregation", options.aggregation)
@@ -242,8 +242,8 @@ class Contents:
                 if table.num_rows:
                     plane, position, relative, mm = (table[name].to_pylist() for name in columns)
                     at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
-                    wanted_keys = zip(slices.planes, slices.slice_indices.tolist(), strict=True)
-                    order = [at.get(key, -1) for key in wanted_keys]
+                    indexed_keys = zip(slices.planes, slices.slice_indices.tolist(), strict=True)
+                    order = [at.get(key, -1) for key in indexed_keys]
                     if -1 not in order:
                         return SlicePositions(*(np.array(column, np.float32)[order] for column in (relative, mm)))
         raise MedretError(
@@ -288,7 +288,7 @@ class Contents:
 
 
 def group_shards(files: Iterable[StoredFile], dead: Mapping[str, AbstractSet[str]]) -> list[ShardFiles]:
-    """Index files to shards, in the order of their keys. dead: volumes under tombstones, by key."""
+    """Group index files into shards, ordered by key. dead: volumes under tombstones, by key."""
     shards: dict[str, dict[str, StoredFile]] = {}
     for file in files:
         shards.setdefault(file.shard or "", {})[file.kind] = file

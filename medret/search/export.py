@@ -30,27 +30,29 @@ def export_rows(
     One row per volume, or per slice vector with `slices`: volume_id, for a slice its plane, position, relative and
     position_mm, `vector` (float32, length 1, as embedded: not centred), then uri, subject, modality,
     body_region, organ and the metadata, as text. Volumes are in the order of the embedding files. Raises UsageError for
-    a model or aggregation that is not there, StorageError where the file cannot be written.
+    a model or aggregation that the snapshot lacks, StorageError if the file cannot be written.
     """
     entry = snapshot.recipe(model)
-    named = None if slices else parse_aggregation(aggregation or snapshot.aggregations[0]).name
-    if named is not None and named not in snapshot.aggregations:
-        raise UsageError(f"aggregation '{named}' is not in snapshot {snapshot.id}: {', '.join(snapshot.aggregations)}")
+    canonical = None if slices else parse_aggregation(aggregation or snapshot.aggregations[0]).name
+    if canonical is not None and canonical not in snapshot.aggregations:
+        raise UsageError(
+            f"aggregation '{canonical}' is not in snapshot {snapshot.id}: {', '.join(snapshot.aggregations)}"
+        )
     labels = snapshot.labels()
-    taken = ("volume_id", *SLICE_KEYS, "vector")
-    kept = [name for name in labels.column_names if name not in taken]
+    key_columns = ("volume_id", *SLICE_KEYS, "vector")
+    label_columns = [name for name in labels.column_names if name not in key_columns]
     rows_of = {volume_id: row for row, volume_id in enumerate(labels["volume_id"].to_pylist())}
     written, temporary = 0, out.with_name(f".{out.name}.tmp")
     try:
         writer: pq.ParquetWriter | None = None
-        for table in _live_tables(snapshot, entry.digest, named):
+        for table in _live_tables(snapshot, entry.digest, canonical):
             numbers = [rows_of[volume_id] for volume_id in table["volume_id"].to_pylist()]
-            labels_of_rows = labels.select(kept).take(pa.array(numbers, pa.int64()))
+            labels_of_rows = labels.select(label_columns).take(pa.array(numbers, pa.int64()))
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(read_vectors(table).astype(np.float32).reshape(-1)), entry.model.dim
             )
             columns = {name: table[name] for name in table.column_names if name != "vector"} | {"vector": vectors}
-            rows_with_labels = pa.table(columns | {name: labels_of_rows[name] for name in kept})
+            rows_with_labels = pa.table(columns | {name: labels_of_rows[name] for name in label_columns})
             writer = writer or pq.ParquetWriter(temporary, rows_with_labels.schema)
             writer.write_table(rows_with_labels)
             written += rows_with_labels.num_rows

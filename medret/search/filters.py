@@ -96,18 +96,18 @@ def _tokens(text: str) -> list[_Token]:
             unclosed = text[start] in "'\""
             raise _error(text, start, "this quote is not closed" if unclosed else "this is not understood")
         kind = str(match.lastgroup)
-        found, start, at = match[kind], match.start(kind), match.end()
+        token, start, at = match[kind], match.start(kind), match.end()
         match kind:
             case "text":
-                tokens.append(_Token("text", found[1:-1].replace("''", "'"), start))
+                tokens.append(_Token("text", token[1:-1].replace("''", "'"), start))
             case "quoted":
-                tokens.append(_Token("column", found[1:-1].replace('""', '"'), start))
-            case "word" if found.lower() not in KEYWORDS:
-                tokens.append(_Token("column", found, start))
+                tokens.append(_Token("column", token[1:-1].replace('""', '"'), start))
+            case "word" if token.lower() not in KEYWORDS:
+                tokens.append(_Token("column", token, start))
             case "word":
-                tokens.append(_Token("word", found.lower(), start))
+                tokens.append(_Token("word", token.lower(), start))
             case _:
-                tokens.append(_Token(kind, found, start))
+                tokens.append(_Token(kind, token, start))
     return [*tokens, _Token("end", "", len(text))]
 
 

@@ -33,7 +33,7 @@ from medret.index import (
 )
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
-from medret.search.kept import CandidateFilter
+from medret.search.candidates import CandidateFilter
 from medret.search.late import SliceSets
 from medret.search.matching import SliceVectors
 

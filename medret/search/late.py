@@ -2,7 +2,7 @@
 
     score(query, volume) = mean over the query's slices q of (max over the volume's slices v of cos(q, v))
 
-`symmetric` averages this with the score of the exchanged sides, so that a volume that shows more than the query does
+`symmetric` averages this with the score in the other direction, so that a volume that shows more than the query does
 not win by size alone. `same_plane` compares only slices of the same plane, where both planes are known.
 """
 
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from medret.recipe import PLANES
 
-UNKNOWN = -1  # plane of a slice that was given as a bare vector
+UNKNOWN = -1  # plane of a slice whose vector came without one
 
 
 @dataclass(frozen=True)
 class SliceSets:
     """The slices of several volumes (or queries), one volume after another.
 
-    vectors: (n, dim) float64, unit length. planes: (n,) place in PLANES, or UNKNOWN. starts: (m,) first slice of each
-    volume, strictly ascending from 0, as no volume is empty. weights: (n,) of the slices, None for equal ones.
+    vectors: (n, dim) float64, unit length. planes: (n,) index in PLANES, or UNKNOWN. starts: (m,) first slice of each
+    volume, strictly ascending from 0, because no volume is empty. weights: (n,) of the slices, None for equal ones.
     """
 
     vectors: NDArray[np.float64]
@@ -51,7 +51,7 @@ class SliceSets:
 
 
 def plane_codes(planes: Sequence[str | None]) -> NDArray[np.int8]:
-    """Names of planes as places in PLANES."""
+    """Convert names of planes to their indices in PLANES; UNKNOWN for None."""
     codes: dict[str | None, int] = {name: code for code, name in enumerate(PLANES)}
     return np.array([codes.get(plane, UNKNOWN) for plane in planes], np.int8)
 
@@ -96,7 +96,7 @@ class _Half:
         self._best = np.full((len(sets.vectors), len(others)), -np.inf)
 
     def add(self, cosines: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
-        """Cosines of the slices `rows` of `sets` with the slices `columns` of `others`, both ascending."""
+        """Take in the cosines of slices `rows` of `sets` with slices `columns` of `others`, both ascending."""
         owners = self._owners[columns]
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         best = np.maximum.reduceat(cosines, starts, axis=1)

@@ -66,7 +66,7 @@ class Ledger:
         return {volume_id: row for volume_id, row in rows.items() if row is not None}
 
     def row(self, volume_id: str) -> LedgerRow | None:
-        """The row of one volume; None if the ledger does not have it."""
+        """The row of one volume; None if the ledger lacks it."""
         group = self._group_of(volume_id)
         return group.row(volume_id) if group else None
 
@@ -238,23 +238,23 @@ def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 class Refused(str):
-    """A URI that is not read; reason: why, and what a person can do."""
+    """A URI that is not read. reason: why not, and what a person can do."""
 
     __slots__ = ("reason",)
     reason: str
 
     def __new__(cls, uri: str, reason: str) -> Self:
-        """A URI, and why it is not read."""
-        made = super().__new__(cls, uri)
-        made.reason = reason
-        return made
+        """Make it from a URI and the reason."""
+        refused = super().__new__(cls, uri)
+        refused.reason = reason
+        return refused
 
 
 def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive: str | None) -> str:
     """Where a volume is read, or `Refused`.
 
-    uri: from the ledger. archive: from the manifest. store: its URI. user_archive: the archive that the user
-    named; then no URI of the store is read.
+    uri: from the ledger. archive: from the manifest. store: URI of the store. user_archive: the archive that the user
+    named; if there is one, volumes are read from it whatever the store says.
     """
     if not _is_volume_path(volume_id):
         return Refused(uri, "its id is not the path of a NIfTI file below an archive")

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from medret.search.hit import Range, SliceMatch, SlicePair
 
-# Pairs this close are equal but for float16; among them the one nearest the middle of the query comes first.
+# Cosines this close differ only by float16 rounding; of such pairs, the one nearest the middle of the query is first.
 EQUAL_WITHIN = 2e-4
-ENDS = 97  # places tried for either end of the line
-SLICES = 48  # slices of the query that take part, evenly chosen
-TIE = 1e-6
-STRETCH = 1.6  # by which bodies differ in size, child and tall adult left aside
+ENDS = 97  # positions tried for each end of the line
+SLICES = 48  # slices of the query that are compared, evenly spaced
+TIE = 1e-6  # mean cosines this close are equal
+STRETCH = 1.6  # bodies differ in size by at most this factor, except those of children and very tall adults
 PAIRS_MAX = 64
 
 
@@ -89,7 +89,7 @@ def match_slices(
 
 
 def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.uint8]]) -> list[tuple[int, float]]:
-    """For each set of unit vectors the first that is nearest to the (dim,) query, and its cosine.
+    """For each set of unit vectors: the row nearest to the (dim,) query, the first of equals, and its cosine.
 
     sets: (n, 2 dim) bytes of float16 vectors, n >= 1.
     """
@@ -221,7 +221,7 @@ def _all_lines(places: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear interpolation: (q, h) rows of values at the ascending (h,) places `at` to (q, g) values on `grid`."""
+    """Interpolate linearly: (q, h) values at the ascending (h,) positions `at` -> (q, g) values on `grid`."""
     if len(at) == 1:
         return np.repeat(rows.astype(np.float64), len(grid), axis=1)
     left = np.minimum(np.searchsorted(at, grid, side="right") - 1, len(at) - 2)

@@ -3,14 +3,14 @@
     volume   the cosine of the volume vectors
     vote     each slice of the query finds its `per_slice` nearest slices; score: the volume's share of them
     max      the same, score: the best cosine among them
-    sum      the same, score: the sum of their cosines, divided by the number of slices looked for
+    sum      the same, score: the sum of their cosines, divided by the number of slices searched for
     late     candidates from both indices, then the late-interaction score (MaxSim) over all their slices (`late.py`)
 
 The weights of a query's slices (Gaussian, for example) count in vote, sum and late. All scores are at most 1.
 
 In vote, max and sum each slice of the query has one vote, split into `per_slice` equal places for its nearest slices.
-If the places run out among equally near slices, those share the remaining places. If there are more of them than can be
-looked for (empty slices, which are the same in every volume), none of them gets these places: they say nothing.
+If the places run out among equally near slices, those share the remaining places. If there are more of them than a
+search returns (empty slices, which are the same in every volume), none of them gets a place: they tell nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.index import EXACT
+from medret.search.candidates import QueryGroup
 from medret.search.index_search import ScoredRow, Shard, ShardedIndex, merge_shards
-from medret.search.kept import QueryGroup
 from medret.search.late import SliceSets, late_scores, plane_codes
 from medret.search.options import LATE, MAX, SUM, VOLUME, VOTE, SearchOptions
 from medret.search.query import QueryVectors
 
-# Slices looked for beyond `per_slice` when some are equally near: up to this many copies of a slice share its places.
+# Slices searched for beyond `per_slice` if some are equally near: at most this many copies of a slice share its places.
 COPIES_MAX = 64
 EQUAL = 1e-6  # cosines of equal vectors differ by their rounding
 SHARED_WASTE = 4  # at most this many volumes are compared per candidate when queries share one pass
@@ -84,7 +84,7 @@ def slices_found(
 def _voters(
     queries: Sequence[QueryVectors], per_slice: int, indices: Indices, group: QueryGroup
 ) -> list[list[list[tuple[float, ScoredRow]]]]:
-    """For each query and each of its slices: the stored slices that get its places, and which share of a place."""
+    """For each query and each of its slices: the stored slices that get its places, each with its share of a place."""
     by_query = slices_found(queries, per_slice + 1, indices, group)
     assert indices.slices is not None
     most = per_slice + COPIES_MAX
@@ -115,7 +115,7 @@ def _voters(
 def _by_late(
     queries: Sequence[QueryVectors], k: int, indices: Indices, group: QueryGroup, options: SearchOptions
 ) -> list[list[ScoredRow]]:
-    """Compare all kept volumes with the exact index, else the candidates of each query."""
+    """Score all kept volumes if the index is exact, else the candidates of each query."""
     slices = indices.slices
     assert slices is not None
     if indices.kind == EXACT:
@@ -159,7 +159,7 @@ def score_late(
     options: SearchOptions,
     excluded: Sequence[Sequence[NDArray[np.int64]]] = (),
 ) -> list[list[ScoredRow]]:
-    """The k best of the volumes at `places` of each shard. excluded: per query and shard, places."""
+    """Score the volumes at `places` of each shard: the k best per query. excluded: places, per query and shard."""
     ranked: list[list[ScoredRow]] = [[] for _ in queries]
     for number, (shard, chosen) in enumerate(zip(slices.shards, places, strict=True)):
         scores = _shard_scores(queries, shard, chosen, options)
@@ -177,16 +177,16 @@ def score_late(
 def _shard_scores(
     queries: Sequence[QueryVectors], shard: Shard, places: NDArray[np.int64], options: SearchOptions
 ) -> NDArray[np.float64]:
-    """(queries, places), rounded to float32, so that equal volumes score the same wherever they lie."""
+    """(queries, places) scores, rounded to float32 so that equal volumes get equal scores in every shard."""
     scores = np.zeros((len(queries), len(places)))
     lengths = shard.lengths(places)
     for part in _bounded(lengths, CHUNK_ROWS):
         stored = shard.sets(places[part])
         cells = CHUNK_CELLS // len(stored.vectors)
         for part_queries in _bounded(np.array([len(query.slices) for query in queries]), cells):
-            own = query_sets(queries[part_queries])
+            sets = query_sets(queries[part_queries])
             scores[part_queries, part] = late_scores(
-                own, stored, symmetric=options.symmetric, same_plane=options.same_plane
+                sets, stored, symmetric=options.symmetric, same_plane=options.same_plane
             )
     return scores.astype(np.float32).astype(np.float64)
 
@@ -215,14 +215,14 @@ def query_sets(queries: Sequence[QueryVectors]) -> SliceSets:
 
 
 def undecided(nearest: Sequence[ScoredRow], per_slice: int) -> bool:
-    """Whether the places run out among equally near slices. nearest: per_slice + 1 of them, or all there are."""
+    """Whether the places run out among equally near slices. nearest: the nearest per_slice + 1, or all."""
     return len(nearest) > per_slice and nearest[per_slice].score >= nearest[per_slice - 1].score - EQUAL
 
 
 def places(nearest: Sequence[ScoredRow], per_slice: int, depth: int) -> list[tuple[float, ScoredRow]]:
     """The share of a place, in (0, 1], of each slice that gets one.
 
-    nearest: the nearest slices, best first, `depth` of them or all there are.
+    nearest: the `depth` nearest slices, best first; fewer if the index has no more.
     """
     if not undecided(nearest, per_slice):
         return [(1.0, scored) for scored in nearest[:per_slice]]
@@ -244,8 +244,8 @@ def pooled(
 ) -> list[ScoredRow]:
     """The k best volumes; ties by summed cosines, then by id.
 
-    by_slice: for each slice of the query the stored slices that get its places, and which share of a place. weights: of
-    the query's slices, summing to 1.
+    by_slice: for each slice of the query, the stored slices that get its places, each with its share of a place.
+    weights: of the query's slices, summing to 1.
     """
     by_volume: dict[str, list[tuple[float, ScoredRow]]] = {}
     for weight, voters in zip(weights.tolist(), by_slice, strict=True):

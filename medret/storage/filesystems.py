@@ -129,9 +129,9 @@ def tree(fs: Any, root: str) -> Details:
     """
     fs.invalidate_cache()
     if not _walks(fs):
-        found: Details = with_retries(lambda: fs.find(root, detail=True))
-        return found
-    found, folders = {}, [root]
+        details: Details = with_retries(lambda: fs.find(root, detail=True))
+        return details
+    details, folders = {}, [root]
     while folders:
         folder = folders.pop()
         try:
@@ -143,12 +143,12 @@ def tree(fs: Any, root: str) -> Details:
         for detail in listing:
             name = detail["name"].rstrip("/")
             if detail["type"] != "directory":
-                found[name] = detail
+                details[name] = detail
             elif name != folder:
                 folders.append(name)
-    if not found and (detail := with_retries(lambda: fs.info(root)))["type"] == "file":
+    if not details and (detail := with_retries(lambda: fs.info(root)))["type"] == "file":
         return {root: detail}
-    return found
+    return details
 
 
 def _walks(fs: Any) -> bool:

@@ -156,12 +156,12 @@ class Location:
         """fsspec's details of all files below `folder`, by path below this location ("" if the location is a file)."""
         try:
             with reaching(self.uri_of(folder), "listed"):
-                found = tree(self.fs, self.path(folder))
+                files = tree(self.fs, self.path(folder))
         except FileNotFoundError:
             return {}
         below = f"{self.root}/"
         return {
-            path[len(below) :]: detail for path, detail in found.items() if path == self.root or path.startswith(below)
+            path[len(below) :]: detail for path, detail in files.items() if path == self.root or path.startswith(below)
         }
 
     def modified_at(self, relative: str) -> datetime:

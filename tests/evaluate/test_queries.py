@@ -84,8 +84,8 @@ def test_a_query_that_is_in_the_store_does_not_find_itself(stores: Any, tmp_path
     ]
     snapshot = open_snapshot(stores.make_store(tmp_path / "store", volumes, ledger=rows).uri)
     panel = file_queries(snapshot, str(queries / "cases"), str(queries / "cases.csv"), Selection(), {})
-    assert panel.own[0] == (3,)
-    assert set(panel.own[1:]) == {()}
+    assert panel.self_candidates[0] == (3,)
+    assert set(panel.self_candidates[1:]) == {()}
     options = Options(selection=Selection(aggregations=["mean"], modes=["volume"]), min_relevant=7)
     found = evaluate(snapshot, panel, options)
     hits = found.details["subject" if "subject" in found.details else "self"].hits
