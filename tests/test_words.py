@@ -25,6 +25,8 @@ OLD = {
     "write_named",
     "changed_at",
     "_held",
+    "swap",
+    "folding",
     "sweep",
     "Swept",
     "Found",
