@@ -39,7 +39,7 @@ def test_service_runs_commands_that_parse_and_knows_their_exit_codes() -> None:
 
 
 def test_dashboard_shows_the_metrics_that_a_run_exports() -> None:
-    exported = set(re.findall(r'Counter\("(\w+)"', (ROOT / "medret" / "pipeline" / "metrics.py").read_text()))
+    exported = set(re.findall(r'Counter\("(\w+)"', (ROOT / "medret" / "pipeline" / "counter.py").read_text()))
     assert exported
     board = json.loads((DEPLOY / "grafana.json").read_text())
     shown = {name for panel in board["panels"] for target in panel["targets"] for name in _metrics(target["expr"])}
