@@ -298,7 +298,7 @@ def test_readers_see_whole_snapshots_while_runs_publish(originals: Path, tmp_pat
 
     reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(10):
+    for _ in range(6):
         publish()
     over.set()
     reader.join()
