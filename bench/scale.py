@@ -34,6 +34,7 @@ from msgspec.structs import replace
 from medret.archive import list_archive
 from medret.schemas import LEDGER
 from medret.snapshot import current_id, publish, read_files, read_ledger, read_manifest
+from medret.snapshot.changes import differences
 from medret.storage import Location
 
 SMALL = ("--model", "timm:test_vit", "--weights", "timm:test_vit=random", "--slices", "uniform:1")
@@ -103,7 +104,8 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
     counts = replace(manifest.counts, listed=len(repeated), embedded=len(repeated), new=0)
     kept = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name not in ("created", "tables")}
     fields = kept | {"parent": live, "counts": counts, "archive_uri": listed.archive_uri}
-    publish(location, pa.Table.from_pylist(repeated, schema=LEDGER), files, **fields)
+    changed, gone = differences(ledger.cast(LEDGER), pa.Table.from_pylist(repeated, schema=LEDGER))
+    publish(location, changed, gone, files, **fields)
 
 
 def rerun_s(objects: int, scratch: Path, store: Path | None) -> float:

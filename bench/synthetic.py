@@ -149,6 +149,7 @@ def _publish(store: Location, plan: Plan, built: Sequence[tuple[str | None, Inde
     publish(
         store,
         _ledger(plan),
+        (),
         files_table(files),
         medret_version="0",
         run="synthetic",

@@ -5,7 +5,7 @@ On disk, the row table of an index shard has one more column (see medret.index.r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -130,9 +130,16 @@ def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
     return pa.concat_tables([table.schema.empty_table(), *parts])
 
 
-def in_pieces(table: pa.Table) -> list[pa.Table]:
-    """Cut the table into parts; there is at least one."""
-    return [table.slice(at, PART_ROWS) for at in range(0, max(1, table.num_rows), PART_ROWS)]
+def in_pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut tables of one schema into parts of PART_ROWS rows; the last part, which may be empty, has what is left."""
+    rest: pa.Table | None = None
+    for table in tables:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        while rest.num_rows > PART_ROWS:
+            yield rest.slice(0, PART_ROWS)
+            rest = rest.slice(PART_ROWS)
+    if rest is not None:
+        yield rest
 
 
 def in_order(table: pa.Table, column: str) -> pa.Table:

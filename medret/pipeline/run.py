@@ -55,6 +55,7 @@ from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER, in_order
 from medret.snapshot import Lease, clear_journal, leased, publish
+from medret.snapshot.changes import differences
 from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
@@ -217,8 +218,9 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     with log.phase("publish"):
         run.stop.check()
         run.lease.check()
+        changed, gone = differences(state.base.ledger, ledger)
         snapshot_id, manifest = publish(
-            store, ledger, files, indices.tombstones,
+            store, changed, gone, files, indices.tombstones,
             parent=state.base.id, medret_version=__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,

@@ -6,6 +6,7 @@ Publishing writes tables first, then the manifest, then CURRENT: a crash before 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import BusyError, GateError, MedretError, UsageError
 from medret.schemas import FILES, LEDGER, QUARANTINE, TOMBSTONES, in_order, in_pieces
+from medret.snapshot.changes import collected, merged
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     CURRENT,
@@ -23,6 +25,7 @@ from medret.snapshot.manifest import (
     TableEntry,
     TableKind,
     current_id,
+    read_ledger,
     read_manifest,
     snapshot_folder,
     snapshot_ids,
@@ -32,7 +35,8 @@ from medret.storage import NAME_DIGITS, Location, WrittenFile
 
 def publish(
     store: Location,
-    ledger: pa.Table,
+    changed: pa.Table,
+    gone: Sequence[str],
     files: pa.Table,
     tombstones: pa.Table | None = None,
     *,
@@ -41,10 +45,14 @@ def publish(
 ) -> tuple[str, Manifest]:
     """Write a snapshot and make it live if `parent` still is live; return its id and manifest.
 
-    ledger: schemas.LEDGER. files: schemas.FILES. tombstones: schemas.TOMBSTONES. parent: id of the snapshot
-    that it was made from; None if nothing was live. fields: the manifest's other fields. Raises GateError if the counts
-    do not reconcile, BusyError if another run published in the meantime; both publish nothing.
+    changed: rows of the ledger that the parent lacks or has otherwise (schemas.LEDGER); without a parent, all rows.
+    gone: ids of the parent's ledger that are no longer listed. files: schemas.FILES. tombstones: schemas.TOMBSTONES.
+    parent: id of the snapshot that it was made from; None if nothing was live. fields: the manifest's other fields.
+    Raises GateError if the counts do not reconcile, BusyError if another run published in the meantime; both publish
+    nothing.
     """
+    before = [LEDGER.empty_table()] if parent is None else [read_ledger(store, parent, read_manifest(store, parent))]
+    ledger = pa.concat_tables(merged(before, collected(LEDGER.empty_table(), changed, gone)))
     gate_counts(ledger, fields["counts"])
     moment = datetime.now(UTC)
     snapshot_id, manifest = write_snapshot(store, ledger, files, tombstones, moment, parent=parent, **fields)
@@ -58,7 +66,7 @@ def write_snapshot(
     """Write a snapshot's folder without making it live; the same tables, moment and fields give the same folder."""
     ledger = in_order(ledger.cast(LEDGER), "volume_id")
     pieces: list[tuple[TableKind, pa.Table]] = [("files", files.cast(FILES).sort_by("path"))]
-    pieces += [("ledger", piece) for piece in in_pieces(ledger)]
+    pieces += [("ledger", piece) for piece in in_pieces([ledger])]
     if tombstones is not None and tombstones.num_rows:
         order = [("shard", "ascending"), ("volume_id", "ascending")]
         pieces.append(("tombstones", tombstones.cast(TOMBSTONES).sort_by(order)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +74,7 @@ def _publish_whole(stores: ModuleType) -> Callable[..., Any]:
     other = stores.recipe_of("second-model")
     publish = stores.publish
 
-    def publish_whole(store: Location, ledger: pa.Table, files: pa.Table, **manifest: Any) -> Any:
+    def publish_whole(store: Location, ledger: pa.Table, gone: Sequence[str], files: pa.Table, **manifest: Any) -> Any:
         (entry,) = manifest["recipes"]
         rows = files.to_pylist()
         rows += [row | {"recipe": other.digest} for row in rows]
@@ -83,7 +83,7 @@ def _publish_whole(stores: ModuleType) -> Callable[..., Any]:
         ledger = ledger.set_column(at, LEDGER.field("shards"), pa.array(shards, LEDGER.field("shards").type))
         manifest["recipes"] = [entry, replace(entry, recipe=other.to_json())]
         manifest["indices"] += [replace(one, recipe=other.digest) for one in manifest["indices"]]
-        return publish(store, ledger, pa.Table.from_pylist(rows, schema=FILES), **manifest)
+        return publish(store, ledger, gone, pa.Table.from_pylist(rows, schema=FILES), **manifest)
 
     return publish_whole
 

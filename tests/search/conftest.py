@@ -161,6 +161,7 @@ def make_store(
     snapshot_id, _ = publish(
         store,
         pa.Table.from_pylist(ledger, schema=LEDGER),
+        (),
         pa.Table.from_pylist(files, schema=FILES),
         medret_version="0",
         run="synthetic",

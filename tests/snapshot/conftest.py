@@ -24,7 +24,8 @@ from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES
-from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish, read_files, read_manifest
+from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish, read_files, read_ledger, read_manifest
+from medret.snapshot.changes import differences
 from medret.snapshot.journal import write_entry
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
@@ -125,7 +126,10 @@ def publish_more(
     gates: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Publish these volumes in shards of their own, beside what `parent` had; dead: what is gone since then."""
-    before = read_files(store, parent, read_manifest(store, parent)).to_pylist() if parent else []
+    before, had = [], LEDGER.empty_table()
+    if parent:
+        manifest = read_manifest(store, parent)
+        before, had = read_files(store, parent, manifest).to_pylist(), read_ledger(store, parent, manifest)
     key = f"{len(before):0>16}"
     for row in ledger:
         if row["volume_id"] in {volume.volume_id for volume in embedded}:
@@ -154,7 +158,7 @@ def publish_more(
     facts |= {"slices": slices, "gates": [GateEntry(name=name, found=found, limit="any") for name, found in gates]}
     kept = [row for row in before if row["kind"] != "quarantine"]
     snapshot_id, _ = publish(
-        store, pa.Table.from_pylist(ledger, LEDGER), pa.Table.from_pylist(kept + files, FILES),
+        store, *differences(had, pa.Table.from_pylist(ledger, LEDGER)), pa.Table.from_pylist(kept + files, FILES),
         pa.Table.from_pylist(tombstones, TOMBSTONES), parent=parent, **facts,
     )  # fmt: skip
     return snapshot_id
@@ -202,6 +206,6 @@ def published(tmp_path: Path) -> tuple[Location, str]:
     embedded, ledger = make_rows(4, 3)
     files = write_shard(store, embedded, "only")
     snapshot_id, _ = publish(
-        store, pa.Table.from_pylist(ledger, LEDGER), pa.Table.from_pylist(files, FILES), **fields(4, 3)
+        store, pa.Table.from_pylist(ledger, LEDGER), (), pa.Table.from_pylist(files, FILES), **fields(4, 3)
     )
     return store, snapshot_id

@@ -34,7 +34,7 @@ def test_counts_that_do_not_reconcile_publish_nothing(published: tuple[Location,
     _, ledger = made.rows(3, 3)
     wrong = made.fields(3, 3) | {"counts": Counts(listed=4, embedded=3, new=3, skipped=0)}
     with pytest.raises(GateError, match="do not reconcile"):
-        publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), **wrong)
+        publish(store, pa.Table.from_pylist(ledger, LEDGER), (), FILES.empty_table(), **wrong)
     assert current_id(store) == before
 
 
@@ -42,7 +42,7 @@ def test_a_volume_twice_in_the_ledger_publishes_nothing(tmp_path: Path, made: Si
     _, ledger = made.rows(3, 3)
     twice = [ledger[0], ledger[0], ledger[1]]
     with pytest.raises(GateError, match="distinct volumes 2"):
-        publish(Location(tmp_path), pa.Table.from_pylist(twice, LEDGER), FILES.empty_table(), **made.fields(3, 3))
+        publish(Location(tmp_path), pa.Table.from_pylist(twice, LEDGER), (), FILES.empty_table(), **made.fields(3, 3))
 
 
 def test_crash_before_the_last_step_leaves_the_old_snapshot(
@@ -56,7 +56,9 @@ def test_crash_before_the_last_step_leaves_the_old_snapshot(
 
     monkeypatch.setattr(Location, "compare_and_swap", goes_away)
     with pytest.raises(OSError, match="went away"):
-        publish(store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), parent=before, **made.fields(5, 3))
+        publish(
+            store, pa.Table.from_pylist(ledger, LEDGER), (), FILES.empty_table(), parent=before, **made.fields(5, 3)
+        )
     assert current_id(store) == before
     assert read_manifest(store, before).counts.embedded == 4
 
@@ -65,9 +67,9 @@ def test_of_two_publishers_one_wins(published: tuple[Location, str], made: Simpl
     store, before = published
     _, ledger = made.rows(5, 3)
     table = pa.Table.from_pylist(ledger, LEDGER)
-    winner, _ = publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
+    winner, _ = publish(store, table, (), FILES.empty_table(), parent=before, **made.fields(5, 3))
     with pytest.raises(BusyError, match=f"names {winner}, but it named {before}"):
-        publish(store, table, FILES.empty_table(), parent=before, **made.fields(5, 3))
+        publish(store, table, (), FILES.empty_table(), parent=before, **made.fields(5, 3))
     assert current_id(store) == winner
 
 
@@ -95,7 +97,7 @@ def test_manifest_does_not_grow_with_volumes(tmp_path: Path, made: SimpleNamespa
         store = Location(tmp_path / str(volumes))
         _, ledger = made.rows(volumes, 1)
         snapshot_id, _ = publish(
-            store, pa.Table.from_pylist(ledger, LEDGER), FILES.empty_table(), **made.fields(volumes, 1)
+            store, pa.Table.from_pylist(ledger, LEDGER), (), FILES.empty_table(), **made.fields(volumes, 1)
         )
         sizes.append(len(store.read(f"snapshots/{snapshot_id}/manifest.json")))
     assert sizes[1] - sizes[0] < 40  # a few more digits

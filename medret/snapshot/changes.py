@@ -1,0 +1,117 @@
+"""A ledger as a base and the changes since then: tell ledgers apart, collect changes, merge both. Pure functions.
+
+A run over a large archive changes few rows. So snapshots share a base, and each has one table of everything that
+changed since the base was written. Both tables have schemas.LEDGER and are sorted by volume_id. A row of the changes
+replaces the base's row; one with the status GONE hides it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medret.schemas import LEDGER, PART_ROWS, in_order, in_pieces, taken
+
+GONE = "gone"  # status of a volume of the base that the snapshot does not have
+BASE_SHARE = 16  # one row in so many of the base may change before a new base is written
+PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
+
+
+def needs_base(base_rows: int, changed_rows: int) -> bool:
+    """Whether a new base is written: the old one fits one file, or more than a sixteenth of its rows have changed."""
+    return base_rows <= PART_ROWS or BASE_SHARE * changed_rows > base_rows
+
+
+def differences(before: pa.Table, after: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Compare two whole ledgers (schemas.LEDGER).
+
+    Returns the rows of `after` that `before` lacks or has otherwise, and the ids of `before` that `after` lacks.
+    """
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
+
+    places = pc.index_in(after["volume_id"], value_set=before["volume_id"])
+    known = pc.is_valid(places)
+    old, new = taken(before, pc.drop_null(places)), after.filter(known)
+    pairs = zip(in_pieces([old]), in_pieces([new]), strict=True)
+    differ = np.concatenate([_differ(*pair) for pair in pairs])
+    changed = ~known.to_numpy()
+    changed[~changed] = differ
+    gone = before["volume_id"].filter(pc.invert(pc.is_in(before["volume_id"], value_set=after["volume_id"])))
+    return after.filter(pa.array(changed)), gone.to_pylist()
+
+
+def collected(changes: pa.Table, changed: pa.Table, gone: Sequence[str]) -> pa.Table:
+    """Add a run's changes to those since the base.
+
+    changed: rows that are new or replace others (schemas.LEDGER). gone: ids of volumes that the run removes.
+    """
+    import pyarrow.compute as pc
+
+    ids = pa.array(gone, pa.string())
+    nothing = {"uri": "", "size_bytes": 0, "status": GONE, "slices": 0}
+    hidden = pa.Table.from_pylist([{"volume_id": volume_id, **nothing} for volume_id in gone], LEDGER)
+    replaced = pa.chunked_array([*changed["volume_id"].chunks, ids], pa.string())
+    kept = changes.filter(pc.invert(pc.is_in(changes["volume_id"], value_set=replaced)))
+    return in_order(pa.concat_tables([kept, changed.cast(LEDGER), hidden]), "volume_id")
+
+
+def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
+    """Yield the ledger in parts, in volume_id order.
+
+    base: its parts. changes: the rows since then. Both need volume_id and status; other columns are optional. Raises
+    ValueError if the parts overlap.
+    """
+    ids, at, last = changes["volume_id"], 0, ""
+    for part in base:
+        if not part.num_rows:
+            continue
+        if part["volume_id"][0].as_py() <= last:
+            raise ValueError(f"the ids of the part after {last[:200]!r} are not greater than those before")
+        last = part["volume_id"][-1].as_py()
+        end = bisect_right(ids, last, at, key=lambda volume_id: volume_id.as_py())
+        yield part if end == at else _replaced(part, changes.slice(at, end - at))
+        at = end
+    yield _without_gone(changes.slice(at))
+
+
+def _replaced(part: pa.Table, changes: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    rest = part.filter(pc.invert(pc.is_in(part["volume_id"], value_set=changes["volume_id"])))
+    return in_order(pa.concat_tables([rest, _without_gone(changes)]), "volume_id")
+
+
+def _without_gone(changes: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return changes.filter(pc.not_equal(changes["status"], GONE))
+
+
+def _differ(before: pa.Table, after: pa.Table) -> NDArray[np.bool_]:
+    """Whether each row differs from the row at the same place; (rows,) bool."""
+    differ = np.zeros(after.num_rows, np.bool_)
+    for name in after.schema.names if after.num_rows else ():
+        differ |= _values_differ(*(table[name].combine_chunks() for table in (before, after)))
+    return differ
+
+
+def _values_differ(before: pa.Array, after: pa.Array) -> NDArray[np.bool_]:
+    """Whether each value differs from the value at the same place, null being equal to null; (rows,) bool."""
+    import pyarrow.compute as pc
+
+    if not pa.types.is_map(after.type):
+        both_null = pc.and_(pc.is_null(before), pc.is_null(after))
+        same: NDArray[np.bool_] = pc.coalesce(pc.equal(before, after), both_null).to_numpy(zero_copy_only=False)
+        return ~same
+    lists = [maps.cast(PAIRS) for maps in (before, after)]
+    differ = _values_differ(*map(pc.list_value_length, lists))
+    alike = np.flatnonzero(~differ)
+    lists = [values.take(pa.array(alike)) for values in lists]
+    owners = pc.list_parent_indices(lists[0]).to_numpy()
+    for pairs in zip(*(pc.list_flatten(values).flatten() for values in lists), strict=True):
+        differ[alike[owners[_values_differ(*pairs)]]] = True
+    return differ

@@ -1,0 +1,70 @@
+"""The ledger as a base and changes: pure functions over tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from medret.schemas import LEDGER, PART_ROWS
+from medret.snapshot.changes import GONE, collected, differences, merged, needs_base
+
+
+def ledger(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(rows, LEDGER)
+
+
+def row(volume_id: str, **values: Any) -> dict[str, Any]:
+    fixed = {"uri": f"/a/{volume_id}", "size_bytes": 1, "status": "embedded", "slices": 2}
+    return {**dict.fromkeys(LEDGER.names), "volume_id": volume_id, **fixed, **values}
+
+
+OTHER: dict[str, Any] = {
+    "uri": "/b", "size_bytes": 2, "etag": "e", "mtime": "t", "content_sha256": "0", "status": "quarantined",
+    "code": "empty", "reason": "0 bytes", "subject": "s", "modality": "CT", "body_region": "head", "organ": "liver",
+    "metadata": [("site", "one")], "facts": "{}", "slices": 3, "shards": [("recipe", "shard")], "judged_by": "j",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in LEDGER.names if name != "volume_id"])
+def test_a_value_that_differs_in_any_column_is_a_change(name: str) -> None:
+    before = ledger(row("a"), row("b"), row("c", **OTHER))
+    other = {"metadata": [("site", None)], "shards": [], "code": None}.get(name, OTHER[name] * 2)
+    for place, value in ((1, OTHER[name]), (2, other), (2, row("c")[name])):
+        after = before.to_pylist()
+        after[place] = {**after[place], name: value}
+        changed, gone = differences(before, ledger(*after[::-1]))
+        assert (changed["volume_id"].to_pylist(), gone) == ([after[place]["volume_id"]], [])
+    assert differences(before, before) == (before.slice(0, 0), [])
+
+
+def test_what_comes_and_goes_is_a_change() -> None:
+    before, after = ledger(row("a"), row("b"), row("c")), ledger(row("d"), row("b"))
+    changed, gone = differences(before, after)
+    assert (changed["volume_id"].to_pylist(), gone) == (["d"], ["a", "c"])
+    assert differences(ledger(), after) == (after, [])
+    assert differences(after, ledger()) == (ledger(), ["d", "b"])
+
+
+def test_changes_are_merged_in_order_wherever_they_fall() -> None:
+    parts = [ledger(row("b"), row("d")), ledger(), ledger(row("f"), row("h"))]
+    since = collected(ledger(), ledger(row("g"), row("z"), row("a"), row("d", organ="liver")), ["f"])
+    assert since["volume_id"].to_pylist() == ["a", "d", "f", "g", "z"]
+    assert since["status"].to_pylist()[2] == GONE
+    whole = pa.concat_tables(merged(parts, since))
+    assert whole["volume_id"].to_pylist() == ["a", "b", "d", "g", "h", "z"]
+    assert whole["organ"].to_pylist() == [None, None, "liver", None, None, None]
+    returned = collected(since, ledger(row("f", organ="lung")), ["d", "z"])
+    assert pa.concat_tables(merged(parts, returned))["volume_id"].to_pylist() == ["a", "b", "f", "g", "h"]
+    with pytest.raises(ValueError, match="not greater"):
+        list(merged(parts[::-1], since))
+
+
+def test_a_base_is_written_again_when_more_than_a_sixteenth_has_changed() -> None:
+    assert needs_base(0, 0)
+    assert needs_base(PART_ROWS, 0), "one file is written again"
+    assert not needs_base(PART_ROWS + 1, 6250)
+    assert needs_base(PART_ROWS + 1, 6251)
+    assert not needs_base(10**7, 625_000)
+    assert needs_base(10**7, 625_001)
