@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from medret.cli import main
+from medret.cli.tables import print_hits
+from medret.search import Hit
 
 
 @pytest.fixture
@@ -52,6 +55,38 @@ def test_options_reach_the_search(made: Any, capsys: pytest.CaptureFixture[str])
 def test_the_table_shows_the_ranges(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", made.uri, made.ids[0], "--slices", "5:35", "-k", "1"]) == 0
     assert "axial 5-35 ~ " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "score"),
+    [
+        ([], "the cosine of the two volumes' vectors"),
+        (["--mode", "vote"], "the volume's share of the nearest slices"),
+        (["--mode", "max"], "the best cosine of a slice of the query"),
+        (["--mode", "sum"], "the sum of the cosines"),
+        (["--mode", "late"], "the mean, over the query's slices, of the best cosine"),
+        (["--aggregation", "mean", "--aggregation", "max", "--fuse", "rrf"], "the sum of the members' reciprocal ranks"),
+    ],
+)
+def test_table_and_page_say_what_the_score_is(
+    made: Any, options: list[str], score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C18."""
+    page = tmp_path / "page.html"
+    assert main(["search", made.uri, made.ids[0], "-k", "1", "--html", str(page), *options]) == 0
+    assert f"score: {score}" in capsys.readouterr().out
+    assert f"Score: {score}" in " ".join(html.unescape(page.read_text()).split())
+
+
+def test_a_pipe_gets_whole_names_and_one_row_per_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C18."""
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"site/{'long ' * 40}name_{number}.nii.gz" for number in range(3)]
+    print_hits("query", [Hit(rank, name, name, 0.5, {}, None) for rank, name in enumerate(names, 1)], "any")
+    _, _, *rows, _ = capsys.readouterr().out.splitlines()
+    assert [row.split(maxsplit=2)[2].rstrip() for row in rows] == names
 
 
 @pytest.mark.parametrize(
