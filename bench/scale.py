@@ -99,7 +99,7 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
         rows[number % len(rows)]
         | {"volume_id": item.volume_id, "uri": item.uri, "size_bytes": item.size_bytes}
         | {"etag": item.etag, "mtime": item.mtime}
-        for number, item in enumerate(listed.objects)
+        for number, item in enumerate(listed.items())
     ]
     counts = replace(manifest.counts, listed=len(repeated), embedded=len(repeated), new=0)
     kept = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name not in ("created", "tables")}

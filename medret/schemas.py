@@ -10,6 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 
+# --- archive ---------------------------------------------------------------------------------------------------
+
+# The volumes of an archive as they are listed, sorted by volume_id. It lives in memory only.
+OBJECTS = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),  # path below the archive
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("etag", pa.string()),  # without quotes; null if the store has none
+        pa.field("mtime", pa.string()),  # ISO 8601, UTC
+    ]
+)
+
 # --- embeddings ------------------------------------------------------------------------------------------------
 
 SLICE_COLUMNS: list[pa.Field] = [

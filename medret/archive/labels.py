@@ -109,11 +109,11 @@ def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
     return LabelJoin(
         labels,
         len(unmatched),
-        len(listing.objects) - len(labels),
+        listing.objects.num_rows - len(labels),
         table.name,
         rows.ambiguous,
         next(_ids(columns, table.rows[unmatched[0]]), "") if unmatched else None,
-        listing.objects[0].volume_id if listing.objects else None,
+        listing.objects["volume_id"][0].as_py() if listing.objects.num_rows else None,
         rows.root,
     )
 
@@ -207,12 +207,12 @@ def _from_descriptions(listing: Listing) -> LabelJoin:
     """Label all volumes beside or below a dataset.json by its task; the deepest file counts."""
     tasks, ignored = read_descriptions(listing.archive_uri, listing.descriptions)
     labels: dict[str, Labels] = {}
-    for item in listing.objects:
-        folder = item.volume_id.partition("/")[0] if "/" in item.volume_id else ""
+    for volume_id in listing.objects["volume_id"].to_pylist():
+        folder = volume_id.partition("/")[0] if "/" in volume_id else ""
         task = tasks.get(folder) or tasks.get("")
         if task is not None:
-            labels[item.volume_id] = Labels(
+            labels[volume_id] = Labels(
                 modality=task.modality, body_region=task.body_region, organ=task.organ, metadata={"task": task.name}
             )
     source = DESCRIPTION if tasks else None
-    return LabelJoin(labels, 0, len(listing.objects) - len(labels), source, ignored=ignored)
+    return LabelJoin(labels, 0, listing.objects.num_rows - len(labels), source, ignored=ignored)

@@ -58,11 +58,12 @@ class Finder:
     """The volumes of a listing, by name."""
 
     def __init__(self, listing: Listing) -> None:
-        self._ids = {item.volume_id for item in listing.objects}
+        ids = listing.objects["volume_id"].to_pylist()
+        self._ids = frozenset(ids)
         self._by_stem: dict[str, list[_Volume]] = defaultdict(list)
-        for item in listing.objects:
-            whole = _parse(item.uri)
-            self._by_stem[whole.stem].append(_Volume(item.volume_id, _parse(item.volume_id), whole))
+        for volume_id in ids:
+            whole = _parse(listing.uri_of(volume_id))
+            self._by_stem[whole.stem].append(_Volume(volume_id, _parse(volume_id), whole))
 
     def find(self, name: str) -> Match:
         """The volumes that `name` fits best."""

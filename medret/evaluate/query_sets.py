@@ -122,7 +122,8 @@ def file_queries(
     join = read_labels(labels_uri, listing)
     if join.mismatch:
         raise UsageError(join.mismatch)
-    known = {file.volume_id: join.labels.get(file.volume_id, Labels()) for file in listing.objects}
+    files = tuple(listing.items())
+    known = {file.volume_id: join.labels.get(file.volume_id, Labels()) for file in files}
     first = configs_of(snapshot, selection)[0]
     encoded: dict[tuple[str, str, str], QueryVectors] = {}
 
@@ -133,8 +134,8 @@ def file_queries(
 
     used: list[ArchiveObject] = []
     failures = []
-    for number, file in enumerate(listing.objects, start=1):
-        report(f"query {number}/{len(listing.objects)} {file.volume_id}")
+    for number, file in enumerate(files, start=1):
+        report(f"query {number}/{len(files)} {file.volume_id}")
         try:
             encoded[file.volume_id, first.model, first.aggregation] = encode(file, first.model, first.aggregation)
             used.append(file)

@@ -130,7 +130,7 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
     ledger: of the live snapshot (schemas.LEDGER), empty if there is none. Raises GateError if far fewer of its volumes
     would keep labels, UsageError if no row of the table matches a volume.
     """
-    had = _labelled(ledger) & {item.volume_id for item in listing.objects}
+    had = _labelled(ledger) & set(listing.objects["volume_id"].to_pylist())
     kept = sum(bool(labels.labels.get(volume_id)) for volume_id in had)
     gate = label_gate(len(had), kept, limits)
     if not gate.passed:

@@ -178,13 +178,14 @@ def plan_run(
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
     )
-    plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, target)
+    objects = tuple(inputs.listing.items())
+    plan = make_plan(objects, inputs.modalities, state.known, target)
     if state.older is None:
         older = read_older(store, state.base.id, plan, state.known, target.recipes)
         state = replace(state, older=older)
         if older.ledger.num_rows:
             state = replace(state, known=known_volumes(state.base, state.journal, older.ledger))
-            plan = make_plan(inputs.listing.objects, inputs.modalities, state.known, target)
+            plan = make_plan(objects, inputs.modalities, state.known, target)
     return plan, target, state
 
 

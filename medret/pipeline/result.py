@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -108,8 +109,8 @@ def _poll(counts: Counting, watched: str) -> StageCount:
 def say_listing(reporter: Reporter, listing: Listing) -> None:
     """Report what the listing found."""
     skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
-    size = sum(o.size_bytes for o in listing.objects) / 2**20
-    reporter.say(f"{listing.archive_uri}: {len(listing.objects)} volumes, {size:.1f} MiB{skipped}")
+    size = (pc.sum(listing.objects["size_bytes"]).as_py() or 0) / 2**20
+    reporter.say(f"{listing.archive_uri}: {listing.objects.num_rows} volumes, {size:.1f} MiB{skipped}")
     for rule, paths in listing.surprises.items():
         more = ", ..." if listing.skipped[rule] > len(paths) else ""
         reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")

@@ -196,8 +196,8 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger)}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
-                f"refused to publish: none of the {len(inputs.listing.objects)} volumes of {request.archive} could be "
-                f"embedded: {ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
+                f"refused to publish: none of the {inputs.listing.objects.num_rows} volumes of {request.archive} could "
+                f"be embedded: {ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
             )
     run.reporter.say(f"building indices over {_rows(layout.files)} vectors")
     with log.phase("index"):
@@ -335,7 +335,7 @@ def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
 
 def _useful_to_others(run: _Run, target: Target) -> frozenset[str]:
     """Journal entries that this run does not use, but a run with other options may."""
-    objects = run.inputs.listing.objects
+    objects = run.inputs.listing.items()
     return unfinished_elsewhere(run.state.journal, objects, target.recipes, target.ruleset_digest)
 
 

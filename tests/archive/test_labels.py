@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medret.archive import ArchiveObject, Labels, Listing, list_archive, read_labels
+from medret.archive import Labels, Listing, list_archive, read_labels
 from medret.archive.label_sources import ORGANS, msd_task
 from medret.errors import UsageError
+from medret.schemas import OBJECTS
 
 ARCHIVE = "s3://bucket/volumes"
 
 
 def listing(*volume_ids: str, archive: str = ARCHIVE) -> Listing:
-    objects = [ArchiveObject(name, f"{archive}/{name}", 1, None, None) for name in sorted(volume_ids)]
-    return Listing(archive, tuple(objects), {})
+    objects = [{"volume_id": name, "size_bytes": 1} for name in sorted(volume_ids)]
+    return Listing(archive, pa.Table.from_pylist(objects, OBJECTS), {})
 
 
 def table(folder: Path, text: str | bytes, name: str = "labels.csv") -> str:
@@ -273,7 +274,7 @@ def test_nfc_and_nfd_are_one_name(tmp_path: Path) -> None:
 def test_the_file_name_as_written_goes_before_another_suffix(tmp_path: Path) -> None:
     volumes = listing("x/a.nii", "x/a.nii.gz", "y/b.nii")
     join = read_labels(table(tmp_path, "path,organ\nx/a.nii,Heart\na.nii.gz,Lung\nb.nii.gz,Liver\n"), volumes)
-    assert [join.labels[one.volume_id].organ for one in volumes.objects] == ["Heart", "Lung", "Liver"]
+    assert [join.labels[one.volume_id].organ for one in volumes.items()] == ["Heart", "Lung", "Liver"]
     assert read_labels(table(tmp_path, "path\nx/a\n"), volumes).ambiguous_rows == 1
 
 

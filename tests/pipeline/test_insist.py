@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medret.archive import ArchiveObject, LabelJoin, Labels, Listing
+from medret.archive import LabelJoin, Labels, Listing
 from medret.cli import main
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits
 from medret.pipeline.insist import check_labels, ct_without_hu
 from medret.recipe import SliceRecipe
-from medret.schemas import LEDGER
+from medret.schemas import LEDGER, OBJECTS
 from medret.volume import read_volume
 
 NAMES = [f"{number}.nii" for number in range(10)]
-LISTING = Listing("/a", tuple(ArchiveObject(name, f"/a/{name}", 1, None, None) for name in NAMES), {})
+LISTING = Listing("/a", pa.Table.from_pylist([{"volume_id": name, "size_bytes": 1} for name in NAMES], OBJECTS), {})
 
 
 def ledger(*labelled: str) -> pa.Table:

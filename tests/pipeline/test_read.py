@@ -60,15 +60,15 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     written = {key: f"content of {key}".encode() for key in ODD_KEYS}
     for key, content in written.items():
         client.pipe_file(f"{store.root}/{key}", content)
-    listing = list_archive(archive)
-    assert {item.volume_id for item in listing.objects} == set(ODD_KEYS)
-    assert read_all(listing.objects) == written
+    objects = tuple(list_archive(archive).items())
+    assert {item.volume_id for item in objects} == set(ODD_KEYS)
+    assert read_all(objects) == written
     hashes = {key: hashlib.sha256(content).hexdigest() for key, content in written.items()}
-    assert _hash_all(listing.objects) == hashes
-    assert {item.volume_id: read_query(item.uri) for item in listing.objects} == written
-    unlike = [replace(item, etag=None, size_bytes=1) for item in listing.objects]
+    assert _hash_all(objects) == hashes
+    assert {item.volume_id: read_query(item.uri) for item in objects} == written
+    unlike = [replace(item, etag=None, size_bytes=1) for item in objects]
     assert equal_samples([unlike]) == set()
-    requests = [ImageRequest(item.uri, ("x", None)) for item in listing.objects]
+    requests = [ImageRequest(item.uri, ("x", None)) for item in objects]
     images = load_images(
         requests, SliceRecipe(), locate=lambda request: request.uri, identify=lambda uri, data: (uri, None)
     )
@@ -81,7 +81,7 @@ def test_a_key_that_vanished_is_unreadable_alone(s3: Callable[[str], str]) -> No
     archive = s3("vanished")
     for key in ("a.nii", "b[0].nii", "c.nii"):
         Location(archive).fs.pipe_file(f"{Location(archive).root}/{key}", key.encode())
-    objects = list_archive(archive).objects
+    objects = tuple(list_archive(archive).items())
     Location(archive).delete("b[0].nii")
     strange = ArchiveObject("d.nii", "nosuchscheme://x/d.nii", 1, None, None)
     contents = read_all((*objects, strange))
@@ -95,7 +95,7 @@ def test_what_is_no_file_any_more_is_unreadable_at_once(tmp_path: Path) -> None:
     names = ("fifo", "folder", "loop", "zero", "gone", "long", "good")
     for name in names:
         (tmp_path / f"{name}.nii").write_bytes(b"x")
-    objects = list_archive(str(tmp_path)).objects
+    objects = tuple(list_archive(str(tmp_path)).items())
     for name in names[:-1]:
         (tmp_path / f"{name}.nii").unlink()
     os.mkfifo(tmp_path / "fifo.nii")
@@ -147,7 +147,7 @@ def test_a_huge_object_is_judged_by_its_first_bytes(
         return whole(self, start, end)
 
     monkeypatch.setattr(StoredObject, "read", counted)
-    [content] = read_all(list_archive(str(tmp_path)).objects).values()
+    [content] = read_all(tuple(list_archive(str(tmp_path)).items())).values()
     assert refusal(content).code == code
     assert sum(read) <= START_BYTES
 
@@ -164,7 +164,7 @@ def test_an_object_that_does_not_fit_the_memory_is_too_large(tmp_path: Path, mon
         return whole(self, start, end)
 
     monkeypatch.setattr(StoredObject, "read", short_of_memory)
-    contents = read_all(list_archive(str(tmp_path)).objects)
+    contents = read_all(tuple(list_archive(str(tmp_path)).items()))
     assert refusal(contents["a.nii"]).code == QuarantineCode.TOO_LARGE
     assert contents["b.nii"] == b"b.nii"
 
@@ -173,7 +173,7 @@ def test_an_object_is_the_one_that_it_was_before_and_after(tmp_path: Path, monke
     """Invariant 5: one that is written to all the time is refused; one that was replaced is taken as it is now."""
     path = tmp_path / "x.nii"
     path.write_bytes(b"before")
-    objects = list_archive(str(tmp_path)).objects
+    objects = tuple(list_archive(str(tmp_path)).items())
     path.write_bytes(b"afterwards")
     rows: list[dict[str, Any]] = [asdict(item) for item in objects]
     [(row, content)] = _with_contents(rows, Limits())
@@ -197,4 +197,4 @@ def test_keys_that_were_seen_in_the_wild(shared_data: Path, tmp_path: Path) -> N
     for key in keys:
         (tmp_path / key).parent.mkdir(exist_ok=True)
         (tmp_path / key).write_bytes(key.encode())
-    assert read_all(list_archive(str(tmp_path)).objects) == {key: key.encode() for key in keys}
+    assert read_all(tuple(list_archive(str(tmp_path)).items())) == {key: key.encode() for key in keys}

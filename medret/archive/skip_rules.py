@@ -1,0 +1,120 @@
+"""Decide by rules what a listing leaves out. Pure functions over Arrow columns.
+
+    rule             leaves out
+    hidden           paths with a part that begins with a dot: `._case.nii.gz`, `.cache/...`
+    no_access        folders that may not be entered, each counted as one object
+    not_nifti_name   names that do not end in .nii or .nii.gz
+    not_a_file       FIFOs, sockets and devices, whatever their name
+    not_text_name    names that are not UTF-8, which no table could hold
+    label_mask       segmentations, by the name of the file or of a folder (see `mask_names`)
+    excluded         paths that match a pattern of `exclude`
+    outside_glob     paths that do not match the given pattern
+
+The first rule that applies is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.utils import glob_translate
+
+from medret import schemas
+from medret.errors import UsageError
+from medret.schemas import OBJECTS
+from medret.storage import escaped, identity_of, is_text
+
+Matcher = Callable[[str], object]
+
+# Everything that a listing finds, volume or not. volume_id: its path below the archive, escaped if it is not text; ""
+# if the archive is a single object. rule: why it cannot be a volume, if the listing itself shows that.
+FOUND = pa.schema([*OBJECTS, pa.field("rule", pa.string())])
+
+
+def found(path: str, detail: Mapping[str, Any], rule: str | None = None) -> tuple[Any, ...]:
+    """A row of FOUND. detail: of the object, in fsspec's words."""
+    known = identity_of(detail)
+    if not is_text(path):
+        path, rule = escaped(path), rule or "not_text_name"
+    return path, known.size_bytes, known.etag, known.mtime, rule
+
+
+def found_tables(rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.Table]:
+    """Rows of FOUND as tables of at most PART_ROWS rows."""
+    rows = iter(rows)
+    while part := list(islice(rows, schemas.PART_ROWS)):
+        yield pa.table([list(column) for column in zip(*part, strict=True)], schema=FOUND)
+
+
+def rules_of(table: pa.Table, *, masks: bool, keep: Sequence[Matcher] = (), drop: Sequence[Matcher] = ()) -> pa.Array:
+    """The rule that leaves out each row of FOUND; null for a volume.
+
+    masks: do not leave out segmentations. keep, drop: see `matcher`; a volume must match all of `keep`, none of `drop`.
+    """
+    paths, lower = table["volume_id"], pc.utf8_lower(table["volume_id"])
+    cases = {
+        "hidden": pc.match_substring_regex(paths, r"(^|/)\."),
+        "no_access": pc.equal(table["rule"], "no_access"),
+        "not_nifti_name": pc.invert(pc.match_substring_regex(lower, r"\.nii(\.gz)?$")),
+        "not_a_file": pc.equal(table["rule"], "not_a_file"),
+        "not_text_name": pc.equal(table["rule"], "not_text_name"),
+    }
+    if not masks:
+        cases["label_mask"] = mask_names(lower)
+    conditions = pc.make_struct(*(pc.fill_null(case, False) for case in cases.values()), field_names=list(cases))
+    rules = pc.case_when(conditions, *cases)
+    if not (keep or drop):
+        return rules
+    by_pattern = [
+        rule or _pattern_rule(path, keep, drop) for path, rule in zip(paths.to_pylist(), rules.to_pylist(), strict=True)
+    ]
+    return pa.array(by_pattern, pa.string())
+
+
+def _pattern_rule(path: str, keep: Sequence[Matcher], drop: Sequence[Matcher]) -> str | None:
+    if any(matches(path) for matches in drop):
+        return "excluded"
+    return None if all(matches(path) for matches in keep) else "outside_glob"
+
+
+def matcher(pattern: str) -> Matcher:
+    """A function that tells whether a path below the archive matches a glob; raises UsageError."""
+    anywhere = pattern if "/" in pattern else f"**/{pattern}"
+    try:
+        return re.compile(glob_translate(anywhere.removeprefix("./"))).match
+    except (ValueError, re.error) as error:
+        raise UsageError(f"pattern {pattern!r} is not a valid glob: {error}") from error
+
+
+_FOLDER = (
+    r"(^|/)(gt[_-]?)?(label|mask|seg|segmentation|ground[_-]?truth|gt|annotation)s?"
+    r"([_-]?(tr|ts|te|va|val|train|training|test|testing|validation))?/"
+)
+_LAST_WORD = (
+    r"(^|/)([^/]*[_.+ -])?((seg|segmentation|mask|label)s?|segm|msk|labelmap|gt|ground_?truth|dseg|probseg|aseg|"
+    r"synthseg)(\.nii)?(\.gz)?$"
+)
+_NUMBERED = r"(^|/)(segmentation|seg|label|mask)s?[_ -]?\d+(\.nii)?(\.gz)?$"
+_MASK = f"({_FOLDER})|({_LAST_WORD})|({_NUMBERED})"
+
+
+def mask_names(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whether each file, or a folder above it, is named as public collections name segmentations.
+
+        MSD, nnU-Net, AMOS          labelsTr/, labelsTs/, labelsVa/, gt_segmentations/
+        TotalSegmentator            CASE/segmentations/liver.nii.gz
+        KiTS                        case_00000/segmentation.nii.gz
+        LiTS, Synapse               segmentation-0.nii, label0001.nii.gz
+        BraTS, ISLES, ACDC, MM-WHS  CASE_seg.nii.gz, CASE-seg.nii.gz, CASE_msk.nii.gz, CASE_gt.nii.gz, CASE_label.nii.gz
+        BIDS derivatives            SUBJECT_desc-brain_mask.nii.gz, SUBJECT_dseg.nii.gz, SUBJECT_label-GM_probseg.nii.gz
+        FreeSurfer, 3D Slicer       aparc+aseg.nii.gz, CASE_synthseg.nii.gz, CASE-label.nii.gz
+
+    Only a whole last word counts: `segmented_liver.nii.gz`, `T1_masked.nii.gz` and `mask_ct.nii.gz` are images.
+    paths: below the archive, in lower case.
+    """
+    return pc.match_substring_regex(paths, _MASK)
