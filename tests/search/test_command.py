@@ -65,7 +65,10 @@ def test_the_table_shows_the_ranges(made: Any, capsys: pytest.CaptureFixture[str
         (["--mode", "max"], "the best cosine of a slice of the query"),
         (["--mode", "sum"], "the sum of the cosines"),
         (["--mode", "late"], "the mean, over the query's slices, of the best cosine"),
-        (["--aggregation", "mean", "--aggregation", "max", "--fuse", "rrf"], "the sum of the members' reciprocal ranks"),
+        (
+            ["--aggregation", "mean", "--aggregation", "max", "--fuse", "rrf"],
+            "the sum of the members' reciprocal ranks",
+        ),
     ],
 )
 def test_table_and_page_say_what_the_score_is(
