@@ -7,7 +7,7 @@ stored values, so anyone can derive the same volume vectors from a slices file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,29 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings.aggregate import Aggregation
+from medret.embeddings.slices import Slices
 from medret.errors import CorruptError, QuarantineCode, VolumeError
 from medret.schemas import slices_schema, volumes_schema
 
 ROW_GROUP_ROWS = 16_384
 RECIPE_KEY = b"medret.recipe"
 AGGREGATION_KEY = b"medret.aggregation"
-
-
-@dataclass(frozen=True)
-class EmbeddedVolume:
-    """The slice vectors of one volume under one recipe.
-
-    planes: n names. positions: (n,) voxel index. relative: (n,) in [0, 1]. positions_mm: (n,) in mm.
-    vectors: (n, d) float16, unit length. norms: (n,) float32, lengths before normalisation.
-    """
-
-    volume_id: str
-    planes: Sequence[str]
-    positions: NDArray[np.int32]
-    relative: NDArray[np.float32]
-    positions_mm: NDArray[np.float32]
-    vectors: NDArray[np.float16]
-    norms: NDArray[np.float32]
 
 
 def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
@@ -55,46 +39,52 @@ def unit_slices(raw: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[
     return (raw / norms[:, None]).astype(np.float16), norms.astype(np.float32)
 
 
-def slice_table(volumes: Sequence[EmbeddedVolume], dim: int, recipe: str) -> pa.Table:
+def slice_table(volumes: Sequence[Slices], dim: int, recipe: str) -> pa.Table:
     """Make one table of the slice vectors of all volumes, in order. recipe: digest."""
     schema = slices_schema(dim)
-    counts = [len(volume.vectors) for volume in volumes]
+    counts = [len(volume) for volume in volumes]
     columns = [
         pa.array(np.repeat(np.array([v.volume_id for v in volumes], dtype=object), counts), pa.string()),
-        pa.array([plane for volume in volumes for plane in volume.planes], pa.string()),
-        pa.array(_joined([v.positions for v in volumes], np.int32)),
-        pa.array(_joined([v.relative for v in volumes], np.float32)),
-        pa.array(_joined([v.positions_mm for v in volumes], np.float32)),
-        pa.array(_joined([v.norms for v in volumes], np.float32)),
+        pa.array([plane for volume in volumes for plane in volume.plane_names], pa.string()),
+        pa.array(_joined(volumes, "slice_indices", np.int32)),
+        pa.array(_joined(volumes, "relative_position", np.float32)),
+        pa.array(_joined(volumes, "position_mm", np.float32)),
+        pa.array(_joined(volumes, "norms", np.float32)),
         _vectors(np.concatenate([v.vectors for v in volumes]) if volumes else np.empty((0, dim), np.float16), schema),
     ]
     return pa.table(columns, schema=schema.with_metadata({RECIPE_KEY: recipe.encode()}))
 
 
-def volume_table(volumes: Sequence[EmbeddedVolume], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
+def volume_table(volumes: Sequence[Slices], aggregation: Aggregation, dim: int, recipe: str) -> pa.Table:
     """Make a table of one vector per volume, in order; raise VolumeError if a volume has none (see `reducible`)."""
     schema = volumes_schema(dim)
     vectors = np.empty((len(volumes), dim), np.float16)
     for row, volume in enumerate(volumes):
-        vectors[row] = aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative, volume.volume_id)
+        vectors[row] = volume_vector(volume, aggregation)
     columns = [
         pa.array([volume.volume_id for volume in volumes], pa.string()),
-        pa.array([len(volume.vectors) for volume in volumes], pa.int32()),
+        pa.array([len(volume) for volume in volumes], pa.int32()),
         _vectors(vectors, schema),
     ]
     metadata = {RECIPE_KEY: recipe.encode(), AGGREGATION_KEY: aggregation.name.encode()}
     return pa.table(columns, schema=schema.with_metadata(metadata))
 
 
+def volume_vector(volume: Slices, aggregation: Aggregation) -> NDArray[np.float32]:
+    """Aggregate the slices of one volume to its (dim,) unit vector; raise VolumeError if it has none."""
+    assert volume.relative_position is not None
+    return aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative_position, volume.volume_id)
+
+
 def reducible(
-    volumes: Sequence[EmbeddedVolume], aggregations: Sequence[Aggregation]
-) -> tuple[list[EmbeddedVolume], dict[str, VolumeError]]:
+    volumes: Sequence[Slices], aggregations: Sequence[Aggregation]
+) -> tuple[list[Slices], dict[str, VolumeError]]:
     """Return the volumes that every aggregation can reduce to a vector, and the errors of the others by id."""
     reduced, errors = [], {}
     for volume in volumes:
         try:
             for aggregation in aggregations:
-                aggregation.aggregate(volume.vectors.astype(np.float32), volume.relative, volume.volume_id)
+                volume_vector(volume, aggregation)
         except VolumeError as error:
             errors[volume.volume_id] = error
         else:
@@ -134,7 +124,8 @@ def read_vectors(table: pa.Table) -> NDArray[np.float16]:
     return flat.reshape(len(column), column.type.list_size)
 
 
-def _joined(parts: Sequence[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+def _joined(volumes: Sequence[Slices], name: str, dtype: type) -> NDArray[Any]:
+    parts = [getattr(volume, name) for volume in volumes]
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -19,8 +19,7 @@ from medret.errors import UsageError
 from medret.index import EXACT, HNSW
 from medret.schemas import LABELS
 from medret.search import Snapshot
-from medret.search.late import SliceSets, late_scores, plane_codes
-from medret.search.matching import SliceVectors
+from medret.search.late import late_scores
 from medret.snapshot import read_ledger
 from medret.storage import Location
 
@@ -158,14 +157,10 @@ def _copies(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
 
 def _slice_score(snapshot: Snapshot, first: str, second: str, model: str | None) -> float:
     sides = [snapshot.slices_of(name, model) for name in (first, second)]
-    sets = [_set(side) for side in sides if side is not None]
+    sets = [replace(side, vectors=side.vectors.astype(np.float64)) for side in sides if side is not None]
     if len(sets) < 2:
         return 1.0  # no slice vectors to compare: the volume vectors stand alone
     return min(float(late_scores(sets[0], sets[1], symmetric=True)[0, 0]), 1.0)
-
-
-def _set(slices: SliceVectors) -> SliceSets:
-    return SliceSets(slices.vectors.astype(np.float64), plane_codes(slices.planes), np.zeros(1, np.int64))
 
 
 def labels_of(labels: pa.Table, names: AbstractSet[str]) -> dict[str, dict[str, str | None]]:

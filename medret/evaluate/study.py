@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from medret.embeddings import read_vectors
+from medret.embeddings import Slices, plane_codes, read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
@@ -82,34 +82,14 @@ def study_page(study: Study) -> str:
     return render("study.html.j2", title=f"Study: {study.name}", study=study, made=made)
 
 
-@dataclass(frozen=True)
-class StoredSlices:
-    """The stored slice vectors of all volumes under one recipe, in volume_id order.
-
-    vectors: (n, dim) float32. relative: (n,). starts: (volumes + 1,), the first row of each volume. centred: whether
-    the indices of the snapshot subtract a centre.
-    """
-
-    volume_ids: tuple[str, ...]
-    vectors: NDArray[np.float32]
-    relative: NDArray[np.float32]
-    starts: NDArray[np.int64]
-    centred: bool
-
-    def of(self, volume: int) -> slice:
-        """The rows of a volume."""
-        return slice(int(self.starts[volume]), int(self.starts[volume + 1]))
-
-
-def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
-    """Read the Parquet shards of a model's slice vectors."""
+def read_slices(snapshot: Snapshot, model: str | None) -> dict[str, Slices]:
+    """Read the Parquet shards of a model's slice vectors: volume_id -> its slices, in volume_id order."""
     store = Location(snapshot.uri)
     digest = snapshot.recipe(model).digest
-    files = stored_files(read_files(store, snapshot.id, snapshot.manifest), [SLICES, CENTRE_KIND], recipe=digest)
-    shards = [file for file in files if file.kind == SLICES]
+    shards = stored_files(read_files(store, snapshot.id, snapshot.manifest), [SLICES], recipe=digest)
     if not shards:
         raise UsageError(f"{snapshot.uri} has no slice vectors of this model: its Parquet files are not there to study")
-    columns = ["volume_id", "relative", "vector"]
+    columns = ["volume_id", "plane", "relative", "vector"]
     live = live_shards(read_ledger(store, snapshot.id, snapshot.manifest, LIVE_COLUMNS), digest)
     tables = []
     for file in shards:
@@ -120,13 +100,16 @@ def read_slices(snapshot: Snapshot, model: str | None) -> StoredSlices:
     ids = np.array(table["volume_id"].to_pylist(), object)
     order = np.argsort(ids, kind="stable")
     names, firsts = np.unique(ids[order].astype(str), return_index=True)
-    return StoredSlices(
-        tuple(names.tolist()),
-        read_vectors(table)[order].astype(np.float32),
-        np.array(table["relative"].to_pylist(), np.float32)[order],
-        np.append(firsts, len(order)),
-        len(files) > len(shards),
-    )
+    planes = plane_codes(table["plane"].to_pylist())[order]
+    relative = np.array(table["relative"].to_pylist(), np.float32)[order]
+    every = Slices(read_vectors(table)[order].astype(np.float32), planes, relative_position=relative)
+    ranges = map(slice, firsts.tolist(), [*firsts[1:].tolist(), len(order)])
+    return {name: replace(every.take(rows), volume_id=name) for name, rows in zip(names.tolist(), ranges, strict=True)}
+
+
+def is_centred(snapshot: Snapshot) -> bool:
+    """Whether the indices of a snapshot subtract a centre."""
+    return bool(stored_files(read_files(Location(snapshot.uri), snapshot.id, snapshot.manifest), [CENTRE_KIND]))
 
 
 @dataclass(frozen=True)

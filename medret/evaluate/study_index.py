@@ -75,7 +75,7 @@ def study_index(
     for dim in dims:
         if not 8 <= dim <= 8192:
             raise UsageError(f"--dims {dim} is not from 8 to 8192")
-    stored = read_slices(snapshot, model).vectors
+    stored = np.concatenate([slices.vectors for slices in read_slices(snapshot, model).values()])
     rows: list[dict[str, Any]] = []
     for dim in dims:
         for size in sizes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -11,15 +11,16 @@ import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from medret.embeddings import Aggregation, parse_aggregation
+from medret.embeddings import Aggregation, Slices, parse_aggregation
+from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.study import (
     Report,
     Similarity,
     SimilarityScorer,
-    StoredSlices,
     Study,
+    is_centred,
     read_slices,
     score_rows,
     score_table,
@@ -48,6 +49,7 @@ def study_aggregation(
     """Aggregate the stored slice vectors in many ways and score each by exact search."""
     slices = read_slices(snapshot, model)
     scorer = SimilarityScorer(snapshot, options)
+    subtract_centre = is_centred(snapshot)
     variants: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
     for count in COUNTS:
         variants[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
@@ -59,11 +61,10 @@ def study_aggregation(
     rows = []
     for number, (name, aggregations) in enumerate(variants.items(), start=1):
         report(f"{number}/{len(variants)} {name}")
-        rows += score_rows(
-            name, [scorer.score(_aggregated_cosines(slices, scorer, aggregation)) for aggregation in aggregations]
-        )
+        similarities = (_aggregated_cosines(slices, scorer.volume_ids, each, subtract_centre) for each in aggregations)
+        rows += score_rows(name, [scorer.score(similarity) for similarity in similarities])
     table = score_table(rows)
-    most = int(np.diff(slices.starts).max())
+    most = max(map(len, slices.values()))
     notes = [
         f"slices stored: at most {most} per volume; a subsample of that size equals the mean",
         *scorer.notes,
@@ -71,14 +72,14 @@ def study_aggregation(
     return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(table, centres, sigmas), notes)
 
 
-def _aggregated_cosines(slices: StoredSlices, scorer: SimilarityScorer, aggregation: Aggregation) -> Similarity:
-    number = {name: at for at, name in enumerate(slices.volume_ids)}
-    vectors = np.zeros((len(scorer.volume_ids), slices.vectors.shape[1]), np.float32)
-    for row, name in enumerate(scorer.volume_ids):
-        if name in number:
-            rows = slices.of(number[name])
-            vectors[row] = aggregation.aggregate(slices.vectors[rows], slices.relative[rows], name)
-    if slices.centred:  # as an index of these vectors would do
+def _aggregated_cosines(
+    slices: Mapping[str, Slices], volume_ids: Sequence[str], aggregation: Aggregation, subtract_centre: bool
+) -> Similarity:
+    vectors = np.zeros((len(volume_ids), next(iter(slices.values())).vectors.shape[1]), np.float32)
+    for row, name in enumerate(volume_ids):
+        if name in slices:
+            vectors[row] = volume_vector(slices[name], aggregation)
+    if subtract_centre:  # as an index of these vectors would do
         total = vectors.sum(axis=0, dtype=np.float64)
         vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from medret.embeddings import Aggregation, EmbeddedVolume, read_vectors, reducible, slice_table, volume_table
+from medret.embeddings import Aggregation, Slices, plane_codes, read_vectors, reducible, slice_table, volume_table
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import VolumeError
@@ -52,7 +52,7 @@ class Derive:
 
 def write_shard(
     store: Location,
-    embedded: Mapping[Recipe, Sequence[EmbeddedVolume]],
+    embedded: Mapping[Recipe, Sequence[Slices]],
     aggregations: Sequence[Aggregation],
 ) -> tuple[str, pa.Table]:
     """Write the slices and volumes files of a shard, per recipe; returns its key and schemas.FILES rows.
@@ -72,21 +72,15 @@ def write_shard(
     return shard, files_table(replace(file, shard=shard) for file in files)
 
 
-def read_volumes(store: Location, file: StoredFile) -> list[EmbeddedVolume]:
+def read_volumes(store: Location, file: StoredFile) -> list[Slices]:
     """Read the volumes of a slices file, in file order."""
     table = read_parquet(read_checked(store, file.path, file.sha256), name=file.path)
     ids = np.array(table["volume_id"].to_pylist(), dtype=object)
     starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
     vectors = read_vectors(table)
-    planes = table["plane"].to_pylist()
-    numbers = {name: table[name].to_numpy() for name in ("position", "relative", "position_mm", "norm")}
-    return [
-        EmbeddedVolume(
-            ids[a], planes[a:b], numbers["position"][a:b], numbers["relative"][a:b], numbers["position_mm"][a:b],
-            vectors[a:b], numbers["norm"][a:b],
-        )
-        for a, b in pairwise(starts)
-    ]  # fmt: skip
+    numbers = [table[name].to_numpy() for name in ("position", "relative", "position_mm", "norm")]
+    every = Slices(vectors, plane_codes(table["plane"].to_pylist()), *numbers)
+    return [replace(every.take(slice(a, b)), volume_id=ids[a]) for a, b in pairwise(starts)]
 
 
 def read_live(store: Location, member: LiveFile, columns: list[str]) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medret.embeddings import Aggregation, EmbeddedVolume, reducible, unit_slices
+from medret.embeddings import Aggregation, Slices, plane_codes, reducible, unit_slices
 from medret.errors import VolumeError
 from medret.pipeline.batch_schema import CANARIES, STOPPED, ipc_bytes, vectors_column
 from medret.pipeline.counter import Tally
@@ -68,21 +68,21 @@ class WriteStage:
             }
         )
 
-    def _reduce(self, row: dict[str, Any]) -> dict[Recipe, EmbeddedVolume] | None:
+    def _reduce(self, row: dict[str, Any]) -> dict[Recipe, Slices] | None:
         """Unit vectors of the row per recipe; None, and the row marked as quarantined, if a recipe gives none."""
         volumes = {}
         try:
             for recipe in self.recipes:
                 raw = np.frombuffer(row[vectors_column(recipe)], np.float32).reshape(-1, recipe.model.dim)
                 vectors, norms = unit_slices(raw)
-                volume = EmbeddedVolume(
-                    row["volume_id"],
-                    row["planes"],
+                volume = Slices(
+                    vectors,
+                    plane_codes(row["planes"]),
                     np.array(row["positions"], np.int32),
                     np.array(row["relative"], np.float32),
                     np.array(row["positions_mm"], np.float32),
-                    vectors,
                     norms,
+                    volume_id=row["volume_id"],
                 )
                 _, refused = reducible([volume], self.aggregations)
                 if refused:
@@ -107,7 +107,7 @@ class WriteStage:
         }
 
 
-def _canary(row: dict[str, Any], volumes: dict[Recipe, EmbeddedVolume]) -> list[dict[str, Any]]:
+def _canary(row: dict[str, Any], volumes: dict[Recipe, Slices]) -> list[dict[str, Any]]:
     return [
         {
             "volume_id": row["volume_id"],

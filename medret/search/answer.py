@@ -122,7 +122,7 @@ def _exact_scores(
         return scores | {scored.volume_id: scored.score for scored in ranked}
     volumes = contents.index(member.entry, member.aggregation)
     for volume_id in others:
-        stored = volumes.vectors_of(volume_id)
+        stored = volumes.slices_of(volume_id)
         if stored is not None:
             product = stored.vectors[0].astype(np.float64) @ query.volume.astype(np.float64)
             scores[volume_id] = float(np.float32(product))
@@ -187,15 +187,14 @@ def _ledger_rows(contents: Contents, ranked: Iterable[ScoredRow]) -> dict[str, L
 
 def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | None]) -> list[SliceMatch | None]:
     """For a query that is one volume vector, the most similar slice of each hit: as `match_slices` finds it."""
-    present = [rows for rows in stored if rows is not None]
-    nearest = iter(nearest_of_each(vector, [rows.shard.exact.codes(rows.rows) for rows in present]))
+    nearest = iter(nearest_of_each(vector, [rows[0].exact.codes(rows[1]) for rows in stored if rows is not None]))
     matches: list[SliceMatch | None] = []
     for rows in stored:
         if rows is None:
             matches.append(None)
             continue
-        at, score = next(nearest)
-        plane, position = rows.shard.table.slice_at(rows.rows.start + at)
+        (shard, at), (number, score) = rows, next(nearest)
+        plane, position = shard.table.slice_at(at.start + number)
         pair = SlicePair(plane, None, position, score)
         matches.append(SliceMatch(plane, None, (position, position), score, (pair,)))
     return matches
@@ -209,7 +208,8 @@ def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: Stor
     if query.spacing_mm and hit_spacing_mm:
         spacings = zip(AXES, query.spacing_mm, hit_spacing_mm, strict=True)
         paces = {plane: query_mm / hit_mm for plane, query_mm, hit_mm in spacings}
-    return match_slices(query.slices, stored.vectors(), query.requested, paces)
+    shard, at = stored
+    return match_slices(query.slices, shard.slices(at), query.requested, paces)
 
 
 def _slice_hits(
@@ -230,7 +230,7 @@ def _slice_hits(
         for number, query, by_slice in zip(group.queries, members, by_query, strict=True):
             best = merge_slices(by_slice, k)
             matches = [
-                match_of(query.slices, query_slice, indices.slices.vector_at(scored), 0, scored.score)
+                match_of(query.slices, query_slice, indices.slices.slice_at(scored), 0, scored.score)
                 for scored, query_slice in best
             ]
             ranking = [scored for scored, _ in best]

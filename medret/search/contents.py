@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.embeddings import parse_aggregation
+from medret.embeddings import Slices, parse_aggregation
 from medret.embeddings.parquet import as_corrupt, judged, open_parquet, read_parquet
 from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError, UsageError
 from medret.index import CENTRE_KIND, IndexSettings, centre_of
@@ -23,10 +23,9 @@ from medret.search.cache import LocalFiles
 from medret.search.candidates import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
 from medret.search.index_search import ScoredRow, ShardedIndex, ShardFiles, StoredRows
 from medret.search.ledger import Ledger, LedgerRow, Refused, place_of, read_label_table
-from medret.search.matching import SliceVectors
 from medret.search.modes import Indices, rank_volumes
 from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
-from medret.search.query import QueryVectors, SlicePositions
+from medret.search.query import QueryVectors
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.files import StoredFile, read_index_files
 from medret.snapshot.liveness import dead_volumes
@@ -216,8 +215,8 @@ class Contents:
         ]
         return [Member(entry, name, first * second) for entry, first in models for name, second in aggregations]
 
-    def slice_positions(self, entry: RecipeEntry, row: LedgerRow, slices: SliceVectors) -> SlicePositions:
-        """Where the stored slices of a volume lie, from the Parquet shard that holds its vectors.
+    def with_positions(self, entry: RecipeEntry, row: LedgerRow, slices: Slices) -> Slices:
+        """The indexed slices of a volume with where they lie, from the Parquet shard that holds their vectors.
 
         Slices are looked up by plane and index: the shard orders the slices of a volume by the recipe's planes, the
         index by the planes' names.
@@ -242,10 +241,13 @@ class Contents:
                 if table.num_rows:
                     plane, position, relative, mm = (table[name].to_pylist() for name in columns)
                     at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
-                    indexed_keys = zip(slices.planes, slices.slice_indices.tolist(), strict=True)
+                    indexed_keys = zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)
                     order = [at.get(key, -1) for key in indexed_keys]
                     if -1 not in order:
-                        return SlicePositions(*(np.array(column, np.float32)[order] for column in (relative, mm)))
+                        relative_position, position_mm = (
+                            np.array(column, np.float32)[order] for column in (relative, mm)
+                        )
+                        return replace(slices, relative_position=relative_position, position_mm=position_mm)
         raise MedretError(
             f"snapshot {self.id}: no file has the indexed slice vectors of {row.volume_id}; run `medret verify`"
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.embeddings import Slices, plane_codes
 from medret.index import (
     EXACT,
     JUDGES,
@@ -34,8 +35,6 @@ from medret.index import (
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
 from medret.search.candidates import CandidateFilter
-from medret.search.late import SliceSets
-from medret.search.matching import SliceVectors
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -67,21 +66,6 @@ class Exclusion:
 
     queries: NDArray[np.int64]
     rows: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Consecutive rows of a shard: all rows of one volume, or one of them."""
-
-    shard: Shard
-    rows: slice
-
-    def vectors(self) -> SliceVectors:
-        """Their vectors. For volume vectors, planes are None and slice indices -1."""
-        table = self.shard.table
-        positions = [MISSING if position is None else position for position in table.slice_indices(self.rows)]
-        vectors = self.shard.exact.vectors(self.rows).astype(np.float32)
-        return SliceVectors(vectors, table.planes(self.rows), np.array(positions, np.int64))
 
 
 class Shard:
@@ -158,12 +142,19 @@ class Shard:
         lengths: NDArray[np.int64] = ends[places + 1] - ends[places]
         return lengths
 
-    def sets(self, places: NDArray[np.int64]) -> SliceSets:
-        """All slices of the volumes at these places."""
+    def slices(self, rows: slice) -> Slices:
+        """The slices in consecutive rows; in an index over volume vectors they have no planes and indices."""
+        table = self.table
+        indices = [MISSING if index is None else index for index in table.slice_indices(rows)]
+        vectors = self.exact.vectors(rows).astype(np.float32)
+        return Slices(vectors, plane_codes(table.planes(rows)), np.array(indices, np.int64))
+
+    def slices_at(self, places: NDArray[np.int64]) -> Slices:
+        """All slices of the volumes at these places, with float64 vectors."""
         lengths = self.lengths(places)
         starts = np.cumsum(lengths) - lengths
         rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
-        return SliceSets(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts)
+        return Slices(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts=starts)
 
     def excluded_rows(self, kept: CandidateFilter | None) -> NDArray[np.int64] | None:
         """The rows here that no query may find: those of volumes that are not kept or no longer in the snapshot."""
@@ -203,6 +194,9 @@ class Shard:
             of_queries = rows[exclusion.queries]
             rows[exclusion.queries] = np.where(np.isin(of_queries, exclusion.rows), MISSING, of_queries)
         return best_first(neighbours.scores, rows, min(k, index.rows))
+
+
+StoredRows = tuple[Shard, slice]  # where all vectors of a volume lie: consecutive rows of a shard
 
 
 class ShardedIndex:
@@ -275,10 +269,10 @@ class ShardedIndex:
             ranked[query].append(ScoredRow(score, tables[number].volume_id(row), number, row))
         return [merge_shards(candidates, k) for candidates in ranked]
 
-    def vectors_of(self, volume_id: str) -> SliceVectors | None:
+    def slices_of(self, volume_id: str) -> Slices | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
         stored = self.stored(volume_id)
-        return None if stored is None else stored.vectors()
+        return None if stored is None else stored[0].slices(stored[1])
 
     def stored(self, volume_id: str, key: str | None = None) -> StoredRows | None:
         """Where the vectors of one volume lie. key: of the shard to look in first."""
@@ -286,12 +280,12 @@ class ShardedIndex:
         for shard in self.shards if first is None else (first, *self.shards):
             rows = shard.table.rows_of(volume_id)
             if rows.stop > rows.start and volume_id not in shard.dead:
-                return StoredRows(shard, rows)  # all of them: shards are made of whole volumes
+                return shard, rows  # all of them: shards are made of whole volumes
         return None
 
-    def vector_at(self, scored: ScoredRow) -> SliceVectors:
-        """The vector of a search result, with its plane and slice index."""
-        return StoredRows(self.shards[scored.shard], slice(scored.row, scored.row + 1)).vectors()
+    def slice_at(self, scored: ScoredRow) -> Slices:
+        """The one slice of a search result."""
+        return self.shards[scored.shard].slices(slice(scored.row, scored.row + 1))
 
 
 def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:

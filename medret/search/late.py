@@ -8,68 +8,27 @@ not win by size alone. `same_plane` compares only slices of the same plane, wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.recipe import PLANES
-
-UNKNOWN = -1  # plane of a slice whose vector came without one
-
-
-@dataclass(frozen=True)
-class SliceSets:
-    """The slices of several volumes (or queries), one volume after another.
-
-    vectors: (n, dim) float64, unit length. planes: (n,) index in PLANES, or UNKNOWN. starts: (m,) first slice of each
-    volume, strictly ascending from 0, because no volume is empty. weights: (n,) of the slices, None for equal ones.
-    """
-
-    vectors: NDArray[np.float64]
-    planes: NDArray[np.int8]
-    starts: NDArray[np.int64]
-    weights: NDArray[np.float64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    @property
-    def owners(self) -> NDArray[np.int64]:
-        """(n,) the volume that each slice belongs to."""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts, append=len(self.vectors)))
-
-    def only(self, chosen: NDArray[np.bool_]) -> SliceSets:
-        """The chosen (m,) volumes."""
-        owners = self.owners
-        kept = chosen[owners]
-        lengths = np.bincount(owners, minlength=len(self))[chosen]
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]]) if len(lengths) else lengths
-        weights = None if self.weights is None else self.weights[kept]
-        return SliceSets(self.vectors[kept], self.planes[kept], starts, weights)
-
-
-def plane_codes(planes: Sequence[str | None]) -> NDArray[np.int8]:
-    """Convert names of planes to their indices in PLANES; UNKNOWN for None."""
-    codes: dict[str | None, int] = {name: code for code, name in enumerate(PLANES)}
-    return np.array([codes.get(plane, UNKNOWN) for plane in planes], np.int8)
+from medret.embeddings.slices import UNKNOWN, Slices
 
 
 def late_scores(
-    queries: SliceSets, volumes: SliceSets, *, symmetric: bool = False, same_plane: bool = True
+    queries: Slices, volumes: Slices, *, symmetric: bool = False, same_plane: bool = True
 ) -> NDArray[np.float64]:
     """(queries, volumes) late-interaction scores.
 
     Slices whose plane the other side lacks do not count; volumes that share no plane are compared across planes.
-    Memory: a few arrays of (slices of the queries) x (slices of the volumes) float64; the caller limits both.
+    queries, volumes: with float64 vectors. Memory: a few arrays of (slices of the queries) x (slices of the volumes)
+    float64; the caller limits both.
     """
     if not len(queries) or not len(volumes):
-        return np.zeros((len(queries), len(volumes)))
+        return np.zeros((len(queries.firsts), len(volumes.firsts)))
     forward, backward = _Half(queries, volumes), _Half(volumes, queries)
     for plane in np.unique(volumes.planes) if same_plane else (None,):
-        query_slices = np.arange(len(queries.vectors)) if plane is None else _comparable(queries.planes, plane)
-        volume_slices = np.arange(len(volumes.vectors)) if plane is None else np.flatnonzero(volumes.planes == plane)
+        query_slices = np.arange(len(queries)) if plane is None else _comparable(queries.planes, plane)
+        volume_slices = np.arange(len(volumes)) if plane is None else np.flatnonzero(volumes.planes == plane)
         if not len(query_slices):
             continue
         cosines = queries.vectors[query_slices] @ volumes.vectors[volume_slices].T
@@ -81,8 +40,8 @@ def late_scores(
         scores = (scores + backward.means().T) / 2
     if same_plane:
         for query in np.flatnonzero(np.isnan(scores).any(axis=1)):  # shares no plane with some volume
-            lone, this_query = np.isnan(scores[query]), np.arange(len(queries)) == query
-            alone = queries.only(this_query), volumes.only(lone)
+            lone, this_query = np.isnan(scores[query]), np.arange(len(scores)) == query
+            alone = queries.of_volumes(this_query), volumes.of_volumes(lone)
             scores[query, lone] = late_scores(*alone, symmetric=symmetric, same_plane=False)[0]
     return scores
 
@@ -90,10 +49,10 @@ def late_scores(
 class _Half:
     """One direction: the best match of each slice of `sets` in each volume of `others`."""
 
-    def __init__(self, sets: SliceSets, others: SliceSets) -> None:
+    def __init__(self, sets: Slices, others: Slices) -> None:
         self._sets = sets
         self._owners = others.owners
-        self._best = np.full((len(sets.vectors), len(others)), -np.inf)
+        self._best = np.full((len(sets), len(others.firsts)), -np.inf)
 
     def add(self, cosines: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
         """Take in the cosines of slices `rows` of `sets` with slices `columns` of `others`, both ascending."""
@@ -108,8 +67,8 @@ class _Half:
         compared = np.isfinite(self._best)
         weights = np.ones(len(self._best)) if self._sets.weights is None else self._sets.weights
         weighted = np.where(compared, self._best, 0.0) * weights[:, None]
-        total = np.add.reduceat(weighted, self._sets.starts, axis=0)
-        shares = np.add.reduceat(compared * weights[:, None], self._sets.starts, axis=0)
+        total = np.add.reduceat(weighted, self._sets.firsts, axis=0)
+        shares = np.add.reduceat(compared * weights[:, None], self._sets.firsts, axis=0)
         with np.errstate(invalid="ignore"):
             means: NDArray[np.float64] = total / np.where(shares > 0, shares, np.nan)
         return means

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, floor
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.embeddings.slices import UNKNOWN, Slices
+from medret.recipe import PLANES
 from medret.search.hit import Range, SliceMatch, SlicePair
 
 # Cosines this close differ only by float16 rounding; of such pairs, the one nearest the middle of the query is first.
@@ -29,29 +32,8 @@ STRETCH = 1.6  # bodies differ in size by at most this factor, except those of c
 PAIRS_MAX = 64
 
 
-@dataclass(frozen=True)
-class SliceVectors:
-    """The slice vectors of a query or of a stored volume, in order.
-
-    vectors: (n, dim) float32, unit length. planes: n names, None where unknown (a query given as an array).
-    slice_indices: (n,) ascending in each plane; None for a query that is one volume vector and has no slices.
-    """
-
-    vectors: NDArray[np.float32]
-    planes: Sequence[str | None]
-    slice_indices: NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def only(self, chosen: NDArray[np.int64]) -> SliceVectors:
-        """The chosen slices."""
-        indices = None if self.slice_indices is None else self.slice_indices[chosen]
-        return SliceVectors(self.vectors[chosen], [self.planes[number] for number in chosen.tolist()], indices)
-
-
 def match_slices(
-    query: SliceVectors, hit: SliceVectors, requested: Range | None = None, paces: Mapping[str, float] | None = None
+    query: Slices, hit: Slices, requested: Range | None = None, paces: Mapping[str, float] | None = None
 ) -> SliceMatch | None:
     """Where a hit matches a query, in the plane where it does so best; None when either side has no slices.
 
@@ -63,29 +45,32 @@ def match_slices(
         return None
     assert hit.slice_indices is not None  # stored slices always have one
     cosines = np.minimum(query.vectors @ hit.vectors.T, 1.0)  # float16 lengths may exceed 1 by a little
-    query_planes, hit_planes = np.array(query.planes, object), np.array(hit.planes, object)
-    known = query_planes != None  # noqa: E711  # elementwise
-    shared = [plane for plane in dict.fromkeys(hit.planes) if not known.all() or plane in query.planes]
+    known, planes = query.planes != UNKNOWN, dict.fromkeys(hit.planes.tolist())
+    shared = [plane for plane in planes if not known.all() or plane in query.planes]
     free = not shared  # no plane in common: compare across them
-    same_plane = (query_planes[:, None] == hit_planes[None]) | ~known[:, None]
+    same_plane = (query.planes[:, None] == hit.planes[None]) | ~known[:, None]
     comparable = np.ones(cosines.shape, bool) if free else same_plane
     best: SliceMatch | None = None
-    for plane in shared or dict.fromkeys(hit.planes):
-        rows = np.arange(len(query)) if free else np.flatnonzero((query_planes == plane) | ~known)
-        columns = np.flatnonzero(hit_planes == plane)
+    for plane in shared or planes:
+        rows = np.arange(len(query)) if free else np.flatnonzero((query.planes == plane) | ~known)
+        columns, name = np.flatnonzero(hit.planes == plane), _name(plane)
         match = _in_plane(
-            str(plane or ""),
-            query.only(rows),
-            hit.only(columns),
+            name,
+            query.take(rows),
+            hit.take(columns),
             cosines[np.ix_(rows, columns)],
             requested,
-            (paces or {}).get(str(plane)),
+            (paces or {}).get(name),
         )
         if best is None or match.score > best.score:
             best = match
     assert best is not None
     pairs = _pairs(query, hit, np.where(comparable, cosines, -np.inf))
     return SliceMatch(best.plane, best.query, best.hit, best.score, _best_first(pairs, best.plane, len(query)))
+
+
+def _name(plane: int) -> str:
+    return "" if plane == UNKNOWN else PLANES[plane]
 
 
 def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.uint8]]) -> list[tuple[int, float]]:
@@ -104,19 +89,19 @@ def nearest_of_each(query: NDArray[np.float32], sets: Sequence[NDArray[np.uint8]
     return best
 
 
-def match_of(query: SliceVectors, query_slice: int, hit: SliceVectors, hit_slice: int, score: float) -> SliceMatch:
+def match_of(query: Slices, query_slice: int, hit: Slices, hit_slice: int, score: float) -> SliceMatch:
     """The match of one slice of the query with one slice of the hit: their numbers and their cosine."""
     assert hit.slice_indices is not None
     query_index = None if query.slice_indices is None else int(query.slice_indices[query_slice])
-    pair = SlicePair(hit.planes[hit_slice] or "", query_index, int(hit.slice_indices[hit_slice]), score)
+    pair = SlicePair(_name(hit.planes[hit_slice]), query_index, int(hit.slice_indices[hit_slice]), score)
     query_range = None if query_index is None else (query_index, query_index)
     return SliceMatch(pair.plane, query_range, (pair.hit, pair.hit), score, (pair,))
 
 
 def _in_plane(
     plane: str,
-    query: SliceVectors,
-    hit: SliceVectors,
+    query: Slices,
+    hit: Slices,
     cosines: NDArray[np.float32],
     requested: Range | None,
     pace: float | None,
@@ -134,14 +119,14 @@ def _in_plane(
     return SliceMatch(plane, covered, located.range, located.score)
 
 
-def _pairs(query: SliceVectors, hit: SliceVectors, cosines: NDArray[np.float32]) -> list[tuple[int, SlicePair]]:
+def _pairs(query: Slices, hit: Slices, cosines: NDArray[np.float32]) -> list[tuple[int, SlicePair]]:
     """The best slice of the hit for each slice of the query that has one."""
     assert hit.slice_indices is not None
     pairs = []
     for query_slice, hit_slice in enumerate(cosines.argmax(axis=1).tolist()):
         if np.isfinite(cosines[query_slice, hit_slice]):
             query_index = None if query.slice_indices is None else int(query.slice_indices[query_slice])
-            plane, hit_index = hit.planes[hit_slice] or "", int(hit.slice_indices[hit_slice])
+            plane, hit_index = _name(hit.planes[hit_slice]), int(hit.slice_indices[hit_slice])
             pair = SlicePair(plane, query_index, hit_index, float(cosines[query_slice, hit_slice]))
             pairs.append((query_slice, pair))
     return pairs
@@ -165,15 +150,15 @@ class SliceRangeMatch:
     score: float
 
 
-def half_step(positions: NDArray[np.int64]) -> float:
+def half_step(positions: NDArray[np.integer[Any]]) -> float:
     """Half the median gap between slices: how many slice indices a slice stands for on either side of it."""
     return (median(np.diff(positions).tolist()) - 1) / 2 if len(positions) > 1 else 0.0
 
 
 def locate(
     cosines: NDArray[np.float32],
-    query: NDArray[np.int64],
-    hit: NDArray[np.int64],
+    query: NDArray[np.integer[Any]],
+    hit: NDArray[np.integer[Any]],
     covered: tuple[int, int],
     pace: float | None = None,
 ) -> SliceRangeMatch:
@@ -220,7 +205,9 @@ def _all_lines(places: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return starts, starts + np.repeat(np.arange(places), np.arange(places, 0, -1))
 
 
-def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def interpolated(
+    rows: NDArray[np.float32], at: NDArray[np.integer[Any]], grid: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Interpolate linearly: (q, h) values at the ascending (h,) positions `at` -> (q, g) values on `grid`."""
     if len(at) == 1:
         return np.repeat(rows.astype(np.float64), len(grid), axis=1)
@@ -231,7 +218,10 @@ def interpolated(rows: NDArray[np.float32], at: NDArray[np.int64], grid: NDArray
 
 
 def best_line(
-    cosines: NDArray[np.float32], query: NDArray[np.int64], hit: NDArray[np.int64], pace: float | None = None
+    cosines: NDArray[np.float32],
+    query: NDArray[np.integer[Any]],
+    hit: NDArray[np.integer[Any]],
+    pace: float | None = None,
 ) -> tuple[float, float, float]:
     """Where the query's first and last slice lie in the hit, as slice indices, and the mean cosine along that line."""
     chosen = np.linspace(0, len(query) - 1, min(len(query), SLICES)).round().astype(np.int64)  # steps of 1 or more

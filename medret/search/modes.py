@@ -16,15 +16,16 @@ search returns (empty slices, which are the same in every volume), none of them 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.embeddings.slices import Slices, joined
 from medret.index import EXACT
 from medret.search.candidates import QueryGroup
 from medret.search.index_search import ScoredRow, Shard, ShardedIndex, merge_shards
-from medret.search.late import SliceSets, late_scores, plane_codes
+from medret.search.late import late_scores
 from medret.search.options import LATE, MAX, SUM, VOLUME, VOTE, SearchOptions
 from medret.search.query import QueryVectors
 
@@ -181,8 +182,8 @@ def _shard_scores(
     scores = np.zeros((len(queries), len(places)))
     lengths = shard.lengths(places)
     for part in _bounded(lengths, CHUNK_ROWS):
-        stored = shard.sets(places[part])
-        cells = CHUNK_CELLS // len(stored.vectors)
+        stored = shard.slices_at(places[part])
+        cells = CHUNK_CELLS // len(stored)
         for part_queries in _bounded(np.array([len(query.slices) for query in queries]), cells):
             sets = query_sets(queries[part_queries])
             scores[part_queries, part] = late_scores(
@@ -203,15 +204,10 @@ def _bounded(lengths: NDArray[np.int64], most: int) -> Iterable[slice]:
         yield slice(start, len(lengths))
 
 
-def query_sets(queries: Sequence[QueryVectors]) -> SliceSets:
-    """Queries as sets of slices."""
-    lengths = np.array([len(query.slices) for query in queries])
-    return SliceSets(
-        np.concatenate([query.slices.vectors for query in queries]).astype(np.float64),
-        np.concatenate([plane_codes(query.slices.planes) for query in queries]),
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]]),
-        np.concatenate([query.slice_weights() for query in queries]),
-    )
+def query_sets(queries: Sequence[QueryVectors]) -> Slices:
+    """The slices of several queries."""
+    slices = joined([query.slices for query in queries])
+    return replace(slices, vectors=slices.vectors.astype(np.float64))
 
 
 def undecided(nearest: Sequence[ScoredRow], per_slice: int) -> bool:

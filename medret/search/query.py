@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
-from medret.embeddings.shards import RECIPE_KEY
+from medret.embeddings.shards import RECIPE_KEY, volume_vector
+from medret.embeddings.slices import UNKNOWN, Slices, slice_weights
 from medret.errors import UsageError, VolumeError
 from medret.recipe import PLANES
 from medret.search.hit import Range
-from medret.search.matching import SliceVectors
 from medret.storage import normalise_uri
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class QueryVectors:
 
     label: how messages name it. volume_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32
     unit vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query of one
-    volume vector is its own only slice, without an index. weights: (slices,) summing to 1; None: equal.
+    volume vector is its own only slice, without an index; their weights sum to 1.
     requested: first and last slice index of the range that the user asked for; it may reach beyond the slices of the
     volume. spacing_mm: of the volume along x, y, z, where it is known.
     """
@@ -46,14 +46,13 @@ class QueryVectors:
     label: str
     volume_ids: frozenset[str]
     volume: NDArray[np.float32]
-    slices: SliceVectors
-    weights: NDArray[np.float64] | None = None
+    slices: Slices
     requested: Range | None = None
     spacing_mm: tuple[float, float, float] | None = None
 
     def slice_weights(self) -> NDArray[np.float64]:
         """The weight of each slice, summing to 1."""
-        return np.full(len(self.slices), 1 / max(1, len(self.slices))) if self.weights is None else self.weights
+        return slice_weights(self.slices)
 
 
 def is_file(query: str | os.PathLike[str]) -> bool:
@@ -93,10 +92,16 @@ def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> Que
         raise UsageError(f"query is an {label} whose row {bad[0]} is {what}: a vector needs a direction")
     vectors = (wide / lengths[:, None]).astype(np.float32)
     if query.ndim == 1:
-        return QueryVectors(label, frozenset(), vectors[0], SliceVectors(vectors, [None], None))
-    slices = SliceVectors(vectors, [None] * len(vectors), np.arange(len(vectors)))
+        return QueryVectors(label, frozenset(), vectors[0], whole_volume(vectors))
     relative = np.linspace(0, 1, len(vectors), dtype=np.float32) if len(vectors) > 1 else np.full(1, 0.5, np.float32)
-    return QueryVectors(label, frozenset(), aggregated(slices, relative, aggregation, "query"), slices)
+    planes = np.full(len(vectors), UNKNOWN, np.int8)
+    slices = Slices(vectors, planes, np.arange(len(vectors)), relative, volume_id="query")
+    return QueryVectors(label, frozenset(), aggregated(slices, aggregation), slices)
+
+
+def whole_volume(vectors: NDArray[np.float32]) -> Slices:
+    """A (1, dim) volume vector as its own only slice."""
+    return Slices(vectors, np.full(1, UNKNOWN, np.int8), relative_position=np.full(1, 0.5, np.float32))
 
 
 def load_array(data: bytes, name: str) -> NDArray[Any]:
@@ -126,14 +131,12 @@ def refuse_table(data: bytes, name: str, digest: str) -> None:
     )
 
 
-def aggregated(
-    slices: SliceVectors, relative: NDArray[np.float32], aggregation: Aggregation, volume_id: str
-) -> NDArray[np.float32]:
+def aggregated(slices: Slices, aggregation: Aggregation) -> NDArray[np.float32]:
     """The volume vector of slice vectors, rounded to float16 as stored ones are. Raises UsageError if it has none."""
     try:
-        vector = aggregation.aggregate(slices.vectors, relative, volume_id)
+        vector = volume_vector(slices, aggregation)
     except VolumeError as error:
-        raise UsageError(f"query {volume_id}: {error.reason}") from error
+        raise UsageError(f"query {slices.volume_id}: {error.reason}") from error
     return vector.astype(np.float16).astype(np.float32)
 
 
@@ -189,50 +192,39 @@ def parse_box(text: str) -> Region:
     return Region((bounds[0], bounds[1], bounds[2]))
 
 
-@dataclass(frozen=True)
-class SlicePositions:
-    """Where the slices of a volume lie. relative_position: (n,) in [0, 1]. mm: (n,) scanner coordinates."""
-
-    relative_position: NDArray[np.float32]
-    mm: NDArray[np.float32]
-
-    def only(self, chosen: NDArray[np.int64]) -> SlicePositions:
-        """Those of the chosen slices."""
-        return SlicePositions(self.relative_position[chosen], self.mm[chosen])
-
-
-def within(slices: SliceVectors, positions: SlicePositions, slice_range: SliceRange, label: str) -> NDArray[np.int64]:
-    """The numbers of the slices in a range; raises UsageError that says where the slices lie."""
-    assert slices.slice_indices is not None
-    at = positions.mm if slice_range.mm else slices.slice_indices
-    in_plane = np.array([plane == slice_range.plane for plane in slices.planes])
+def within(slices: Slices, slice_range: SliceRange) -> Slices:
+    """The slices in a range; raises UsageError that says where the slices lie."""
+    at = slices.position_mm if slice_range.mm else slices.slice_indices
+    assert at is not None
+    in_plane = slices.planes == PLANES.index(slice_range.plane)
     kept = np.flatnonzero(in_plane & (at >= slice_range.first) & (at <= slice_range.last))
     if not len(kept):
         unit = " mm" if slice_range.mm else ""
         present = ", ".join(f"{value:.5g}" for value in at[in_plane]) or "nowhere"
         raise UsageError(
-            f"query '{label}': none of its stored slices lies in {slice_range}; they lie at {present}{unit}. Give the "
-            "NIfTI file itself to slice it again"
+            f"query '{slices.volume_id}': no stored slice of it lies in {slice_range}; they lie at {present}{unit}. "
+            "Give the NIfTI file itself to slice it again"
         )
-    return kept
+    return slices.take(kept)
 
 
-def chosen_slices(plan: str, slices: SliceVectors, label: str) -> NDArray[np.int64]:
-    """The numbers of the slices that a slice plan keeps, in each plane on its own."""
+def chosen_slices(plan: str, slices: Slices, label: str) -> Slices:
+    """The slices that a slice plan keeps, in each plane on its own."""
     from medret.volume.slice_plan import parse_slice_plan
 
     parsed = parse_slice_plan(plan)
     chosen = []
-    for plane in dict.fromkeys(slices.planes):
-        of_plane = np.flatnonzero([name == plane for name in slices.planes])
+    for code, plane in dict(zip(slices.planes.tolist(), slices.plane_names, strict=True)).items():
+        of_plane = np.flatnonzero(slices.planes == code)
         chosen.append(of_plane[parsed.indices(len(of_plane), f"{label}\0{plane}")])
-    return np.sort(np.concatenate(chosen))
+    return slices.take(np.sort(np.concatenate(chosen)))
 
 
-def slice_weights(text: str, relative: NDArray[np.float32], label: str) -> NDArray[np.float64]:
-    """`uniform` or `gaussian:CENTRE,SIGMA` over relative positions to (n,) weights, summing to 1; raises UsageError."""
+def weighted(slices: Slices, text: str, label: str) -> Slices:
+    """Give slices weights that sum to 1: `uniform` or `gaussian:CENTRE,SIGMA`; raises UsageError."""
     if text == "uniform":
-        return np.full(len(relative), 1 / len(relative))
+        return replace(slices, weights=None)
     if not text.startswith("gaussian:"):
         raise UsageError(f"query weights '{text}' are not understood; expected uniform or gaussian:CENTRE,SIGMA")
-    return parse_aggregation(text).weights(relative, label)
+    assert slices.relative_position is not None
+    return replace(slices, weights=parse_aggregation(text).weights(slices.relative_position, label))

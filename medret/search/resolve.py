@@ -9,18 +9,18 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.embeddings import parse_aggregation, unit_slices
+from medret.embeddings import Slices, parse_aggregation, plane_codes, unit_slices
 from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
 from medret.recipe import Plane, Recipe
 from medret.search.contents import Contents, Member
 from medret.search.hit import Range
-from medret.search.matching import SliceVectors
+from medret.search.index_search import StoredRows
 from medret.search.options import SearchOptions
 from medret.search.query import (
     Query,
@@ -33,8 +33,9 @@ from medret.search.query import (
     parse_box,
     parse_range,
     refuse_table,
-    slice_weights,
     vector_query,
+    weighted,
+    whole_volume,
     within,
 )
 from medret.snapshot import RecipeEntry
@@ -76,8 +77,7 @@ class Resolver:
                 raise UsageError(
                     f"{options.parts[0]} names a part of a volume, but the query is an array of vectors: slice it"
                 )
-            vectors = vector_query(query, entry.dim, parse_aggregation(aggregation))
-            return self._narrowed(vectors, None, aggregation, options)
+            return _narrowed(vector_query(query, entry.dim, parse_aggregation(aggregation)), aggregation, options)
         if not isinstance(query, str | os.PathLike):
             raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
         if is_file(query):
@@ -96,26 +96,23 @@ class Resolver:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
             return self._file(self._contents.readable(row), volume_id, entry, aggregation, options)
-        volume = self._contents.index(entry, aggregation).uncentred(rows.vectors().vectors)
-        slices = SliceVectors(volume, [None], None)
+        volume = self._contents.index(entry, aggregation).uncentred(_stored(rows).vectors)
+        slices = whole_volume(volume)
         (rows,) = self._contents.stored(entry, None, [row])
         if rows:
-            stored = rows.vectors()
-            slices = replace(stored, vectors=self._contents.index(entry, None).uncentred(stored.vectors))
+            stored = _stored(rows)
+            vectors = self._contents.index(entry, None).uncentred(stored.vectors)
+            slices = replace(stored, vectors=vectors, volume_id=volume_id)
         spacing_mm = self._contents.ledger.spacing_mm(volume_id)
-        vectors = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
+        query = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
         slice_range = _range(options, _planes(entry))
-        positions = None
         if slice_range or options.query_slices or options.query_weights:
-            positions = self._contents.slice_positions(entry, row, slices)
-        if slice_range and positions:
-            kept = within(slices, positions, slice_range, volume_id)
-            vectors = replace(vectors, slices=slices.only(kept), requested=_requested(slice_range))
-            positions = positions.only(kept)
-            relative = positions.relative_position
-            of_range = aggregated(vectors.slices, relative, parse_aggregation(aggregation), volume_id)
-            vectors = replace(vectors, volume=of_range)
-        return self._narrowed(vectors, positions.relative_position if positions else None, aggregation, options)
+            query = replace(query, slices=self._contents.with_positions(entry, row, slices))
+        if slice_range:
+            slices = within(query.slices, slice_range)
+            of_range = aggregated(slices, parse_aggregation(aggregation))
+            query = replace(query, slices=slices, volume=of_range, requested=_requested(slice_range))
+        return _narrowed(query, aggregation, options)
 
     def _file(
         self, uri: str, stored_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
@@ -132,30 +129,13 @@ class Resolver:
         modality = options.modality or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
         encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
-        vector = aggregated(encoded.slices, encoded.relative_position, parse_aggregation(aggregation), volume_id)
+        slices = replace(encoded, volume_id=volume_id)
+        vector = aggregated(slices, parse_aggregation(aggregation))
         requested = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
-        vectors = QueryVectors(uri, frozenset(volume_ids), vector, encoded.slices, requested=requested)
+        query = QueryVectors(uri, frozenset(volume_ids), vector, slices, requested=requested)
         if not volume.facts.spacing_assumed:
-            vectors = replace(vectors, spacing_mm=volume.facts.spacing_mm)
-        return self._narrowed(vectors, encoded.relative_position, aggregation, options)
-
-    def _narrowed(
-        self, query: QueryVectors, relative: NDArray[np.float32] | None, aggregation: str, options: SearchOptions
-    ) -> QueryVectors:
-        """The query with the slices that its slice plan keeps, and with their weights."""
-        plan, weights = options.query_slices, options.query_weights
-        if not plan and not weights:
-            return query
-        if relative is None:  # an array: its slices count as evenly spaced
-            count = len(query.slices)
-            relative = np.linspace(0, 1, count, dtype=np.float32) if count > 1 else np.full(1, 0.5, np.float32)
-        if plan and query.slices.slice_indices is not None:
-            kept = chosen_slices(plan, query.slices, query.label)
-            slices, relative = query.slices.only(kept), relative[kept]
-            query = replace(query, slices=slices)
-            volume = aggregated(slices, relative, parse_aggregation(aggregation), query.label)
-            query = replace(query, volume=volume)
-        return replace(query, weights=slice_weights(weights, relative, query.label)) if weights else query
+            query = replace(query, spacing_mm=volume.facts.spacing_mm)
+        return _narrowed(query, aggregation, options)
 
     def _encoder(self, entry: RecipeEntry, options: SearchOptions) -> Encoder:
         weights, device = options.weights_of(entry.model), options.device
@@ -163,6 +143,20 @@ class Resolver:
         if key not in self._encoders:
             self._encoders[key] = load_encoder(entry, weights, device)
         return self._encoders[key]
+
+
+def _stored(rows: StoredRows) -> Slices:
+    shard, at = rows
+    return shard.slices(at)
+
+
+def _narrowed(query: QueryVectors, aggregation: str, options: SearchOptions) -> QueryVectors:
+    """The query with the slices that its slice plan keeps, and with their weights."""
+    if options.query_slices and query.slices.slice_indices is not None:
+        slices = chosen_slices(options.query_slices, query.slices, query.label)
+        query = replace(query, slices=slices, volume=aggregated(slices, parse_aggregation(aggregation)))
+    weights = options.query_weights
+    return replace(query, slices=weighted(query.slices, weights, query.label)) if weights else query
 
 
 def _planes(entry: RecipeEntry) -> Sequence[str]:
@@ -202,14 +196,6 @@ def _sliced(plane: str, crop_box: tuple[Sequence[int], Sequence[int]]) -> Range:
 
 
 RANDOM = re.compile(r"random(:[0-9]{1,18})?")
-
-
-@dataclass(frozen=True)
-class EncodedVolume:
-    """Slice vectors of a query volume. relative_position: (n,) float32 in [0, 1], by which aggregations weigh."""
-
-    slices: SliceVectors
-    relative_position: NDArray[np.float32]
 
 
 def read_query(uri: str) -> bytes:
@@ -293,15 +279,15 @@ def slice_query(
 
 def encode_query(
     volume: SlicedVolume, name: str, recipe: Recipe, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-) -> EncodedVolume:
+) -> Slices:
     """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
     try:
         vectors, _ = unit_slices(embed(volume.pixels[recipe.model.image_size]))
     except VolumeError as error:
         raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
-    slices = SliceVectors(
+    return Slices(
         vectors.astype(np.float32),
-        [ref.plane for ref in volume.slices],
+        plane_codes([ref.plane for ref in volume.slices]),
         np.array([ref.slice_index for ref in volume.slices], np.int64),
+        np.array([ref.relative_position for ref in volume.slices], np.float32),
     )
-    return EncodedVolume(slices, np.array([ref.relative_position for ref in volume.slices], np.float32))

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 import pyarrow as pa
 
+from medret.embeddings import Slices
 from medret.errors import CorruptError, DroppedError, MedretError, StorageError, UsageError
-from medret.index import EXACT
 from medret.recipe import Recipe
 from medret.search.answer import answer
 from medret.search.contents import Contents, Member
 from medret.search.hit import Hit, Hits, query_request
 from medret.search.index_search import ScoredRow
 from medret.search.ledger import LedgerRow, Refused
-from medret.search.matching import SliceVectors
 from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver, sha256_of
@@ -138,10 +137,10 @@ class Snapshot:
 
         k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
         late: with index `exact` all, else the candidates). excluded: for each query the volume_ids that it must not
-        find; None: as the option `exclude` says. options: as for a search, but `index` is `exact` by default, and model
-        and aggregation must be those that the queries were resolved with. Raises UsageError.
+        find; None: as the option `exclude` says. options: as for a search; model and aggregation must be those that the
+        queries were resolved with. Raises UsageError.
         """
-        chosen = SearchOptions.of({"index": EXACT, **options})
+        chosen = SearchOptions.of(options)
         if chosen.used_mode == SLICE:
             raise UsageError(f"mode '{SLICE}' ranks slices, not volumes")
         with self._contents.reading():
@@ -156,10 +155,10 @@ class Snapshot:
             raise UsageError("one model and one aggregation are ranked at a time: `search` fuses several")
         return members[0]
 
-    def slices_of(self, volume_id: str, model: str | None = None) -> SliceVectors | None:
+    def slices_of(self, volume_id: str, model: str | None = None) -> Slices | None:
         """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""
         with self._contents.reading():
-            return self._contents.index(self._contents.recipe(model), None).vectors_of(volume_id)
+            return self._contents.index(self._contents.recipe(model), None).slices_of(volume_id)
 
     def volume(self, volume_id: str) -> LedgerRow | None:
         """What the ledger says about a volume; None if it does not have it."""

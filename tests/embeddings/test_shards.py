@@ -9,7 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, unit_slices, volume_table
+from medret.embeddings import (
+    Slices,
+    parse_aggregation,
+    plane_codes,
+    read_vectors,
+    slice_table,
+    unit_slices,
+    volume_table,
+)
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes
 from medret.errors import QuarantineCode, VolumeError
@@ -17,14 +25,13 @@ from medret.errors import QuarantineCode, VolumeError
 DIM = 12
 
 
-def embedded(volume_id: str, n: int, seed: int) -> EmbeddedVolume:
+def embedded(volume_id: str, n: int, seed: int) -> Slices:
     raw = 7 * np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
     vectors, norms = unit_slices(raw)
     at = np.arange(n)
     relative = (at / max(n - 1, 1)).astype(np.float32)
-    return EmbeddedVolume(
-        volume_id, ["axial"] * n, at.astype(np.int32), relative, (3.0 * at).astype(np.float32), vectors, norms
-    )
+    planes, mm = plane_codes(["axial"] * n), (3.0 * at).astype(np.float32)
+    return Slices(vectors, planes, at.astype(np.int32), relative, mm, norms, volume_id=volume_id)
 
 
 def test_raw_outputs_come_back_from_vector_and_norm() -> None:

@@ -59,7 +59,7 @@ def test_every_pair_is_found_that_a_comparison_of_all_finds(twins: Snapshot) -> 
     for number, one in enumerate(ids):
         for other in ids[number + 1 :]:
             cosines = vectors[one].slices.vectors @ vectors[other].slices.vectors.T
-            planes = [np.array(vectors[one].slices.planes) == plane for plane in ("axial", "sagittal")]
+            planes = [np.array(vectors[one].slices.plane_names) == plane for plane in ("axial", "sagittal")]
             both = [
                 np.mean(np.concatenate([table[np.ix_(p, p)].max(axis=1) for p in planes]))
                 for table in (cosines, cosines.T)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medret.embeddings import EmbeddedVolume
+from medret.embeddings import Slices, plane_codes
 from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.search import open_snapshot
 
@@ -23,7 +23,8 @@ def test_what_is_counted_on_real_labels(shared_data: Path, stores: Any, tmp_path
         vector = rng.standard_normal((1, stores.DIM))
         unit = (vector / np.linalg.norm(vector)).astype(np.float16)
         one = np.ones(1, np.float32)
-        volumes.append(EmbeddedVolume(label["volume_id"], ["axial"], np.ones(1, np.int32), one, one, unit, one))
+        axial, volume_id = plane_codes(["axial"]), label["volume_id"]
+        volumes.append(Slices(unit, axial, np.ones(1, np.int32), one, one, one, volume_id=volume_id))
         values = {name: label[name] for name in ("subject", "modality", "body_region", "organ")}
         rows.append(stores.ledger_row(label["volume_id"], **values, metadata=[("dataset", label["dataset"])]))
     snapshot = open_snapshot(stores.make_store(tmp_path / "store", tuple(volumes), ledger=rows).uri)

@@ -28,11 +28,11 @@ def _value(study: Study, arm: str, metric: str = "mAP", exclude: str = "subject"
 
 def test_stored_slices_are_those_that_were_written(snapshot: Snapshot, labelled_store: Any) -> None:
     slices = read_slices(snapshot, None)
-    assert list(slices.volume_ids) == labelled_store.ids
-    for number, volume in enumerate(labelled_store.volumes):
-        own = slices.of(number)
-        assert (slices.vectors[own] == volume.vectors.astype(np.float32)).all()
-        assert (slices.relative[own] == volume.relative).all()
+    assert list(slices) == labelled_store.ids
+    for volume in labelled_store.volumes:
+        own = slices[volume.volume_id]
+        assert (own.vectors == volume.vectors.astype(np.float32)).all()
+        assert (own.relative_position == volume.relative_position).all()
 
 
 def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) -> None:
@@ -88,7 +88,7 @@ def test_index_settings_are_measured(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("dim", [8, 32, 64])
 def test_synthetic_vectors_have_the_neighbourhoods_of_the_stored(snapshot: Snapshot, dim: int) -> None:
-    stored = read_slices(snapshot, None).vectors
+    stored = np.concatenate([own.vectors for own in read_slices(snapshot, None).values()])
     made = like_stored(stored, 400, dim, seed=1).astype(np.float32)
     assert np.linalg.norm(made, axis=1) == pytest.approx(1, abs=2e-3)
     assert (made == like_stored(stored, 400, dim, seed=1)).all()

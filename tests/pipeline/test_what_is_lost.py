@@ -16,7 +16,7 @@ import pytest
 
 from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
-from medret.embeddings import Aggregation, EmbeddedVolume, unit_slices
+from medret.embeddings import Aggregation, Slices, plane_codes, unit_slices
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
@@ -75,12 +75,12 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[
 # --- volumes without a vector ------------------------------------------------------------------------------------
 
 
-def volume(volume_id: str, *slices: tuple[float, float]) -> EmbeddedVolume:
+def volume(volume_id: str, *slices: tuple[float, float]) -> Slices:
     n = len(slices)
     place = np.linspace(0, 1, n, dtype=np.float32)
-    return EmbeddedVolume(
-        volume_id, ["axial"] * n, np.arange(n, dtype=np.int32), place, place, *unit_slices(np.array(slices, np.float32))
-    )
+    vectors, norms = unit_slices(np.array(slices, np.float32))
+    planes, at = plane_codes(["axial"] * n), np.arange(n, dtype=np.int32)
+    return Slices(vectors, planes, at, place, place, norms, volume_id=volume_id)
 
 
 def ledger_row(volume_id: str, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from medret.embeddings import EmbeddedVolume, parse_aggregation, read_vectors, slice_table, volume_table
+from medret.embeddings import Slices, parse_aggregation, plane_codes, read_vectors, slice_table, volume_table
 from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
@@ -31,7 +31,7 @@ class MadeStore:
 
     uri: str
     snapshot_id: str
-    volumes: tuple[EmbeddedVolume, ...]
+    volumes: tuple[Slices, ...]
     recipe: Recipe
     aggregations: tuple[str, ...]
     vectors: dict[str, NDArray[np.float16]] = field(default_factory=dict)  # aggregation -> (volumes, dim), as stored
@@ -46,7 +46,7 @@ def recipe_of(name: str = "synthetic-model") -> Recipe:
     return Recipe(SliceRecipe(planes=("axial", "sagittal")), model)
 
 
-def synthetic_volumes(count: int, slices: int = 6, seed: int = 0) -> tuple[EmbeddedVolume, ...]:
+def synthetic_volumes(count: int, slices: int = 6, seed: int = 0) -> tuple[Slices, ...]:
     """Volumes in three clusters; slices of two planes at positions 10, 20, ..."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((len(ORGANS), DIM)) + 1.5 * rng.standard_normal(DIM)
@@ -55,12 +55,12 @@ def synthetic_volumes(count: int, slices: int = 6, seed: int = 0) -> tuple[Embed
         own = centres[number % len(ORGANS)] + 0.5 * rng.standard_normal(DIM)
         raw = own + 0.5 * rng.standard_normal((slices, DIM))
         unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
-        planes = ["axial" if at % 2 == 0 else "sagittal" for at in range(slices)]
+        planes = plane_codes(["axial" if at % 2 == 0 else "sagittal" for at in range(slices)])
         relative = np.linspace(0, 1, slices, dtype=np.float32)
         positions = np.arange(1, slices + 1, dtype=np.int32) * 10
         volume_id = f"synthetic/{ORGANS[number % len(ORGANS)].lower()}_{number:04d}.nii.gz"
         ones = np.ones(slices, np.float32)
-        volumes.append(EmbeddedVolume(volume_id, planes, positions, relative, relative, unit, ones))
+        volumes.append(Slices(unit, planes, positions, relative, relative, ones, volume_id=volume_id))
     return tuple(sorted(volumes, key=lambda volume: volume.volume_id))
 
 
@@ -73,7 +73,7 @@ def ledger_row(volume_id: str, **values: Any) -> dict[str, Any]:
 
 def make_store(
     root: Path | str,
-    volumes: tuple[EmbeddedVolume, ...],
+    volumes: tuple[Slices, ...],
     *,
     settings: IndexSettings | None = None,
     aggregations: tuple[str, ...] = ("mean", "max"),
@@ -192,7 +192,7 @@ def store_maker() -> Callable[..., MadeStore]:
 
 
 @pytest.fixture(scope="session")
-def volume_maker() -> Callable[..., tuple[EmbeddedVolume, ...]]:
+def volume_maker() -> Callable[..., tuple[Slices, ...]]:
     return synthetic_volumes
 
 

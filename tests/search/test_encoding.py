@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medret.embeddings import EmbeddedVolume, unit_slices
+from medret.embeddings import Slices, plane_codes, unit_slices
 from medret.errors import UsageError, WeightsError
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
@@ -41,14 +41,14 @@ def phantoms(
         vectors, norms = unit_slices(encoder.embed(volume.pixels[224]))
         refs = volume.slices
         volumes.append(
-            EmbeddedVolume(
-                volume_id,
-                [ref.plane for ref in refs],
+            Slices(
+                vectors,
+                plane_codes([ref.plane for ref in refs]),
                 np.array([ref.slice_index for ref in refs], np.int32),
                 np.array([ref.relative_position for ref in refs], np.float32),
                 np.array([ref.position_mm for ref in refs], np.float32),
-                vectors,
                 norms,
+                volume_id=volume_id,
             )
         )
         row: dict[str, Any] = dict.fromkeys(LEDGER.names)

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medret.search.late import SliceSets, late_scores, plane_codes
+from medret.embeddings import Slices, plane_codes
+from medret.search.late import late_scores
 
 
-def _sets(lengths: list[int], planes: int, seed: int, *, weighted: bool = False) -> SliceSets:
+def _sets(lengths: list[int], planes: int, seed: int, *, weighted: bool = False) -> Slices:
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((sum(lengths), 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codes = rng.integers(0, planes, sum(lengths)).astype(np.int8) if planes else np.full(sum(lengths), -1, np.int8)
     starts = np.cumsum([0, *lengths[:-1]]).astype(np.int64)
-    return SliceSets(vectors, codes, starts, rng.random(sum(lengths)) if weighted else None)
+    return Slices(vectors, codes, starts=starts, weights=rng.random(sum(lengths)) if weighted else None)
 
 
-def _parts(sets: SliceSets) -> list[SliceSets]:
-    return [sets.only(np.arange(len(sets)) == number) for number in range(len(sets))]
+def _parts(sets: Slices) -> list[Slices]:
+    return [sets.of_volumes(np.arange(len(sets.firsts)) == number) for number in range(len(sets.firsts))]
 
 
-def _one_way(one: SliceSets, other: SliceSets, *, same_plane: bool) -> float:
+def _one_way(one: Slices, other: Slices, *, same_plane: bool) -> float:
     """By the definition, slice by slice; NaN where nothing can be compared."""
     total, weight = 0.0, 0.0
     for number, (vector, plane) in enumerate(zip(one.vectors, one.planes, strict=True)):
@@ -37,8 +38,8 @@ def _one_way(one: SliceSets, other: SliceSets, *, same_plane: bool) -> float:
     return total / weight if weight else float("nan")
 
 
-def _by_definition(queries: SliceSets, volumes: SliceSets, *, symmetric: bool, same_plane: bool) -> NDArray[np.float64]:
-    scores = np.zeros((len(queries), len(volumes)))
+def _by_definition(queries: Slices, volumes: Slices, *, symmetric: bool, same_plane: bool) -> NDArray[np.float64]:
+    scores = np.zeros((len(queries.firsts), len(volumes.firsts)))
     for (a, query), (b, volume) in itertools.product(enumerate(_parts(queries)), enumerate(_parts(volumes))):
         for planes in (same_plane, False):
             score = _one_way(query, volume, same_plane=planes)
@@ -62,7 +63,7 @@ def test_scores_are_those_of_the_definition(symmetric: bool, same_plane: bool, p
 
 
 def test_nothing_to_compare() -> None:
-    empty = SliceSets(np.zeros((0, 16)), np.zeros(0, np.int8), np.zeros(0, np.int64))
+    empty = Slices(np.zeros((0, 16)), np.zeros(0, np.int8))
     assert late_scores(empty, _sets([2], 3, 0)).shape == (0, 1)
     assert late_scores(_sets([2], 3, 0), empty).shape == (1, 0)
 

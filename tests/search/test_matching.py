@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.search.matching import PAIRS_MAX, SliceVectors, match_of, match_slices, nearest_of_each
+from medret.embeddings import Slices, plane_codes
+from medret.search.matching import PAIRS_MAX, match_of, match_slices, nearest_of_each
 
 AXES = np.eye(4, dtype=np.float32)
 
 
-def _slices(rows: list[int], planes: list[str | None] | None = None, first: int = 100) -> SliceVectors:
-    planes = planes or ["axial"] * len(rows)
-    return SliceVectors(AXES[rows], planes, np.arange(first, first + len(rows)))
+def _slices(rows: list[int], planes: list[str | None] | None = None, first: int = 100) -> Slices:
+    codes = plane_codes(planes or ["axial"] * len(rows))
+    return Slices(AXES[rows], codes, np.arange(first, first + len(rows)))
 
 
 def test_the_most_similar_pair_comes_first() -> None:
@@ -41,14 +42,14 @@ def test_equal_pairs_are_decided_by_the_middle_of_the_query() -> None:
 
 
 def test_a_volume_vector_has_no_query_range() -> None:
-    match = match_slices(SliceVectors(AXES[[2]], [None], None), _slices([0, 2, 1]))
+    match = match_slices(Slices(AXES[[2]], plane_codes([None])), _slices([0, 2, 1]))
     assert match is not None
     pair = {"plane": "axial", "query": None, "hit": 101, "score": 1.0}
     assert match.to_json() == {"query": None, "hit": [101, 101], "plane": "axial", "score": 1.0, "matches": [pair]}
 
 
 def test_bare_slice_vectors_are_compared_with_every_plane() -> None:
-    query = SliceVectors(AXES[[1, 2]], [None, None], np.arange(2))
+    query = Slices(AXES[[1, 2]], plane_codes([None, None]), np.arange(2))
     match = match_slices(query, _slices([0, 0, 1, 2], ["axial", "axial", "coronal", "coronal"], first=5))
     assert match is not None
     assert (match.plane, match.query, match.hit) == ("coronal", (0, 1), (7, 8))
@@ -77,8 +78,8 @@ def test_the_nearest_of_each_is_the_match_of_a_volume_vector() -> None:
     query = rng.standard_normal(8).astype(np.float32)
     found = nearest_of_each(query, [one.view(np.uint8) for one in stored])
     for vectors, (at, score) in zip(stored, found, strict=True):
-        hit = SliceVectors(vectors.astype(np.float32), ["axial"] * len(vectors), np.arange(len(vectors)))
-        match = match_slices(SliceVectors(query[None], [None], None), hit)
+        hit = Slices(vectors.astype(np.float32), plane_codes(["axial"] * len(vectors)), np.arange(len(vectors)))
+        match = match_slices(Slices(query[None], plane_codes([None])), hit)
         assert match is not None
         assert match.hit == (at, at)
         assert score == pytest.approx(match.score, abs=1e-6)

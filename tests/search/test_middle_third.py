@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medret.embeddings import EmbeddedVolume, unit_slices
+from medret.embeddings import Slices, plane_codes, unit_slices
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.search import Snapshot, open_snapshot
@@ -24,18 +24,18 @@ LEAST = 24  # slices of a volume, or its third is next to nothing
 SAMPLE = 5
 
 
-def _embedded(encoder: Encoder, path: Path, recipe: SliceRecipe) -> tuple[EmbeddedVolume, dict[str, Any]]:
+def _embedded(encoder: Encoder, path: Path, recipe: SliceRecipe) -> tuple[Slices, dict[str, Any]]:
     data = path.read_bytes()
     volume = read_volume(data, path.name, recipe, [224])
     vectors, norms = unit_slices(encoder.embed(volume.pixels[224]))
     positions = np.array([ref.slice_index for ref in volume.slices], np.int32)
     relative = np.array([ref.relative_position for ref in volume.slices], np.float32)
     positions_mm = np.array([ref.position_mm for ref in volume.slices], np.float32)
-    planes = [ref.plane for ref in volume.slices]
+    planes = plane_codes([ref.plane for ref in volume.slices])
     row: dict[str, Any] = {"volume_id": path.name, "uri": str(path), "size_bytes": len(data), "status": "embedded"}
     row.update(slices=len(planes), content_sha256=hashlib.sha256(data).hexdigest())
     row["facts"] = json.dumps(volume.facts.to_json())
-    return EmbeddedVolume(path.name, planes, positions, relative, positions_mm, vectors, norms), row
+    return Slices(vectors, planes, positions, relative, positions_mm, norms, volume_id=path.name), row
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_pooled_modes_are_their_definitions(made_store: Any, snapshot: Snapshot,
     weights = np.full(6, 1 / 6)
     options: dict[str, Any] = {"index": kind, "per_slice": 7}
     if weighted:
-        weights = parse_aggregation("gaussian:0.3,0.2").weights(query.relative, "")
+        weights = parse_aggregation("gaussian:0.3,0.2").weights(query.relative_position, "")
         options["query_weights"] = "gaussian:0.3,0.2"
     pools = _pools(query, made_store.volumes, 7, weights)
     for mode, expected in pools.items():
@@ -68,7 +68,7 @@ def test_pooled_modes_are_their_definitions(made_store: Any, snapshot: Snapshot,
 @pytest.mark.parametrize("weighted", [False, True])
 def test_late_is_its_definition(made_store: Any, snapshot: Snapshot, kind: str, weighted: bool) -> None:
     query = made_store.volumes[4]
-    weights = parse_aggregation("gaussian:0.3,0.2").weights(query.relative, "") if weighted else None
+    weights = parse_aggregation("gaussian:0.3,0.2").weights(query.relative_position, "") if weighted else None
     options: dict[str, Any] = {"query_weights": "gaussian:0.3,0.2"} if weighted else {}
     expected = {volume.volume_id: _late(query, volume, weights) for volume in made_store.volumes}
     hits = snapshot.search(query.volume_id, 30, mode="late", index=kind, **options)
@@ -172,7 +172,7 @@ def test_filters_in_every_mode(made_store: Any, snapshot: Snapshot) -> None:
 
 def test_a_slice_plan_of_the_query(made_store: Any, snapshot: Snapshot) -> None:
     query = snapshot.resolve(made_store.ids[2], query_slices="uniform:1")
-    assert list(query.slices.planes) == ["axial", "sagittal"]
+    assert query.slices.plane_names == ["axial", "sagittal"]
     assert query.slices.slice_indices is not None
     assert query.slices.slice_indices.tolist() == [30, 40]
     mean = made_store.volumes[2].vectors[[2, 3]].astype(np.float64).sum(axis=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medret.embeddings import EmbeddedVolume
+from medret.embeddings import Slices, plane_codes
 from medret.search import open_snapshot
 from medret.search.index_search import ScoredRow
 from medret.search.modes import COPIES_MAX, places, pooled
@@ -52,7 +52,7 @@ def test_pooled_scores_are_sums_of_shares() -> None:
     assert [one.volume_id for one in pooled(given, weights, 1, MAX, 1)] == ["volume-001"]  # equal: the larger sum
 
 
-def _with_empty_slices(count: int, empty: int, seed: int = 0) -> tuple[EmbeddedVolume, ...]:
+def _with_empty_slices(count: int, empty: int, seed: int = 0) -> tuple[Slices, ...]:
     """Volumes of three kinds, the kind in no order of the names; `empty` of their 8 slices are the same in all."""
     rng = np.random.default_rng(seed)
     kinds = rng.standard_normal((3, 32))
@@ -65,7 +65,8 @@ def _with_empty_slices(count: int, empty: int, seed: int = 0) -> tuple[EmbeddedV
         relative = np.linspace(0, 1, 8, dtype=np.float32)
         volume_id = f"kind{number % 3}/{number:03d}"
         at = np.arange(8, dtype=np.int32)
-        volumes.append(EmbeddedVolume(volume_id, ["axial"] * 8, at, relative, relative, unit, np.ones(8, np.float32)))
+        planes, ones = plane_codes(["axial"] * 8), np.ones(8, np.float32)
+        volumes.append(Slices(unit, planes, at, relative, relative, ones, volume_id=volume_id))
     return tuple(sorted(volumes, key=lambda volume: volume.volume_id))
 
 

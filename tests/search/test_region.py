@@ -67,11 +67,12 @@ def test_a_range_of_stored_slices(made_store: Any, snapshot: Snapshot) -> None:
 def test_places_are_those_of_the_slice_itself(made_store: Any, snapshot: Snapshot) -> None:
     """C2: the shard of embeddings mixes the planes, the index has one after the other; neither order must matter."""
     for volume in made_store.volumes[:5]:
-        own = list(zip(volume.planes, volume.positions.tolist(), volume.relative, volume.positions_mm, strict=True))
+        places = (volume.slice_indices.tolist(), volume.relative_position, volume.position_mm)
+        own = list(zip(volume.plane_names, *places, strict=True))
         weight = {(plane, place): np.exp(-0.5 * ((at - 0.3) / 0.2) ** 2) for plane, place, at, _ in own}
         found = snapshot.resolve(volume.volume_id, query_weights="gaussian:0.3,0.2")
         assert found.slices.slice_indices is not None
-        keys = list(zip(found.slices.planes, found.slices.slice_indices.tolist(), strict=True))
+        keys = list(zip(found.slices.plane_names, found.slices.slice_indices.tolist(), strict=True))
         assert sorted(keys) == sorted(weight)
         expected = np.array([weight[key] for key in keys])
         assert found.slice_weights() == pytest.approx(expected / expected.sum(), abs=1e-6)
@@ -96,7 +97,7 @@ def test_parts_that_cannot_be(made_store: Any, snapshot: Snapshot, tmp_path: Pat
     for options, message in (
         (
             {"slices": "11:13"},
-            "none of its stored slices lies in axial 11:13; they lie at 10, 30, 50. Give the NIfTI file",
+            "no stored slice of it lies in axial 11:13; they lie at 10, 30, 50. Give the NIfTI file",
         ),
         ({"slices": "1:2", "plane": "coronal"}, "the snapshot holds no coronal slices, only axial, sagittal"),
         ({"plane": "axial"}, "plane 'axial' is the plane of a range of slices: give slices too"),

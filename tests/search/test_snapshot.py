@@ -125,9 +125,7 @@ def test_equal_scores_are_ordered_by_volume(tmp_path: Path, store_maker: Callabl
 
 
 def test_one_volume_of_one_slice(tmp_path: Path, store_maker: Callable[..., Any], made_store: Any) -> None:
-    one = made_store.volumes[0]
-    one = replace(one, planes=one.planes[:1], positions=one.positions[:1], relative=one.relative[:1],
-                  positions_mm=one.positions_mm[:1], vectors=one.vectors[:1], norms=one.norms[:1])  # fmt: skip
+    one = made_store.volumes[0].take(slice(1))
     snapshot = open_snapshot(store_maker(tmp_path / "store", (one,)).uri)
     for kind in KINDS:
         assert [hit.volume_id for hit in snapshot.search(one.volume_id, 10, index=kind)] == [one.volume_id]
@@ -238,9 +236,7 @@ def test_many_slices_of_one_volume_can_be_left_out(
 ) -> None:
     first, *rest = made_store.volumes[:4]
     times = 20  # 120 slices: more than are searched in excess
-    long = replace(first, planes=list(first.planes) * times, positions=np.arange(6 * times, dtype=np.int32),
-                   relative=np.tile(first.relative, times), positions_mm=np.tile(first.relative, times),
-                   vectors=np.tile(first.vectors, (times, 1)), norms=np.tile(first.norms, times))  # fmt: skip
+    long = replace(first.take(np.tile(np.arange(6), times)), slice_indices=np.arange(6 * times, dtype=np.int32))
     snapshot = open_snapshot(store_maker(tmp_path / "store", (long, *rest)).uri)
     for kind in KINDS:
         hits = snapshot.search(long.volume_id, 5, mode="slice", index=kind, exclude="self")

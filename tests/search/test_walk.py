@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medret.embeddings import EmbeddedVolume
+from medret.embeddings import Slices, plane_codes
 from medret.search import open_snapshot
 from medret.volume.slice_plan import parse_slice_plan
 from tests.walk import walk
@@ -18,7 +18,7 @@ SLICES = (1, 2, 5, 18, 22, 27, 33, 41, 60, 90, 170, 400)
 SPACINGS_MM = (0.8, 1.0, 4.5)
 
 
-def _stack(number: int, slices: int) -> EmbeddedVolume:
+def _stack(number: int, slices: int) -> Slices:
     """Slices of a body that changes slowly from one end to the other; two organs."""
     rng = np.random.default_rng(number)
     ends = np.random.default_rng(number % 2).standard_normal((2, 32))
@@ -28,8 +28,8 @@ def _stack(number: int, slices: int) -> EmbeddedVolume:
     unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
     relative = at[:, 0].astype(np.float32)
     ones = np.ones(len(positions), np.float32)
-    planes = ["axial"] * len(positions)
-    return EmbeddedVolume(f"{number:03d}.nii.gz", planes, positions.astype(np.int32), relative, relative, unit, ones)
+    planes, volume_id = plane_codes(["axial"] * len(positions)), f"{number:03d}.nii.gz"
+    return Slices(unit, planes, positions.astype(np.int32), relative, relative, ones, volume_id=volume_id)
 
 
 def test_every_stack_asks_every_other(tmp_path: Path, store_maker: Callable[..., Any]) -> None:

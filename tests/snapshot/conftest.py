@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from medret.embeddings import (
-    EmbeddedVolume,
+    Slices,
     parse_aggregation,
+    plane_codes,
     read_vectors,
     slice_table,
     unit_slices,
@@ -38,16 +39,16 @@ RECIPE = Recipe(SliceRecipe(), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0
 
 def make_rows(
     volumes: int, slices: int, names: Sequence[str] = (), seed: int = 0
-) -> tuple[list[EmbeddedVolume], list[dict[str, Any]]]:
+) -> tuple[list[Slices], list[dict[str, Any]]]:
     embedded, ledger = [], []
     for number in range(seed, seed + volumes):
         name = names[number - seed] if names else f"v{number}.nii.gz"
         raw = np.random.default_rng(number).standard_normal((slices, DIM)).astype(np.float32)
         at = np.arange(slices, dtype=np.int32)
         place = at.astype(np.float32)
-        embedded.append(
-            EmbeddedVolume(name, ["axial"] * slices, at, place / np.float32(slices), place, *unit_slices(raw))
-        )
+        vectors, norms = unit_slices(raw)
+        planes = plane_codes(["axial"] * slices)
+        embedded.append(Slices(vectors, planes, at, place / np.float32(slices), place, norms, volume_id=name))
         ledger.append(
             {
                 "volume_id": name,
@@ -74,7 +75,7 @@ def fields(volumes: int, slices: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_shard(store: Location, embedded: list[EmbeddedVolume], key: str) -> list[dict[str, Any]]:
+def write_shard(store: Location, embedded: list[Slices], key: str) -> list[dict[str, Any]]:
     tables = [
         ("slices", None, slice_table(embedded, DIM, RECIPE.digest)),
         ("volumes", "mean", volume_table(embedded, parse_aggregation("mean"), DIM, RECIPE.digest)),
@@ -87,7 +88,7 @@ def write_shard(store: Location, embedded: list[EmbeddedVolume], key: str) -> li
     return files
 
 
-def write_indices(store: Location, embedded: list[EmbeddedVolume], files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def write_indices(store: Location, embedded: list[Slices], files: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Index files over these volumes; marks the embedding files (which must be theirs) as indexed there."""
     made = []
     for aggregation in (None, "mean"):
@@ -118,7 +119,7 @@ def write_indices(store: Location, embedded: list[EmbeddedVolume], files: list[d
 
 def publish_more(
     store: Location,
-    embedded: list[EmbeddedVolume],
+    embedded: list[Slices],
     ledger: list[dict[str, Any]],
     *,
     parent: str | None = None,
@@ -164,7 +165,7 @@ def publish_more(
     return snapshot_id
 
 
-def write_journal(store: Location, embedded: list[EmbeddedVolume], ledger: list[dict[str, Any]]) -> None:
+def write_journal(store: Location, embedded: list[Slices], ledger: list[dict[str, Any]]) -> None:
     """What a killed run made of these volumes."""
     key = "f" * 16
     rows = [{**row, "shards": [(RECIPE.digest, key)]} for row in ledger]
