@@ -93,6 +93,9 @@ LEDGER = pa.schema(
     ]
 )
 
+# The labels of volumes, in memory only: columns of the ledger.
+VOLUME_LABELS = pa.schema([LEDGER.field(name) for name in ("volume_id", *LABELS, "metadata")])
+
 # One row per file of the snapshot.
 FILES = pa.schema(
     [

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from medret import schemas
-from medret.archive import ArchiveObject, Labels
+from medret.archive import ArchiveObject
 from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.plan import Target, make_plan
 from medret.pipeline.store_state import BaseSnapshot, known_volumes
-from medret.schemas import FILES, LEDGER, TOMBSTONES, in_order, taken
+from medret.schemas import FILES, LEDGER, TOMBSTONES, VOLUME_LABELS, in_order, taken
 from medret.snapshot import Journal
 from medret.snapshot.manifest import read_ledger, read_manifest
 from medret.snapshot.publish import write_snapshot
@@ -48,7 +48,8 @@ def test_a_ledger_is_put_together_and_written_in_parts(tmp_path: Path, monkeypat
     objects = [ArchiveObject(f"v{number:02d}", f"/v{number:02d}", number, None, "t") for number in range(N)]
     plan = make_plan(objects, {}, known, wanted)
     ledger = ledgers.assemble(plan, known, wanted, LEDGER.empty_table(), {})
-    labelled = ledgers.with_labels(ledger, {"v00": Labels(organ="liver")})
+    labels = pa.Table.from_pylist([{"volume_id": "v00", "organ": "liver", "metadata": []}], VOLUME_LABELS)
+    labelled = ledgers.with_labels(ledger, labels)
     assert labelled["volume_id"].to_pylist() == [one.volume_id for one in objects]
     assert labelled["facts"].to_pylist() == ["{}"] * N
     assert max(map(longest_part, (ledger, labelled, ledgers.with_shards(labelled, {("r", "v01"): "t"})))) <= PART

@@ -1,13 +1,14 @@
 """List the volumes of an archive and join labels to them."""
 
-from medret.archive.labels import LabelJoin, Labels, read_labels
+from medret.archive.labels import LabelJoin, labelled, labels_of, read_labels
 from medret.archive.listing import ArchiveObject, Listing, list_archive
 
 __all__ = [
     "ArchiveObject",
     "LabelJoin",
-    "Labels",
     "Listing",
+    "labelled",
+    "labels_of",
     "list_archive",
     "read_labels",
 ]

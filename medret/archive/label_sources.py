@@ -21,15 +21,18 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medret.errors import NotFoundError, UsageError
 from medret.modalities import modality_of
+from medret.schemas import PART_ROWS
 from medret.storage import StoredObject, in_words, is_store_failure, normalise_uri, read_uri, redacted
 
 # BIDS requires n/a; pandas, R and Excel write the others for a missing value.
@@ -51,11 +54,10 @@ _INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # pandas' names for a c
 
 @dataclass(frozen=True)
 class Table:
-    """name: URI of the file, without secrets. rows: one stripped cell per column, None for a missing value."""
+    """name: URI of the file, without secrets. cells: columns of stripped text, null for a missing value."""
 
     name: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | None, ...], ...]
+    cells: pa.Table
 
 
 def read_table(uri: str) -> Table:
@@ -68,25 +70,25 @@ def read_table(uri: str) -> Table:
         raise NotFoundError(f"label table {name} does not exist") from error
     if not data.strip():
         raise UsageError(f"label table {name} is empty; expected a line of column names")
-    columns, rows = _parquet(name, data) if data.startswith(_PARQUET_MAGIC) else _csv(name, data)
-    return _without_unnamed(name, columns, rows)
+    names, columns = _parquet(name, data) if data.startswith(_PARQUET_MAGIC) else _csv(name, data)
+    return _without_unnamed(name, names, [_values(column) for column in columns])
 
 
-def _without_unnamed(name: str, columns: Sequence[str], rows: Sequence[tuple[str | None, ...]]) -> Table:
+def _without_unnamed(name: str, names: Sequence[str], columns: Sequence[pa.ChunkedArray]) -> Table:
     """The table without its index and without columns that have neither name nor values."""
     kept = []
-    for number, column in enumerate(columns):
+    for number, column in enumerate(names):
         if _INDEX.fullmatch(column) and (number == 0 or column):
             continue
         if column:
             kept.append(number)
-        elif any(row[number] for row in rows):
+        elif columns[number].null_count < len(columns[number]):
             raise UsageError(f"label table {name}: column {number + 1} has values but no name")
-    twice = sorted({columns[number] for number in kept if columns.count(columns[number]) > 1})
+    twice = sorted({names[number] for number in kept if names.count(names[number]) > 1})
     if twice:
         raise UsageError(f"label table {name}: column {twice[0]} appears twice")
-    cells = tuple(tuple(row[number] for number in kept) for row in rows)
-    return Table(name, tuple(columns[number] for number in kept), cells)
+    cells = pa.table([columns[number] for number in kept], names=[names[number] for number in kept])
+    return Table(name, cells)
 
 
 def _text(name: str, data: bytes) -> str:
@@ -115,36 +117,45 @@ def _text(name: str, data: bytes) -> str:
     return text
 
 
-def _csv(name: str, data: bytes) -> tuple[list[str], list[tuple[str | None, ...]]]:
+def _csv(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
     text = _text(name, data)
     declared = _SEP_LINE.fullmatch(text.partition("\n")[0].rstrip("\r"))
     skipped = 1 if declared else 0
     text = text.partition("\n")[2] if declared else text
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=declared[1] if declared else _delimiter(text), strict=True
-    )
-    lines: list[tuple[int, list[str]]] = []
+    content = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")  # StringIO takes four bytes per letter
+    reader = csv.reader(content, delimiter=declared[1] if declared else _delimiter(text), strict=True)
+    lines = _filled_lines(name, reader, skipped)
+    _, names = next(lines, (0, []))
+    if not names:
+        raise UsageError(f"label table {name} is empty; expected a line of column names")
+    width = len(names) + 1  # R writes row names 1, 2, 3, ..., and no name for their column
+    parts: list[list[pa.Array]] = [[pa.array([], pa.string())] * width]
+    longer, row_names, rows = "", True, 0
+    while part := list(islice(lines, PART_ROWS)):
+        for line, cells in part:
+            rows += 1
+            row_names = row_names and len(cells) == width and cells[0] == str(rows)
+            if not longer and any(cells[len(names) :]):
+                longer = f"line {line}: {len(cells)} cells, the first line names {len(names)}"
+        filled = [(cells + [""] * width)[:width] for _, cells in part]
+        parts.append([pa.array(column, pa.string()) for column in zip(*filled, strict=True)])
+    columns = [pa.chunked_array(chunks) for chunks in zip(*parts, strict=True)]
+    if row_names and rows:
+        return ["", *names], columns
+    if longer:
+        raise UsageError(f"label table {name}, {longer}")
+    return names, columns[:-1]
+
+
+def _filled_lines(name: str, reader: Any, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a csv.reader that are not empty: number and stripped cells. skipped: lines before the reader's."""
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
             if any(stripped):
-                lines.append((reader.line_num + skipped, stripped))
+                yield reader.line_num + skipped, stripped
     except csv.Error as error:
         raise UsageError(f"label table {name}, line {reader.line_num + skipped}: {error}") from error
-    if not lines:
-        raise UsageError(f"label table {name} is empty; expected a line of column names")
-    columns = lines.pop(0)[1]
-    if _has_row_names(len(columns), [cells for _, cells in lines]):
-        columns.insert(0, "")
-    rows = []
-    for line, cells in lines:
-        if any(cells[len(columns) :]):
-            raise UsageError(
-                f"label table {name}, line {line}: {len(cells)} cells, the first line names {len(columns)}"
-            )
-        filled = (cells + [""] * len(columns))[: len(columns)]
-        rows.append(tuple(_value(cell) for cell in filled))
-    return columns, rows
 
 
 def _delimiter(text: str) -> str:
@@ -159,31 +170,32 @@ def _delimiter(text: str) -> str:
     return best if best in names or " " not in names else " "
 
 
-def _has_row_names(columns: int, rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first column holds R's default row names 1, 2, 3, ..., for which R writes no column name."""
-    return bool(rows) and all(
-        len(cells) == columns + 1 and cells[0] == str(number) for number, cells in enumerate(rows, start=1)
-    )
-
-
-def _parquet(name: str, data: bytes) -> tuple[list[str], list[tuple[str | None, ...]]]:
+def _parquet(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
     try:
         content = pq.ParquetFile(pa.BufferReader(data)).read()
-        columns = [[_cell(value) for value in column.to_pylist()] for column in content.columns]
+        columns = [_as_text(column) for column in content.columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"label table {name} is not a readable Parquet file: {error}") from error
-    return [column.strip() for column in content.column_names], list(zip(*columns, strict=True))
+    return [column.strip() for column in content.column_names], columns
 
 
-def _cell(value: Any) -> str | None:
-    """A Parquet value as text."""
-    return _value(value.decode() if isinstance(value, bytes) else str(value))
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A Parquet column as text, in Python's words if it is of another type."""
+    if pa.types.is_string(column.type):
+        return column
+    parts = [column.slice(at, PART_ROWS).to_pylist() for at in range(0, len(column), PART_ROWS)]
+    texts = [
+        [value.decode() if isinstance(value, bytes) else None if value is None else str(value) for value in part]
+        for part in parts
+    ]
+    return pa.chunked_array([pa.array(part, pa.string()) for part in texts], pa.string())
 
 
-def _value(text: str) -> str | None:
-    """A cell's text; None if it stands for a missing value."""
-    stripped = text.strip()
-    return None if stripped.lower() in MISSING else stripped
+def _values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The stripped text of cells; null for those that stand for a missing value."""
+    stripped = pc.utf8_trim_whitespace(column)
+    missing = pc.is_in(pc.utf8_lower(stripped), pa.array(sorted(MISSING)))
+    return pc.if_else(missing, pa.scalar(None, pa.string()), stripped)
 
 
 # organ -> (modality, body region)

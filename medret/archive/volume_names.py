@@ -11,7 +11,11 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from medret.archive.listing import Listing
 
@@ -55,13 +59,14 @@ class _Volume:
 
 
 class Finder:
-    """The volumes of a listing, by name."""
+    """The volumes of a listing, by name. names: those that will be asked for; others find nothing."""
 
-    def __init__(self, listing: Listing) -> None:
-        ids = listing.objects["volume_id"].to_pylist()
-        self._ids = frozenset(ids)
+    def __init__(self, listing: Listing, names: Collection[str]) -> None:
+        ids = listing.objects["volume_id"]
+        self._ids = frozenset(ids.filter(pc.is_in(ids, pa.array(names, pa.string()))).to_pylist())
+        stems = pa.array({_parse(name).stem for name in names}, pa.string())
         self._by_stem: dict[str, list[_Volume]] = defaultdict(list)
-        for volume_id in ids:
+        for volume_id in ids.filter(pc.is_in(_stems(listing), stems)).to_pylist():
             whole = _parse(listing.uri_of(volume_id))
             self._by_stem[whole.stem].append(_Volume(volume_id, _parse(volume_id), whole))
 
@@ -112,3 +117,10 @@ def _parse(name: str) -> _Name:
     while len(parts) > 1 and parts[0] == "..":
         del parts[0]
     return _Name(tuple(parts[:-1]), parts[-1], remote, absolute)
+
+
+def _stems(listing: Listing) -> pa.ChunkedArray:
+    """`_Name.stem` of each volume's URI, by column."""
+    folders = r"(?s)^.*/" if "://" in listing.prefix else r"(?s)^.*[/\\]"
+    files = pc.replace_substring_regex(listing.objects["volume_id"], folders, "")
+    return pc.utf8_normalize(pc.replace_substring_regex(files, r"(?i)\.nii(\.gz)?$", ""), "NFC")

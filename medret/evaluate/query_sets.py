@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.archive import Labels, list_archive, read_labels
+from medret.archive import labels_of, list_archive, read_labels
 from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
 from medret.evaluate.configs import Selection, configs_of
@@ -123,12 +124,12 @@ def file_queries(
     if join.mismatch:
         raise UsageError(join.mismatch)
     files = tuple(listing.items())
-    known = {file.volume_id: join.labels.get(file.volume_id, Labels()) for file in files}
+    known = {row["volume_id"]: row for row in labels_of(listing.objects["volume_id"], join.labels).to_pylist()}
     first = configs_of(snapshot, selection)[0]
     encoded: dict[tuple[str, str, str], QueryVectors] = {}
 
     def encode(file: ArchiveObject, model: str, aggregation: str) -> QueryVectors:
-        modality = known[file.volume_id].modality
+        modality = known[file.volume_id]["modality"]
         weights_uri = weights.get(model)
         return snapshot.resolve(file.uri, model=model, aggregation=aggregation, weights=weights_uri, modality=modality)
 
@@ -168,14 +169,15 @@ def file_queries(
     )
 
 
-def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, Labels]) -> pa.Table:
-    """The labels of the files, with the columns that `Snapshot.labels` has."""
+def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, dict[str, Any]]) -> pa.Table:
+    """The labels of the files, with the columns that `Snapshot.labels` has. known: rows of VOLUME_LABELS by id."""
     columns: dict[str, list[str | None]] = {
         "volume_id": [file.volume_id for file in used],
         "uri": [file.uri for file in used],
     }
     for name in LABELS:
-        columns[name] = [getattr(known[file.volume_id], name) for file in used]
-    for key in sorted({key for file in used for key in known[file.volume_id].metadata}):
-        columns.setdefault(key, [known[file.volume_id].metadata.get(key) for file in used])
+        columns[name] = [known[file.volume_id][name] for file in used]
+    metadata = [dict(known[file.volume_id]["metadata"]) for file in used]
+    for key in sorted(set().union(*metadata)):
+        columns.setdefault(key, [row.get(key) for row in metadata])
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from medret.archive import LabelJoin, Listing
+from medret.archive import LabelJoin, Listing, labelled
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits, Losses, label_gate
 from medret.pipeline.plan import Plan
@@ -18,7 +19,6 @@ from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
 from medret.pipeline.result import Reporter
 from medret.pipeline.store_state import StoreState
 from medret.recipe import Recipe
-from medret.schemas import LABELS
 from medret.snapshot import Manifest
 
 
@@ -130,8 +130,9 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
     ledger: of the live snapshot (schemas.LEDGER), empty if there is none. Raises GateError if far fewer of its volumes
     would keep labels, UsageError if no row of the table matches a volume.
     """
-    had = _labelled(ledger) & set(listing.objects["volume_id"].to_pylist())
-    kept = sum(bool(labels.labels.get(volume_id)) for volume_id in had)
+    had = labelled(ledger)
+    had = had.filter(pc.is_in(had, listing.objects["volume_id"]))
+    kept = pc.sum(pc.is_in(had, labelled(labels.labels))).as_py() or 0
     gate = label_gate(len(had), kept, limits)
     if not gate.passed:
         why = labels.mismatch or f"{labels.unmatched_rows} rows match no volume"
@@ -141,13 +142,6 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
         )
     if labels.mismatch:
         raise UsageError(labels.mismatch)
-
-
-def _labelled(ledger: pa.Table) -> set[str]:
-    """The volumes of a ledger that have at least one label."""
-    columns = [ledger[name].to_pylist() for name in (*LABELS, "metadata")]
-    rows = zip(*columns, strict=True)
-    return {volume_id for volume_id, row in zip(ledger["volume_id"].to_pylist(), rows, strict=True) if any(row)}
 
 
 class _Facts(msgspec.Struct):
@@ -179,8 +173,8 @@ def label_lines(labels: LabelJoin) -> list[str]:
     several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""
     such = f", such as {labels.unmatched_example!r}" if labels.unmatched_example else ""
     lines.append(
-        f"labels from {labels.source}: {len(labels.labels)} volumes matched, {labels.unlabelled_volumes} have none; "
-        f"{labels.unmatched_rows} rows match no volume{several}{such}"
+        f"labels from {labels.source}: {labels.labels.num_rows} volumes matched, "
+        f"{labels.unlabelled_volumes} have none; {labels.unmatched_rows} rows match no volume{several}{such}"
     )
     if labels.root:
         lines.append(f"paths below {labels.root} in the table are read as paths below the archive")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.archive import Labels, Listing
+from medret.archive import Listing, labels_of
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SOURCE
 from medret.pipeline.plan import TRANSIENT_CODES, Plan, Step, Target, fallback
@@ -134,17 +134,18 @@ def _identities(plan: Plan, ledger: pa.Table, stale: Container[int]) -> dict[str
     return columns
 
 
-def with_labels(ledger: pa.Table, labels: Mapping[str, Labels]) -> pa.Table:
-    """Fill the label columns of the ledger."""
-    rows = [labels.get(volume_id, Labels()) for volume_id in ledger["volume_id"].to_pylist()]
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in LABELS}
-    return _with_columns(ledger, columns | {"metadata": [list(row.metadata.items()) for row in rows]})
+def with_labels(ledger: pa.Table, labels: pa.Table) -> pa.Table:
+    """Fill the label columns of the ledger. labels: schemas.VOLUME_LABELS."""
+    found = labels_of(ledger["volume_id"], labels)
+    for name in (*LABELS, "metadata"):
+        ledger = ledger.set_column(LEDGER.get_field_index(name), LEDGER.field(name), found[name])
+    return ledger
 
 
-def labels_differ(ledger: pa.Table, labels: Mapping[str, Labels]) -> bool:
-    """Whether the labels of the ledger differ from these."""
-    relabelled = with_labels(ledger, labels)
-    return any(ledger[name].to_pylist() != relabelled[name].to_pylist() for name in (*LABELS, "metadata"))
+def labels_differ(ledger: pa.Table, labels: pa.Table) -> bool:
+    """Whether the labels of the ledger differ from these (schemas.VOLUME_LABELS)."""
+    names = [*LABELS, "metadata"]
+    return not ledger.select(names).equals(labels_of(ledger["volume_id"], labels).select(names))
 
 
 def _with_columns(ledger: pa.Table, columns: Mapping[str, list[Any]]) -> pa.Table:

@@ -113,7 +113,8 @@ class Inputs:
     @property
     def modalities(self) -> Mapping[str, str | None]:
         """volume_id -> modality label."""
-        return {volume_id: labels.modality for volume_id, labels in self.labels.labels.items()}
+        labels = self.labels.labels
+        return dict(zip(labels["volume_id"].to_pylist(), labels["modality"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medret.archive import Labels, Listing, list_archive, read_labels
+from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.archive.label_sources import ORGANS, msd_task
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
@@ -21,6 +21,23 @@ ARCHIVE = "s3://bucket/volumes"
 def listing(*volume_ids: str, archive: str = ARCHIVE) -> Listing:
     objects = [{"volume_id": name, "size_bytes": 1} for name in sorted(volume_ids)]
     return Listing(archive, pa.Table.from_pylist(objects, OBJECTS), {})
+
+
+def labels(
+    subject: str | None = None,
+    modality: str | None = None,
+    body_region: str | None = None,
+    organ: str | None = None,
+    metadata: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    known = {"subject": subject, "modality": modality, "body_region": body_region, "organ": organ}
+    return known | {"metadata": metadata or {}}
+
+
+def by_id(join: LabelJoin) -> dict[str, dict[str, Any]]:
+    """volume_id -> its labels."""
+    rows = [row | {"metadata": dict(row["metadata"])} for row in join.labels.to_pylist()]
+    return {row.pop("volume_id"): row for row in rows}
 
 
 def table(folder: Path, text: str | bytes, name: str = "labels.csv") -> str:
@@ -34,9 +51,9 @@ def test_known_columns_are_labels_and_the_others_metadata(tmp_path: Path) -> Non
         'volume_id,subject,modality,body_region,organ,scanner,note\na.nii,s1,ct,Chest,Lung,X,\nb.nii,s2,MR,,,Y,"a, b"\n'
     )
     join = read_labels(table(tmp_path, text), listing("a.nii", "b.nii", "c.nii"))
-    assert join.labels == {
-        "a.nii": Labels("s1", "CT", "Chest", "Lung", {"scanner": "X"}),
-        "b.nii": Labels("s2", "MRI", None, None, {"scanner": "Y", "note": "a, b"}),
+    assert by_id(join) == {
+        "a.nii": labels("s1", "CT", "Chest", "Lung", {"scanner": "X"}),
+        "b.nii": labels("s2", "MRI", None, None, {"scanner": "Y", "note": "a, b"}),
     }
     assert (join.unmatched_rows, join.unlabelled_volumes) == (0, 1)
 
@@ -67,26 +84,26 @@ def test_known_columns_are_labels_and_the_others_metadata(tmp_path: Path) -> Non
 def test_a_row_may_name_its_volume_in_several_ways(tmp_path: Path, column: str, name: str) -> None:
     """C16: Windows paths, ids without suffix and paths of another machine are understood."""
     join = read_labels(table(tmp_path, f"{column},organ\n {name} ,Heart\n"), listing("sub/a.nii.gz", "b.nii"))
-    assert join.labels["sub/a.nii.gz"].organ == "Heart"
+    assert by_id(join)["sub/a.nii.gz"]["organ"] == "Heart"
 
 
 @pytest.mark.parametrize("name", ["a.nii", "other/x/a.nii", "s3://else/volumes/x/a.nii", "A.nii", "i", "x", ".", ""])
 def test_a_name_of_no_or_of_several_volumes_matches_none(tmp_path: Path, name: str) -> None:
     join = read_labels(table(tmp_path, f"path,organ\n{name},Heart\n"), listing("x/a.nii", "y/a.nii"))
-    assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 1, 2)
+    assert (by_id(join), join.unmatched_rows, join.unlabelled_volumes) == ({}, 1, 2)
 
 
 def test_absolute_local_paths_and_file_uris(tmp_path: Path) -> None:
     archive = str(tmp_path / "volumes")
     for name in (f"{archive}/a.nii", f"file://{archive}/a.nii"):
         join = read_labels(table(tmp_path, f"path,organ\n{name},Heart\n"), listing("a.nii", "b/a.nii", archive=archive))
-        assert list(join.labels) == ["a.nii"]
+        assert list(by_id(join)) == ["a.nii"]
 
 
 def test_volume_id_counts_before_path(tmp_path: Path) -> None:
     text = "path,volume_id,organ\nb.nii,a.nii,Heart\nb.nii,,Lung\n"
     join = read_labels(table(tmp_path, text), listing("a.nii", "b.nii"))
-    assert {name: label.organ for name, label in join.labels.items()} == {"a.nii": "Heart", "b.nii": "Lung"}
+    assert {name: label["organ"] for name, label in by_id(join).items()} == {"a.nii": "Heart", "b.nii": "Lung"}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +115,7 @@ def test_volume_id_counts_before_path(tmp_path: Path) -> None:
     ],
 )
 def test_csv_as_spreadsheets_write_it(tmp_path: Path, text: str) -> None:
-    assert read_labels(table(tmp_path, text), listing("a.nii")).labels["a.nii"].organ == "Heart"
+    assert by_id(read_labels(table(tmp_path, text), listing("a.nii")))["a.nii"]["organ"] == "Heart"
 
 
 def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
@@ -114,14 +131,14 @@ def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     pq.write_table(content, path)
     join = read_labels(str(path), listing("a.nii", "b.nii"))
-    assert join.labels["a.nii"] == Labels(organ="Heart", metadata={"age": "61", "dose": "1.5", "contrast": "True"})
-    assert join.labels["b.nii"] == Labels(metadata={"contrast": "False"})
+    assert by_id(join)["a.nii"] == labels(organ="Heart", metadata={"age": "61", "dose": "1.5", "contrast": "True"})
+    assert by_id(join)["b.nii"] == labels(metadata={"contrast": "False"})
 
 
 def test_equal_rows_are_one_and_unequal_ones_are_refused(tmp_path: Path) -> None:
     volumes = listing("a.nii")
     same = table(tmp_path, "volume_id,organ\na.nii,Heart\n./a.nii,Heart\n")
-    assert read_labels(same, volumes).labels["a.nii"].organ == "Heart"
+    assert by_id(read_labels(same, volumes))["a.nii"]["organ"] == "Heart"
     with pytest.raises(UsageError, match=r"labels\.csv.*a\.nii.*organ is 'Heart' and 'Lung'"):
         read_labels(table(tmp_path, "volume_id,organ\na.nii,Heart\na.nii,Lung\n"), volumes)
     with pytest.raises(UsageError, match="scanner is 'X' and None"):
@@ -199,9 +216,9 @@ def test_an_msd_archive_labels_itself(tmp_path: Path) -> None:
     msd(tmp_path, "Task02_Heart", "LeftAtrium", "MRI")
     (tmp_path / "own.nii.gz").write_bytes(b"x")
     join = read_labels(None, list_archive(str(tmp_path)))
-    assert join.labels == {
-        "Task02_Heart/imagesTr/leftatrium_1.nii.gz": Labels(None, "MRI", "Chest", "Heart", {"task": "Heart"}),
-        "Task09_Spleen/imagesTr/spleen_1.nii.gz": Labels(None, "CT", "Abdomen", "Spleen", {"task": "Spleen"}),
+    assert by_id(join) == {
+        "Task02_Heart/imagesTr/leftatrium_1.nii.gz": labels(None, "MRI", "Chest", "Heart", {"task": "Heart"}),
+        "Task09_Spleen/imagesTr/spleen_1.nii.gz": labels(None, "CT", "Abdomen", "Spleen", {"task": "Spleen"}),
     }
     assert (join.unmatched_rows, join.unlabelled_volumes) == (0, 1)
 
@@ -209,7 +226,7 @@ def test_an_msd_archive_labels_itself(tmp_path: Path) -> None:
 def test_one_task_as_an_archive(tmp_path: Path) -> None:
     msd(tmp_path, "Task09_Spleen", "Spleen", "CT")
     join = read_labels(None, list_archive(str(tmp_path / "Task09_Spleen")))
-    assert join.labels["imagesTr/spleen_1.nii.gz"].organ == "Spleen"
+    assert by_id(join)["imagesTr/spleen_1.nii.gz"]["organ"] == "Spleen"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +255,7 @@ def test_a_dataset_json_of_another_kind_is_said_and_ignored(
     (tmp_path / place / "a.nii").write_bytes(b"x")
     (tmp_path / place / "dataset.json").write_bytes(data)
     join = read_labels(None, list_archive(str(tmp_path)))
-    assert {name: label.organ for name, label in join.labels.items()} == {
+    assert {name: label["organ"] for name, label in by_id(join).items()} == {
         "Task09_Spleen/imagesTr/spleen_1.nii.gz": "Spleen"
     }
     ((path, found),) = join.ignored.items()
@@ -250,12 +267,12 @@ def test_a_dataset_json_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"x")
     (tmp_path / "dataset.json").write_bytes(b'\xef\xbb\xbf{"name": "Spleen", "modality": {"0": "CT"}}')
     join = read_labels(None, list_archive(str(tmp_path)))
-    assert (join.labels["a.nii"].organ, dict(join.ignored)) == ("Spleen", {})
+    assert (by_id(join)["a.nii"]["organ"], dict(join.ignored)) == ("Spleen", {})
 
 
 def test_no_labels_at_all() -> None:
     join = read_labels(None, listing("a.nii"))
-    assert (dict(join.labels), join.unmatched_rows, join.unlabelled_volumes) == ({}, 0, 1)
+    assert (by_id(join), join.unmatched_rows, join.unlabelled_volumes) == ({}, 0, 1)
 
 
 # --- what does not match ---------------------------------------------------------------------------------------
@@ -265,16 +282,16 @@ def test_nfc_and_nfd_are_one_name(tmp_path: Path) -> None:
     """C16: macOS stores names decomposed."""
     for stored, written in (("Mu\u0308ller.nii", "M\u00fcller.nii"), ("M\u00fcller.nii", "Mu\u0308ller")):
         join = read_labels(table(tmp_path, f"path,organ\n{written},Heart\n"), listing(stored))
-        assert list(join.labels) == [stored]
+        assert list(by_id(join)) == [stored]
     both = listing("M\u00fcller.nii", "Mu\u0308ller.nii")
-    assert list(read_labels(table(tmp_path, "path\nM\u00fcller.nii\n"), both).labels) == ["M\u00fcller.nii"]
+    assert list(by_id(read_labels(table(tmp_path, "path\nM\u00fcller.nii\n"), both))) == ["M\u00fcller.nii"]
     assert read_labels(table(tmp_path, "path\nM\u00fcller\n"), both).ambiguous_rows == 1
 
 
 def test_the_file_name_as_written_goes_before_another_suffix(tmp_path: Path) -> None:
     volumes = listing("x/a.nii", "x/a.nii.gz", "y/b.nii")
     join = read_labels(table(tmp_path, "path,organ\nx/a.nii,Heart\na.nii.gz,Lung\nb.nii.gz,Liver\n"), volumes)
-    assert [join.labels[one.volume_id].organ for one in volumes.items()] == ["Heart", "Lung", "Liver"]
+    assert [by_id(join)[one.volume_id]["organ"] for one in volumes.items()] == ["Heart", "Lung", "Liver"]
     assert read_labels(table(tmp_path, "path\nx/a\n"), volumes).ambiguous_rows == 1
 
 
@@ -294,8 +311,8 @@ def test_paths_of_other_machines_label_no_volume_of_another_archive(
     """C16: where the same names stand below several roots, none of them is taken."""
     lines = "\n".join(f"{name},{number}" for number, name in enumerate(rows))
     join = read_labels(table(tmp_path, f"path,number\n{lines}\n"), listing("a.nii", "b.nii", archive="/archive"))
-    assert set(join.labels) == labelled
-    assert join.labels.get("a.nii", Labels()).metadata.get("number") in ("0", None)
+    assert set(by_id(join)) == labelled
+    assert by_id(join).get("a.nii", labels())["metadata"].get("number") in ("0", None)
     assert join.root == (rows[-1].rpartition("/")[0] if "b.nii" in labelled else None)
     assert join.unmatched_rows + len(labelled) == len(rows)
 
@@ -318,18 +335,18 @@ def test_tables_that_were_misread(shared_data: Path, name: str) -> None:
     """C16, C23: both rows match, and say what they say."""
     folder = shared_data / "faults" / "tables"
     join = read_labels(str(folder / name), list_archive(str(folder / "archive")))
-    known = [join.labels.get(f"sub-{number}/anat/{file}.nii.gz") for number, file in (("01", "a"), ("02", "b"))]
-    bids = [Labels(), Labels(None, "MRI", None, "Brain", {"age": "31"})]
-    assert known == (bids if name == "bids_na.tsv" else [Labels(organ="Heart"), Labels(organ="Lung")])
+    known = [by_id(join).get(f"sub-{number}/anat/{file}.nii.gz") for number, file in (("01", "a"), ("02", "b"))]
+    bids = [labels(), labels(None, "MRI", None, "Brain", {"age": "31"})]
+    assert known == (bids if name == "bids_na.tsv" else [labels(organ="Heart"), labels(organ="Lung")])
     assert join.unmatched_rows == 0
 
 
 def test_real_labels_join_every_real_volume(shared_data: Path) -> None:
     volumes = list_archive(str(shared_data / "volumes"))
     join = read_labels(str(shared_data / "labels.csv"), volumes)
-    assert (len(join.labels), join.unmatched_rows, join.unlabelled_volumes) == (169, 0, 0)
+    assert (len(by_id(join)), join.unmatched_rows, join.unlabelled_volumes) == (169, 0, 0)
     everything = list_archive(str(shared_data))
     assert everything.skipped["label_mask"] == 71
     join = read_labels(str(shared_data / "labels.csv"), everything)
-    assert (len(join.labels), join.unmatched_rows) == (169, 0)
-    assert join.labels["volumes/sts_006_pet.nii.gz"].modality == "PET"
+    assert (len(by_id(join)), join.unmatched_rows) == (169, 0)
+    assert by_id(join)["volumes/sts_006_pet.nii.gz"]["modality"] == "PET"

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medret.archive import LabelJoin, Labels, Listing
+from medret.archive import LabelJoin, Listing
 from medret.cli import main
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits
 from medret.pipeline.insist import check_labels, ct_without_hu
 from medret.recipe import SliceRecipe
-from medret.schemas import LEDGER, OBJECTS
+from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS
 from medret.volume import read_volume
 
 NAMES = [f"{number}.nii" for number in range(10)]
@@ -32,8 +32,9 @@ def ledger(*labelled: str) -> pa.Table:
 
 
 def joined(*labelled: str, table: str | None = "labels.csv", unmatched: int = 0) -> LabelJoin:
-    labels = {name: Labels(metadata={"site": "A"}) for name in labelled}
-    return LabelJoin(labels, unmatched, 10 - len(labels), table, 0, "x.nii" if unmatched else None, NAMES[0])
+    rows: list[dict[str, Any]] = [{"volume_id": name, "metadata": [("site", "A")]} for name in labelled]
+    labels = pa.Table.from_pylist(rows, VOLUME_LABELS)
+    return LabelJoin(labels, unmatched, 10 - len(labelled), table, 0, "x.nii" if unmatched else None, NAMES[0])
 
 
 @pytest.mark.parametrize(
