@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -108,14 +108,14 @@ def list_archive(
             paths = part["volume_id"].filter(pc.equal(rules, rule))
             examples[rule] = sorted([*examples[rule], *paths.to_pylist()])[:_SHOWN]
         descriptions += part["volume_id"].filter(_are_descriptions(part)).to_pylist()
-    objects = pa.concat_tables(volumes)
+    objects = _sorted(volumes)
     if not objects.num_rows and not skipped:
         raise NotFoundError(
             f"archive {location.uri} does not exist or holds no objects; expected a folder of NIfTI files"
         )
     return Listing(
         location.uri,
-        _sorted(objects),
+        objects,
         dict(skipped),
         tuple(sorted(descriptions)),
         {rule: tuple(paths) for rule, paths in examples.items() if paths},
@@ -123,11 +123,13 @@ def list_archive(
     )
 
 
-def _everything(location: Location) -> Iterable[pa.Table]:
+def _everything(location: Location) -> Iterator[pa.Table]:
     """All objects below a location (skip_rules.FOUND)."""
     if location.is_local:
-        return walk(location.root)
-    return found_tables(found(path, detail) for path, detail in location.details().items())
+        yield from walk(location.root)
+        return
+    for page in location.pages():
+        yield from found_tables(found(path, detail) for path, detail in page.items())
 
 
 def _are_descriptions(part: pa.Table) -> pa.Array:
@@ -136,8 +138,10 @@ def _are_descriptions(part: pa.Table) -> pa.Array:
     return pc.and_(named, pc.is_null(part["rule"]))
 
 
-def _sorted(objects: pa.Table) -> pa.Table:
-    """The table in the order of its ids. Object stores list in this order already."""
+def _sorted(parts: Sequence[pa.Table]) -> pa.Table:
+    """All rows in the order of their ids. Object stores list in this order, so that the parts only need arranging."""
+    filled = sorted((part for part in parts if part.num_rows), key=lambda part: part["volume_id"][0].as_py())
+    objects = pa.concat_tables([OBJECTS.empty_table(), *filled])
     ids = objects["volume_id"]
-    in_order_already = pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() if len(ids) > 1 else True
-    return objects if in_order_already else in_order(objects, "volume_id")
+    arranged = pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() if len(ids) > 1 else True
+    return objects if arranged else in_order(objects, "volume_id")

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -208,12 +209,25 @@ def _s3_options() -> dict[str, Any]:
 
     session = AioSession()
     session.register("needs-retry.s3", _seen)
+    # Half of the time that a page of a listing takes is spent in botocore's own parser of times.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     config = {
         "retries": {"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
     }
     return {"session": session, "config_kwargs": config}
+
+
+def _moment(value: Any) -> datetime:
+    """A time in an answer of S3: ISO 8601 in listings, another form elsewhere."""
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        parsed: datetime = parse_timestamp(value)
+        return parsed
 
 
 def _seen(response: Any = None, caught_exception: Any = None, attempts: int = 1, **_: Any) -> None:

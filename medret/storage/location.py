@@ -21,6 +21,7 @@ from medret.errors import CorruptError, NotFoundError
 from medret.storage.conditional import CONDITIONAL, S3Store
 from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
+from medret.storage.s3_listing import s3_pages
 from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
@@ -154,15 +155,25 @@ class Location:
 
     def details(self, folder: str = "") -> dict[str, dict[str, Any]]:
         """fsspec's details of all files below `folder`, by path below this location ("" if the location is a file)."""
+        return {path: detail for page in self.pages(folder) for path, detail in page.items()}
+
+    def pages(self, folder: str = "") -> Iterator[dict[str, dict[str, Any]]]:
+        """Like `details`, in parts and in any order: all at once may take more memory than there is."""
+        below = f"{self.root}/"
+        pages = s3_pages if "s3" in _protocols(self.fs) else _one_page
+        begun = False
         try:
             with reaching(self.uri_of(folder), "listed"):
-                files = tree(self.fs, self.path(folder))
-        except FileNotFoundError:
-            return {}
-        below = f"{self.root}/"
-        return {
-            path[len(below) :]: detail for path, detail in files.items() if path == self.root or path.startswith(below)
-        }
+                for files in pages(self.fs, self.path(folder)):
+                    yield {
+                        path[len(below) :]: detail
+                        for path, detail in files.items()
+                        if path == self.root or path.startswith(below)
+                    }
+                    begun = True
+        except FileNotFoundError as error:
+            if begun:
+                raise NotFoundError(f"{self.uri_of(folder)} vanished while it was listed; run again") from error
 
     def modified_at(self, relative: str) -> datetime:
         """The time of the object's last change; raises FileNotFoundError, StorageError."""
@@ -246,6 +257,10 @@ def read_checked(location: Location, relative: str, sha256: str, size_bytes: int
             f"{sha256[:NAME_DIGITS]}..; restore it, or index again into a new store"
         )
     return data
+
+
+def _one_page(fs: Any, root: str) -> Iterator[dict[str, dict[str, Any]]]:
+    yield tree(fs, root)
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
