@@ -90,7 +90,7 @@ def evaluate_snapshot(
         evaluation = medret.evaluate_snapshot(medret.open_snapshot("store/"), levels=["organ"], modes=["volume"])
         for row in evaluation.rows:
             if (row.class_, row.metric) == ("macro", "recall@1"):
-                print(row.config, row.value)
+                print(row.config.label, row.value)
 
     Args:
         snapshot: What `open_snapshot` returned.

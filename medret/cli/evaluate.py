@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, note, parse_weights, positive_int
+from medret.cli.shared import add_command, add_repeatable, add_store, note, parse_weights, positive_int
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -46,32 +46,14 @@ COLUMNS = ("recall@1", "mAP")  # what fits in 80 columns; all others are in --js
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "evaluate", run, "score how well a store is searched", DESCRIPTION, EPILOG)
-    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    add_store(parser)
 
     group = parser.add_argument_group("what is scored")
-    group.add_argument(
-        "--level",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="(default modality, body_region and organ)",
-    )
-    group.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="exclude volumes with the query's value of this label; `self` excludes only the query. "
-        "Repeatable: each is scored separately (default subject)",
-    )
-    group.add_argument(
-        "--source",
-        action="append",
-        default=[],
-        metavar="LABEL",
-        help="label that says where volumes come from: warn if it predicts a level, and score without the same source",
-    )
+    add_repeatable(group, "--level", "LABEL", "(default modality, body_region and organ)")
+    exclude = "exclude volumes with the query's value of this label; `self` excludes only the query. "
+    add_repeatable(group, "--exclude", "LABEL", f"{exclude}Repeatable: each is scored separately (default subject)")
+    source = "label that says where volumes come from: warn if it predicts a level, and score without the same source"
+    add_repeatable(group, "--source", "LABEL", source)
     group.add_argument(
         "--min-relevant",
         type=positive_int,
@@ -88,10 +70,10 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--sample", type=positive_int, metavar="N", help="use only N random volumes as queries")
 
     group = parser.add_argument_group("search configurations (each option is repeatable; default: all)")
-    group.add_argument("--model", action="append", default=[], metavar="NAME")
-    group.add_argument("--aggregation", action="append", default=[], metavar="NAME")
+    add_repeatable(group, "--model", "NAME")
+    add_repeatable(group, "--aggregation", "NAME")
     group.add_argument("--index", action="append", default=[], choices=("hnsw", "lsh", "exact"))
-    group.add_argument("--mode", action="append", default=[], metavar="MODE", help="volume, vote, max, sum, late")
+    add_repeatable(group, "--mode", "MODE", "volume, vote, max, sum, late")
     group.add_argument(
         "--depth", type=positive_int, metavar="K", help="ranks per list (default all; 1000 in large archives)"
     )
@@ -99,26 +81,14 @@ def add_parser(commands: Any) -> None:
     group = parser.add_argument_group("a query archive instead of the store's own volumes")
     group.add_argument("--queries", metavar="ARCHIVE", help="folder or URI with NIfTI files")
     group.add_argument("--labels", metavar="TABLE", help="their labels, as for `medret index`")
-    group.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="where a model's weights are, if moved",
-    )
+    add_repeatable(group, "--weights", "NAME=PATH", "where a model's weights are, if moved")
 
     group = parser.add_argument_group("intervals")
-    group.add_argument(
-        "--bootstrap",
-        type=positive_int,
-        default=1000,
-        metavar="N",
-        help="draws of subjects (default %(default)s)",
-    )
+    draws = "draws of subjects (default %(default)s)"
+    group.add_argument("--bootstrap", type=positive_int, default=1000, metavar="N", help=draws)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws and of --sample (default 0)")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     group.add_argument("--csv", type=Path, metavar="FILE", help="also write every figure as a CSV table")
     group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained report with plots")
     group.add_argument(
@@ -222,7 +192,8 @@ def _print(evaluation: Evaluation) -> None:
     console.print("* what `medret search` does when told nothing. ANN: recall@10 of the index against exact search")
     for exclude in evaluation.excludes:
         for level in evaluation.levels:
-            _print_classes(console, evaluation, exclude, level)
+            if (exclude, level) in evaluation.places:
+                _print_classes(console, evaluation, exclude, level)
     for at_level in evaluation.left_out:
         if at_level.too_few_relevant or at_level.unlabelled:
             classes = ", ".join(f"{name} {count}" for name, count in at_level.by_class.items())
@@ -239,9 +210,7 @@ def _print(evaluation: Evaluation) -> None:
 
 
 def _print_configs(console: Terminal, evaluation: Evaluation, exclude: str) -> None:
-    levels = [
-        level for level in evaluation.levels if evaluation.figure(evaluation.leading, exclude, level, "macro", "mAP")
-    ]
+    levels = [level for place, level in evaluation.places if place == exclude]
     table = _table(f"exclude {exclude}: macro recall@1/mAP")
     table.add_column("search", no_wrap=True)
     table.add_column("ANN", justify="right", no_wrap=True)
@@ -250,9 +219,7 @@ def _print_configs(console: Terminal, evaluation: Evaluation, exclude: str) -> N
     table.add_row(
         "  chance", "", *(_pair(evaluation, evaluation.leading, exclude, level, chance=True) for level in levels)
     )
-    for config in evaluation.configs:
-        if config.by_slices and config.aggregation != evaluation.configs[0].aggregation:
-            continue  # the aggregation plays no part
+    for config in evaluation.distinct_configs:
         recall = evaluation.figure(config, exclude, "all", "all", "ann_recall@10")
         name = f"* {config.label}" if config.default else f"  {config.label}"
         cells = (_pair(evaluation, config, exclude, level) for level in levels)
@@ -261,18 +228,13 @@ def _print_configs(console: Terminal, evaluation: Evaluation, exclude: str) -> N
 
 
 def _pair(evaluation: Evaluation, config: SearchConfig, exclude: str, level: str, chance: bool = False) -> str:
-    rows = [evaluation.figure(config, exclude, level, "macro", metric) for metric in ("recall@1", "mAP")]
-    return "/".join(short(row.chance if chance else row.value) for row in rows if row)
+    rows = evaluation.figures(config, exclude, level, "macro", COLUMNS)
+    return "/".join(short(row.chance if chance else row.value) for row in rows)
 
 
 def _print_classes(console: Terminal, evaluation: Evaluation, exclude: str, level: str) -> None:
     names = [*evaluation.classes_of(evaluation.leading, exclude, level), "macro", "micro"]
-    rows = {
-        name: [evaluation.figure(evaluation.leading, exclude, level, name, metric) for metric in COLUMNS]
-        for name in names
-    }
-    if not all(rows["macro"]):
-        return
+    rows = {name: evaluation.figures(evaluation.leading, exclude, level, name, COLUMNS) for name in names}
     table = _table(f"{level}, exclude {exclude}: {evaluation.leading.label}")
     table.add_column("class", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
@@ -280,9 +242,8 @@ def _print_classes(console: Terminal, evaluation: Evaluation, exclude: str, leve
         for heading in (metric, "95 %", "chance"):
             table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
-        present = [row for row in figures if row]
-        cells = (cell for row in present for cell in _cells(row))
-        table.add_row(name, str(present[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
+        cells = (cell for row in figures for cell in _cells(row))
+        table.add_row(name, str(figures[0].n), *cells, style="bold" if name in ("macro", "micro") else "")
     console.print(table)
 
 

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medret.errors import UsageError
 from medret.storage import redacted
 from medret.visible import say, visible
 
+Number = TypeVar("Number", int, float)
 LOGGER = logging.getLogger("medret")
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}  # what every record has
 
@@ -36,12 +37,22 @@ def add_command(
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log on standard error what happens; -vv logs more"
     )
-    parser.add_argument(
-        "--log-json",
-        action="store_true",
-        help="log on standard error as JSON, one object per line",
-    )
+    parser.add_argument("--log-json", action="store_true", help="log on standard error as JSON, one object per line")
     return parser
+
+
+def add_store(parser: argparse.ArgumentParser, *, snapshot: bool = True, as_json: bool = True) -> None:
+    """Add STORE and, for commands that read it, --snapshot and --json."""
+    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    if snapshot:
+        parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
+
+
+def add_repeatable(parser: Any, option: str, metavar: str, text: str | None = None) -> None:
+    """Add an option that may be given several times. text: its help."""
+    parser.add_argument(option, action="append", default=[], metavar=metavar, help=text)
 
 
 class JsonLines(logging.Formatter):
@@ -113,37 +124,23 @@ def write_text(path: Path, text: str) -> None:
         raise UsageError(f"{path} cannot be written: {error}") from error
 
 
-def positive_int(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
+def _number(kind: Callable[[str], Number], name: str, is_valid: Callable[[Number], bool]) -> Callable[[str], Number]:
+    """A type of options. name: what is expected, in argparse's message too."""
+
+    def parse(text: str) -> Number:
+        value = kind(text)
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a {name}")
+        return value
+
+    parse.__name__ = name
+    return parse
 
 
-positive_int.__name__ = "whole number above 0"  # argparse names the type in its message
-
-
-def positive_float(text: str) -> float:
-    """A number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-positive_float.__name__ = "number above 0"
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
-
-
-share.__name__ = "number from 0 to 1"
+count = _number(int, "whole number from 0 on", lambda value: value >= 0)
+positive_int = _number(int, "whole number above 0", lambda value: value > 0)
+positive_float = _number(float, "number above 0", lambda value: 0 < value < float("inf"))
+share = _number(float, "number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, str]:

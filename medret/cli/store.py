@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from medret.cli.shared import add_command, note
+from medret.cli.shared import add_command, add_store, count, note
 from medret.visible import say
 
 EXPORT = """\
@@ -70,9 +70,7 @@ def add_parser(commands: Any) -> None:
         run: Callable[[argparse.Namespace], int], summary: str, text: str, codes: str = "", *, as_json: bool = True
     ) -> argparse.ArgumentParser:
         parser = add_command(commands, run.__name__.removeprefix("run_"), run, summary, text, codes)
-        parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-        if as_json:
-            parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+        add_store(parser, snapshot=False, as_json=as_json)
         return parser
 
     add(run_verify, "check every file of a store", VERIFY, "exit codes: 0 sound, 1 not sound")
@@ -95,24 +93,11 @@ def add_parser(commands: Any) -> None:
 
 def _add_export(commands: Any) -> None:
     parser = add_command(commands, "export", run_export, "vectors and labels as Parquet", EXPORT, EXPORT_EXAMPLES)
-    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    add_store(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="the Parquet file to write")
     parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument("--aggregation", metavar="NAME", help="of volume vectors (default: the snapshot's first)")
     parser.add_argument("--slices", action="store_true", help="slice vectors instead of volume vectors")
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
-
-
-def count(text: str) -> int:
-    """A whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-count.__name__ = "whole number"  # argparse names the type in its message
 
 
 def age(text: str) -> timedelta:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, note, positive_int
+from medret.cli.shared import add_command, add_repeatable, add_store, note, positive_int
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -58,13 +58,12 @@ def add_parser(commands: Any) -> None:
 def _add_study(commands: Any) -> None:
     parser = add_command(commands, "study", run_study, "answer a question about the method", STUDY, STUDY_EXAMPLES)
     parser.add_argument("question", choices=("aggregation", "index", "ensemble"), metavar="QUESTION")
-    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    add_store(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
 
     group = parser.add_argument_group("aggregation and ensemble")
-    group.add_argument("--level", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
-    group.add_argument("--exclude", action="append", default=[], metavar="LABEL", help="as for `medret evaluate`")
+    add_repeatable(group, "--level", "LABEL", "as for `medret evaluate`")
+    add_repeatable(group, "--exclude", "LABEL", "as for `medret evaluate`")
     group.add_argument("--min-relevant", type=positive_int, default=3, metavar="N", help="(default %(default)s)")
     group.add_argument("--model", metavar="NAME", help="for aggregation and index (default: the snapshot's first)")
     group.add_argument("--aggregation", metavar="NAME", help="for ensemble (default: the snapshot's first)")
@@ -79,7 +78,6 @@ def _add_study(commands: Any) -> None:
     group.add_argument("--dims", type=positive_int, nargs="+", metavar="D", help="widths (default 384 768 1280 2048)")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     group.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     group.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained page with plots")
 
@@ -88,24 +86,13 @@ def _add_duplicates(commands: Any) -> None:
     parser = add_command(
         commands, "duplicates", run_duplicates, "list volumes that are nearly the same", DUPLICATES, DUPLICATES_EXAMPLES
     )
-    parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
-    parser.add_argument(
-        "--at-least",
-        type=float,
-        default=0.99,
-        metavar="COSINE",
-        help="least cosine of the volume vectors, and score of their slices (default %(default)s)",
-    )
+    add_store(parser)
+    least = "least cosine of the volume vectors, and score of their slices (default %(default)s)"
+    parser.add_argument("--at-least", type=float, default=0.99, metavar="COSINE", help=least)
     parser.add_argument("--model", metavar="NAME", help="(default: the snapshot's first)")
     parser.add_argument("--aggregation", metavar="NAME", help="(default: the snapshot's first)")
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help="write one id per line: leave these out and no pair remains",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    leave_out = "write one id per line: leave these out and no pair remains"
+    parser.add_argument("--list", type=Path, metavar="FILE", help=leave_out)
 
 
 def run_study(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ how much another subject would differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,27 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One mean over queries. low, high: its 95 % interval over subjects. chance: the mean of a random ranking.
+
+    low and high are NaN if there is no interval: for a class of one subject, and a macro mean over such a class.
+    n: queries averaged. subjects: the number of their subjects.
+    """
+
+    value: float
+    low: float
+    high: float
+    chance: float
+    n: int
+    subjects: int
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether low and high are known."""
+        return not math.isnan(self.low)
+
+
+@dataclass(frozen=True)
 class Averages:
     """Means over queries. Row 0 is macro, row 1 is micro, then one row per class.
 
@@ -44,6 +66,12 @@ class Averages:
     chance: Floats
     queries: NDArray[np.int64]
     subjects: NDArray[np.int64]
+
+    def figure(self, row: int, metric: int) -> Figure:
+        """The mean of one row and one metric."""
+        parts = (self.value, self.low, self.high, self.chance)
+        value, low, high, chance = (float(part[row, metric]) for part in parts)
+        return Figure(value, low, high, chance, int(self.queries[row]), int(self.subjects[row]))
 
 
 def average(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 
 from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
-from medret.index import KINDS
+from medret.index import EXACT, KINDS
 from medret.search import Snapshot
 from medret.search.options import MODES as ALL_MODES
 from medret.search.options import SLICE, VOLUME, SearchOptions
@@ -19,14 +20,14 @@ MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits a
 class SearchConfig:
     """One way to search. aggregation: how volume vectors were made; it matters only in mode `volume`.
 
-    default: whether `medret search` without options searches this way.
+    default: whether `medret search` without options searches this way; two configurations are equal without it.
     """
 
     model: str
     aggregation: str
     index: str
     mode: str
-    default: bool = False
+    default: bool = field(default=False, compare=False)
 
     @property
     def by_slices(self) -> bool:
@@ -59,18 +60,13 @@ def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     modes = _chosen("mode", selection.modes, MODES, snapshot)
     usual = SearchOptions()
     default = (snapshot.models[0], snapshot.aggregations[0], usual.index, usual.used_mode)
-    return [
-        SearchConfig(model, aggregation, index, mode, (model, aggregation, index, mode) == default)
-        for model in models
-        for aggregation in aggregations
-        for index in indices
-        for mode in modes
-    ]
+    searches = product(models, aggregations, indices, modes)
+    return [SearchConfig(*search, default=search == default) for search in searches]
 
 
 def leading_config(configs: Sequence[SearchConfig]) -> SearchConfig:
     """The configuration that a report is about: the default of searches, else the first exact one, else the first."""
-    return min(configs, key=lambda config: (not config.default, config.index != "exact"))
+    return min(configs, key=lambda config: (not config.default, config.index != EXACT))
 
 
 def _chosen(what: str, selected: Sequence[str], known: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:

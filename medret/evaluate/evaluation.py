@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.averages import MACRO, MICRO, Averages, average
 from medret.evaluate.configs import SearchConfig, configs_of, leading_config
-from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row, row_of
-from medret.evaluate.levels import Options, exclude_names, find_confounds, level_names
+from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
+from medret.evaluate.levels import Options, ScoringPlan, scoring_plan
 from medret.evaluate.metrics import METRICS, RANKS_MIN
 from medret.evaluate.query_sets import QuerySet
-from medret.evaluate.relevance import Exclusion, class_counts, exclusion_of, level_of, subject_numbers
+from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers
 from medret.evaluate.scoring import (
     RECALL_K,
     Ranking,
@@ -26,7 +27,6 @@ from medret.evaluate.scoring import (
     Tally,
     neighbours_found,
     rank,
-    scored_queries,
     spliced,
 )
 from medret.index import EXACT
@@ -51,36 +51,22 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
             "that many ranks"
         )
     configs = configs_of(snapshot, options.selection)
-    levels = [
-        level_of(name, query_set.queries, query_set.candidates) for name in level_names(snapshot, query_set, options)
-    ]
-    warnings: list[str] = []
-    confounds = find_confounds(query_set, levels, options.sources)
-    warnings += [confounded.message for confounded in confounds if confounded.warns]
-    exclusions = [
-        exclusion_of(name, query_set.queries, query_set.candidates, query_set.self_candidates)
-        for name in exclude_names(query_set, options, confounds, warnings)
-    ]
-    batch = max(1, BATCH_PAIRS // max(query_set.candidates.num_rows, 1))
-    scored_by_exclusion = {
-        exclusion.column: [scored_queries(level, exclusion, options.min_relevant, batch) for level in levels]
-        for exclusion in exclusions
-    }
-    left_out = [
-        _left_out_of(exclude, queries) for exclude, at_levels in scored_by_exclusion.items() for queries in at_levels
-    ]
+    plan = scoring_plan(snapshot, query_set, options, BATCH_PAIRS)
+    left_out = [_left_out_of(exclude, queries) for exclude, at_levels in plan.queries.items() for queries in at_levels]
     if not any(at_level.counted for at_level in left_out):
         raise UsageError(
             f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
-            f"{', '.join(scored_by_exclusion)}; try a smaller --min-relevant or another --exclude"
+            f"{', '.join(plan.queries)}; try a smaller --min-relevant or another --exclude"
         )
+    warnings = [confounded.message for confounded in plan.confounds if confounded.warns]
+    warnings += plan.warnings
     warnings += [
         f"{at_level.level}, exclude {at_level.exclude}: no query has {options.min_relevant} relevant volumes left, "
         "so no figures"
         for at_level in left_out
         if not at_level.counted
     ]
-    work = _Work(snapshot, query_set, options, exclusions, scored_by_exclusion, leading_config(configs), report)
+    work = _Work(snapshot, query_set, options, plan, leading_config(configs), report)
     rows = work.run(configs)
     return Evaluation(
         store=snapshot.uri,
@@ -88,12 +74,12 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
         rows=rows,
         configs=configs,
         leading=work.leading,
-        levels=[level.name for level in levels],
-        excludes=list(scored_by_exclusion),
-        classes={level.name: class_counts(query_set.candidates, level.name) for level in levels},
+        levels=plan.levels,
+        excludes=list(plan.queries),
+        classes={name: class_counts(query_set.candidates, name) for name in plan.levels},
         left_out=left_out,
         warnings=warnings,
-        confounds=confounds,
+        confounds=plan.confounds,
         depths={index: work.depth(index) for index in dict.fromkeys(config.index for config in configs)},
         min_relevant=options.min_relevant,
         bootstrap=options.bootstrap,
@@ -126,13 +112,12 @@ class _Work:
         snapshot: Snapshot,
         query_set: QuerySet,
         options: Options,
-        exclusions: Sequence[Exclusion],
-        scored_by_exclusion: dict[str, list[ScoredQueries]],
+        plan: ScoringPlan,
         leading: SearchConfig,
         report: Report,
     ) -> None:
         self._snapshot, self._query_set, self._options = snapshot, query_set, options
-        self._exclusions, self._scored, self._report = exclusions, scored_by_exclusion, report
+        self._plan, self._report = plan, report
         self._ids: list[str] = query_set.candidates["volume_id"].to_pylist()
         self._number_of = {volume_id: number for number, volume_id in enumerate(self._ids)}
         self._subjects = subject_numbers(query_set.queries)
@@ -148,40 +133,26 @@ class _Work:
     def run(self, configs: Sequence[SearchConfig]) -> list[Row]:
         """The rows of all configurations, in their order. Those that differ in nothing that matters are run once."""
         first = configs[0].aggregation
-        same = {
-            config: replace(config, aggregation=first, default=False) if config.by_slices else config
-            for config in configs
-        }
-        distinct = sorted(
-            {replace(config, default=False): config for config in same.values()}.values(),
-            key=lambda config: (config.model, config.aggregation, config.mode),
-        )
-        groups = [
-            list(group)
-            for _, group in groupby(distinct, key=lambda config: (config.model, config.aggregation, config.mode))
-        ]
-        rows: dict[SearchConfig, list[Row]] = {}
+        same = {config: replace(config, aggregation=first) if config.by_slices else config for config in configs}
+        distinct = sorted(dict.fromkeys(same.values()), key=_but_index)
+        groups = [list(group) for _, group in groupby(distinct, key=_but_index)]
+        rows: dict[SearchConfig, list[Row]] = defaultdict(list)
         model = ""
         for number, group in enumerate(groups, start=1):
             if group[0].model != model:
                 self._query_set.forget()
                 model = group[0].model
-            for exclusion in self._exclusions:
+            for exclusion in self._plan.exclusions:
                 words = f"{group[0].label}, {'/'.join(config.index for config in group)}, exclude {exclusion.column}"
                 self._report(f"{number}/{len(groups)} {words}")
                 for config, scored in self._score(group, exclusion).items():
-                    rows.setdefault(replace(config, default=False), []).extend(scored)
+                    rows[config] += scored
         self._query_set.forget()
-        return [
-            replace(row, aggregation=config.aggregation, default=config.default)
-            for config in configs
-            for row in rows[replace(same[config], default=False)]
-        ]
+        return [replace(row, config=config) for config in configs for row in rows[same[config]]]
 
     def _score(self, group: Sequence[SearchConfig], exclusion: Exclusion) -> dict[SearchConfig, list[Row]]:
         """Score configurations that differ only in the index: each is also compared with exact search."""
-        queries_at_levels = self._scored[exclusion.column]
-        tallies = {config: [Tally(queries) for queries in queries_at_levels] for config in group}
+        tallies = {config: [Tally(queries) for queries in self._plan.queries[exclusion.column]] for config in group}
         shares = {config: np.full(len(self._subjects), np.nan) for config in group if config.index != EXACT}
         tops: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         exact_arm = replace(group[0], index=EXACT)
@@ -210,8 +181,7 @@ class _Work:
         return {config: self._rows(config, exclusion, tallies[config], shares.get(config)) for config in group}
 
     def _leads(self, config: SearchConfig) -> bool:
-        own, other = (replace(one, default=False) for one in (config, self.leading))
-        return own == (replace(other, aggregation=own.aggregation) if own.by_slices else other)
+        return config == (replace(self.leading, aggregation=config.aggregation) if config.by_slices else self.leading)
 
     def _batches(self, depth: int) -> Iterator[NDArray[np.int64]]:
         step = max(1, min(BATCH_HITS // depth, BATCH_PAIRS // len(self._ids)))
@@ -235,19 +205,21 @@ class _Work:
         self, config: SearchConfig, exclusion: Exclusion, tallies: Sequence[Tally], shares: NDArray[np.float64] | None
     ) -> list[Row]:
         rows = []
+        key: dict[str, Any] = {"config": config, "exclude": exclusion.column}
         for tally in tallies:
             if not tally.queries.counted.any():
                 continue
             means = tally.averages(self._subjects, self.depth(config.index), self._options.bootstrap)
             level = tally.queries.level
             rows += [
-                row_of(config, exclusion.column, level.name, name, metric.name, means, at, number)
+                Row(**vars(means.figure(at, number)), **key, level=level.name, class_=name, metric=metric.name)
                 for at, name in enumerate((MACRO, MICRO, *level.classes))
                 if means.queries[at]
                 for number, metric in enumerate(METRICS)
             ]
         if shares is not None and not np.isnan(shares).all():
-            rows.append(row_of(config, exclusion.column, ALL, ALL, ANN_RECALL, self._recall(exclusion, shares), 1, 0))
+            recall = self._recall(exclusion, shares).figure(1, 0)
+            rows.append(Row(**vars(recall), **key, level=ALL, class_=ALL, metric=ANN_RECALL))
         return rows
 
     def _recall(self, exclusion: Exclusion, shares: NDArray[np.float64]) -> Averages:
@@ -258,6 +230,10 @@ class _Work:
         _, numbers = np.unique(self._subjects[counted], return_inverse=True)
         everyone = np.ones((len(counted), 0), bool)
         return average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
+
+
+def _but_index(config: SearchConfig) -> tuple[str, str, str]:
+    return config.model, config.aggregation, config.mode
 
 
 def _looks_further(config: SearchConfig, depth: int) -> bool:

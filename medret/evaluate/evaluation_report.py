@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medret.evaluate.averages import MACRO, MICRO
 from medret.evaluate.configs import SearchConfig
-from medret.evaluate.figures import ALL, ANN_RECALL, Evaluation, Row, late_notes
+from medret.evaluate.figures import ALL, ANN_RECALL, Evaluation, late_notes
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
 from medret.html.images import IMAGE_SIZE, ImageRequest, Tile
@@ -36,7 +36,7 @@ WORST_PER_CLASS = 2
 
 def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How well this archive is searched") -> str:
     """Render the page. Slices are read from the archive; a file that is out of reach leaves a note in its place."""
-    scored = _scored(evaluation)
+    scored = evaluation.places
     level = "organ" if any(name == "organ" for _, name in scored) else scored[0][1]
     gallery_exclude = next(exclude for exclude, name in scored if name == level)
     best, worst = _best_and_worst(evaluation, gallery_exclude, level)
@@ -54,7 +54,7 @@ def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How we
         "best": best_gallery,
         "worst": worst_gallery,
         "chances": [_pair(evaluation, evaluation.leading, place, chance=True) for place in scored],
-        "configs": [_config(evaluation, config, scored) for config in _distinct_configs(evaluation)],
+        "configs": [_config(evaluation, config, scored) for config in evaluation.distinct_configs],
         "notes": late_notes(evaluation),
         "class_metrics": CLASS_METRICS,
         "classes": [_classes(evaluation, exclude, name) for exclude, name in scored],
@@ -119,35 +119,19 @@ def _footer(snapshot: Snapshot, evaluation: Evaluation) -> dict[str, str]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _scored(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """The (exclude, level) pairs that have figures."""
-    pairs = [(exclude, level) for level in evaluation.levels for exclude in evaluation.excludes]
-    return [pair for pair in pairs if evaluation.figure(evaluation.leading, *pair, MACRO, "mAP")]
-
-
-def _rows(evaluation: Evaluation, exclude: str, level: str, class_: str, metrics: Sequence[str]) -> list[Row]:
-    rows = (evaluation.figure(evaluation.leading, exclude, level, class_, metric) for metric in metrics)
-    return [row for row in rows if row]
-
-
 def _headline(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
     """Macro figures of the leading configuration."""
     classes = len(evaluation.classes_of(evaluation.leading, exclude, level))
-    figures = _rows(evaluation, exclude, level, MACRO, HEADLINE)
+    figures = evaluation.figures(evaluation.leading, exclude, level, MACRO, HEADLINE)
     return {"level": level, "exclude": exclude, "classes": classes, "figures": figures}
 
 
 def _classes(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
     """Figures of every class, then of the means."""
-    names = [*evaluation.classes_of(evaluation.leading, exclude, level), MACRO, MICRO]
-    rows = [(name, _rows(evaluation, exclude, level, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
+    place = (evaluation.leading, exclude, level)
+    names = [*evaluation.classes_of(*place), MACRO, MICRO]
+    rows = [(name, evaluation.figures(*place, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
     return {"level": level, "exclude": exclude, "rows": rows}
-
-
-def _distinct_configs(evaluation: Evaluation) -> list[SearchConfig]:
-    """The configurations, each once: the aggregation plays no part where slices are searched."""
-    first = evaluation.configs[0].aggregation
-    return [config for config in evaluation.configs if not config.by_slices or config.aggregation == first]
 
 
 def _config(evaluation: Evaluation, config: SearchConfig, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -157,8 +141,8 @@ def _config(evaluation: Evaluation, config: SearchConfig, scored: Sequence[tuple
 
 
 def _pair(evaluation: Evaluation, config: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
-    rows = [evaluation.figure(config, *place, MACRO, metric) for metric in ("recall@1", "mAP")]
-    return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows if row)
+    rows = evaluation.figures(config, *place, MACRO, ("recall@1", "mAP"))
+    return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows)
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
@@ -167,7 +151,7 @@ def _pair(evaluation: Evaluation, config: SearchConfig, place: tuple[str, str], 
 def _recall_plot(evaluation: Evaluation, exclude: str, level: str) -> tuple[str, Markup]:
     rows = []
     for name in [MACRO, *evaluation.classes_of(evaluation.leading, exclude, level)]:
-        for row in _rows(evaluation, exclude, level, name, ["recall@1"]):
+        for row in evaluation.figures(evaluation.leading, exclude, level, name, ["recall@1"]):
             figures = (row.value, row.low, row.high, row.chance)
             rows.append(Bar(name, row.n, *figures, row.has_interval, name == MACRO))
     heading = f"{_words(level)}, among {_among(exclude)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.evaluate.averages import MACRO, MICRO, Averages, Bootstrap
+from medret.evaluate.averages import MACRO, MICRO, Bootstrap, Figure
 from medret.evaluate.configs import SearchConfig
 from medret.evaluate.levels import Confound
 from medret.evaluate.metrics import METRICS
@@ -24,65 +25,23 @@ ALL = "all"  # level and class of a figure that does not depend on labels
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure. low, high: its 95 % interval over subjects. chance: the same average of a random ranking.
+class Row(Figure):
+    """One figure of an evaluation: of a search configuration, under an exclusion, for a class of a level."""
 
-    low and high are NaN if there is no interval: for a class of one subject, and a macro mean over such a class.
-    n: queries averaged. subjects: the number of their subjects.
-    """
-
-    model: str
-    aggregation: str
-    index: str
-    mode: str
+    config: SearchConfig
     exclude: str
     level: str
     class_: str
     metric: str
-    value: float
-    low: float
-    high: float
-    chance: float
-    n: int
-    subjects: int
-    default: bool
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object; null for an unknown bound."""
-        return {name.rstrip("_"): None if value != value else value for name, value in asdict(self).items()}
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether low and high are known."""
-        return not math.isnan(self.low)
-
-    @property
-    def config(self) -> tuple[str, str, str, str]:
-        """The names of the row's configuration."""
-        return self.model, self.aggregation, self.index, self.mode
-
-
-def row_of(
-    config: SearchConfig, exclude: str, level: str, class_: str, metric: str, means: Averages, at: int, number: int
-) -> Row:
-    """Take one figure from averages: row `at`, column `number`."""
-    return Row(
-        config.model,
-        config.aggregation,
-        config.index,
-        config.mode,
-        exclude,
-        level,
-        class_,
-        metric,
-        value=float(means.value[at, number]),
-        low=float(means.low[at, number]),
-        high=float(means.high[at, number]),
-        chance=float(means.chance[at, number]),
-        n=int(means.queries[at]),
-        subjects=int(means.subjects[at]),
-        default=config.default,
-    )
+        config = asdict(self.config)
+        is_default = config.pop("default")
+        names = {"exclude": self.exclude, "level": self.level, "class": self.class_, "metric": self.metric}
+        means = {field.name: getattr(self, field.name) for field in fields(Figure)}
+        known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+        return {**config, **names, **known, "default": is_default}
 
 
 @dataclass(frozen=True)
@@ -134,24 +93,32 @@ class Evaluation:
 
     def figure(self, config: SearchConfig, exclude: str, level: str, class_: str, metric: str) -> Row | None:
         """One row, or None if there is no such figure."""
-        return self._by_key.get(
-            (config.model, config.aggregation, config.index, config.mode, exclude, level, class_, metric)
-        )
+        return self._by_key.get((config, exclude, level, class_, metric))
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[SearchConfig, str, str, str, str], Row]:
+        return {(row.config, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
 
     @property
-    def _by_key(self) -> dict[tuple[str, ...], Row]:
-        index: dict[tuple[str, ...], Row] | None = self.__dict__.get("_index")
-        if index is None:
-            index = {(*row.config, row.exclude, row.level, row.class_, row.metric): row for row in self.rows}
-            object.__setattr__(self, "_index", index)
-        return index
+    def places(self) -> list[tuple[str, str]]:
+        """The (exclude, level) pairs that have figures."""
+        pairs = [(exclude, level) for level in self.levels for exclude in self.excludes]
+        return [pair for pair in pairs if self.figure(self.leading, *pair, MACRO, "mAP")]
+
+    @property
+    def distinct_configs(self) -> list[SearchConfig]:
+        """The configurations, each once: the aggregation plays no part where slices are searched."""
+        first = self.configs[0].aggregation
+        return [config for config in self.configs if not config.by_slices or config.aggregation == first]
+
+    def figures(self, config: SearchConfig, exclude: str, level: str, class_: str, metrics: Sequence[str]) -> list[Row]:
+        """The rows of several metrics, without those that have no figure."""
+        rows = (self.figure(config, exclude, level, class_, metric) for metric in metrics)
+        return [row for row in rows if row]
 
     def classes_of(self, config: SearchConfig, exclude: str, level: str) -> list[str]:
         """The classes that have figures, sorted."""
-        searched = (config.model, config.aggregation, config.index, config.mode)
-        classes = {
-            row.class_ for row in self.rows if (row.config, row.exclude, row.level) == (searched, exclude, level)
-        }
+        classes = {row.class_ for row in self.rows if (row.config, row.exclude, row.level) == (config, exclude, level)}
         return sorted(classes - {MACRO, MICRO, ALL})
 
     def to_json(self) -> dict[str, Any]:
@@ -179,8 +146,7 @@ class Evaluation:
     def to_csv(self) -> str:
         """The rows as CSV text."""
         rows = [row.to_json() for row in self.rows]
-        names = [field.name.rstrip("_") for field in fields(Row)]
-        return csv_text(names, ([row[name] for name in names] for row in rows))
+        return csv_text(list(rows[0]), (row.values() for row in rows))
 
 
 METRIC = "recall@1"
@@ -205,31 +171,25 @@ def _late_configs(evaluation: Evaluation) -> Iterator[SearchConfig]:
 
 
 def _compared(evaluation: Evaluation, late: SearchConfig, exclude: str, level: str) -> Iterator[str]:
-    late_figure = evaluation.figure(late, exclude, level, MACRO, METRIC)
     for mode in (VOLUME, VOTE):
-        config = replace(late, mode=mode)
-        other_figure = evaluation.figure(config, exclude, level, MACRO, METRIC)
-        if late_figure is None or other_figure is None or late_figure.value >= other_figure.value - 1e-9:
+        of_class: dict[str, tuple[Row, Row]] = {}  # the figures of late and of the better mode
+        for class_ in (MACRO, *evaluation.classes_of(late, exclude, level)):
+            rows = [
+                evaluation.figure(config, exclude, level, class_, METRIC) for config in (late, replace(late, mode=mode))
+            ]
+            if rows[0] and rows[1] and rows[0].value < rows[1].value - 1e-9:
+                of_class[class_] = rows[0], rows[1]
+        if MACRO not in of_class:
             continue
-        classes = [
-            _difference(evaluation, late, config, exclude, level, name)
-            for name in evaluation.classes_of(late, exclude, level)
-        ]
-        apart = "their intervals do not overlap" if late_figure.high < other_figure.low else "their intervals overlap"
-        if not (late_figure.has_interval and other_figure.has_interval):
+        ours, other = of_class.pop(MACRO)
+        apart = "their intervals do not overlap" if ours.high < other.low else "their intervals overlap"
+        if not (ours.has_interval and other.has_interval):
             apart = "without intervals: a class has one subject"
-        yield (
-            f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {late_figure.value:.3f}, {mode} "
-            f"{other_figure.value:.3f} ({apart}); worse for {', '.join(filter(None, classes))}"
+        classes = (
+            f"{name} ({round(ours.value * ours.n)} of {ours.n} queries right, {mode} {round(other.value * other.n)})"
+            for name, (ours, other) in of_class.items()
         )
-
-
-def _difference(
-    evaluation: Evaluation, late: SearchConfig, other: SearchConfig, exclude: str, level: str, name: str
-) -> str:
-    """Name a class for which late has fewer queries whose first hit is right; else empty."""
-    late_figure, other_figure = (evaluation.figure(config, exclude, level, name, METRIC) for config in (late, other))
-    if late_figure is None or other_figure is None or late_figure.value >= other_figure.value - 1e-9:
-        return ""
-    right = [round(row.value * row.n) for row in (late_figure, other_figure)]
-    return f"{name} ({right[0]} of {late_figure.n} queries right, {other.mode} {right[1]})"
+        yield (
+            f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {ours.value:.3f}, {mode} "
+            f"{other.value:.3f} ({apart}); worse for {', '.join(classes)}"
+        )

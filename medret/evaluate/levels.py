@@ -17,7 +17,8 @@ from medret.errors import UsageError
 from medret.evaluate.averages import Bootstrap
 from medret.evaluate.configs import Selection
 from medret.evaluate.query_sets import QuerySet
-from medret.evaluate.relevance import SELF, SUBJECT, Level, text_column, values_of
+from medret.evaluate.relevance import SELF, SUBJECT, Exclusion, exclusion_of, level_of, text_column, values_of
+from medret.evaluate.scoring import ScoredQueries, scored_queries
 from medret.schemas import LABELS
 from medret.search import Snapshot
 
@@ -43,14 +44,44 @@ class Options:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
 
-def find_confounds(query_set: QuerySet, levels: Sequence[Level], sources: Sequence[str]) -> list[Confound]:
-    """How far each level can be predicted from each source column that the candidates have."""
-    known = [source for source in sources if source in query_set.candidates.column_names]
-    confounds = (confound(query_set.candidates, level.name, source) for level in levels for source in known)
-    return [item for item in confounds if item is not None]
+@dataclass(frozen=True)
+class ScoringPlan:
+    """What is scored. queries: the column of an exclusion -> its queries at each level.
+
+    warnings: about requests that cannot be met.
+    """
+
+    levels: list[str]
+    exclusions: list[Exclusion]
+    queries: dict[str, list[ScoredQueries]]
+    confounds: list[Confound]
+    warnings: list[str]
 
 
-def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> list[str]:
+def scoring_plan(snapshot: Snapshot, query_set: QuerySet, options: Options, batch_pairs: int) -> ScoringPlan:
+    """Find what can be scored; raises UsageError for an unknown column, and if no level has labels.
+
+    batch_pairs: the pairs of query and candidate that are judged at the same time.
+    """
+    candidates = query_set.candidates
+    warnings: list[str] = []
+    levels = [level_of(name, query_set.queries, candidates) for name in _level_names(snapshot, query_set, options)]
+    known = [source for source in options.sources if source in candidates.column_names]
+    found = (confound(candidates, level.name, source) for level in levels for source in known)
+    confounds = [confounded for confounded in found if confounded]
+    exclusions = [
+        exclusion_of(name, query_set.queries, candidates, query_set.self_candidates)
+        for name in _exclude_names(query_set, options, confounds, warnings)
+    ]
+    batch = max(1, batch_pairs // max(candidates.num_rows, 1))
+    queries = {
+        exclusion.column: [scored_queries(level, exclusion, options.min_relevant, batch) for level in levels]
+        for exclusion in exclusions
+    }
+    return ScoringPlan([level.name for level in levels], exclusions, queries, confounds, warnings)
+
+
+def _level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> list[str]:
     """The levels that both queries and candidates have labels of."""
     for name in options.levels:
         if name not in query_set.candidates.column_names:
@@ -66,7 +97,7 @@ def level_names(snapshot: Snapshot, query_set: QuerySet, options: Options) -> li
     return scored
 
 
-def exclude_names(
+def _exclude_names(
     query_set: QuerySet, options: Options, confounds: Sequence[Confound], warnings: list[str]
 ) -> list[str]:
     """The columns by which candidates are excluded; adds a warning for each request that cannot be met."""

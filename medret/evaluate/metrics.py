@@ -1,7 +1,7 @@
 """Retrieval metrics per query, and their expected values for a random ranking. Pure functions.
 
 Relevance is binary. Each query has `relevant`, whether the hit at each rank is relevant, best first; `total`, how many
-relevant volumes there were to find; `candidates`, how many volumes could be found at all.
+relevant volumes there were to find, at least 1; `candidates`, how many volumes could be found at all, at least `total`.
 
     recall@1       1 when the first hit is relevant: the hit rate, as the literature on this task calls it
     recall@k       share of all relevant volumes that are among the first k (k > 1): at most k / total
@@ -44,30 +44,17 @@ NAMES = tuple(metric.name for metric in METRICS)
 RANKS_MIN = max(metric.cut for metric in METRICS)  # a shorter list would make some names untrue
 
 
-@dataclass(frozen=True)
-class JudgedRanking:
-    """Ranked lists with the relevance of their hits.
+def measure(relevant: NDArray[np.bool_], total: NDArray[np.int64]) -> Floats:
+    """Compute every metric of every query: (q, len(METRICS)), in the order of METRICS.
 
-    relevant: (q, depth) bool, best first, False beyond the end of a list. total: (q,) relevant volumes to find, at
-    least 1. candidates: (q,) volumes that could be found, at least `total`.
+    relevant: (q, depth), False beyond the end of a list. total: (q,).
     """
-
-    relevant: NDArray[np.bool_]
-    total: NDArray[np.int64]
-    candidates: NDArray[np.int64]
+    return np.column_stack([_measure(metric, relevant, total) for metric in METRICS])
 
 
-def measure(judged: JudgedRanking) -> Floats:
-    """Compute every metric of every query: (q, len(METRICS)), in the order of METRICS."""
-    values = np.zeros((len(judged.relevant), len(METRICS)))
-    for number, metric in enumerate(METRICS):
-        values[:, number] = _measure(metric, judged)
-    return values
-
-
-def _measure(metric: Metric, judged: JudgedRanking) -> Floats:
-    cut = metric.cut or judged.relevant.shape[1]
-    first = judged.relevant[:, :cut].astype(np.float64)
+def _measure(metric: Metric, relevant: NDArray[np.bool_], total: NDArray[np.int64]) -> Floats:
+    cut = metric.cut or relevant.shape[1]
+    first = relevant[:, :cut].astype(np.float64)
     if not first.shape[1]:
         return np.zeros(len(first))
     hits: Floats = first.sum(axis=1)
@@ -75,16 +62,16 @@ def _measure(metric: Metric, judged: JudgedRanking) -> Floats:
         case "recall@1" | "hit":
             return np.minimum(hits, 1.0)
         case "recall":
-            return hits / judged.total
+            return hits / total
         case "precision":
             return hits / metric.cut
         case "mAP":
             precision = np.cumsum(first, axis=1) / np.arange(1, first.shape[1] + 1)
-            average: Floats = (precision * first).sum(axis=1) / judged.total
+            average: Floats = (precision * first).sum(axis=1) / total
             return average
         case "ndcg":
             gain: Floats = first @ _discounts(first.shape[1])
-            return gain / _ideal(judged.total, cut)
+            return gain / _ideal(total, cut)
 
 
 def chance(total: NDArray[np.int64], candidates: NDArray[np.int64], depth: int) -> Floats:

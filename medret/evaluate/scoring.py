@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from medret.evaluate.averages import Averages, Bootstrap, average
 from medret.evaluate.configs import SearchConfig
-from medret.evaluate.metrics import METRICS, JudgedRanking, chance, measure
+from medret.evaluate.metrics import METRICS, chance, measure
 from medret.evaluate.relevance import Exclusion, Level
 from medret.search import Snapshot
-from medret.search.index_search import ScoredRow
 from medret.search.query import QueryVectors
 
 MISSING = -1
@@ -42,7 +41,7 @@ def rank(
     number_of: dict[str, int],
 ) -> Ranking:
     """Search the `depth` best candidates for each query. number_of: volume_id -> number."""
-    ranked = snapshot.rank(
+    hits_of_queries = snapshot.rank(
         queries,
         depth,
         model=config.model,
@@ -51,14 +50,9 @@ def rank(
         mode=config.mode,
         excluded=excluded,
     )
-    return as_arrays(ranked, depth, number_of)
-
-
-def as_arrays(ranked: Sequence[Sequence[ScoredRow]], depth: int, number_of: dict[str, int]) -> Ranking:
-    """Convert the results of a search to arrays."""
-    candidates = np.full((len(ranked), depth), MISSING, np.int64)
-    scores = np.full((len(ranked), depth), -np.inf, np.float32)
-    for row, hits in enumerate(ranked):
+    candidates = np.full((len(queries), depth), MISSING, np.int64)
+    scores = np.full((len(queries), depth), -np.inf, np.float32)
+    for row, hits in enumerate(hits_of_queries):
         candidates[row, : len(hits)] = [number_of[hit.volume_id] for hit in hits]
         scores[row, : len(hits)] = [hit.score for hit in hits]
     return Ranking(candidates, scores)
@@ -91,20 +85,20 @@ def spliced(nearest: Ranking, further: Ranking) -> Ranking:
     )
 
 
-def neighbours_found(ranking: Ranking, exact: Ranking, k: int = RECALL_K) -> NDArray[np.float64]:
-    """Share of each query's k best by exact search that are among the k best of `ranking`; NaN if there are none.
+def neighbours_found(ranking: Ranking, exact: Ranking) -> NDArray[np.float64]:
+    """Share of each query's ten best by exact search that are among the ten best of `ranking`; NaN if there are none.
 
-    A neighbour is true if its exact score is at least the k-th best, ties included.
+    A neighbour is true if its exact score is at least the tenth best, ties included.
     """
     shares = np.full(len(ranking.candidates), np.nan)
     for row in range(len(shares)):
         filled = exact.candidates[row] != MISSING
-        count = min(k, int(filled.sum()))
+        count = min(RECALL_K, int(filled.sum()))
         if not count:
             continue
         scores = exact.scores[row][filled]
         true = exact.candidates[row][filled][scores >= scores[count - 1] - TIE_TOLERANCE]
-        shares[row] = min(np.isin(ranking.candidates[row, :k], true).sum() / count, 1.0)
+        shares[row] = min(np.isin(ranking.candidates[row, :RECALL_K], true).sum() / count, 1.0)
     return shares
 
 
@@ -122,11 +116,11 @@ class ScoredQueries:
     labelled: NDArray[np.bool_]
     counted: NDArray[np.bool_]
 
-    def judge(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> JudgedRanking:
-        """The relevance of ranked lists. kept: (len(rows), n), what the exclusion leaves."""
+    def relevant(self, rows: NDArray[np.int64], kept: NDArray[np.bool_], ranking: Ranking) -> NDArray[np.bool_]:
+        """The relevance of ranked hits: (len(rows), depth). kept: (len(rows), n), what the exclusion leaves."""
         order = judged_order(ranking, kept & self.level.candidates.any(axis=1))
-        relevant = np.take_along_axis(self.level.relevance(rows), np.maximum(order, 0), axis=1) & (order != MISSING)
-        return JudgedRanking(relevant, np.maximum(self.total[rows], 1), np.maximum(self.candidates[rows], 1))
+        relevant: NDArray[np.bool_] = np.take_along_axis(self.level.relevance(rows), np.maximum(order, 0), axis=1)
+        return relevant & (order != MISSING)
 
 
 def scored_queries(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> ScoredQueries:
@@ -156,7 +150,8 @@ class Tally:
         """Measure a batch of queries. rows: (b,) their numbers. kept: (b, n)."""
         counted = self.queries.counted[rows]
         part = Ranking(ranking.candidates[counted], ranking.scores[counted])
-        self.values[rows[counted]] = measure(self.queries.judge(rows[counted], kept[counted], part))
+        relevant = self.queries.relevant(rows[counted], kept[counted], part)
+        self.values[rows[counted]] = measure(relevant, np.maximum(self.queries.total[rows[counted]], 1))
 
     def averages(self, subjects: NDArray[np.int64], depth: int, bootstrap: Bootstrap) -> Averages:
         """Average over the queries that are scored. subjects: (q,) numbers. depth: the ranks of the lists."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from medret.embeddings import Slices, plane_codes, read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
-from medret.evaluate.averages import Bootstrap
-from medret.evaluate.levels import Options, exclude_names, find_confounds, level_names
+from medret.evaluate.averages import Bootstrap, Figure
+from medret.evaluate.levels import Options, scoring_plan
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.query_sets import archive_queries
-from medret.evaluate.relevance import exclusion_of, level_of, subject_numbers
-from medret.evaluate.scoring import Ranking, Tally, scored_queries
+from medret.evaluate.relevance import subject_numbers
+from medret.evaluate.scoring import Ranking, Tally
 from medret.html.render import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
@@ -112,85 +112,52 @@ def is_centred(snapshot: Snapshot) -> bool:
     return bool(stored_files(read_files(Location(snapshot.uri), snapshot.id, snapshot.manifest), [CENTRE_KIND]))
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A macro figure of one similarity."""
-
-    exclude: str
-    level: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    chance: float
-    n: int
-
-
 class SimilarityScorer:
     """Scores any similarity between the volumes of a snapshot at every level and exclusion, comparing all pairs."""
 
     def __init__(self, snapshot: Snapshot, options: Options) -> None:
-        self._query_set = archive_queries(snapshot)
-        count = self._query_set.candidates.num_rows
+        query_set = archive_queries(snapshot)
+        self.volume_ids: list[str] = query_set.candidates["volume_id"].to_pylist()
+        count = len(self.volume_ids)
         if count > VOLUMES_MAX:
             raise UsageError(f"{snapshot.uri} has {count} volumes: a study compares all with all, up to {VOLUMES_MAX}")
-        self.volume_ids: list[str] = self._query_set.candidates["volume_id"].to_pylist()
-        self._step = max(1, BATCH_PAIRS // count)
-        labels = self._query_set.queries, self._query_set.candidates
-        levels = [level_of(name, *labels) for name in level_names(snapshot, self._query_set, options)]
-        self.notes: list[str] = []
-        confounds = find_confounds(self._query_set, levels, options.sources)
-        names = exclude_names(self._query_set, options, confounds, self.notes)
-        self._exclusions = [exclusion_of(name, *labels, self._query_set.self_candidates) for name in names]
-        self._scored = {
-            exclusion.column: [scored_queries(level, exclusion, options.min_relevant, self._step) for level in levels]
-            for exclusion in self._exclusions
-        }
+        self._plan = scoring_plan(snapshot, query_set, options, BATCH_PAIRS)
+        self.notes = self._plan.warnings
         self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
-        self._subjects = subject_numbers(self._query_set.queries)
+        self._subjects = subject_numbers(query_set.queries)
 
-    def score(self, similarity: Similarity) -> list[Figure]:
-        """Rank all volumes by a similarity and return the macro figures."""
-        tallies = {name: [Tally(queries) for queries in at_levels] for name, at_levels in self._scored.items()}
+    def score(self, variant: str, similarities: Iterable[Similarity]) -> list[dict[str, Any]]:
+        """Rank all volumes; return rows of SCORES: macro figures, their means over similarities of different seeds."""
+        rows = []
+        by_seed = [list(self._figures(similarity)) for similarity in similarities]
+        for same in zip(*by_seed, strict=True):
+            names, first = same[0]
+            seeds = [figure for _, figure in same]
+            means = {name: float(np.mean([getattr(one, name) for one in seeds])) for name in ("value", "low", "high")}
+            known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+            spread = float(np.std([figure.value for figure in seeds]))
+            fixed = {"spread": spread, "seeds": len(seeds), "chance": first.chance, "n": first.n}
+            rows.append({"arm": variant, **names, **known, **fixed})
+        return rows
+
+    def _figures(self, similarity: Similarity) -> Iterator[tuple[dict[str, str], Figure]]:
+        """Yield exclusion, level and metric, and the macro figure."""
+        tallies = {name: [Tally(queries) for queries in at_levels] for name, at_levels in self._plan.queries.items()}
         count = len(self.volume_ids)
-        for start in range(0, count, self._step):
-            rows = np.arange(start, min(start + self._step, count))
+        step = max(1, BATCH_PAIRS // count)
+        for start in range(0, count, step):
+            rows = np.arange(start, min(start + step, count))
             scores = np.asarray(similarity(rows), np.float32)
             order = np.argsort(-scores, axis=1, kind="stable")
             ranking = Ranking(order, np.take_along_axis(scores, order, axis=1))
-            for exclusion in self._exclusions:
+            for exclusion in self._plan.exclusions:
                 kept = exclusion.kept(rows)
                 for tally in tallies[exclusion.column]:
                     tally.add(rows, kept, ranking)
-        figures = []
-        for name, at_levels in tallies.items():
+        for exclude, at_levels in tallies.items():
             for tally in at_levels:
-                if not tally.queries.counted.any():
-                    continue
-                means = tally.averages(self._subjects, count, self._bootstrap)
-                for metric in METRICS:
-                    at = NAMES.index(metric)
-                    value, low, high, chance = (
-                        float(part[0, at]) for part in (means.value, means.low, means.high, means.chance)
-                    )
-                    level, n = tally.queries.level.name, int(means.queries[0])
-                    figures.append(Figure(name, level, metric, value, low, high, chance, n))
-        return figures
-
-
-def score_rows(variant: str, by_seed: Sequence[Sequence[Figure]]) -> list[dict[str, Any]]:
-    """Rows of SCORES: the mean of a variant's figures over its seeds, and their spread."""
-    rows = []
-    for same in zip(*by_seed, strict=True):
-        first = same[0]
-        values = [figure.value for figure in same]
-        means = {name: float(np.mean([getattr(one, name) for one in same])) for name in ("value", "low", "high")}
-        known = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
-        fixed = {name: getattr(first, name) for name in ("exclude", "level", "metric", "chance", "n")}
-        rows.append({"arm": variant, **fixed, **known, "spread": float(np.std(values)), "seeds": len(same)})
-    return rows
-
-
-def score_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as a table."""
-    return pa.Table.from_pylist(list(rows), schema=SCORES)
+                if tally.queries.counted.any():
+                    means = tally.averages(self._subjects, count, self._bootstrap)
+                    for metric in METRICS:
+                        names = {"exclude": exclude, "level": tally.queries.level.name, "metric": metric}
+                        yield names, means.figure(0, NAMES.index(metric))

@@ -16,14 +16,13 @@ from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.study import (
+    SCORES,
     Report,
     Similarity,
     SimilarityScorer,
     Study,
     is_centred,
     read_slices,
-    score_rows,
-    score_table,
 )
 from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
@@ -34,6 +33,9 @@ COUNTS = (5, 10, 20)
 CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
 SIGMAS = (0.05, 0.1, 0.2, 0.4)
 SEEDS = 5
+WEIGHTS = (0.25, 0.5, 0.75)
+
+Row = dict[str, Any]  # of SCORES
 
 
 def study_aggregation(
@@ -42,8 +44,6 @@ def study_aggregation(
     *,
     model: str | None = None,
     seeds: int = SEEDS,
-    centres: Sequence[float] = CENTRES,
-    sigmas: Sequence[float] = SIGMAS,
     report: Report = lambda _: None,
 ) -> Study:
     """Aggregate the stored slice vectors in many ways and score each by exact search."""
@@ -54,22 +54,19 @@ def study_aggregation(
     for count in COUNTS:
         variants[f"random:{count}"] = [Aggregation("random", count=count, seed=seed) for seed in range(seeds)]
         variants[f"uniform:{count}"] = [Aggregation("uniform", count=count)]
-    for centre in centres:
-        for sigma in sigmas:
+    for centre in CENTRES:
+        for sigma in SIGMAS:
             gaussian = Aggregation("gaussian", centre=centre, sigma=sigma)
             variants[gaussian.name] = [gaussian]
     rows = []
     for number, (name, aggregations) in enumerate(variants.items(), start=1):
         report(f"{number}/{len(variants)} {name}")
         similarities = (_aggregated_cosines(slices, scorer.volume_ids, each, subtract_centre) for each in aggregations)
-        rows += score_rows(name, [scorer.score(similarity) for similarity in similarities])
-    table = score_table(rows)
+        rows += scorer.score(name, similarities)
     most = max(map(len, slices.values()))
-    notes = [
-        f"slices stored: at most {most} per volume; a subsample of that size equals the mean",
-        *scorer.notes,
-    ]
-    return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(table, centres, sigmas), notes)
+    notes = [f"slices stored: at most {most} per volume; a subsample of that size equals the mean", *scorer.notes]
+    table = pa.Table.from_pylist(rows, schema=SCORES)
+    return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(rows), notes)
 
 
 def _aggregated_cosines(
@@ -82,36 +79,36 @@ def _aggregated_cosines(
     if subtract_centre:  # as an index of these vectors would do
         total = vectors.sum(axis=0, dtype=np.float64)
         vectors = centred(vectors, fit_centre([total], len(vectors), len(vectors)))
-
     return _cosines(vectors)
 
 
-def _aggregation_plots(table: pa.Table, centres: Sequence[float], sigmas: Sequence[float]) -> list[tuple[str, Markup]]:
-    rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
+def _aggregation_plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     plots = []
-    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
-        by_variant = {row["arm"]: row for row in rows if (row["exclude"], row["level"]) == (exclude, level)}
-        heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
-        plain = [row for name, row in by_variant.items() if not name.startswith("gaussian")]
-        drawn = bars([_bar(row) for row in plain], heading)
+    for heading, by_variant in _recalls(rows):
+        plain = [_bar(row, row["arm"] == "mean") for name, row in by_variant.items() if not name.startswith("gaussian")]
         values = np.array(
-            [[by_variant[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in sigmas] for centre in centres]
+            [[by_variant[f"gaussian:{centre:g},{sigma:g}"]["value"] for sigma in SIGMAS] for centre in CENTRES]
         )
-        cells = grid(values, [f"centre {c:g}" for c in centres], [f"sigma {s:g}" for s in sigmas], heading)
-        plots += [(heading, drawn), (f"{heading}, Gaussian weights", cells)]
+        cells = grid(values, [f"centre {c:g}" for c in CENTRES], [f"sigma {s:g}" for s in SIGMAS], heading)
+        plots += [(heading, bars(plain, heading)), (f"{heading}, Gaussian weights", cells)]
     return plots
 
 
-def _bar(row: dict[str, object]) -> Bar:
-    known = row["low"] is not None or int(str(row["seeds"])) > 1
-    value, low, high, chance = (float(str(row[name] or 0)) for name in ("value", "low", "high", "chance"))
-    if int(str(row["seeds"])) > 1:  # whiskers of repeated draws: two standard deviations over seeds
-        spread = 2 * float(str(row["spread"]))
-        low, high = max(0.0, value - spread), min(1.0, value + spread)
-    return Bar(str(row["arm"]), int(str(row["n"])), value, low, high, chance, known, row["arm"] == "mean")
+def _recalls(rows: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:
+    """Per exclusion and level: a heading, and the rows of recall@1 by variant."""
+    recalls: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["metric"] == "recall@1":
+            heading = f"{row['level'].replace('_', ' ')}, exclude {row['exclude']}: macro recall@1"
+            recalls.setdefault(heading, {})[row["arm"]] = row
+    return list(recalls.items())
 
 
-WEIGHTS = (0.25, 0.5, 0.75)
+def _bar(row: Row, strong: bool) -> Bar:
+    low, high = row["low"], row["high"]
+    if row["seeds"] > 1:  # whiskers of repeated draws: two standard deviations over seeds
+        low, high = max(0.0, row["value"] - 2 * row["spread"]), min(1.0, row["value"] + 2 * row["spread"])
+    return Bar(row["arm"], row["n"], row["value"], low or 0, high or 0, row["chance"], low is not None, strong)
 
 
 def study_ensemble(
@@ -119,7 +116,6 @@ def study_ensemble(
     options: Options,
     *,
     aggregation: str | None = None,
-    weights: Sequence[float] = WEIGHTS,
     report: Report = lambda _: None,
 ) -> Study:
     """Score every model and every pair of models by exact search over volume vectors."""
@@ -131,29 +127,29 @@ def study_ensemble(
     alone = {model: _model_cosines(snapshot, scorer, model, aggregation) for model in snapshot.models}
     variants: dict[str, Similarity] = dict(alone)
     for first, second in combinations(snapshot.models, 2):
-        for weight in weights:
-            variants[f"{first} {weight:g} + {second} {1 - weight:g}"] = _concatenated(
-                alone[first], alone[second], weight
-            )
+        for weight in WEIGHTS:
+            name = f"{first} {weight:g} + {second} {1 - weight:g}"
+            variants[name] = _concatenated(alone[first], alone[second], weight)
         variants[f"{first} rrf {second}"] = _fused(alone[first], alone[second])
-    rows: list[dict[str, Any]] = []
+    rows = []
     for number, (name, similarity) in enumerate(variants.items(), start=1):
         report(f"{number}/{len(variants)} {name}")
-        rows += score_rows(name, [scorer.score(similarity)])
-    table = score_table(rows)
+        rows += scorer.score(name, [similarity])
     notes = [
         "A + B: cosine of the weighted, concatenated vectors",
         "rrf: reciprocal-rank fusion, the ranks counted among all other volumes",
         *scorer.notes,
     ]
-    return Study("ensemble", snapshot.uri, snapshot.id, table, _ensemble_plots(table, set(alone)), notes)
+    plots = [
+        (heading, bars([_bar(row, name in alone) for name, row in by_variant.items()], heading, name_px=330))
+        for heading, by_variant in _recalls(rows)
+    ]
+    return Study("ensemble", snapshot.uri, snapshot.id, pa.Table.from_pylist(rows, schema=SCORES), plots, notes)
 
 
 def _model_cosines(snapshot: Snapshot, scorer: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
     queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
-    vectors = np.array([query.volume for query in queries], np.float32)
-
-    return _cosines(vectors)
+    return _cosines(np.array([query.volume for query in queries], np.float32))
 
 
 def _cosines(vectors: NDArray[np.float32]) -> Similarity:
@@ -170,36 +166,12 @@ def _concatenated(one: Similarity, other: Similarity, weight: float) -> Similari
 
 def _fused(one: Similarity, other: Similarity) -> Similarity:
     def similarity(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        fused = np.zeros((len(rows), 0))
+        fused = np.zeros(())
         for member in (one, other):
             scores = np.asarray(member(rows), np.float64)
             scores[np.arange(len(rows)), rows] = -np.inf  # a query's own volume takes no rank
             ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1) + 1
-            part = 1 / (RRF_CONSTANT + ranks)
-            fused = fused + part if fused.size else part
+            fused = fused + 1 / (RRF_CONSTANT + ranks)
         return fused
 
     return similarity
-
-
-def _ensemble_plots(table: pa.Table, alone: set[str]) -> list[tuple[str, Markup]]:
-    rows = [row for row in table.to_pylist() if row["metric"] == "recall@1"]
-    plots = []
-    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
-        of_level = [row for row in rows if (row["exclude"], row["level"]) == (exclude, level)]
-        heading = f"{level.replace('_', ' ')}, exclude {exclude}: macro recall@1"
-        drawn = [
-            Bar(
-                row["arm"],
-                row["n"],
-                row["value"],
-                row["low"] or 0,
-                row["high"] or 0,
-                row["chance"],
-                row["low"] is not None,
-                row["arm"] in alone,
-            )
-            for row in of_level
-        ]
-        plots.append((heading, bars(drawn, heading, name_px=330)))
-    return plots

@@ -50,7 +50,7 @@ def test_intervals_are_those_of_drawing_subjects_one_by_one() -> None:
 
 
 def test_a_class_of_one_subject_has_no_interval() -> None:
-    """C7: nor has the macro mean, of which that class is a part that was never drawn anew."""
+    """C7: nor has the macro mean, which includes that class, of which no other subject was drawn."""
     values = np.array([[1.0], [0.0], [1.0]])
     members = np.array([[1, 0], [1, 0], [0, 1]], bool)
     found = average(values, values, members, np.array([0, 1, 2]), Bootstrap())

@@ -11,7 +11,10 @@ def _with(found: Evaluation, mode: str, name: str, value: float) -> Evaluation:
     """The evaluation with one class's recall@1 and the macro figure set to a value, in one mode."""
     rows = [
         replace(row, value=value, low=value, high=value)
-        if row.mode == mode and row.metric == "recall@1" and row.class_ in (name, "macro") and row.level == "organ"
+        if row.config.mode == mode
+        and row.metric == "recall@1"
+        and row.class_ in (name, "macro")
+        and row.level == "organ"
         else row
         for row in found.rows
     ]

@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from medret.evaluate.metrics import METRICS, NAMES, JudgedRanking, chance, measure
+from medret.evaluate.metrics import METRICS, NAMES, chance, measure
 
 lists = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=6)
 
 
-def _judged(relevant: list[list[bool]], extra: int = 0) -> JudgedRanking:
-    """extra: relevant candidates that the lists do not hold."""
+def _judged(relevant: list[list[bool]], extra: int = 0) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """The arguments of `measure`. extra: relevant candidates that the lists do not hold."""
     found = np.array(relevant, bool)
-    total = np.maximum(found.sum(axis=1) + extra, 1)
-    return JudgedRanking(found, total, np.full(len(found), found.shape[1] + extra))
+    return found, np.maximum(found.sum(axis=1) + extra, 1)
 
 
 def _of(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -44,11 +43,11 @@ def _by_hand(relevant: list[bool], total: int) -> dict[str, float]:
 
 @given(lists, st.integers(0, 3))
 def test_metrics_are_what_their_definitions_say(relevant: list[list[bool]], extra: int) -> None:
-    judged = _judged(relevant, extra)
-    values = measure(judged)
+    ranked, total = _judged(relevant, extra)
+    values = measure(ranked, total)
     assert values.shape == (len(relevant), len(METRICS))
     for row, own in enumerate(relevant):
-        for name, expected in _by_hand(own, int(judged.total[row])).items():
+        for name, expected in _by_hand(own, int(total[row])).items():
             assert _of(values, name)[row] == pytest.approx(expected, abs=1e-12), name
 
 
@@ -57,7 +56,7 @@ def test_metrics_are_those_of_scikit_learn(relevant: list[list[bool]]) -> None:
     kept = [own for own in relevant if any(own)]
     if not kept:
         return
-    values = measure(_judged(kept))
+    values = measure(*_judged(kept))
     scores = np.arange(12, 0, -1, dtype=float)
     for row, own in enumerate(kept):
         assert _of(values, "mAP")[row] == pytest.approx(average_precision_score(own, scores), abs=1e-9)
@@ -65,10 +64,10 @@ def test_metrics_are_those_of_scikit_learn(relevant: list[list[bool]]) -> None:
 
 
 def test_the_best_order_scores_one_and_an_empty_list_nothing() -> None:
-    best = measure(JudgedRanking(np.array([[True] * 10 + [False] * 5]), np.array([10]), np.array([15])))
+    best = measure(np.array([[True] * 10 + [False] * 5]), np.array([10]))
     assert best == pytest.approx(np.where(np.char.startswith(NAMES, "recall@"), best, 1.0))
     assert _of(best, "recall@10")[0] == 1
-    nothing = measure(JudgedRanking(np.zeros((2, 0), bool), np.array([3, 4]), np.array([5, 6])))
+    nothing = measure(np.zeros((2, 0), bool), np.array([3, 4]))
     assert not nothing.any()
 
 
@@ -79,11 +78,9 @@ def test_chance_is_the_mean_over_all_orders(candidates: int, data: st.DataObject
     depth = data.draw(st.integers(1, candidates))
     orders = {tuple(order) for order in itertools.permutations([True] * total + [False] * (candidates - total))}
     ranked = np.array(sorted(orders))[:, :depth]
-    count = len(ranked)
-    judged = JudgedRanking(ranked, np.full(count, total), np.full(count, candidates))
-    everything = JudgedRanking(np.array(sorted(orders)), judged.total, judged.candidates)
+    totals = np.full(len(ranked), total)
     expected = chance(np.array([total]), np.array([candidates]), depth)[0]
-    measured, whole = measure(judged).mean(axis=0), measure(everything).mean(axis=0)
+    measured, whole = (measure(lists, totals).mean(axis=0) for lists in (ranked, np.array(sorted(orders))))
     for number, metric in enumerate(METRICS):  # only average precision ends where the lists do
         wanted = measured if metric.form == "mAP" else whole
         assert expected[number] == pytest.approx(wanted[number], abs=1e-12), metric.name

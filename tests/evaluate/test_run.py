@@ -158,9 +158,9 @@ def test_modes_by_slices_are_those_of_brute_force(snapshot: Snapshot, mode: str)
 
 def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:
     found = evaluate(snapshot, archive_queries(snapshot), Options(min_relevant=1))
-    arms = {(row.index, row.aggregation, row.mode) for row in found.rows}
+    arms = {(row.config.index, row.config.aggregation, row.config.mode) for row in found.rows}
     assert arms == {(i, a, m) for i in ("hnsw", "lsh", "exact") for a in ("mean", "max") for m in MODES}
-    assert len({row.config for row in found.rows if row.default}) == 1
+    assert len({row.config for row in found.rows if row.config.default}) == 1
     assert {row.exclude for row in found.rows} >= {"subject"}
     assert found.leading.default
     for row in found.rows:
