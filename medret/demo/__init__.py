@@ -1,1 +1,1 @@
-"""`medret demo`: a synthetic archive, indexed, searched and shown."""
+"""A synthetic archive, for `medret demo`, the tests and the benchmarks."""

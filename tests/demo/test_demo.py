@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medret.demo.demo import run_demo
+from medret.cli.demo import run_demo
 from medret.demo.phantoms import KINDS
 from medret.errors import UsageError
 from medret.search import open_snapshot
@@ -15,7 +15,7 @@ from medret.search import open_snapshot
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_demo_indexes_searches_and_names_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_demo(tmp_path / "demo", volumes_per_kind=2, k=2) == 0
+    run_demo(tmp_path / "demo", volumes_per_kind=2)
     said = capsys.readouterr().out
     page = tmp_path / "demo" / "page.html"
     assert str(page) in said, "the page's path stands there unbroken, to be copied"
