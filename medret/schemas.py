@@ -86,7 +86,7 @@ LEDGER = pa.schema(
         pa.field("body_region", pa.string()),
         pa.field("organ", pa.string()),
         pa.field("metadata", pa.map_(pa.string(), pa.string())),  # other labels
-        pa.field("facts", pa.string()),  # medret.volume.facts.VolumeFacts as JSON
+        pa.field("facts", pa.string()),  # medret.volume.read.VolumeFacts as JSON
         pa.field("slices", pa.int32(), nullable=False),  # slice vectors per model; 0 in quarantine
         pa.field("shards", pa.map_(pa.string(), pa.string())),  # recipe digest -> key of the embedding shard
         pa.field("judged_by", pa.string()),  # digest of the ruleset: code version, limits, recipes

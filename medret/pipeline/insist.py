@@ -149,7 +149,7 @@ class _Facts(msgspec.Struct):
 
 
 def ct_without_hu(ledger: pa.Table) -> int:
-    """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.facts)."""
+    """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.read)."""
     decode = msgspec.json.Decoder(_Facts).decode
     return sum(decode(facts).ct_without_hu for facts in ledger["facts"].to_pylist() if facts)
 

@@ -153,7 +153,7 @@ class _Group:
         return LedgerRow(volume_id, str(texts["uri"][at]), embedded, problem, labels, shards)
 
     def facts(self, volume_id: str) -> str:
-        """JSON of medret.volume.facts.VolumeFacts, or an empty object."""
+        """JSON of medret.volume.read.VolumeFacts, or an empty object."""
         at = self._places.get(volume_id)
         return (None if at is None else self._facts[at]) or "{}"
 

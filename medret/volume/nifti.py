@@ -1,4 +1,4 @@
-"""From the bytes of an object to a checked NIfTI file in memory: first the header, then the voxels.
+"""From an object to a checked NIfTI file in memory: first the header, then the voxels.
 
 The first bytes of an object decide what it is, never its name. The header is in the first few inflated bytes; the sizes
 it declares are compared with the limits and with the stream before memory is allocated.
@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
+from medret.storage import StoredObject, reaching
 from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, check_extensions, nifti_version, parse_header
 from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
 from medret.volume.signatures import describe
 
+JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first
 START_BYTES = 256 << 10  # start of an object: enough for any header, also after a gzip header with a long name
 _ALWAYS_TOLERATED_BYTES = 4096
 
@@ -70,6 +72,23 @@ def open_nifti(data: Content, limits: Limits) -> NiftiFile:
     view = memoryview(content)
     check_extensions(view, header)
     return NiftiFile(header, view)
+
+
+def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
+    """Read an object; a large one only after its first bytes proved to be those of a volume.
+
+    Raises VolumeError, or whatever the object's filesystem raises.
+    """
+    if size_bytes > JUDGED_FIRST_BYTES:
+        judge_start(source.read(0, START_BYTES), size_bytes, limits)
+    return source.read()
+
+
+def fetch_volume(uri: str, limits: Limits) -> bytes:
+    """Read the object behind a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
+    source = StoredObject(uri)
+    with reaching(uri, "read"):
+        return read_judged(source, source.identity().size_bytes, limits)
 
 
 def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:

@@ -1,40 +1,96 @@
-"""Bytes to slices: all steps of medret.volume in one function."""
+"""Bytes to slices: all steps of medret.volume in one function, and what a volume is after reading."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
-from medret.volume.facts import SlicedVolume, SliceRef, VolumeFacts
-from medret.volume.foreground import Box, foreground_box, threshold, whole
+from medret.volume.foreground import foreground_box, threshold, whole
 from medret.volume.inflate import Content
-from medret.volume.intensity import (
-    Window,
-    check_percentiles,
-    ct_window,
-    extremes_window,
-    percentile_window,
-    to_grey,
-)
+from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
 from medret.volume.limits import Limits
-from medret.volume.masks import check_not_mask
 from medret.volume.modality import modality_of
 from medret.volume.nifti import NiftiFile, open_nifti
-from medret.volume.orientation import Geometry, geometry_of
+from medret.volume.orientation import AffineSource, Geometry, geometry_of
 from medret.volume.region import Region
-from medret.volume.sample import Sample, check_not_constant, count_non_finite, take_sample
-from medret.volume.slice_plan import SlicePlan, parse_slice_plan
-from medret.volume.slicing import AXIS, draw_squares, extract, in_plane_axes, planes_of, slice_refs
+from medret.volume.sample import Sample, check_not_constant, check_not_mask, count_non_finite, take_sample
+from medret.volume.slice_plan import parse_slice_plan
+from medret.volume.slicing import AXIS, SliceRef, draw_squares, extract, in_plane_axes, planes_of, slice_refs
 
 _LIMITS = Limits()
 
 
+@dataclass(frozen=True)
+class VolumeFacts:
+    """How a volume was stored and how it was read.
+
+    shape: as stored, without trailing ones; the fourth side is time.
+    time_point: the one that was used, from 0: the first that contains an image.
+    spacing_mm: along the RAS+ axes (x, y, z).
+    orientation: the directions in which the stored axes point, such as "LPS".
+    affine_source: "assumed" if the file has neither sform nor qform.
+    affine_passed_over: why the preferred form was not used; None if it was.
+    spacing_assumed: whether 1 mm was taken along an axis without a usable spacing.
+    modality_source: where `modality` comes from.
+    intensity: "hu:<preset>" or "percentile".
+    intensity_range: real values shown as black and white.
+    ct_without_hu: labelled CT, but the voxels are not Hounsfield units.
+    non_finite_voxels: number of NaN or infinite voxels, shown black.
+    trailing_bytes: bytes in the file after the last voxel.
+    crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive.
+    planes: the planes that were sliced.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    datatype: str
+    nifti_version: int
+    affine_source: AffineSource
+    affine_passed_over: str | None
+    spacing_assumed: bool
+    time_points: int
+    time_point: int
+    modality: str
+    modality_source: Literal["label", "guessed"]
+    intensity: str
+    intensity_range: tuple[float, float]
+    ct_without_hu: bool
+    non_finite_voxels: int
+    trailing_bytes: int
+    crop_box: tuple[tuple[int, int, int], tuple[int, int, int]]
+    planes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SlicedVolume:
+    """A volume ready for the models. pixels: side in px -> (n, side, side) uint8, one image per slice, in order."""
+
+    slices: tuple[SliceRef, ...]
+    pixels: Mapping[int, NDArray[np.uint8]]
+    facts: VolumeFacts
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise VolumeError(QuarantineCode.TOO_LARGE, "there is too little memory for this volume") from error
+
+
+@_within_memory()
 def read_volume(
     data: Content,
     volume_id: str,
@@ -56,54 +112,33 @@ def read_volume(
 
     For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
     """
-    request = _Request(
-        volume_id, recipe, parse_slice_plan(recipe.slices), ct_window(recipe.ct_window), modality, limits, region
-    )
+    plan, hu_window = parse_slice_plan(recipe.slices), ct_window(recipe.ct_window)
     check_percentiles(recipe.percentiles)
-    if any(side < 1 for side in sides_px):
+    if min(sides_px, default=1) < 1:
         raise UsageError(f"image sides {list(sides_px)} px are not all positive")
-    try:
-        return _read(data, request, sides_px)
-    except MemoryError as error:
-        raise VolumeError(QuarantineCode.TOO_LARGE, "there is too little memory for this volume") from error
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The checked arguments of `read_volume`."""
-
-    volume_id: str
-    recipe: SliceRecipe
-    plan: SlicePlan
-    hu_window: Window
-    label: str | None
-    limits: Limits
-    region: Region | None
-
-
-def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVolume:
-    recipe, limits = request.recipe, request.limits
     nifti = open_nifti(data, limits)
     header = nifti.header
     geometry = geometry_of(header)
-    frame = _first_image(nifti, geometry, limits)
-    voxels, sample, non_finite = frame.voxels, frame.sample, frame.non_finite
+    time_point, voxels, sample, non_finite = _first_image(nifti, geometry, limits)
     ras = geometry.to_ras(voxels)
     if limits.refuse_masks:
         check_not_mask(voxels, sample)
 
-    modality = modality_of(request.label, sample.ordered)
-    above = threshold(sample, is_hu=modality.is_hu)
-    if modality.is_hu:
-        window = request.hu_window
+    shown_as = modality_of(modality, sample.ordered)
+    above = threshold(sample, is_hu=shown_as.is_hu)
+    if shown_as.is_hu:
+        window = hu_window
     else:
         window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, header)
     box = foreground_box(sample, above, ras.shape) if recipe.crop == "foreground" else whole(ras.shape)
-    if request.region is not None:
-        box = request.region.within(box, geometry, ras.shape)
+    if region is not None:
+        box = region.within(box, geometry, ras.shape)
 
     planes = planes_of(ras.shape, recipe.planes)
-    chosen = {plane: _slice_indices(request, plane, box) for plane in planes}
+    chosen = {}
+    for plane in planes:  # planned over the body, counted from the edge of the volume
+        first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
+        chosen[plane] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
     count = sum(map(len, chosen.values()))
     if count > limits.max_slices:
         raise VolumeError(
@@ -136,12 +171,12 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
         affine_passed_over=geometry.passed_over,
         spacing_assumed=geometry.spacing_assumed,
         time_points=header.time_points,
-        time_point=frame.time_point,
-        modality=modality.name,
-        modality_source=modality.source,
+        time_point=time_point,
+        modality=shown_as.name,
+        modality_source=shown_as.source,
         intensity=window.name,
         intensity_range=(window.low, window.high),
-        ct_without_hu=modality.is_ct_without_hu,
+        ct_without_hu=shown_as.is_ct_without_hu,
         non_finite_voxels=non_finite,
         trailing_bytes=nifti.trailing_bytes,
         crop_box=(box.first, box.last),
@@ -150,20 +185,11 @@ def _read(data: Content, request: _Request, sides_px: Sequence[int]) -> SlicedVo
     return SlicedVolume(tuple(slices), pixels, facts)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """A time point that contains an image. voxels: as stored. non_finite: number of NaN or infinite voxels."""
-
-    time_point: int
-    voxels: NDArray[Any]
-    sample: Sample
-    non_finite: int
-
-
-def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> _Frame:
+def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:
     """The first time point that is not empty: dynamic series begin before the tracer or contrast agent arrives.
 
-    If all are empty, raises the first one's error, NON_FINITE or CONSTANT.
+    Also returns its voxels as stored, their sample, and the number of NaN or infinite voxels. If all time points are
+    empty, raises the first one's error, NON_FINITE or CONSTANT.
     """
     refusal: VolumeError | None = None
     for time_point in range(nifti.header.time_points):
@@ -175,12 +201,6 @@ def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> _Frame
         except VolumeError as error:
             refusal = refusal or error
             continue
-        return _Frame(time_point, voxels, sample, non_finite)
+        return time_point, voxels, sample, non_finite
     assert refusal is not None  # a series has a time point
     raise refusal
-
-
-def _slice_indices(request: _Request, plane: str, box: Box) -> NDArray[np.int64]:
-    """The slices to take along a plane's axis: planned over the body, counted from the edge of the volume."""
-    first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
-    return first + request.plan.indices(last - first, f"{request.volume_id}\0{plane}", request.recipe.seed)

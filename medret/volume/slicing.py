@@ -9,19 +9,37 @@ sagittal  x, right       superior to inferior      anterior to posterior
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medret.volume.facts import SliceRef
 from medret.volume.foreground import Box
 from medret.volume.orientation import Geometry
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis along which its slices are counted
 PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
 _BANDS = 4  # of a CMYK image
+
+
+@dataclass(frozen=True)
+class SliceRef:
+    """One slice of a volume (the columns of schemas.SLICE_COLUMNS).
+
+    plane: axial, coronal or sagittal.
+    slice_index: voxel index along the plane's axis, in RAS+ order of the uncropped volume (0 is the most inferior,
+        posterior or left slice). On disk: the column `position`.
+    relative_position: 0 for the first slice of the uncropped volume, 1 for the last, 0.5 for a single one. On disk:
+        `relative`.
+    position_mm: scanner coordinate of the slice's centre along that axis, in mm.
+    """
+
+    plane: str
+    slice_index: int
+    relative_position: float
+    position_mm: float
 
 
 def in_plane_axes(plane: str) -> tuple[int, int]:
