@@ -1,5 +1,3 @@
 """The command line: `medret COMMAND ...`."""
 
 from medret.cli.main import main
-
-__all__ = ["main"]

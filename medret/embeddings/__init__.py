@@ -3,15 +3,3 @@
 from medret.embeddings.aggregate import Aggregation, parse_aggregation
 from medret.embeddings.shards import read_vectors, reducible, slice_table, unit_slices, volume_table
 from medret.embeddings.slices import Slices, plane_codes
-
-__all__ = [
-    "Aggregation",
-    "Slices",
-    "parse_aggregation",
-    "plane_codes",
-    "read_vectors",
-    "reducible",
-    "slice_table",
-    "unit_slices",
-    "volume_table",
-]

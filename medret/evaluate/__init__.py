@@ -11,15 +11,3 @@ from medret.evaluate.evaluation import evaluate
 from medret.evaluate.figures import Evaluation, Row
 from medret.evaluate.levels import Options
 from medret.evaluate.query_sets import QuerySet, archive_queries
-
-__all__ = [
-    "Bootstrap",
-    "Evaluation",
-    "Options",
-    "QuerySet",
-    "Row",
-    "SearchConfig",
-    "Selection",
-    "archive_queries",
-    "evaluate",
-]

@@ -14,33 +14,3 @@ from medret.index.index_files import JUDGES, open_approximate, open_exact
 from medret.index.neighbours import MISSING, Neighbours, Searchable
 from medret.index.rows import RowTable, read_rows
 from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings, plan_shards
-
-__all__ = [
-    "CENTRE_KIND",
-    "EXACT",
-    "HNSW",
-    "JUDGES",
-    "KINDS",
-    "LSH",
-    "MISSING",
-    "ROWS_KIND",
-    "Distinct",
-    "ExactIndex",
-    "IndexSettings",
-    "IndexShard",
-    "Neighbours",
-    "RowTable",
-    "Searchable",
-    "build_shard",
-    "centre_of",
-    "centred",
-    "fit_centre",
-    "gpu_available",
-    "open_approximate",
-    "open_exact",
-    "plan_shards",
-    "read_rows",
-    "refit_needed",
-    "threads",
-    "uncentred",
-]

@@ -21,24 +21,6 @@ from medret.models.weights import Weights, read_contents, resolve_weights, stage
 if TYPE_CHECKING:
     from medret.models.encoder import Encoder
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "Encoder",
-    "ModelSpec",
-    "Weights",
-    "check_installed",
-    "default_batch_size",
-    "model_names",
-    "model_spec",
-    "read_contents",
-    "resolve_device",
-    "resolve_precision",
-    "resolve_weights",
-    "stage_weights",
-    "staged_weights",
-    "tune_malloc",
-]
-
 
 def __getattr__(name: str) -> Any:  # the encoder imports torch: load it on first use
     if name == "Encoder":

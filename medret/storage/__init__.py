@@ -4,25 +4,3 @@ from medret.storage.filesystems import in_words, is_store_failure, open_filesyst
 from medret.storage.location import NAME_DIGITS, Location, WrittenFile, read_checked
 from medret.storage.objects import Identity, StoredObject, identity_of, read_uri
 from medret.storage.uris import escaped, is_text, normalise_uri, redacted, refuse_secrets, scheme_of
-
-__all__ = [
-    "NAME_DIGITS",
-    "Identity",
-    "Location",
-    "StoredObject",
-    "WrittenFile",
-    "escaped",
-    "identity_of",
-    "in_words",
-    "is_store_failure",
-    "is_text",
-    "normalise_uri",
-    "open_filesystem",
-    "reaching",
-    "read_checked",
-    "read_uri",
-    "redacted",
-    "refuse_secrets",
-    "scheme_of",
-    "tree",
-]
