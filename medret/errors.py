@@ -122,6 +122,6 @@ class VolumeError(MedretError):
         return type(self), (self.code, self.reason)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error message."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+def first_line(error: object) -> str:
+    """Return the first line of a library's error message; the error's type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from medret.errors import WeightsError
+from medret.errors import WeightsError, first_line
+from medret.models.hub import Entry
 from medret.models.weights import Weights
 
 State = dict[str, Tensor]
@@ -57,26 +58,25 @@ def _read_any(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights {path}: is not a checkpoint, or reading it would run code; medret reads tensors only "
-            f"(.safetensors, or a state_dict saved by torch.save): {str(error).splitlines()[0]}"
+            f"(.safetensors, or a state_dict saved by torch.save): {first_line(error)}"
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"weights {path}: damaged, cut short or not a checkpoint: {reason}") from error
+        raise WeightsError(f"weights {path}: damaged, cut short or not a checkpoint: {first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"weights {path}: holds a {type(content).__name__}, expected tensors by name (a state_dict)")
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON object that came with weights. Raises WeightsError."""
+def read_json(entry: Entry, name: str) -> dict[str, Any]:
+    """Read a small JSON object that came with weights. name: of the file, for the message of the WeightsError."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise WeightsError(f"weights {path}: {path.stat().st_size} bytes is too large for a configuration")
-        content = json.loads(path.read_bytes())
+        if isinstance(entry, Path) and entry.stat().st_size > _MAX_JSON_BYTES:
+            raise WeightsError(f"{name}: {entry.stat().st_size} bytes is too large for a configuration")
+        content = json.loads(entry.read_bytes() if isinstance(entry, Path) else entry())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"weights {path}: cannot be read as JSON: {error}") from error
+        raise WeightsError(f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"weights {path}: holds a JSON {type(content).__name__}, expected an object")
+        raise WeightsError(f"{name} holds a JSON {type(content).__name__}, expected an object")
     return content
 
 

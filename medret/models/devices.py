@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from medret.errors import UsageError
+from medret.errors import UsageError, first_line
 from medret.extras import needs_extra
 from medret.recipe import Precision
 
@@ -66,7 +66,7 @@ def _cuda_problem() -> str | None:
     try:
         torch.ones(1, device="cuda").add_(1)
     except RuntimeError as error:
-        return f"the GPU does not work with this torch ({str(error).splitlines()[0]})"
+        return f"the GPU does not work with this torch ({first_line(error)})"
     return None
 
 

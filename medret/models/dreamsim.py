@@ -152,7 +152,7 @@ def _branch_state(model_type: str, files: Mapping[str, Path]) -> tuple[State, Pa
 
 def _read_adapters(files: Mapping[str, Path], branches: int) -> list[dict[str, dict[str, Tensor]]]:
     """For each branch: adapted tensor -> {"A": (rank, in), "B": (out, rank) times the adapter's scale}."""
-    config, path = read_json(files["lora_config"]), files["lora_weights"]
+    config, path = read_json(files["lora_config"], f"weights {files['lora_config']}"), files["lora_weights"]
     odd = [key for key in (*_ADAPTER_PLAIN, "bias") if config.get(key) and config[key] != "none"]
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if odd or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):

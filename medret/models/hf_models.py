@@ -1,23 +1,35 @@
-"""`hf:` models: transformers' own class for a configuration, filled from a file, never running code from the hub."""
+"""`hf:` models: transformers' own class for a configuration, filled from a file, never running code from the hub.
+
+Their outputs are pooled to one vector per image.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
-from medret.errors import UsageError, WeightsError
+from medret.errors import UsageError, WeightsError, first_line
 from medret.models.checkpoint import build, read_json, read_state
-from medret.models.outputs import Pooled, check_repeatable, refuse_queries
 from medret.models.spec import ModelSpec
 from medret.models.weights import Weights
 
 _SHOWN = 4
+# transformers' names for the parameter of a class token, which is the first of the tokens.
+_CLASS_TOKENS = frozenset({"cls_token", "class_embedding", "class_token"})
+_HEADS = ("head.", "pooler.")  # a token in a head attends to the others and is not one of them
+# Outputs that describe the whole image, in models whose class token is not among the last tokens.
+_SUMMARIES = ("summary", "cls_token_value")
+# Settings of detectors and segmenters, whose outputs describe objects, not the image.
+_QUERIES = ("num_queries", "num_object_queries", "num_detection_tokens")
+_SAME = 0.9999  # cosine
 _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})
 
 
@@ -50,15 +62,19 @@ def _plain(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_hf(config: Any, where: str) -> nn.Module:
-    """Build the module for a configuration, randomly initialised. Raises UsageError if it is not an image model."""
+    """Build the module for a configuration, randomly initialised. Raises UsageError if it does not describe images."""
     try:
         auto: Any = transformers.AutoModel
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"{where}: transformers cannot build it: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{where}: transformers cannot build it: {first_line(error)}") from error
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise UsageError(f"{where}: {type(model).__name__} takes {getattr(model, 'main_input_name', '?')}, not images")
-    refuse_queries(model, where)
+    if getattr(model.config, "is_encoder_decoder", False) or any(hasattr(model.config, name) for name in _QUERIES):
+        raise UsageError(
+            f"{where}: {type(model).__name__} is a detector or an encoder-decoder: its vectors describe objects or "
+            "text, not the image; name the image encoder inside it"
+        )
     return model
 
 
@@ -80,7 +96,7 @@ def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
 
 def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
     path = weights.files["weights"]
-    config = vision_config(read_json(weights.files["config"]), spec.name)
+    config = vision_config(read_json(weights.files["config"], f"weights {weights.files['config']}"), spec.name)
     with torch.device("meta"):
         model_class: Any = type(build_hf(config, spec.name))
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_state(path).items()}
@@ -90,7 +106,7 @@ def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
                 None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise WeightsError(f"weights {path}: not a checkpoint of {spec.name}: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"weights {path}: not a checkpoint of {spec.name}: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     untrained = [key for key in missing if not key.startswith("pooler.") and not key.endswith("num_batches_tracked")]
     shaped = [str(key[0]) if isinstance(key, tuple) else str(key) for key in found["mismatched_keys"]]
@@ -117,3 +133,67 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if had_bars:
             logging.enable_progress_bar()
+
+
+class Pooled(nn.Module):
+    """A transformers vision model that returns one vector per image.
+
+    The vector is the pooled output if the model has one with trained weights, else the class token if there is one,
+    else the mean over all tokens or pixels of the feature map. Models that mask patches at random see all of them, in
+    order.
+    """
+
+    def __init__(self, model: nn.Module, use_pooler: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._summaries = ("pooler_output", *_SUMMARIES) if use_pooler else _SUMMARIES
+        names = [name for name, _ in model.named_parameters() if not name.startswith(_HEADS)]
+        self._has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name in names)
+        self._masks = "noise" in inspect.signature(model.forward).parameters
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) -> (n, dim)."""
+        output = self.model(pixel_values=images, **self._order(images))
+        for name in self._summaries:
+            summary: Tensor | None = getattr(output, name, None)
+            if summary is not None:
+                return summary.flatten(2).mean(2) if summary.ndim == 4 else summary.flatten(1)
+        last: Tensor | None = getattr(output, "last_hidden_state", None)
+        if last is None or last.ndim not in (3, 4):
+            raise ValueError(f"{type(self.model).__name__} gives no features of the image")
+        if last.ndim == 4:
+            return last.mean(_spatial_axes(last))
+        return last[:, 0] if self._has_class_token else last.mean(1)
+
+    def _order(self, images: Tensor) -> dict[str, Tensor]:
+        """For a masked autoencoder, which sorts patches by noise: ascending noise, which keeps their order."""
+        if not self._masks:
+            return {}
+        embeddings: Any = self.model.embeddings
+        patches = torch.arange(embeddings.patch_embeddings.num_patches, dtype=torch.float32, device=images.device)
+        return {"noise": patches.expand(len(images), -1)}
+
+
+def _spatial_axes(features: Tensor) -> tuple[int, int]:
+    """The height and width axes of a square image's feature map: two neighbours of equal length."""
+    _, first, second, third = features.shape
+    if second == third:
+        return 2, 3
+    if first == second:
+        return 1, 2
+    raise ValueError(f"features of shape {tuple(features.shape)} do not tell pixels from channels")
+
+
+@torch.inference_mode()
+def check_repeatable(model: nn.Module, image_size: int, what: str) -> None:
+    """Raise UsageError unless each image gets one vector, equal in every call and at every place in the batch."""
+    with torch.random.fork_rng(devices=[]):
+        images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        once, again = model(images), model(images.flip(0))
+    if len(once) != len(images):
+        raise UsageError(f"{what}: gives {len(once)} vectors for {len(images)} images, expected one each")
+    lowest = float(cosine_similarity(once.float(), again.flip(0).float()).min())
+    if not lowest > _SAME:
+        raise UsageError(
+            f"{what}: gives the same image different vectors (cosine {lowest:.4f}); searches need equal ones"
+        )

@@ -23,7 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from medret.errors import NotFoundError, UsageError, WeightsError
+from medret.cache_folder import default_cache_dir
+from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.extras import needs_extra
 from medret.models.spec import Folder, HubFile, Origin, PackageFile, UrlFile, WeightPart
 from medret.storage import normalise_uri, open_filesystem, reaching, redacted, scheme_of, tree
@@ -36,18 +37,15 @@ _CHUNK_BYTES = 1 << 20
 _NAMED_SHA256 = re.compile(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$")
 
 
-def fetch(origin: Origin, cache_dir: Path) -> tuple[FileSet, str]:
-    """Fetch the files of one origin; return them, and in words where they came from.
-
-    cache_dir: where files from an address are downloaded to.
-    """
+def fetch(origin: Origin) -> tuple[FileSet, str]:
+    """Fetch the files of one origin; return them, and in words where they came from."""
     if isinstance(origin, PackageFile):
         return _from_package(origin)
     if isinstance(origin, HubFile):
         return _from_hub(origin)
     if isinstance(origin, Folder):
         return open_files(origin.path), origin.path
-    return _from_url(origin, cache_dir)
+    return _from_url(origin)
 
 
 def torch_hub_file(name: str) -> Path | None:
@@ -96,7 +94,7 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
         except EntryNotFoundError:
             continue
         except Exception as error:  # HTTP client errors differ between versions of huggingface_hub
-            raise WeightsError(f"the Hugging Face hub refused {origin.repo}: {_first_line(error)}") from error
+            raise WeightsError(f"the Hugging Face hub refused {origin.repo}: {first_line(error)}") from error
     raise NotFoundError(absent)
 
 
@@ -107,8 +105,8 @@ def _hub_files(origin: HubFile, name: str, path: Path) -> tuple[FileSet, str]:
     return FileSet(str(path), {name: path}), f"hub:{origin.repo}/{name}"
 
 
-def _from_url(origin: UrlFile, cache_dir: Path) -> tuple[FileSet, str]:
-    path = torch_hub_file(origin.name) or cache_dir / "downloads" / origin.name
+def _from_url(origin: UrlFile) -> tuple[FileSet, str]:
+    path = torch_hub_file(origin.name) or default_cache_dir() / "downloads" / origin.name
     if not path.is_file():
         _reach(origin.url, urlsplit(origin.url).netloc)
         _download(origin.url, path)
@@ -131,7 +129,7 @@ def _reach(url: str, name: str) -> None:
         except urllib.error.HTTPError:  # an error page is an answer
             problem.clear()
         except (OSError, ValueError) as error:
-            problem[0] = _first_line(getattr(error, "reason", error))
+            problem[0] = first_line(getattr(error, "reason", error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -153,7 +151,7 @@ def _download(url: str, path: Path) -> None:
             if promised is not None and size_bytes != int(promised):
                 raise WeightsError(f"{url} ended after {size_bytes} of {promised} bytes")
     except OSError as error:
-        raise WeightsError(f"{url} cannot be downloaded: {_first_line(error)}") from error
+        raise WeightsError(f"{url} cannot be downloaded: {first_line(error)}") from error
 
 
 def _check_name(path: Path) -> None:
@@ -167,11 +165,6 @@ def _check_sha256(path: Path, start: str) -> None:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(start):
         raise WeightsError(f"{path} is damaged: its sha256 begins with {sha256[:16]}, expected {start[:16]}: delete it")
-
-
-def _first_line(error: object) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 # A path on this machine, or a function that returns the bytes.

@@ -27,10 +27,6 @@ def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
     check_weights(weights)
     with needs_extra():
         model = _loader(spec.family)(spec, weights)
-    if spec.layers:
-        from medret.models.outputs import WithLayers
-
-        model = WithLayers(model, spec.layers)
     return model.eval().requires_grad_(False)
 
 

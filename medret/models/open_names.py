@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medret.cache_folder import default_cache_dir
-from medret.errors import NotFoundError, UsageError, WeightsError
+from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
@@ -66,7 +65,7 @@ def _one_image(make: Callable[[], nn.Module], image_size: int, device: str) -> t
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001  architectures fail in any way on an image they do not fit
-        return (), 0, next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return (), 0, first_line(error)
 
 
 def _timm_spec(name: str, model: str) -> ModelSpec:
@@ -82,7 +81,7 @@ def _timm_spec(name: str, model: str) -> ModelSpec:
     try:
         record = get_pretrained_cfg(model)
     except RuntimeError as error:
-        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{name}: {first_line(error)}") from error
     if record is None:
         raise UsageError(f"{name}: timm records no input size, mean and std for it")
     _, height, width = record.input_size
@@ -131,7 +130,7 @@ def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, 
     files = FileSet(model)
     for file_names in (("config.json",), _PROCESSOR_FILES):
         try:
-            files |= fetch(HubFile(model, file_names), default_cache_dir())[0]
+            files |= fetch(HubFile(model, file_names))[0]
         except (WeightsError, NotFoundError) as error:
             if file_names == _PROCESSOR_FILES and isinstance(error, NotFoundError):
                 continue
@@ -144,17 +143,7 @@ def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, 
 
 def _json(files: FileSet, file_name: str, name: str) -> dict[str, Any] | None:
     entry = files.entries.get(file_name)
-    if entry is None:
-        return None
-    if isinstance(entry, Path):
-        return read_json(entry)
-    try:
-        content = json.loads(entry())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: {file_name} in {files.label} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{name}: {file_name} in {files.label} is not a JSON object")
-    return content
+    return None if entry is None else read_json(entry, f"{name}: {file_name} in {files.label}")
 
 
 def _processor(files: FileSet, name: str) -> dict[str, Any] | None:

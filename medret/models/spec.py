@@ -83,7 +83,7 @@ class ModelSpec:
     interpolation: how its training images were resampled, for information.
     by_order: the checkpoint uses other tensor names and is matched by order and shape.
     config_json: the configuration of an `hf:` model.
-    layers: inner layers whose pooled features follow the model's output in the vector (medret.models.outputs).
+    layers: inner layers whose pooled features follow the model's output in the vector (medret.models.timm_models).
     fuse_bn: whether batch norms go into the convolutions before them (medret.models.fusing), unless bf16 loses by it.
     gmacs: 10^9 multiply-adds per slice, by which models that run together share cores or GPUs; 0 if unknown.
     """

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from medret.errors import WeightsError
 from medret.models.checkpoint import State, build, fill, mismatch, read_state
 from medret.models.spec import ModelSpec
 from medret.models.weights import Weights
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # Prefixes that training code leaves before a backbone's names; OpenCLIP puts "visual.trunk." before a timm tower's.
 _PREFIXES = ("module.", "backbone.", "module.backbone.", "encoder.", "model.", "visual.trunk.", "_orig_mod.")
@@ -41,15 +41,14 @@ def build_timm(spec: ModelSpec) -> nn.Module:
 def load_timm(spec: ModelSpec, weights: Weights) -> nn.Module:
     """Build the module and load its weights. Raises WeightsError."""
     model = build(weights, lambda: build_timm(spec))
-    if weights.random:
-        return model
-    path = weights.files["weights"]
-    state = read_state(path)
-    if spec.by_order and state.keys().isdisjoint(model.state_dict()):
-        fill(model, _by_order(state, model, path, spec.name), path, spec.name)
-    else:
-        fill(model, _translate(state, model), path, f"{spec.name} ({spec.architecture})")
-    return model
+    if not weights.random:
+        path = weights.files["weights"]
+        state = read_state(path)
+        if spec.by_order and state.keys().isdisjoint(model.state_dict()):
+            fill(model, _by_order(state, model, path, spec.name), path, spec.name)
+        else:
+            fill(model, _translate(state, model), path, f"{spec.name} ({spec.architecture})")
+    return WithLayers(model, spec.layers) if spec.layers else model
 
 
 def _translate(state: State, model: nn.Module) -> State:
@@ -105,3 +104,34 @@ def _by_order(state: State, model: nn.Module, path: Path, what: str) -> State:
             f"expected {len(expected) + 2} in timm's order"
         )
     return dict(zip(expected, tensors, strict=False))
+
+
+class WithLayers(nn.Module):
+    """A model whose output is followed by the spatial means of inner feature maps, in one vector.
+
+    The last layer of a network trained to name objects describes a picture in the words of its training data, an inner
+    layer what it looks like. For slices of unfamiliar scanners the second generalises better, and both together best
+    (docs/retrieval.md has the measurements).
+
+    layers: names of submodules that give (n, channels, height, width). Each part is scaled to the length of the model's
+    output, so that all count equally in a cosine; a zero part stays zero.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._maps: list[Tensor] = []
+        for layer in layers:
+            model.get_submodule(layer).register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._maps.append(output)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) -> (n, dim of the output + channels of each layer)."""
+        self._maps.clear()
+        parts = [self.model(images), *(features.mean((2, 3), dtype=torch.float32) for features in self._maps)]
+        self._maps.clear()
+        output = parts[0].float()
+        length = output.norm(dim=1, keepdim=True)
+        return torch.cat([output, *(nn.functional.normalize(part, dim=1) * length for part in parts[1:])], dim=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medret.cache_folder import CACHE_VARIABLE, default_cache_dir
@@ -21,12 +21,11 @@ from medret.storage.objects import write_atomically
 _RANDOM = re.compile(r"random(?::(.*))?", re.DOTALL)
 
 
-def resolve_weights(spec: ModelSpec, weights_uri: str | None = None, *, cache_dir: Path | None = None) -> Weights:
-    """Find the weights of `spec` and checksum them.
+def resolve_weights(spec: ModelSpec, weights_uri: str | None = None) -> Weights:
+    """Find the weights of `spec` and checksum them. Files that are not local are copied to the cache folder.
 
     weights_uri: path or fsspec URI of a file or folder (for DreamSim also of its published zip), `random` or
         `random:SEED`; None takes the package or hub that the model names.
-    cache_dir: where files that are not local are copied to; `default_cache_dir()` when None.
 
     Raises WeightsError, within seconds when a hub cannot be reached. It says which file is needed, where it is
     published and how to pass it.
@@ -34,26 +33,21 @@ def resolve_weights(spec: ModelSpec, weights_uri: str | None = None, *, cache_di
     random = _RANDOM.fullmatch(weights_uri) if weights_uri is not None else None
     if random:
         return random_weights(spec, _seed(spec, random[1]))
-    cache = cache_dir or default_cache_dir()
-    if weights_uri is not None:
-        files, source = open_files(weights_uri, archive=spec.family == "dreamsim"), weights_uri
-        found, missing = select(spec.parts, files | _beside(spec, weights_uri))
-        if missing:
-            raise WeightsError(_missing_text(spec, files, missing))
-        if "://" not in weights_uri:
-            source = str(Path(weights_uri).expanduser().absolute())
+    if weights_uri is None:
+        files, source = _fetch_all(spec)
     else:
-        files, source = _fetch_all(spec, cache)
-        found, missing = select(spec.parts, files)
-        if missing:
-            raise WeightsError(_missing_text(spec, files, missing))
-    return _gather(spec, found, source, cache)
+        files = open_files(weights_uri, archive=spec.family == "dreamsim") | _beside(spec, weights_uri)
+        source = weights_uri if "://" in weights_uri else str(Path(weights_uri).expanduser().absolute())
+    chosen, missing = select(spec.parts, files)
+    if missing:
+        raise WeightsError(_missing_text(spec, files, missing))
+    return _gather(spec, chosen, source)
 
 
 def random_weights(spec: ModelSpec, seed: int = 0) -> Weights:
     """Weights drawn from a seed, untrained: for trying medret out."""
     sha256 = hashlib.sha256(f"random:{spec.name}:{seed}".encode()).hexdigest()
-    return Weights(spec.name, sha256, f"random weights (seed {seed})", random=True, seed=seed)
+    return Weights(spec.name, sha256, f"random weights (seed {seed})", random=True)
 
 
 def _seed(spec: ModelSpec, text: str | None) -> int:
@@ -77,14 +71,14 @@ def _beside(spec: ModelSpec, weights_uri: str) -> FileSet:
     return FileSet(weights_uri, entries)
 
 
-def _fetch_all(spec: ModelSpec, cache: Path) -> tuple[FileSet, str]:
+def _fetch_all(spec: ModelSpec) -> tuple[FileSet, str]:
     files = FileSet(spec.source)
     sources: list[str] = []
     if not spec.origins:
         raise WeightsError(f"{spec.name}: its weights are not on a hub that medret knows. {_how_to_pass(spec)}")
     for origin in spec.origins:
         try:
-            more, source = fetch(origin, cache)
+            more, source = fetch(origin)
         except (WeightsError, NotFoundError) as error:
             raise WeightsError(f"{spec.name}: no weights found: {error}. {_how_to_pass(spec)}") from error
         files |= more
@@ -92,7 +86,7 @@ def _fetch_all(spec: ModelSpec, cache: Path) -> tuple[FileSet, str]:
     return files, ", ".join(sources)
 
 
-def _gather(spec: ModelSpec, entries: Mapping[str, Entry], source: str, cache: Path) -> Weights:
+def _gather(spec: ModelSpec, entries: Mapping[str, Entry], source: str) -> Weights:
     local = {role: entry for role, entry in entries.items() if isinstance(entry, Path)}
     if len(local) == len(entries):
         absolute = {role: path.expanduser().absolute() for role, path in local.items()}
@@ -106,7 +100,7 @@ def _gather(spec: ModelSpec, entries: Mapping[str, Entry], source: str, cache: P
         except Exception as error:  # every fsspec backend has exceptions of its own
             raise WeightsError(f"weights {source}: {role} cannot be read: {type(error).__name__}: {error}") from error
     sha256 = combined_sha256({role: hashlib.sha256(data).hexdigest() for role, data in contents.items()})
-    return stage_weights(Weights(spec.name, sha256, source, {role: Path(role) for role in contents}), contents, cache)
+    return stage_weights(Weights(spec.name, sha256, source, {role: Path(role) for role in contents}), contents)
 
 
 def _missing_text(spec: ModelSpec, files: FileSet, missing: list[WeightPart]) -> str:
@@ -135,7 +129,6 @@ class Weights:
         text `random:<model>:<seed>`.
     source: where they come from, in words.
     files: role -> local path, empty for random weights.
-    seed: of random weights.
     """
 
     model: str
@@ -143,7 +136,6 @@ class Weights:
     source: str
     files: Mapping[str, Path] = field(default_factory=dict)
     random: bool = False
-    seed: int = 0
 
 
 def combined_sha256(checksums: Mapping[str, str]) -> str:
@@ -184,26 +176,23 @@ def read_contents(weights: Weights) -> dict[str, bytes]:
     return {role: path.read_bytes() for role, path in weights.files.items()}
 
 
-def staged_weights(weights: Weights, cache_dir: Path | None = None) -> Weights | None:
+def staged_weights(weights: Weights) -> Weights | None:
     """The same weights in this node's cache, checked; None if they are missing or damaged."""
     if weights.random:
         return weights
-    folder = _folder(weights, cache_dir)
-    staged = _at(weights, folder)
+    staged = replace(weights, files={role: _folder(weights) / role for role in weights.files})
     if not all(path.is_file() for path in staged.files.values()) or files_sha256(staged.files) != weights.sha256:
         return None
     return staged
 
 
-def stage_weights(
-    weights: Weights, contents: Mapping[str, bytes | memoryview], cache_dir: Path | None = None
-) -> Weights:
+def stage_weights(weights: Weights, contents: Mapping[str, bytes | memoryview]) -> Weights:
     """Write `contents` (role -> bytes) to this node's cache unless it has them; return the weights there.
 
-    cache_dir: `default_cache_dir()` when None. Concurrent processes may all call this. Raises WeightsError when the
-    bytes do not have the weights' sha256, or the cache cannot be written.
+    Concurrent processes may all call this. Raises WeightsError when the bytes do not have the weights' sha256, or the
+    cache cannot be written.
     """
-    staged = staged_weights(weights, cache_dir)
+    staged = staged_weights(weights)
     if staged is not None:
         return staged
     sha256 = combined_sha256({role: hashlib.sha256(data).hexdigest() for role, data in contents.items()})
@@ -212,7 +201,7 @@ def stage_weights(
             f"weights of {weights.model}: the bytes to stage have sha256 {sha256[:16]}.., "
             f"expected {weights.sha256[:16]}.."
         )
-    folder = _folder(weights, cache_dir)
+    folder = _folder(weights)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for role, data in contents.items():
@@ -221,16 +210,11 @@ def stage_weights(
         raise WeightsError(
             f"cache {folder} cannot be written: {error}; set {CACHE_VARIABLE} to another folder"
         ) from error
-    staged = staged_weights(weights, cache_dir)
+    staged = staged_weights(weights)
     if staged is None:
         raise WeightsError(f"cache {folder} lost a file that was just written; set {CACHE_VARIABLE} to another folder")
     return staged
 
 
-def _folder(weights: Weights, cache_dir: Path | None) -> Path:
-    return (cache_dir or default_cache_dir()) / "weights" / weights.sha256
-
-
-def _at(weights: Weights, folder: Path) -> Weights:
-    files = {role: folder / role for role in weights.files}
-    return Weights(weights.model, weights.sha256, weights.source, files, weights.random, weights.seed)
+def _folder(weights: Weights) -> Path:
+    return default_cache_dir() / "weights" / weights.sha256

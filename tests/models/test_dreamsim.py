@@ -151,13 +151,16 @@ def release(tmp_path_factory: pytest.TempPathFactory, randomise: Any) -> Iterato
     shutil.rmtree(folder)
 
 
-def test_a_zip_gives_the_same_weights_as_the_folder(release: Path, scratch: Path) -> None:
+def test_a_zip_gives_the_same_weights_as_the_folder(
+    release: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDRET_CACHE", str(scratch / "cache"))
     spec = model_spec("dreamsim_clip_vitb32")
     with zipfile.ZipFile(scratch / "checkpoint.zip", "w") as archive:
         archive.writestr("../../outside.txt", "a name that would leave the folder")
         for path in sorted(release.rglob("*")):
             archive.write(path, f"dreamsim/{path.relative_to(release)}")
-    zipped = resolve_weights(spec, str(scratch / "checkpoint.zip"), cache_dir=scratch / "cache")
+    zipped = resolve_weights(spec, str(scratch / "checkpoint.zip"))
     plain = resolve_weights(spec, str(release))
     assert zipped.sha256 == plain.sha256
     assert set(zipped.files) == {"clip_vitb32", "lora_config", "lora_weights"}
@@ -165,15 +168,16 @@ def test_a_zip_gives_the_same_weights_as_the_folder(release: Path, scratch: Path
     assert not list(scratch.parent.rglob("outside.txt"))
 
 
-def test_the_backbone_may_lie_beside_the_zip(tmp_path: Path) -> None:
+def test_the_backbone_may_lie_beside_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRET_CACHE", str(tmp_path / "cache"))
     spec = model_spec("dreamsim_dino_vitb16")
     with zipfile.ZipFile(tmp_path / "checkpoint.zip", "w") as archive:
         archive.writestr("dino_vitb16_single_lora/adapter_config.json", "{}")
         archive.writestr("dino_vitb16_single_lora/adapter_model.safetensors", "")
     with pytest.raises(WeightsError, match=r"no checkpoints/dino_vitbase16_pretrain\.pth or dino_vitbase16_"):
-        resolve_weights(spec, str(tmp_path / "checkpoint.zip"), cache_dir=tmp_path / "cache")
+        resolve_weights(spec, str(tmp_path / "checkpoint.zip"))
     (tmp_path / "dino_vitbase16_pretrain.pth").write_bytes(b"backbone")
-    weights = resolve_weights(spec, str(tmp_path / "checkpoint.zip"), cache_dir=tmp_path / "cache")
+    weights = resolve_weights(spec, str(tmp_path / "checkpoint.zip"))
     assert weights.files["backbone"].read_bytes() == b"backbone"
 
 

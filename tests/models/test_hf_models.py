@@ -49,13 +49,16 @@ def test_a_folder_by_name_gives_what_transformers_gives(dinov2: Any, slices: Any
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_hub_name_with_a_given_folder(dinov2: Any, slices: Any, tmp_path: Path) -> None:
+def test_a_hub_name_with_a_given_folder(
+    dinov2: Any, slices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDRET_CACHE", str(tmp_path / "cache"))
     _, folder = dinov2
     spec = model_spec("hf:microsoft/rad-dino", folder)
     assert spec.name == "hf:microsoft/rad-dino"
     weights = resolve_weights(spec, folder)
     assert set(weights.files) == {"config", "weights"}
-    staged = stage_weights(weights, read_contents(weights), tmp_path / "cache")
+    staged = stage_weights(weights, read_contents(weights))
     images = slices(2, 56)
     np.testing.assert_array_equal(
         Encoder(spec, weights, batch_size=2).embed(images), Encoder(spec, staged, batch_size=2).embed(images)

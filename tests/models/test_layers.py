@@ -10,7 +10,7 @@ import timm
 import torch
 
 from medret.models import Encoder, model_spec, resolve_weights
-from medret.models.outputs import WithLayers
+from medret.models.timm_models import WithLayers
 
 HALF = (0.5, 0.5, 0.5)
 

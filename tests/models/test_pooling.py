@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medret.errors import UsageError
 from medret.models import Encoder, model_spec, resolve_weights
-from medret.models.outputs import Pooled, check_repeatable
+from medret.models.hf_models import Pooled, check_repeatable
 
 SIDE = 32
 SMALL: dict[str, Any] = {

@@ -41,8 +41,7 @@ def test_a_spec_is_complete_plain_data(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ASKED if not name.startswith("dreamsim")])
 def test_width_and_cost_are_those_of_the_architecture(name: str) -> None:
     from medret.models.open_names import measure
-    from medret.models.outputs import WithLayers
-    from medret.models.timm_models import build_timm
+    from medret.models.timm_models import WithLayers, build_timm
 
     spec = model_spec(name)
     dim, gmacs = measure(lambda: WithLayers(build_timm(spec), spec.layers), spec.image_size, name)

@@ -47,24 +47,26 @@ def test_a_folder_of_one_checkpoint(small_file: Path) -> None:
     assert resolve_weights(model_spec(SMALL), str(small_file.parent)).files["weights"] == small_file
 
 
-def test_a_uri_is_copied_to_the_cache_once(small_file: Path, tmp_path: Path) -> None:
+def test_a_uri_is_copied_to_the_cache_once(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRET_CACHE", str(tmp_path))
     data = small_file.read_bytes()
     fsspec.filesystem("memory").pipe_file("/weights/model.safetensors", data)
     for given in ("memory://weights/model.safetensors", "memory://weights"):
-        weights = resolve_weights(model_spec(SMALL), given, cache_dir=tmp_path)
+        weights = resolve_weights(model_spec(SMALL), given)
         assert weights.files == {"weights": tmp_path / "weights" / sha256(data) / "weights"}
         assert weights.files["weights"].read_bytes() == data
         assert (weights.sha256, weights.source) == (sha256(data), given)
 
 
 @pytest.mark.s3
-def test_weights_on_s3(small_file: Path, tmp_path: Path, s3: Any) -> None:
+def test_weights_on_s3(small_file: Path, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDRET_CACHE", str(tmp_path))
     bucket = s3("weights")
     fsspec.filesystem("s3").pipe_file(f"{bucket}/model.safetensors", small_file.read_bytes())
-    weights = resolve_weights(model_spec(SMALL), f"{bucket}/model.safetensors", cache_dir=tmp_path)
+    weights = resolve_weights(model_spec(SMALL), f"{bucket}/model.safetensors")
     assert weights.sha256 == sha256(small_file.read_bytes())
     with pytest.raises(WeightsError, match="no such file or folder"):
-        resolve_weights(model_spec(SMALL), f"{bucket}/other.safetensors", cache_dir=tmp_path)
+        resolve_weights(model_spec(SMALL), f"{bucket}/other.safetensors")
 
 
 def test_several_files_have_one_checksum() -> None:
@@ -187,6 +189,8 @@ def test_a_download_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     from medret.models.hub import fetch
     from medret.models.spec import UrlFile
 
+    monkeypatch.setenv("MEDRET_CACHE", str(tmp_path))
+
     class Server(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(200)
@@ -205,13 +209,13 @@ def test_a_download_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:
-        files, source = fetch(UrlFile(f"{address}/whole.pth"), tmp_path)
+        files, source = fetch(UrlFile(f"{address}/whole.pth"))
         assert files.entries == {"whole.pth": tmp_path / "downloads" / "whole.pth"}
         assert source == f"url:{address}/whole.pth"
         with pytest.raises(WeightsError):
-            fetch(UrlFile(f"{address}/short.pth"), tmp_path)
+            fetch(UrlFile(f"{address}/short.pth"))
         with pytest.raises(WeightsError, match="is damaged: its sha256 begins with"):
-            fetch(UrlFile(f"{address}/resnet50-0676ba61.pth"), tmp_path)
+            fetch(UrlFile(f"{address}/resnet50-0676ba61.pth"))
     finally:
         server.shutdown()
         server.server_close()
@@ -229,7 +233,8 @@ def embed_randomly() -> str:
 
 
 def test_random_weights_are_the_same_in_every_process() -> None:
-    code = f"import numpy as np\nfrom medret.models import *\nSMALL = {SMALL!r}\n{inspect.getsource(embed_randomly)}"
+    imports = "import numpy as np\nfrom medret.models import Encoder, model_spec, resolve_weights"
+    code = f"{imports}\nSMALL = {SMALL!r}\n{inspect.getsource(embed_randomly)}"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport torch; torch.manual_seed(3)\nprint(embed_randomly())"],
         capture_output=True, text=True, check=True, timeout=200,
