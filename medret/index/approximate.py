@@ -34,7 +34,7 @@ from medret.index.neighbours import (
     mask_of_rows,
     no_neighbours,
 )
-from medret.index.settings import IndexSettings
+from medret.index.settings import HNSW, IndexSettings
 
 # Allowed vectors are not spread evenly: ask for more than their share of all.
 ASK_SLACK = 1.5
@@ -271,3 +271,12 @@ class LshIndex(ApproximateIndex):
         numbers: NDArray[np.int64]
         _, numbers = self._index.search(queries, min(asked, total))
         return numbers if excluded is None else self._first_allowed(numbers, excluded, min(needed, kept))
+
+
+def approximate_index(
+    kind: str, index: Any, exact: ExactIndex, distinct: Distinct, settings: IndexSettings
+) -> ApproximateIndex:
+    """An HNSW or LSH index of FAISS, over the distinct vectors of `exact`."""
+    if kind == HNSW:
+        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
+    return LshIndex(index, exact, distinct, settings.lsh_candidates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import MedretError
-from medret.index.approximate import Distinct, HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
-from medret.index.exact import BATCH_ROWS, ExactIndex, build_exact
+from medret.index.approximate import Distinct, approximate_index, build_hnsw, build_lsh, first_equal
+from medret.index.exact import ExactIndex, build_exact, float32_batches
 from medret.index.neighbours import MISSING, Searchable
 from medret.index.rows import row_order, serialise_rows
 from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
@@ -68,38 +68,26 @@ def build_shard(
     recall: dict[str, float] = {}
     seconds: dict[str, float] = {}
     with _one_thread():
-        start = time.perf_counter()
-        same_as = first_equal(vectors)
-        distinct = Distinct(same_as)
-        files.append(
-            (ROWS_KIND, store.write_content_addressed(folder, ROWS_KIND, ".arrow", serialise_rows(rows, same_as)))
-        )
-        seconds[ROWS_KIND] = time.perf_counter() - start
-
-        start = time.perf_counter()
-        flat = build_exact(vectors)
-        files.append((EXACT, _write(store, folder, EXACT, flat)))
-        exact = ExactIndex(flat, use_gpu=use_gpu)
-        probe = recall_probe(exact)
-        recall[EXACT] = recall_of(exact, exact, probe)
-        seconds[EXACT] = time.perf_counter() - start
+        with _timed(seconds, ROWS_KIND):
+            same_as = first_equal(vectors)
+            distinct = Distinct(same_as)
+            data = serialise_rows(rows, same_as)
+            files.append((ROWS_KIND, store.write_content_addressed(folder, ROWS_KIND, ".arrow", data)))
+        with _timed(seconds, EXACT):
+            flat = build_exact(vectors)
+            files.append((EXACT, _write(store, folder, EXACT, flat)))
+            exact = ExactIndex(flat, use_gpu=use_gpu)
+            probe = recall_probe(exact)
+            recall[EXACT] = recall_of(exact, exact, probe)
         if len(distinct.rows) < len(vectors):
             vectors = vectors[distinct.rows]
-
-        if LSH in settings.kinds:
-            start = time.perf_counter()
-            codes = build_lsh(vectors, settings)
-            files.append((LSH, _write(store, folder, LSH, codes)))
-            recall[LSH] = recall_of(LshIndex(codes, exact, distinct, settings.lsh_candidates), exact, probe)
-            del codes  # one index beside the exact one at a time
-            seconds[LSH] = time.perf_counter() - start
-
-        if HNSW in settings.kinds:
-            start = time.perf_counter()
-            graph = build_hnsw(vectors, settings)
-            files.append((HNSW, _write(store, folder, HNSW, graph)))
-            recall[HNSW] = recall_of(HnswIndex(graph, exact, distinct, settings.hnsw_ef_search), exact, probe)
-            seconds[HNSW] = time.perf_counter() - start
+        builders: dict[str, Callable[[NDArray[np.float16], IndexSettings], Any]] = {LSH: build_lsh, HNSW: build_hnsw}
+        for kind in (kind for kind in builders if kind in settings.kinds):
+            with _timed(seconds, kind):
+                index = builders[kind](vectors, settings)
+                files.append((kind, _write(store, folder, kind, index)))
+                recall[kind] = recall_of(approximate_index(kind, index, exact, distinct, settings), exact, probe)
+                del index  # one index beside the exact one at a time
     return IndexShard(_shard_key(files), exact.rows, exact.dim, tuple(files), recall, seconds)
 
 
@@ -121,16 +109,21 @@ def _check(vectors: NDArray[np.float16], rows: pa.Table) -> None:
         )
     if rows.num_rows != len(vectors):
         raise MedretError(f"row table has {rows.num_rows} rows for {len(vectors)} vectors: they must match one to one")
-    for start in range(0, len(vectors), BATCH_ROWS):
-        batch = vectors[start : start + BATCH_ROWS].astype(np.float32)
-        norms = np.sqrt(np.einsum("ij,ij->i", batch, batch))
-        wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))  # also where the norm is NaN
-        if len(wrong):
-            row = start + int(wrong[0])
-            raise MedretError(
-                f"vector {row} ({rows.column(0)[row].as_py()}) has norm {norms[wrong[0]]:.4g}, expected 1 within "
-                f"{NORM_TOLERANCE}: normalise vectors and leave out those that are not finite before indexing"
-            )
+    norms = np.concatenate([np.sqrt(np.einsum("ij,ij->i", batch, batch)) for batch in float32_batches(vectors)])
+    wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))  # also where the norm is NaN
+    if len(wrong):
+        row = int(wrong[0])
+        raise MedretError(
+            f"vector {row} ({rows.column(0)[row].as_py()}) has norm {norms[row]:.4g}, expected 1 within "
+            f"{NORM_TOLERANCE}: normalise vectors and leave out those that are not finite before indexing"
+        )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], kind: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[kind] = time.perf_counter() - start
 
 
 @contextmanager
@@ -165,12 +158,12 @@ class RecallProbe:
     k: int
 
 
-def recall_probe(exact: ExactIndex, *, seed: int = 0, k: int = RECALL_K, queries_max: int = QUERIES_MAX) -> RecallProbe:
-    """Draw at most `queries_max` rows and find the scores of their exact k-th neighbours."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(exact.rows, min(queries_max, exact.rows), replace=False)).astype(np.int64)
+def recall_probe(exact: ExactIndex) -> RecallProbe:
+    """Draw at most `QUERIES_MAX` rows and find the scores of their exact k-th neighbours."""
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(exact.rows, min(QUERIES_MAX, exact.rows), replace=False)).astype(np.int64)
     queries = exact.vectors(rows).astype(np.float32)
-    k = min(k, exact.rows - 1)
+    k = min(RECALL_K, exact.rows - 1)
     if k == 0:
         return RecallProbe(rows, queries, np.empty(len(rows), np.float32), 0)
     scores, _ = _without_self(exact, rows, queries, k)
@@ -202,9 +195,7 @@ def _without_self(
 
 def size_bytes(index: Any) -> int:
     """Size of a FAISS index on disk."""
-    writer = faiss.VectorIOWriter()
-    faiss.write_index(index, writer)
-    return int(writer.data.size())
+    return int(faiss.serialize_index(index).nbytes)
 
 
 def threads() -> int:

@@ -22,7 +22,6 @@ SCALE = 2.0**112  # of `scaled_float32`: float32's exponent counts from 127, tha
 RESCORE_BYTES = 2 << 20  # size of the float64 copy of candidates while re-scoring: it fits in a core's cache
 GPU_MAX_K = 2048  # FAISS's limit on k for a GPU index
 GPU_MIN_QUERIES = 32  # below this, copying a shard to the GPU costs more than scanning it once on the CPU
-GPU_BATCH_ROWS = 65_536
 
 
 def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
@@ -33,10 +32,10 @@ def build_exact(vectors: NDArray[np.float16]) -> faiss.IndexScalarQuantizer:
     return index
 
 
-def float32_batches(vectors: NDArray[np.float16], batch_rows: int = BATCH_ROWS) -> Iterator[NDArray[np.float32]]:
-    """`vectors` in order, `batch_rows` at a time, as float32 (what FAISS takes)."""
-    for start in range(0, len(vectors), batch_rows):
-        yield np.ascontiguousarray(vectors[start : start + batch_rows], dtype=np.float32)
+def float32_batches(vectors: NDArray[np.float16]) -> Iterator[NDArray[np.float32]]:
+    """`vectors` in order, `BATCH_ROWS` at a time, as float32 (what FAISS takes)."""
+    for start in range(0, len(vectors), BATCH_ROWS):
+        yield np.ascontiguousarray(vectors[start : start + BATCH_ROWS], dtype=np.float32)
 
 
 def scaled_float32(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -137,8 +136,8 @@ class GpuFlat:
         config = faiss.GpuIndexFlatConfig()
         config.useFloat16 = True
         self._index: Any = faiss.GpuIndexFlatIP(self._resources, vectors.shape[1], config)
-        for start in range(0, len(vectors), GPU_BATCH_ROWS):
-            self._index.add(vectors[start : start + GPU_BATCH_ROWS].astype(np.float32))
+        for batch in float32_batches(vectors):
+            self._index.add(batch)
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """The k best rows for each query, (q, k); the caller re-scores them."""

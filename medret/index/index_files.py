@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import CorruptError
-from medret.index.approximate import Distinct, HnswIndex, LshIndex
+from medret.errors import CorruptError, first_line
+from medret.index.approximate import Distinct, approximate_index
 from medret.index.exact import ExactIndex
 from medret.index.neighbours import Searchable
-from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
+from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
 
 INNER_PRODUCT, L2 = 0, 1
 FP16 = 4  # faiss.ScalarQuantizer.QT_fp16
@@ -59,48 +60,25 @@ class _Fields:
             raise ValueError(f"{len(self._data) - self._at} bytes follow its last field")
 
 
-def judge_exact(path: Path) -> None:
-    """Raise CorruptError, naming the file, unless it is a sound exact index."""
-    _judge(path, EXACT)
-
-
-def judge_hnsw(path: Path) -> None:
-    """Raise CorruptError, naming the file, unless it is a sound HNSW index."""
-    _judge(path, HNSW)
-
-
-def judge_lsh(path: Path) -> None:
-    """Raise CorruptError, naming the file, unless it is a sound LSH index."""
-    _judge(path, LSH)
-
-
-JUDGES = {EXACT: judge_exact, HNSW: judge_hnsw, LSH: judge_lsh}
-
-
-def _judge(path: Path, kind: str) -> None:
+def judge_file(kind: str, path: Path) -> None:
+    """Raise CorruptError, naming the file, unless it is a sound index of that kind."""
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise CorruptError(f"{path} is empty, expected a FAISS index")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            problem = _problem(mapped, kind)
-    if problem:
-        raise CorruptError(f"{path} is not an index that medret writes: {problem}")
+            _judge(mapped, kind, str(path))
 
 
-def judge_bytes(data: bytes, kind: str) -> None:
-    """Check the bytes of an index file; raises CorruptError unless it is sound."""
-    if problem := _problem(data, kind):
-        raise CorruptError(f"not an index that medret writes: {problem}")
+JUDGES = {kind: partial(judge_file, kind) for kind in KINDS}
 
 
-def _problem(data: Any, kind: str) -> str | None:
+def _judge(data: Any, kind: str, name: str) -> None:
     fields = _Fields(data)
     try:
         {EXACT: _exact, HNSW: _hnsw, LSH: _lsh}[kind](fields)
         fields.end()
     except ValueError as error:
-        return str(error)
-    return None
+        raise CorruptError(f"{name} is not an index that medret writes: {error}") from error
 
 
 def _expect(holds: bool, problem: str) -> None:
@@ -186,14 +164,12 @@ def open_approximate(
 ) -> Searchable:
     """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError if the file is another."""
     index = _read(path, kind, len(distinct.rows), exact.dim)
-    if kind == HNSW:
-        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
-    return LshIndex(index, exact, distinct, settings.lsh_candidates)
+    return approximate_index(kind, index, exact, distinct, settings)
 
 
 def exact_vectors(data: bytes) -> NDArray[np.float16]:
     """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError if it is something else."""
-    judge_bytes(data, EXACT)
+    _judge(data, EXACT, "a file")
     index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()
 
@@ -203,7 +179,7 @@ def _read(path: Path, kind: str, rows: int, dim: int) -> Any:
         # Maps the codes and links of all three kinds; the rotation matrix of LSH alone is read into memory.
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
-        raise CorruptError(f"{path} cannot be read as a FAISS index: {str(error).splitlines()[0]}") from error
+        raise CorruptError(f"{path} cannot be read as a FAISS index: {first_line(error)}") from error
     if not isinstance(index, _CLASSES[kind]) or (index.ntotal, index.d) != (rows, dim):
         raise CorruptError(
             f"{path} is a {type(index).__name__} of {index.ntotal} x {index.d}, expected {kind} of {rows} x {dim}"
