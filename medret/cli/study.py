@@ -147,7 +147,7 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 def _print_study(study: Study) -> None:
     """Print the table without cutting it to the width of the terminal."""
-    rows = [study.table.column_names, *([_text(value) for value in row.values()] for row in study.table.to_pylist())]
+    rows = [list(study.rows[0]), *([_text(value) for value in row.values()] for row in study.rows)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
         say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

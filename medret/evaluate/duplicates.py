@@ -6,6 +6,7 @@ That is measured by the symmetric late-interaction score, which does not favour 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medret.errors import UsageError
 from medret.index import EXACT, HNSW
@@ -143,10 +145,10 @@ def _copies(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     """Yield pairs of volumes with the same bytes; of a large group of copies, the first with each of the others."""
     columns = ["volume_id", "status", "content_sha256"]
     ledger = read_ledger(Location(snapshot.uri), snapshot.id, snapshot.manifest, columns)
-    groups: dict[str, list[str]] = {}
-    for row in zip(*(ledger[name].to_pylist() for name in columns), strict=True):
-        if row[1] == "embedded" and row[2]:
-            groups.setdefault(row[2], []).append(row[0])
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for volume_id, status, sha256 in zip(*(ledger[name].to_pylist() for name in columns), strict=True):
+        if status == "embedded" and sha256:
+            groups[sha256].append(volume_id)
     for group in groups.values():
         if len(group) <= NEIGHBOURS:
             yield from combinations(sorted(group), 2)
@@ -165,7 +167,5 @@ def _slice_score(snapshot: Snapshot, first: str, second: str, model: str | None)
 
 def labels_of(labels: pa.Table, names: AbstractSet[str]) -> dict[str, dict[str, str | None]]:
     """Look up the labels of some volumes, by volume_id."""
-    ids = labels["volume_id"].to_pylist()
-    rows = [row for row, name in enumerate(ids) if name in names]
-    columns = {name: labels[name].take(pa.array(rows, pa.int64())).to_pylist() for name in LABELS}
-    return {ids[row]: {name: columns[name][at] for name in LABELS} for at, row in enumerate(rows)}
+    known = labels.filter(pc.is_in(labels["volume_id"], pa.array(sorted(names), pa.string())))
+    return {row.pop("volume_id"): row for row in known.select(["volume_id", *LABELS]).to_pylist()}

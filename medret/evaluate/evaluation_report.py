@@ -16,9 +16,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from medret.evaluate.averages import MACRO, MICRO
-from medret.evaluate.configs import SearchConfig
-from medret.evaluate.figures import ALL, ANN_RECALL, Evaluation, late_notes
+from medret.evaluate.averages import MACRO
+from medret.evaluate.figures import Evaluation, late_notes
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
 from medret.html.images import IMAGE_SIZE, ImageRequest, Tile
@@ -26,8 +25,6 @@ from medret.html.plots import COLOURS, Bar, Point, bars, colour_of, key, matrix,
 from medret.html.render import render
 from medret.search import Snapshot
 
-HEADLINE = ("recall@1", "mAP", "precision@5", "ndcg@10")
-CLASS_METRICS = ("recall@1", "recall@10", "precision@5", "mAP", "ndcg@10")
 POINTS_MAX = 3000  # of the map; of larger archives a sample is drawn
 QUERIES_SHOWN = 5
 HITS_SHOWN = 5
@@ -36,28 +33,22 @@ WORST_PER_CLASS = 2
 
 def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How well this archive is searched") -> str:
     """Render the page. Slices are read from the archive; a file that is out of reach leaves a note in its place."""
-    scored = evaluation.places
-    level = "organ" if any(name == "organ" for _, name in scored) else scored[0][1]
-    gallery_exclude = next(exclude for exclude, name in scored if name == level)
+    places = evaluation.places
+    level = "organ" if any(name == "organ" for _, name in places) else places[0][1]
+    gallery_exclude = next(exclude for exclude, name in places if name == level)
     best, worst = _best_and_worst(evaluation, gallery_exclude, level)
     best_gallery, worst_gallery = _galleries(snapshot, evaluation, gallery_exclude, level, (best, worst))
     shown = {
         "facts": _facts(snapshot, evaluation),
         "warnings": _warnings(snapshot, evaluation),
-        "scored": scored,
         "level": level,
-        "headline": [_headline(evaluation, exclude, name) for exclude, name in scored],
-        "recalls": [_recall_plot(evaluation, exclude, name) for exclude, name in scored],
-        "confusions": [_confusion_plot(evaluation, exclude, name) for exclude, name in scored if name == level],
+        "recalls": [_recall_plot(evaluation, exclude, name) for exclude, name in places],
+        "confusions": [_confusion_plot(evaluation, exclude, name) for exclude, name in places if name == level],
         "map": _map(snapshot, evaluation, level),
         "gallery_exclude": gallery_exclude,
         "best": best_gallery,
         "worst": worst_gallery,
-        "chances": [_pair(evaluation, evaluation.leading, place, chance=True) for place in scored],
-        "configs": [_config(evaluation, config, scored) for config in evaluation.distinct_configs],
         "notes": late_notes(evaluation),
-        "class_metrics": CLASS_METRICS,
-        "classes": [_classes(evaluation, exclude, name) for exclude, name in scored],
         "footer": _footer(snapshot, evaluation),
     }
     values = {"words": _words, "among": _among, "counts": _counts, "image_size": IMAGE_SIZE}
@@ -114,35 +105,6 @@ def _footer(snapshot: Snapshot, evaluation: Evaluation) -> dict[str, str]:
         "ranks per list": f"{ranks}; a volume beyond them counts as not found",
         "medret": f"{snapshot.manifest.medret_version}. For research: not a medical device.",
     }
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _headline(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
-    """Macro figures of the leading configuration."""
-    classes = len(evaluation.classes_of(evaluation.leading, exclude, level))
-    figures = evaluation.figures(evaluation.leading, exclude, level, MACRO, HEADLINE)
-    return {"level": level, "exclude": exclude, "classes": classes, "figures": figures}
-
-
-def _classes(evaluation: Evaluation, exclude: str, level: str) -> dict[str, Any]:
-    """Figures of every class, then of the means."""
-    place = (evaluation.leading, exclude, level)
-    names = [*evaluation.classes_of(*place), MACRO, MICRO]
-    rows = [(name, evaluation.figures(*place, name, CLASS_METRICS), name in (MACRO, MICRO)) for name in names]
-    return {"level": level, "exclude": exclude, "rows": rows}
-
-
-def _config(evaluation: Evaluation, config: SearchConfig, scored: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    recall = evaluation.figure(config, evaluation.excludes[0], ALL, ALL, ANN_RECALL)
-    figures = [_pair(evaluation, config, place) for place in scored]
-    return {"config": config, "recall": f"{recall.value:.3f}" if recall else "exact", "figures": figures}
-
-
-def _pair(evaluation: Evaluation, config: SearchConfig, place: tuple[str, str], chance: bool = False) -> str:
-    rows = evaluation.figures(config, *place, MACRO, ("recall@1", "mAP"))
-    return " / ".join(f"{row.chance if chance else row.value:.3f}" for row in rows)
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
@@ -245,11 +207,10 @@ def principal_components(vectors: NDArray[np.float64]) -> tuple[NDArray[np.float
 
 @dataclass(frozen=True)
 class _Picture:
-    """One volume of a gallery. tile: its middle slice; None, with the reason, where it cannot be shown."""
+    """One volume of a gallery. image: its middle slice, or why it cannot be shown."""
 
     kind: str
-    tile: Tile | None
-    reason: str
+    image: Tile | str
     alt: str
     label: str
     volume_id: str
@@ -295,10 +256,8 @@ def _galleries(
         values = [text_column(table, column)[row] for column in (level, "modality")]
         label = ", ".join(value for value in values if value) or "no label"
         shown = images[requests[side, row]]
-        if isinstance(shown, str):
-            return _Picture(kind, None, shown, "", label, name, note)
-        tile = shown.middle[len(shown.middle) // 2]
-        return _Picture(kind, tile, "", f"{side} {name}, {label}: {tile}", label, name, note)
+        image = shown if isinstance(shown, str) else shown.middle[len(shown.middle) // 2]
+        return _Picture(kind, image, f"{side} {name}, {label}: {image}", label, name, note)
 
     def shelf(row: int) -> list[_Picture]:
         precision = detail.values[level][row, NAMES.index("mAP")]

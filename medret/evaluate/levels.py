@@ -174,20 +174,17 @@ def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
         if origin is not None
         for value in values_of(text)
     ]
-    origins: defaultdict[str, set[str]] = defaultdict(set)
+    counts = Counter(value for value, _ in pairs)
     by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    counts: Counter[str] = Counter()
     for value, origin in pairs:
-        origins[value].add(origin)
         by_source[origin][value] += 1
-        counts[value] += 1
-    if len(origins) < 2 or len(by_source) < 2:
+    if len(counts) < 2 or len(by_source) < 2:
         return None
-    single = tuple(sorted(value for value, sources in origins.items() if len(sources) == 1))
+    single = tuple(sorted(value for value in counts if counts[value] in {one[value] for one in by_source.values()}))
     share = sum(counts[value] for value in single) / len(pairs)
     predicted = sum(_right(classes) for classes in by_source.values()) / len(pairs)
     floor = max(counts.values()) / len(pairs)
-    return Confound(level, source, single, len(origins), share, predicted, (predicted - floor) / (1 - floor))
+    return Confound(level, source, single, len(counts), share, predicted, (predicted - floor) / (1 - floor))
 
 
 def _right(counts: Counter[str]) -> int:

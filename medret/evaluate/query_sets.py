@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.archive import labels_of, list_archive, read_labels
@@ -21,6 +23,8 @@ from medret.evaluate.configs import Selection, configs_of
 from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
+
+KEPT_MAX = 4096  # queries
 
 Resolve = Callable[[int, str, str], QueryVectors]  # a query's row, a model and an aggregation to vectors
 
@@ -49,39 +53,29 @@ class QuerySet:
     resolve: Resolve
     failures: tuple[Failure, ...] = ()
     excluded: frozenset[str] = frozenset()
-    _kept: dict[tuple[int, str, str], QueryVectors] = field(default_factory=dict, repr=False)
-
-    KEPT_MAX = 4096
 
     def vectors(self, rows: NDArray[np.int64], model: str, aggregation: str) -> list[QueryVectors]:
         """The vectors of these queries; those of small sets are kept, because every configuration needs them."""
-        vectors_of_rows = []
-        for row in rows.tolist():
-            key = (row, model, aggregation)
-            vectors = self._kept.get(key)
-            if vectors is None:
-                vectors = self.resolve(*key)
-                if self.queries.num_rows <= self.KEPT_MAX:
-                    self._kept[key] = vectors
-            vectors_of_rows.append(vectors)
-        return vectors_of_rows
+        return [self._kept(row, model, aggregation) for row in rows.tolist()]
+
+    @cached_property
+    def _kept(self) -> Any:
+        return lru_cache(KEPT_MAX)(self.resolve)
 
     def forget(self) -> None:
         """Drop the vectors that were kept."""
-        self._kept.clear()
+        self._kept.cache_clear()
 
 
 def known_labels(snapshot: Snapshot, without: AbstractSet[str]) -> pa.Table:
     """The labels of a snapshot without some volumes; raises UsageError for one that it does not have."""
     labels = snapshot.labels()
-    ids: list[str] = labels["volume_id"].to_pylist()
-    unknown = sorted(frozenset(without) - frozenset(ids))
+    unknown = sorted(without - set(labels["volume_id"].to_pylist()))
     if unknown:
         raise UsageError(
             f"{snapshot.uri} has no volume '{unknown[0]}', which is to be left out ({len(unknown)} in all)"
         )
-    rows = [row for row, volume_id in enumerate(ids) if volume_id not in without]
-    return labels.take(pa.array(rows, pa.int64())) if without else labels
+    return labels.filter(pc.invert(pc.is_in(labels["volume_id"], pa.array(sorted(without), pa.string()))))
 
 
 def archive_queries(

@@ -120,7 +120,8 @@ class ScoredQueries:
         """The relevance of ranked hits: (len(rows), depth). kept: (len(rows), n), what the exclusion leaves."""
         order = judged_order(ranking, kept & self.level.candidates.any(axis=1))
         relevant: NDArray[np.bool_] = np.take_along_axis(self.level.relevance(rows), np.maximum(order, 0), axis=1)
-        return relevant & (order != MISSING)
+        relevant &= order != MISSING
+        return relevant
 
 
 def scored_queries(level: Level, exclusion: Exclusion, min_relevant: int, batch: int) -> ScoredQueries:

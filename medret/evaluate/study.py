@@ -38,42 +38,28 @@ VOLUMES_MAX = 20_000
 Report = Callable[[str], None]
 Similarity = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]  # rows of queries to (rows, volumes)
 
-SCORES = pa.schema(
-    [
-        pa.field("arm", pa.string(), nullable=False),
-        pa.field("exclude", pa.string(), nullable=False),
-        pa.field("level", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),  # macro, the mean over seeds
-        pa.field("low", pa.float64()),  # of the 95 % interval over subjects, mean over seeds; null if there is none
-        pa.field("high", pa.float64()),
-        pa.field("spread", pa.float64(), nullable=False),  # standard deviation over seeds
-        pa.field("seeds", pa.int32(), nullable=False),
-        pa.field("chance", pa.float64(), nullable=False),
-        pa.field("n", pa.int32(), nullable=False),
-    ]
-)
+Row = dict[str, Any]  # a figure: column -> value
 
 
 @dataclass(frozen=True)
 class Study:
-    """A finished study. table: its figures. plots: (heading, SVG). notes: what readers need to know."""
+    """A finished study. rows: its figures. plots: (heading, SVG). notes: what readers need to know."""
 
     name: str
     store: str
     snapshot: str
-    table: pa.Table
+    rows: Sequence[Row]
     plots: Sequence[tuple[str, Markup]]
     notes: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
         """The study as a JSON object."""
         named = {"study": self.name, "store": self.store, "snapshot": self.snapshot, "notes": list(self.notes)}
-        return {**named, "rows": self.table.to_pylist()}
+        return {**named, "rows": list(self.rows)}
 
     def to_csv(self) -> str:
-        """The table as CSV text."""
-        return csv_text(self.table.column_names, zip(*(one.to_pylist() for one in self.table.columns), strict=True))
+        """The figures as CSV text."""
+        return csv_text(list(self.rows[0]), (row.values() for row in self.rows))
 
 
 def study_page(study: Study) -> str:
@@ -126,8 +112,12 @@ class SimilarityScorer:
         self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
         self._subjects = subject_numbers(query_set.queries)
 
-    def score(self, variant: str, similarities: Iterable[Similarity]) -> list[dict[str, Any]]:
-        """Rank all volumes; return rows of SCORES: macro figures, their means over similarities of different seeds."""
+    def score(self, variant: str, similarities: Iterable[Similarity]) -> list[Row]:
+        """Rank all volumes by similarities that differ in their seed alone; return macro figures.
+
+        value, and low and high (of the 95 % interval over subjects; None if there is none), are means over the seeds;
+        spread is their standard deviation.
+        """
         rows = []
         by_seed = [list(self._figures(similarity)) for similarity in similarities]
         for same in zip(*by_seed, strict=True):

@@ -7,18 +7,17 @@ a share of the difference of two others, rotated at random into the requested wi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
 from medret.evaluate.scoring import RECALL_K, TIE_TOLERANCE
-from medret.evaluate.study import Report, Study, read_slices
+from medret.evaluate.study import Report, Row, Study, read_slices
 from medret.html.plots import Line, lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
 from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
@@ -34,20 +33,6 @@ SPREAD = 0.3  # the share of a difference that is added
 HNSW_LINKS = (16, 32)
 HNSW_SEARCH = (32, 64, 128)
 LSH_BITS = (256, 512, 1024, 2048)
-
-FIGURES = pa.schema(
-    [
-        pa.field("dim", pa.int32(), nullable=False),
-        pa.field("vectors", pa.int64(), nullable=False),
-        pa.field("index", pa.string(), nullable=False),
-        pa.field("setting", pa.string(), nullable=False),
-        pa.field("build_seconds", pa.float64(), nullable=False),
-        pa.field("bytes_per_vector", pa.float64(), nullable=False),  # without the exact index, which LSH also reads
-        pa.field("p50_ms", pa.float64(), nullable=False),  # of one query for ten vectors
-        pa.field("p95_ms", pa.float64(), nullable=False),
-        pa.field("recall_at_10", pa.float64(), nullable=False),  # of exact search, ties included
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,11 @@ def study_index(
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> Study:
-    """Build and search every kind of index at every size and width."""
+    """Build and search every kind of index at every size and width.
+
+    bytes_per_vector: without the exact index, which LSH also reads. p50_ms, p95_ms: of one query for ten vectors.
+    recall_at_10: of exact search, ties included.
+    """
     for size in sizes:
         if not RECALL_K < size <= SIZES_MAX:
             raise UsageError(f"--sizes {size} is not from {RECALL_K + 1} to {SIZES_MAX} vectors")
@@ -76,7 +65,7 @@ def study_index(
         if not 8 <= dim <= 8192:
             raise UsageError(f"--dims {dim} is not from 8 to 8192")
     stored = np.concatenate([slices.vectors for slices in read_slices(snapshot, model).values()])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for dim in dims:
         for size in sizes:
             report(f"dim {dim}, {size} vectors: exact")
@@ -84,13 +73,12 @@ def study_index(
             for row in _measured(vectors[:size], vectors[size:].astype(np.float32)):
                 rows.append({"dim": dim, "vectors": size, **row})
                 report(f"dim {dim}, {size} vectors: {row['index']} {row['setting']}")
-    table = pa.Table.from_pylist(rows, schema=FIGURES)
     notes = [
         f"synthetic vectors like {len(stored)} stored slice vectors of {snapshot.recipe(model).model.name}",
         f"{QUERIES} queries that are not among the vectors, one at a time; threads of FAISS: {threads()}",
         "bytes_per_vector of LSH: codes and rotation; the exact index, which re-scores the candidates, is not counted",
     ]
-    return Study("index", snapshot.uri, snapshot.id, table, _plots(table), notes)
+    return Study("index", snapshot.uri, snapshot.id, rows, _plots(rows), notes)
 
 
 def like_stored(stored: NDArray[np.float32], count: int, dim: int, seed: int) -> NDArray[np.float16]:
@@ -115,28 +103,27 @@ def like_stored(stored: NDArray[np.float32], count: int, dim: int, seed: int) ->
 
 
 def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
-    start = time.perf_counter()
-    flat = build_exact(vectors)
-    seconds = time.perf_counter() - start
+    flat, seconds = _timed(build_exact, vectors)
     exact = ExactIndex(flat)
     distinct = Distinct(np.arange(len(vectors), dtype=np.int32))  # drawn at random: none equals another
     probe = _Probe(queries, exact.search(queries, RECALL_K).scores[:, -1], exact)
     yield {"index": "exact", "setting": "", "build_seconds": seconds, **_searched(exact, flat, probe)}
     for links in HNSW_LINKS:
-        settings = IndexSettings(hnsw_m=links)
-        start = time.perf_counter()
-        graph = build_hnsw(vectors, settings)
-        seconds = time.perf_counter() - start
+        graph, seconds = _timed(build_hnsw, vectors, IndexSettings(hnsw_m=links))
         for search in HNSW_SEARCH:
             measured = _searched(HnswIndex(graph, exact, distinct, search), graph, probe)
             yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **measured}
     for bits in LSH_BITS:
         settings = IndexSettings(lsh_bits=bits)
-        start = time.perf_counter()
-        codes = build_lsh(vectors, settings)
-        seconds = time.perf_counter() - start
+        codes, seconds = _timed(build_lsh, vectors, settings)
         measured = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, probe)
         yield {"index": "lsh", "setting": f"{bits} bits", "build_seconds": seconds, **measured}
+
+
+def _timed(build: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What a function builds, and the seconds that it takes."""
+    start = time.perf_counter()
+    return build(*arguments), time.perf_counter() - start
 
 
 def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
@@ -157,8 +144,7 @@ def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
     }
 
 
-def _plots(table: pa.Table) -> list[tuple[str, Markup]]:
-    rows = table.to_pylist()
+def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     plots = []
     for dim in dict.fromkeys(row["dim"] for row in rows):
         of_dim = [row for row in rows if row["dim"] == dim]

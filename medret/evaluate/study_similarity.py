@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -16,8 +14,8 @@ from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.study import (
-    SCORES,
     Report,
+    Row,
     Similarity,
     SimilarityScorer,
     Study,
@@ -34,8 +32,6 @@ CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
 SIGMAS = (0.05, 0.1, 0.2, 0.4)
 SEEDS = 5
 WEIGHTS = (0.25, 0.5, 0.75)
-
-Row = dict[str, Any]  # of SCORES
 
 
 def study_aggregation(
@@ -65,8 +61,7 @@ def study_aggregation(
         rows += scorer.score(name, similarities)
     most = max(map(len, slices.values()))
     notes = [f"slices stored: at most {most} per volume; a subsample of that size equals the mean", *scorer.notes]
-    table = pa.Table.from_pylist(rows, schema=SCORES)
-    return Study("aggregation", snapshot.uri, snapshot.id, table, _aggregation_plots(rows), notes)
+    return Study("aggregation", snapshot.uri, snapshot.id, rows, _aggregation_plots(rows), notes)
 
 
 def _aggregated_cosines(
@@ -144,7 +139,7 @@ def study_ensemble(
         (heading, bars([_bar(row, name in alone) for name, row in by_variant.items()], heading, name_px=330))
         for heading, by_variant in _recalls(rows)
     ]
-    return Study("ensemble", snapshot.uri, snapshot.id, pa.Table.from_pylist(rows, schema=SCORES), plots, notes)
+    return Study("ensemble", snapshot.uri, snapshot.id, rows, plots, notes)
 
 
 def _model_cosines(snapshot: Snapshot, scorer: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:

@@ -21,7 +21,7 @@ ORGAN = Options(levels=["organ"])
 
 
 def _value(study: Study, arm: str, metric: str = "mAP", exclude: str = "subject") -> float:
-    rows = study.table.to_pylist()
+    rows = study.rows
     (row,) = (r for r in rows if (r["arm"], r["metric"], r["exclude"], r["level"]) == (arm, metric, exclude, "organ"))
     return float(row["value"])
 
@@ -37,7 +37,7 @@ def test_stored_slices_are_those_that_were_written(snapshot: Snapshot, labelled_
 
 def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) -> None:
     study = study_aggregation(snapshot, ORGAN, seeds=3)
-    arms = set(study.table["arm"].to_pylist())
+    arms = {row["arm"] for row in study.rows}
     assert {"mean", "max", "random:5", "random:10", "random:20", "uniform:5", "gaussian:0.5,0.2"} <= arms
     assert len([arm for arm in arms if arm.startswith("gaussian")]) == 20
     selection = Selection(models=[snapshot.models[0]], indices=["exact"], modes=["volume"])
@@ -48,7 +48,7 @@ def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) ->
             assert row is not None
             # the index holds vectors rounded to float16, so that a near tie may be the other way round
             assert _value(study, arm.aggregation, metric) == pytest.approx(row.value, abs=0.01)
-    rows = {row["arm"]: row for row in study.table.to_pylist() if row["metric"] == "mAP"}
+    rows = {row["arm"]: row for row in study.rows if row["metric"] == "mAP"}
     assert rows["random:5"]["seeds"] == 3
     assert rows["random:5"]["spread"] > 0
     assert rows["random:10"]["value"] == rows["mean"]["value"]  # there are six slices
@@ -73,7 +73,7 @@ def test_an_ensemble_needs_two_models(stores: Any, tmp_path: Path) -> None:
 
 def test_index_settings_are_measured(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[300, 600], dims=[16, 48])
-    rows = study.table.to_pylist()
+    rows = study.rows
     assert len(rows) == 2 * 2 * (1 + 6 + 4)
     for row in rows:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
@@ -133,5 +133,5 @@ def test_sizes_that_cannot_be_are_one_line(
 
 def test_texts_of_a_page_are_escaped(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[50], dims=[8])
-    evil = Study("<script>", "<script>", "<script>", study.table, [("<script>", Markup("<svg></svg>"))], ["<script>"])
+    evil = Study("<script>", "<script>", "<script>", study.rows, [("<script>", Markup("<svg></svg>"))], ["<script>"])
     assert "<script" not in study_page(evil)
