@@ -38,31 +38,17 @@ class Region:
         for axis, bounds in enumerate(self.bounds):
             if bounds is None:
                 continue
-            low, high = self._voxels(bounds, axis, geometry, shape)
-            first[axis], last[axis] = max(0, low), min(shape[axis], high + 1)
+            start, step = _line(axis, geometry, shape) if self.mm else (0.0, 1.0)
+            low, high = ((bound - start) / step for bound in (bounds if step > 0 else reversed(bounds)))
+            first[axis] = max(0, ceil(max(low, -1.0) - _NEAR))
+            last[axis] = min(shape[axis], floor(min(high, float(shape[axis])) + _NEAR) + 1)
             if first[axis] >= last[axis]:
-                extent = " to ".join(
-                    _shown(self._axis_value(end, axis, geometry, shape)) for end in (0, shape[axis] - 1)
-                )
-                unit = " mm" if self.mm else ""
+                unit, end = " mm" if self.mm else "", start + step * (shape[axis] - 1)
                 raise UsageError(
-                    f"{_shown(bounds[0])}:{_shown(bounds[1])}{unit} holds no slice: the volume's "
-                    f"{PLANE_OF_AXIS[axis]} slices lie at {extent}{unit}"
+                    f"{bounds[0]:g}:{bounds[1]:g}{unit} holds no slice: the volume's {PLANE_OF_AXIS[axis]} slices lie "
+                    f"at {start:g} to {end:g}{unit}"
                 )
         return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
-
-    def _voxels(
-        self, bounds: tuple[float, float], axis: int, geometry: Geometry, shape: tuple[int, ...]
-    ) -> tuple[int, int]:
-        low, high = bounds
-        if self.mm:
-            start, step = _line(axis, geometry, shape)
-            low, high = sorted(((low - start) / step, (high - start) / step))
-        return ceil(max(low, -1.0) - _NEAR), floor(min(high, float(shape[axis])) + _NEAR)
-
-    def _axis_value(self, slice_index: int, axis: int, geometry: Geometry, shape: tuple[int, ...]) -> float:
-        start, step = _line(axis, geometry, shape)
-        return start + step * slice_index if self.mm else slice_index
 
 
 def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float, float]:
@@ -70,10 +56,6 @@ def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float,
     centre = np.array([(side - 1) / 2 for side in shape] + [1.0])
     centre[axis] = 0
     return float(geometry.affine_ras[axis] @ centre), float(geometry.affine_ras[axis, axis])
-
-
-def _shown(value: float) -> str:
-    return f"{value:g}"
 
 
 def mask_region(mask: bytes, volume: bytes, limits: Limits = Limits()) -> Region:  # noqa: B008  # frozen
