@@ -72,28 +72,23 @@ class IndexSettings:
         return min(bits, LSH_BITS_MAX)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as a JSON object; `from_json` is its inverse."""
-        return {**asdict(self), "kinds": list(self.kinds)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> IndexSettings:
-        """Settings from a result of `to_json` or `digest_inputs`; raises UsageError for unknown keys and bad values."""
-        content = {name: value for name, value in content.items() if name != VERSION_KEY}
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(content) - known)
-        if unknown:
-            raise UsageError(f"index settings have unknown keys {unknown}, expected some of {sorted(known)}")
-        values = dict(content)
-        if "kinds" in values:
-            values["kinds"] = tuple(values["kinds"])
-        return cls(**values)
-
-    def digest_inputs(self) -> dict[str, Any]:
-        """Everything that decides the index files and their measured recall, as JSON.
+        """Everything that decides the index files and their measured recall, as a JSON object.
 
         It goes into the digest of an index folder, and into the manifest, for the next run to compare.
         """
-        return {VERSION_KEY: INDEX_VERSION, **self.to_json()}
+        return {VERSION_KEY: INDEX_VERSION, **asdict(self), "kinds": list(self.kinds)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> IndexSettings:
+        """Settings from a result of `to_json`; raises UsageError for unknown keys and bad values."""
+        values = {name: value for name, value in content.items() if name != VERSION_KEY}
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UsageError(f"index settings have unknown keys {unknown}, expected some of {sorted(known)}")
+        if "kinds" in values:
+            values["kinds"] = tuple(values["kinds"])
+        return cls(**values)
 
 
 def _within(name: str, value: object, low: int, high: int) -> None:

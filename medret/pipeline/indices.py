@@ -132,7 +132,7 @@ class Indices:
 def index_folder(recipe: Recipe, aggregation: str | None, centre: StoredFile | None, settings: IndexSettings) -> str:
     """Folder of an index below indices/: a digest of everything but the vectors that decides its files."""
     over = {"recipe": recipe.digest, "over": aggregation, "centre": centre and centre.sha256}
-    return digest_of({**over, "settings": settings.digest_inputs()})
+    return digest_of({**over, "settings": settings.to_json()})
 
 
 def make_indices(

@@ -210,7 +210,7 @@ def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: 
     requested = [
         [recipe.digest for recipe in recipes],
         [aggregation.name for aggregation in request.aggregations],
-        request.index.digest_inputs(),
+        request.index.to_json(),
         inputs.listing.archive_uri,
     ]
     published = [

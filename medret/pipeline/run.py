@@ -224,7 +224,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
             parent=state.base.id, medret_version=__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
-            index_settings=request.index.digest_inputs(), indices=indices.entries, counts=counts,
+            index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
             skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger["slices"]).as_py() or 0),
             gates=passed,
         )  # fmt: skip
