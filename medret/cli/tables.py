@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
-from rich.table import Table
+from rich.table import Column, Table
 
 from medret.terminal import Terminal
 
@@ -61,9 +61,7 @@ def _without_hu(labels: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _print_quarantine(console: Terminal, outcome: IndexOutcome) -> None:
-    table = Table(title=f"quarantine: {outcome.quarantine.num_rows} volumes", title_justify="left")
-    for heading in ("volume", "code", "reason"):
-        table.add_column(heading, overflow="fold")
+    table = _folded("volume", "code", "reason", title=f"quarantine: {outcome.quarantine.num_rows} volumes")
     for row in outcome.quarantine.slice(0, QUARANTINE_SHOWN).to_pylist():
         table.add_row(row["volume_id"], row["code"], row["reason"])
     console.print(table)
@@ -73,9 +71,8 @@ def _print_quarantine(console: Terminal, outcome: IndexOutcome) -> None:
 
 def print_snapshots(snapshots: Sequence[Mapping[str, Any]]) -> None:
     """The history of a store."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("snapshot", "", "volumes", "embedded", "gone", "quarantined", "models", "recall@10"):
-        table.add_column(heading, overflow="fold")
+    headings = ("snapshot", "", "volumes", "embedded", "gone", "quarantined", "models", "recall@10")
+    table = _folded(*headings, box=None, pad_edge=False)
     for one in snapshots:
         live = "live" if one["live"] else ""
         if one["problem"]:
@@ -151,20 +148,23 @@ def print_hits(query: str, hits: Sequence[Hit], score: str) -> None:
 
 def print_models(specs: Sequence[ModelSpec]) -> None:
     """The registry."""
-    table = Table()
-    for heading in ("name", "dim", "side px", "licence", "weights"):
-        table.add_column(heading, overflow="fold")
+    table = _folded("name", "dim", "side px", "licence", "weights")
     for spec in specs:
         table.add_row(spec.name, str(spec.dim), str(spec.image_size), spec.licence, spec.source)
     Terminal().print(table)
 
 
-def _match(hit: Any) -> str:
+def _folded(*headings: str, **options: Any) -> Table:
+    """A table whose cells are folded, not cut."""
+    return Table(*(Column(heading, overflow="fold") for heading in headings), title_justify="left", **options)
+
+
+def _match(hit: Hit) -> str:
     match = hit.slices
     if match is None:
         return ""
-    own = f"{_range(match.query)} ~ " if match.query else ""
-    return f"{match.plane} {own}{_range(match.hit)}"
+    of_query = f"{_range(match.query)} ~ " if match.query else ""
+    return f"{match.plane} {of_query}{_range(match.hit)}"
 
 
 def _range(positions: tuple[int, int]) -> str:

@@ -52,7 +52,7 @@ def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How we
         "footer": _footer(snapshot, evaluation),
     }
     values = {"words": _words, "among": _among, "counts": _counts, "image_size": IMAGE_SIZE}
-    return render("report.html.j2", title=title, found=evaluation, shown=shown, **values)
+    return render("report.html.j2", title=title, evaluation=evaluation, shown=shown, **values)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -67,8 +68,8 @@ def scoring_plan(snapshot: Snapshot, query_set: QuerySet, options: Options, batc
     warnings: list[str] = []
     levels = [level_of(name, query_set.queries, candidates) for name in _level_names(snapshot, query_set, options)]
     known = [source for source in options.sources if source in candidates.column_names]
-    found = (confound(candidates, level.name, source) for level in levels for source in known)
-    confounds = [confounded for confounded in found if confounded]
+    pairs = product(levels, known)
+    confounds = [one for level, source in pairs if (one := confound(candidates, level.name, source))]
     exclusions = [
         exclusion_of(name, query_set.queries, candidates, query_set.self_candidates)
         for name in _exclude_names(query_set, options, confounds, warnings)

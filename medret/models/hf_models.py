@@ -102,14 +102,14 @@ def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_state(path).items()}
     try:
         with _quiet():
-            model, found = model_class.from_pretrained(
+            model, loaded = model_class.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
         raise WeightsError(f"weights {path}: not a checkpoint of {spec.name}: {first_line(error)}") from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loaded["missing_keys"])
     untrained = [key for key in missing if not key.startswith("pooler.") and not key.endswith("num_batches_tracked")]
-    shaped = [str(key[0]) if isinstance(key, tuple) else str(key) for key in found["mismatched_keys"]]
+    shaped = [str(key[0]) if isinstance(key, tuple) else str(key) for key in loaded["mismatched_keys"]]
     if untrained or shaped:
         raise WeightsError(
             f"weights {path}: not a checkpoint of {spec.name}: {len(untrained)} missing "

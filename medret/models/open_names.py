@@ -148,7 +148,7 @@ def _json(files: FileSet, file_name: str, name: str) -> dict[str, Any] | None:
 
 def _processor(files: FileSet, name: str) -> dict[str, Any] | None:
     """The image processor's configuration over its class's defaults in transformers; None without a configuration."""
-    content = next((found for file in _PROCESSOR_FILES if (found := _json(files, file, name)) is not None), None)
+    content = next((parsed for file in _PROCESSOR_FILES if (parsed := _json(files, file, name)) is not None), None)
     if content is None:
         return None
     content = content.get("image_processor", content)

@@ -79,11 +79,11 @@ def _timm(
     dim: with the channels of `layers`. source: a published file that fits, besides that of the hub or the package.
     """
     origins = (HubFile(hub, ("model.safetensors",)),) if hub else (package,) if package else ()
-    found = [f"model.safetensors of {hub} (Hugging Face hub)"] if hub else []
-    found += [f"the Python package {package.distribution}"] if package else []
-    found += [source] if source else []
+    published = [f"model.safetensors of {hub} (Hugging Face hub)"] if hub else []
+    published += [f"the Python package {package.distribution}"] if package else []
+    published += [source] if source else []
     return ModelSpec(
-        name, "timm", architecture, dim, image_size, mean, std, licence, trained_on, " or ".join(found),
+        name, "timm", architecture, dim, image_size, mean, std, licence, trained_on, " or ".join(published),
         origins=origins, options=options, by_order=package is not None, layers=layers, fuse_bn=fuse_bn,
     )  # fmt: skip
 

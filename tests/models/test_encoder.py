@@ -92,7 +92,7 @@ def test_a_compiled_model_gives_the_same(slices: Any, cosines: Any) -> None:
 def test_an_encoder_needs_no_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from medret.models import *\n"
+        "from medret.models import Encoder, model_spec, resolve_weights\n"
         f"Encoder(model_spec({SMALL!r}), resolve_weights(model_spec({SMALL!r}), 'random'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
