@@ -68,7 +68,9 @@ def _judge_of(kind: str) -> Callable[[Path], None]:
             if not path.stat().st_size:
                 raise CorruptError(f"{path} is empty, expected a FAISS index")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                _judge(mapped, kind, str(path))
+                problem = _problem(mapped, kind)
+        if problem:  # raised here, because a traceback would hold views of the map, which then cannot be closed
+            raise CorruptError(f"{path} is not an index that medret writes: {problem}")
 
     judge.__qualname__ = f"judge_{kind}"  # by which search/cache.py knows what a file was checked for
     return judge
@@ -77,13 +79,14 @@ def _judge_of(kind: str) -> Callable[[Path], None]:
 JUDGES = {kind: _judge_of(kind) for kind in KINDS}
 
 
-def _judge(data: Any, kind: str, name: str) -> None:
+def _problem(data: Any, kind: str) -> str | None:
     fields = _Fields(data)
     try:
         {EXACT: _exact, HNSW: _hnsw, LSH: _lsh}[kind](fields)
         fields.end()
     except ValueError as error:
-        raise CorruptError(f"{name} is not an index that medret writes: {error}") from error
+        return str(error)
+    return None
 
 
 def _expect(holds: bool, problem: str) -> None:
@@ -174,7 +177,8 @@ def open_approximate(
 
 def exact_vectors(data: bytes) -> NDArray[np.float16]:
     """All vectors of an exact index, (n, dim), from its file's bytes; raises CorruptError if it is something else."""
-    _judge(data, EXACT, "a file")
+    if problem := _problem(data, EXACT):
+        raise CorruptError(f"not an index that medret writes: {problem}")
     index: Any = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     return ExactIndex(index).vectors(slice(0, index.ntotal)).copy()
 
