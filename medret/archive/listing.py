@@ -9,10 +9,12 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medret.archive.inventory import read_inventory
 from medret.archive.local_walk import walk
 from medret.archive.skip_rules import found, found_tables, matcher, rules_of
 from medret.errors import NotFoundError
@@ -45,6 +47,7 @@ class Listing:
     descriptions: paths below the archive of the dataset.json files found.
     surprises: rule -> example paths, for the rules that users may not expect; names that are not text are escaped.
     single: whether archive_uri is that of a single volume.
+    notes: lines for the user on what was listed.
     """
 
     archive_uri: str
@@ -53,6 +56,7 @@ class Listing:
     descriptions: tuple[str, ...] = ()
     surprises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     single: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def listed(self) -> int:
@@ -78,7 +82,12 @@ class Listing:
 
 
 def list_archive(
-    uri: str, pattern: str | None = None, *, exclude: Sequence[str] = (), include_masks: bool = False
+    uri: str,
+    pattern: str | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    include_masks: bool = False,
+    inventory: str | None = None,
 ) -> Listing:
     """List an archive.
 
@@ -86,9 +95,10 @@ def list_archive(
     pattern, exclude: globs. Without a slash they match file names, else paths below the archive, where `*` stays within
         a folder and `**` stands for any number of folders.
     include_masks: also list files whose names are those of masks.
+    inventory: URI of the manifest.json of an S3 Inventory, which is read in place of a listing.
 
-    Raises UsageError for a URI or glob that is not understood, NotFoundError when nothing is there, StorageError when
-    the archive cannot be read.
+    Raises UsageError for a URI, glob or inventory that is not understood, NotFoundError when nothing is there,
+    StorageError when the archive or the inventory cannot be read.
     """
     keep = [matcher(pattern)] if pattern is not None else []
     drop = [matcher(each) for each in exclude]
@@ -98,7 +108,8 @@ def list_archive(
     examples: defaultdict[str, list[str]] = defaultdict(list)
     descriptions: list[str] = []
     single = False
-    for part in _everything(location):
+    source = read_inventory(inventory, location) if inventory is not None else None
+    for part in source.tables() if source else _everything(location):
         if single := part["volume_id"][0].as_py() == "":
             part = part.set_column(0, part.schema.field(0), [[posixpath.basename(location.root)]])
         rules = rules_of(part, masks=include_masks or single, keep=keep, drop=drop)
@@ -110,9 +121,9 @@ def list_archive(
         descriptions += part["volume_id"].filter(_are_descriptions(part)).to_pylist()
     objects = _sorted(volumes)
     if not objects.num_rows and not skipped:
-        raise NotFoundError(
-            f"archive {location.uri} does not exist or holds no objects; expected a folder of NIfTI files"
-        )
+        hint = f"inventory {source.uri} names no object there" if source else "expected a folder of NIfTI files"
+        raise NotFoundError(f"archive {location.uri} does not exist or holds no objects; {hint}")
+    note = source.age_note(datetime.now(UTC)) if source else None
     return Listing(
         location.uri,
         objects,
@@ -120,6 +131,7 @@ def list_archive(
         tuple(sorted(descriptions)),
         {rule: tuple(paths) for rule, paths in examples.items() if paths},
         single,
+        (note,) if note else (),
     )
 
 

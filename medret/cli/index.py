@@ -84,6 +84,11 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="CSV or Parquet table with a column path or volume_id, and any of subject, modality, body_region, "
         "organ; further columns are kept for filters (default: a dataset.json of MSD or nnU-Net, if there is one)",
     )
+    add(
+        "--inventory",
+        metavar="URI",
+        help="manifest.json of an S3 Inventory (CSV or Parquet) of ARCHIVE's bucket, to read in place of a listing",
+    )
     add("--glob", dest="pattern", metavar="PATTERN", help="index only volumes whose path below ARCHIVE matches")
     add(
         "--exclude",

@@ -109,7 +109,7 @@ class IndexPlan:
     are embedded. to_embed: volumes to embed. size_bytes, slices, seconds: upper bound of the work; seconds is None
     without an earlier run to measure. ignored_reports: paths below runs/ that are not valid run reports. embeds_anew:
     per model that must embed every volume again, the option that differs. refusals: reasons why a run would refuse.
-    label_notes: lines on the labels.
+    label_notes: lines on the inventory and the labels.
     """
 
     snapshot: str | None
@@ -167,7 +167,7 @@ def plan_index(request: IndexRequest) -> IndexPlan:
         ignored_reports=cost.ignored,
         embeds_anew=tuple(recipe_changes(recipes, state.base.manifest)),
         refusals=tuple(_refusals(request, inputs, state, plan)),
-        label_notes=tuple(label_lines(inputs.labels)),
+        label_notes=(*inputs.listing.notes, *label_lines(inputs.labels)),
     )
 
 

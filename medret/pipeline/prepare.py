@@ -144,7 +144,11 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
         check_installed(spec)
     with log.phase("list"):
         listing = list_archive(
-            request.archive, request.pattern, exclude=request.exclude, include_masks=request.include_masks
+            request.archive,
+            request.pattern,
+            exclude=request.exclude,
+            include_masks=request.include_masks,
+            inventory=request.inventory,
         )
         labels = read_labels(request.labels, listing)
     with log.phase("weights"):

@@ -25,8 +25,9 @@ class IndexRequest:
     """One run of `medret index`.
 
     archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive. exclude: globs to
-    leave out. include_masks: index what is named as a mask, or looks like one, too. models: distinct names; empty means
-    those of the live snapshot, else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
+    leave out. include_masks: index what is named as a mask, or looks like one, too. inventory: URI of the manifest.json
+    of an S3 Inventory, to read in place of a listing. models: distinct names; empty means those of the live snapshot,
+    else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) shard_volumes: volumes per embedding shard; at most this many are embedded again after
     a crash. replace_models: drop models of the live snapshot that are not named. retry_quarantined: try every
@@ -40,6 +41,7 @@ class IndexRequest:
     pattern: str | None = None
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
+    inventory: str | None = None
     models: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     slices: SliceRecipe = field(default_factory=SliceRecipe)
@@ -121,6 +123,7 @@ class IndexKeywords(TypedDict, total=False):
     pattern: str | None
     exclude: str | Sequence[str]
     include_masks: bool
+    inventory: str | None
     max_volume_gib: float
     models: str | Sequence[str]
     weights: Mapping[str, str]

@@ -111,6 +111,8 @@ def say_listing(reporter: Reporter, listing: Listing) -> None:
     skipped = "".join(f", {count} skipped ({rule})" for rule, count in sorted(listing.skipped.items()))
     size = (pc.sum(listing.objects["size_bytes"]).as_py() or 0) / 2**20
     reporter.say(f"{listing.archive_uri}: {listing.objects.num_rows} volumes, {size:.1f} MiB{skipped}")
+    for note in listing.notes:
+        reporter.say(note)
     for rule, paths in listing.surprises.items():
         more = ", ..." if listing.skipped[rule] > len(paths) else ""
         reporter.say(f"skipped ({rule}): {', '.join(paths)}{more}")
@@ -177,6 +179,7 @@ def request_facts(request: IndexRequest) -> dict[str, Any]:
         "pattern": request.pattern,
         "exclude": list(request.exclude),
         "include_masks": request.include_masks,
+        "inventory": redacted(request.inventory) if request.inventory else None,
         "slices": vars(request.slices),
         "aggregations": [aggregation.name for aggregation in request.aggregations],
         "index": request.index.to_json(),
