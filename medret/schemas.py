@@ -69,7 +69,9 @@ ROWS = pa.schema(
 
 LABELS = ("subject", "modality", "body_region", "organ")  # label columns of every ledger
 
-# One row per listed volume: where its vectors are stored, or why it has none.
+# One row per listed volume: where its vectors are stored, or why it has none. The table of changes since the ledger's
+# base has the same columns; there, the status GONE hides a volume of the base.
+GONE = "gone"
 LEDGER = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),
@@ -78,7 +80,7 @@ LEDGER = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("mtime", pa.string()),
         pa.field("content_sha256", pa.string()),
-        pa.field("status", pa.string(), nullable=False),  # embedded | quarantined
+        pa.field("status", pa.string(), nullable=False),  # embedded | quarantined | GONE
         pa.field("code", pa.string()),  # QuarantineCode
         pa.field("reason", pa.string()),
         pa.field("subject", pa.string()),

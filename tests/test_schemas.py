@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from medret.pipeline.plan import Target, make_plan
 from medret.pipeline.store_state import BaseSnapshot, known_volumes
 from medret.schemas import FILES, LEDGER, TOMBSTONES, VOLUME_LABELS, in_order, taken
 from medret.snapshot import Journal
-from medret.snapshot.manifest import read_ledger, read_manifest
-from medret.snapshot.publish import write_snapshot
+from medret.snapshot.tables import read_table, write_ledger
 from medret.storage import Location
-from tests.snapshot.conftest import fields
 
 N, PART = 11, 3
 
@@ -53,13 +50,9 @@ def test_a_ledger_is_put_together_and_written_in_parts(tmp_path: Path, monkeypat
     assert labelled["volume_id"].to_pylist() == [one.volume_id for one in objects]
     assert labelled["facts"].to_pylist() == ["{}"] * N
     assert max(map(longest_part, (ledger, labelled, ledgers.with_shards(labelled, {("r", "v01"): "t"})))) <= PART
-    given = {**fields(N, 1), "parent": None}
-    snapshot_id, manifest = write_snapshot(
-        Location(tmp_path), labelled, FILES.empty_table(), None, datetime.now(UTC), **given
-    )
-    tables = manifest.tables_of("ledger")
+    tables = write_ledger(Location(tmp_path), None, labelled, ())
     assert [table.rows for table in tables] == [3, 3, 3, 2]
-    written = read_ledger(Location(tmp_path), snapshot_id, read_manifest(Location(tmp_path), snapshot_id))
+    written = pa.concat_tables(read_table(Location(tmp_path), table) for table in tables)
     assert written.to_pylist() == labelled.to_pylist()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +21,7 @@ from medret.pipeline.run_report import Log
 from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes, read_known
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import Journal, Manifest, read_files, read_ledger, read_manifest, snapshot_ids
+from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_manifest, snapshot_ids
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.storage import Location
 
@@ -65,11 +64,14 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
             readable = [file for file in embedding_files if file.path in present]
             shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
-            for table in manifest.tables_of("ledger"):  # one at a time: they may be large
-                piece = read_ledger(store, snapshot_id, msgspec.structs.replace(manifest, tables=[table])).cast(LEDGER)
+            for piece in ledger_parts(store, snapshot_id, manifest):  # one at a time: the whole may be large
                 fits = pc.is_in(piece["size_bytes"], pa.array(sorted(sizes), pa.int64()))
                 useful = pc.and_(pc.equal(piece["status"], "embedded"), fits)
-                rows += [row for row in piece.filter(useful).to_pylist() if _trimmed(row, shards, seen)["shards"]]
+                rows += [
+                    row
+                    for row in piece.cast(LEDGER).filter(useful).to_pylist()
+                    if _trimmed(row, shards, seen)["shards"]
+                ]
         except (MedretError, pa.ArrowInvalid, ValueError) as error:  # a snapshot of another medret, or damaged
             unread.append(f"{snapshot_id}: {error}")
             continue

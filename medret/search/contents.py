@@ -88,12 +88,12 @@ class Contents:
     @cached_property
     def ledger(self) -> Ledger:
         """Labels, URIs and outcomes by volume_id."""
-        return Ledger(self._tables("ledger"))
+        return Ledger(self._tables("ledger"), self._tables("changes"))
 
     @cached_property
     def labels(self) -> pa.Table:
         """The labels of all embedded volumes, in volume_id order."""
-        return read_label_table(self._tables("ledger"))
+        return read_label_table(self._tables("ledger"), self._tables("changes"))
 
     @cached_property
     def _dead(self) -> dict[str, set[str]]:
@@ -107,8 +107,7 @@ class Contents:
         return dead
 
     def _tables(self, kind: TableKind) -> list[Path]:
-        folder = snapshot_folder(self.id)
-        return [self._local.path(f"{folder}/{table.path}", table.sha256) for table in self.manifest.tables_of(kind)]
+        return [self._local.path(table.path, table.sha256) for table in self.manifest.tables_of(kind)]
 
     def recipe(self, model: str | None) -> RecipeEntry:
         """The recipe of a model; raises UsageError that names the models there are."""

@@ -1,8 +1,9 @@
 """The ledger of a snapshot: single rows by volume_id, where a volume may be read, and all labels as one table.
 
-The ledger is sorted by volume_id. The Parquet statistics say which row group holds an id; only that group is decoded
-and kept, so opening a snapshot and showing ten hits costs the same at 10^2 and at 10^7 volumes. Filters, exclusions
-and evaluations need all volumes: they read the label table.
+A row is looked up in the changes since the ledger's base, then in the base. Both are sorted by volume_id. The Parquet
+statistics say which row group holds an id; only that group is decoded and kept, so opening a snapshot and showing ten
+hits costs the same at 10^2 and at 10^7 volumes. Filters, exclusions and evaluations need all volumes: they read the
+label table.
 
 Whoever made a store chose every URI in its ledger, so a volume is read from the archive and never from just anywhere:
 see docs/decisions/0012-a-store-names-no-place-to-read.md.
@@ -27,7 +28,8 @@ from numpy.typing import NDArray
 from medret.embeddings.parquet import as_corrupt, check_required, judged, open_parquet, read_parquet
 from medret.errors import CorruptError
 from medret.index.columns import Coded, Maps, index_array, int32_view
-from medret.schemas import LABELS, LEDGER
+from medret.schemas import GONE, LABELS, LEDGER
+from medret.snapshot.changes import merged
 from medret.storage import normalise_uri
 from medret.storage.uris import is_text, scheme_of
 
@@ -52,13 +54,10 @@ class LedgerRow:
 
 
 class Ledger:
-    """The ledger of a snapshot, in one or more local Parquet files in volume_id order."""
+    """The ledger of a snapshot. base, changes: its local Parquet files; the rows of `changes` replace others."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [_File(path) for path in paths]
-        self._groups = [(file, group) for file in self._files for group in range(file.groups)]
-        self._first_ids = [file.first_id(group).encode() for file, group in self._groups]
-        self._group = lru_cache(GROUPS_KEPT)(self._read_group)
+    def __init__(self, base: Sequence[Path], changes: Sequence[Path] = ()) -> None:
+        self._base, self._changes = _Rows(base), _Rows(changes)
 
     def rows(self, volume_ids: Iterable[str]) -> dict[str, LedgerRow]:
         """volume_id -> row, for those volumes that the ledger has."""
@@ -67,12 +66,12 @@ class Ledger:
 
     def row(self, volume_id: str) -> LedgerRow | None:
         """The row of one volume; None if the ledger lacks it."""
-        group = self._group_of(volume_id)
+        group = self._group_with(volume_id)
         return group.row(volume_id) if group else None
 
     def spacing_mm(self, volume_id: str) -> tuple[float, float, float] | None:
         """Distances between the voxels of a volume along x, y, z; None if not known."""
-        group = self._group_of(volume_id)
+        group = self._group_with(volume_id)
         try:
             facts = json.loads(group.facts(volume_id) if group else "{}")
             if facts.get("spacing_assumed", True):
@@ -84,6 +83,30 @@ class Ledger:
 
     def ids_with_content(self, sha256: str) -> list[str]:
         """The embedded volumes whose bytes have that sha256, sorted."""
+        ids = [volume_id for volume_id in self._base.ids_with(sha256) if not self._changes.group_with(volume_id)]
+        return sorted([*ids, *self._changes.ids_with(sha256)])
+
+    def _group_with(self, volume_id: str) -> _Group | None:
+        return self._changes.group_with(volume_id) or self._base.group_with(volume_id)
+
+
+class _Rows:
+    """The rows of some Parquet files in volume_id order."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [_File(path) for path in paths]
+        self._groups = [(file, group) for file in self._files for group in range(file.groups)]
+        self._first_ids = [file.first_id(group).encode() for file, group in self._groups]
+        self._group = lru_cache(GROUPS_KEPT)(lambda place: _Group(*self._groups[place]))
+
+    def group_with(self, volume_id: str) -> _Group | None:
+        """The row group that has a row of the volume; None if there is no such row."""
+        place = bisect_right(self._first_ids, volume_id.encode()) - 1
+        group = None if place < 0 else self._group(place)
+        return group if group and volume_id in group else None
+
+    def ids_with(self, sha256: str) -> list[str]:
+        """The embedded volumes whose bytes have that sha256."""
         import pyarrow.compute as pc
 
         ids: list[str] = []
@@ -91,14 +114,7 @@ class Ledger:
             table = file.read(["volume_id", "content_sha256", "status"])
             same = pc.and_(pc.equal(table["content_sha256"], sha256), pc.equal(table["status"], "embedded"))
             ids += table["volume_id"].filter(same).to_pylist()
-        return sorted(ids)
-
-    def _group_of(self, volume_id: str) -> _Group | None:
-        place = bisect_right(self._first_ids, volume_id.encode()) - 1
-        return None if place < 0 else self._group(place)
-
-    def _read_group(self, place: int) -> _Group:
-        return _Group(*self._groups[place])
+        return ids
 
 
 class _File:
@@ -140,9 +156,13 @@ class _Group:
         self._coded = {name: Coded(batch.column(name)) for name in CODED}
         self._maps = {name: Maps(batch.column(name)) for name in MAPS}
 
+    def __contains__(self, volume_id: str) -> bool:
+        return volume_id in self._places
+
     def row(self, volume_id: str) -> LedgerRow | None:
-        at, texts = self._places.get(volume_id), self._coded
-        if at is None:
+        """The row of one of its volumes; None if the volume is gone."""
+        at, texts = self._places[volume_id], self._coded
+        if texts["status"][at] == GONE:
             return None
         labels = {name: self._coded[name][at] for name in LABELS}
         for key, value in self._maps["metadata"][at]:
@@ -154,8 +174,7 @@ class _Group:
 
     def facts(self, volume_id: str) -> str:
         """JSON of medret.volume.read.VolumeFacts, or an empty object."""
-        at = self._places.get(volume_id)
-        return (None if at is None else self._facts[at]) or "{}"
+        return self._facts[self._places[volume_id]] or "{}"
 
     @cached_property
     def _facts(self) -> Coded:
@@ -166,8 +185,8 @@ class _Group:
         return batch
 
 
-def read_label_table(paths: Sequence[Path]) -> pa.Table:
-    """The embedded volumes of a ledger, in volume_id order.
+def read_label_table(base: Sequence[Path], changes: Sequence[Path] = ()) -> pa.Table:
+    """The embedded volumes of a ledger (see `Ledger`), in volume_id order.
 
     Columns: volume_id, uri, subject, modality, body_region, organ, then one string column for each metadata key, null
     where a volume has none. A key with the name of one of the first columns is ignored: the label counts.
@@ -175,7 +194,9 @@ def read_label_table(paths: Sequence[Path]) -> pa.Table:
     import pyarrow.compute as pc
 
     columns = [*KEYS, "metadata", "status"]
-    ledger = pa.concat_tables([_read(path, columns) for path in paths])
+    since = pa.concat_tables([LEDGER.empty_table().select(columns), *(_read(path, columns) for path in changes)])
+    with as_corrupt("the ledger"):
+        ledger = pa.concat_tables(merged((_read(path, columns) for path in base), since))
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded")).combine_chunks()
     arrays = {name: _one(embedded[name]) for name in KEYS}
     for key, values in _metadata(_one(embedded["metadata"])).items():

@@ -12,13 +12,11 @@ from medret.snapshot.manifest import (
     RecipeEntry,
     TableEntry,
     current_id,
-    read_files,
-    read_ledger,
     read_manifest,
-    read_tombstones,
     snapshot_ids,
 )
 from medret.snapshot.publish import publish
+from medret.snapshot.tables import ledger_parts, read_files, read_ledger, read_tombstones
 
 if TYPE_CHECKING:
     from medret.snapshot.verify import Finding, verify_store
@@ -37,6 +35,7 @@ __all__ = [
     "clear_journal",
     "current_id",
     "leased",
+    "ledger_parts",
     "publish",
     "read_files",
     "read_journal",

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medret.schemas import LEDGER, PART_ROWS, in_order, in_pieces, taken
+from medret.schemas import GONE, LEDGER, PART_ROWS, in_order, in_pieces, taken
 
-GONE = "gone"  # status of a volume of the base that the snapshot does not have
 BASE_SHARE = 16  # one row in so many of the base may change before a new base is written
 PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
 
@@ -67,15 +66,16 @@ def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
     """
     ids, at, last = changes["volume_id"], 0, ""
     for part in base:
-        if not part.num_rows:
-            continue
-        if part["volume_id"][0].as_py() <= last:
-            raise ValueError(f"the ids of the part after {last[:200]!r} are not greater than those before")
-        last = part["volume_id"][-1].as_py()
-        end = bisect_right(ids, last, at, key=lambda volume_id: volume_id.as_py())
+        end = at
+        if part.num_rows:
+            if part["volume_id"][0].as_py() <= last:
+                raise ValueError(f"the volume ids are not in order, or not unique, after {last[:200]!r}")
+            last = part["volume_id"][-1].as_py()
+            end = bisect_right(ids, last, at, key=lambda volume_id: volume_id.as_py())
         yield part if end == at else _replaced(part, changes.slice(at, end - at))
         at = end
-    yield _without_gone(changes.slice(at))
+    if at < len(ids):
+        yield _without_gone(changes.slice(at))
 
 
 def _replaced(part: pa.Table, changes: pa.Table) -> pa.Table:

@@ -24,17 +24,27 @@ from medret.embeddings.shards import parquet_bytes
 from medret.index import EXACT, ROWS_KIND, IndexSettings, build_shard, read_rows
 from medret.index.index_files import exact_vectors
 from medret.schemas import LEDGER, ROWS, TOMBSTONES
+from medret.snapshot.changes import merged
 from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
 from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
-from medret.snapshot.manifest import Counts, GateEntry, Manifest, read_files, read_ledger, read_tombstones
+from medret.snapshot.manifest import Counts, GateEntry, Manifest, TableEntry
 from medret.snapshot.mentions import UNREADABLE, Mentions, is_text
 from medret.snapshot.names import of_kinds
 from medret.snapshot.publish import write_snapshot
+from medret.snapshot.tables import read_files, read_table, read_tombstones, write_table
 from medret.storage import Location, read_checked
 
 IndexShardKey = tuple[str, str]  # folder and key of an index shard
 Changes = dict[str, Any]  # fields of a StoredFile that differ after it was written again
+
+
+@dataclass(frozen=True)
+class ErasedTable:
+    """A table of the ledger. entry: of the table that replaces it. gone: its rows of the volumes to erase."""
+
+    entry: TableEntry
+    gone: pa.Table
 
 
 @dataclass
@@ -42,8 +52,8 @@ class Erasure:
     """What to erase, and what was erased so far.
 
     moved: old path -> changes in its StoredFile; None if nothing is left of the file. shards: the same per index shard
-    and kind of file, because shards with equal vectors share files. unreadable: paths that were given up whole. stay:
-    ids of other volumes that were seen.
+    and kind of file, because shards with equal vectors share files. tables: path of a table of the ledger -> what
+    became of it. unreadable: paths that were given up whole. stay: ids of other volumes that were seen.
     """
 
     store: Location
@@ -51,6 +61,7 @@ class Erasure:
     mentions: Mentions
     moved: dict[str, Changes | None] = field(default_factory=dict)
     shards: dict[IndexShardKey, dict[str, Changes] | None] = field(default_factory=dict)
+    tables: dict[str, ErasedTable] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     stay: set[str] = field(default_factory=set)
 
@@ -75,11 +86,14 @@ class Erasure:
 
     def erased(self, table: pa.Table) -> pa.Table | None:
         """Remove the volumes from a table with a column `volume_id`; None if the table does not mention them."""
-        ids = table["volume_id"]
-        rest = table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(self.ids), ids.type))))
+        rest = table.filter(pc.invert(self.names(table["volume_id"])))
         self.stay.update(rest["volume_id"].unique().to_pylist())
         kept = self.mentions.scrub_table(rest)
         return None if kept is rest and rest.num_rows == table.num_rows else kept
+
+    def names(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Whether each id is that of a volume to erase."""
+        return pc.is_in(ids, pa.array(sorted(self.ids), ids.type))
 
     def give_up(self, path: str) -> None:
         """Drop a file that cannot be read."""
@@ -216,17 +230,22 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
 
     renamed: old id -> new id of the snapshots that were written before.
     """
-    ledger, files = read_ledger(work.store, old, manifest), stored_files(read_files(work.store, old, manifest))
+    files = stored_files(read_files(work.store, old, manifest))
     tombstones = read_tombstones(work.store, old, manifest)
+    base = [_erased(work, table) for table in manifest.tables_of("ledger")]
+    changes = [_erased(work, table) for table in manifest.tables_of("changes")]
+    ledger = [table.entry for table in (*base, *changes)]
     parent = renamed.get(manifest.parent or "", manifest.parent)
     gates = [_scrubbed(work, gate) for gate in manifest.gates]
-    kept, dead = work.erased(ledger), work.erased(tombstones)
+    dead = work.erased(tombstones)
     exclude = [work.mentions.scrub(pattern) for pattern in manifest.exclude]
     same = (parent, gates, exclude) == (manifest.parent, manifest.gates, manifest.exclude)
-    if same and kept is None and dead is None and not any(map(work.touches, files)):
+    same = same and all(table in manifest.tables for table in ledger)
+    if same and dead is None and not any(map(work.touches, files)):
         return old
-    kept, dead = ledger if kept is None else kept, tombstones if dead is None else dead
-    gone = ledger.filter(pc.is_in(ledger["volume_id"], pa.array(sorted(work.ids), ledger["volume_id"].type)))
+    dead = tombstones if dead is None else dead
+    since = pa.concat_tables([LEDGER.empty_table(), *(table.gone for table in changes)])
+    gone = pa.concat_tables(merged((table.gone for table in base), since))
     new_files = _files(work, files)
     fields: dict[str, Any] = {name: getattr(manifest, name) for name in Manifest.__struct_fields__}
     for name in ("format", "created", "tables"):
@@ -236,7 +255,7 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
         "gates": gates,
         "exclude": exclude,
         "counts": _counts(manifest.counts, gone),
-        "slices": int(pc.sum(kept["slices"]).as_py() or 0),
+        "slices": manifest.slices - int(pc.sum(gone["slices"]).as_py() or 0),
         "indices": [
             replace(
                 entry,
@@ -247,8 +266,20 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
         ],
     }
     created = datetime.fromisoformat(manifest.created)
-    new, _ = write_snapshot(work.store, kept, new_files, _tombstones(work, files, dead), created, **fields)
+    new, _ = write_snapshot(work.store, ledger, new_files, _tombstones(work, files, dead), created, **fields)
     return new
+
+
+def _erased(work: Erasure, entry: TableEntry) -> ErasedTable:
+    """Write a table of the ledger again without the volumes; only once, because snapshots share it."""
+    if entry.path not in work.tables:
+        table = read_table(work.store, entry)
+        kept = work.erased(table)
+        if kept is not None:
+            work.lease.check()
+        new = entry if kept is None else write_table(work.store, entry.kind, kept)
+        work.tables[entry.path] = ErasedTable(new, table.filter(work.names(table["volume_id"])))
+    return work.tables[entry.path]
 
 
 def _scrubbed(work: Erasure, gate: GateEntry) -> GateEntry:

@@ -29,7 +29,6 @@ from medret.snapshot.erase import (
     erase_journal,
     erase_reports,
     erase_tables,
-    folder_of,
     parents_first,
     rewrite_snapshot,
 )
@@ -39,16 +38,14 @@ from medret.snapshot.manifest import (
     MANIFEST,
     Manifest,
     current_id,
-    read_files,
-    read_ledger,
     read_manifest,
-    read_tombstones,
     snapshot_folder,
     snapshot_ids,
 )
 from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
 from medret.snapshot.names import is_deletable, is_temporary, kind_of, of_kinds
 from medret.snapshot.publish import make_live
+from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
 from medret.storage import Location
 
 FORGETTING = "FORGETTING"
@@ -181,8 +178,10 @@ def _readable(store: Location) -> tuple[dict[str, Manifest], list[str]]:
     for snapshot_id in snapshot_ids(store):
         try:
             manifest = read_manifest(store, snapshot_id)
-            for read in (read_files, read_tombstones, read_ledger):
-                read(store, snapshot_id, manifest)
+            read_files(store, snapshot_id, manifest)
+            read_tombstones(store, snapshot_id, manifest)
+            for _ in ledger_parts(store, snapshot_id, manifest):
+                pass
             snapshots[snapshot_id] = manifest
         except CorruptError as error:
             _refuse_if_live(store, snapshot_id, str(error))
@@ -206,15 +205,15 @@ def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
     """
     named: set[str] = set()
     for snapshot_id in snapshots:
-        named |= set(read_files(store, snapshot_id, read_manifest(store, snapshot_id))["path"].to_pylist())
-    folders = {snapshot_folder(snapshot_id) for snapshot_id in snapshots}
+        manifest = read_manifest(store, snapshot_id)
+        named |= {f"{snapshot_folder(snapshot_id)}/{MANIFEST}", *(table.path for table in manifest.tables)}
+        named |= set(read_files(store, snapshot_id, manifest)["path"].to_pylist())
     doomed = []
     for path in store.files():
         kind = kind_of(path)
         if (
             path in work.moved
-            or (kind in ("manifest", "table") and folder_of(path) not in folders)
-            or (kind in ("index", "centre") and path not in named)
+            or (kind in ("manifest", "table", "index", "centre") and path not in named)
             or ("/" in path and is_temporary(path))  # at the top of the store, it may be the lease's
         ):
             doomed.append(path)
@@ -284,7 +283,7 @@ def _with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> froze
 def _ledger_rows(store: Location) -> Iterator[tuple[str, str | None]]:
     """Yield volume_id and content_sha256 of every readable row in ledgers and the journal."""
     for path in of_kinds(store.files(), "table", "journal"):
-        if path.startswith("journal/") or "/ledger-" in path:
+        if path.startswith(("journal/", "tables/ledger-", "tables/changes-")):
             try:
                 table = read_parquet(store.read(path), ["volume_id", "content_sha256"])
             except UNREADABLE:

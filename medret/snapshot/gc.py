@@ -15,15 +15,16 @@ from medret.snapshot.forget import Say, delete_files, finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
+    MANIFEST,
     SNAPSHOT_ID,
     Manifest,
     current_id,
-    read_files,
     read_manifest,
     snapshot_folder,
     snapshot_ids,
 )
 from medret.snapshot.names import is_deletable, strangers
+from medret.snapshot.tables import read_files
 from medret.storage import Location
 
 RENEWING = timedelta(minutes=10)  # a younger file at the top of the store may belong to a renewal of the lease
@@ -64,14 +65,11 @@ def gc(
     kept = [snapshot for snapshot in ids if snapshot == live or snapshot in newest or _moment(snapshot) > before]
     manifests = {snapshot: read_manifest(store, snapshot) for snapshot in kept}
     needed = _needed(store, manifests)
-    kept_paths = (
-        *(f"runs/{manifest.run}-" for manifest in manifests.values()),
-        *(f"{snapshot_folder(snapshot)}/" for snapshot in kept),
-    )
+    reports = tuple(f"runs/{manifest.run}-" for manifest in manifests.values())
     doomed = []
     paths = store.files()
     for path in paths:
-        if path in needed or path.startswith(kept_paths) or not is_deletable(path):
+        if path in needed or path.startswith(reports) or not is_deletable(path):
             continue
         try:
             # A file at the top of the store may belong to the lease, which this process is renewing.
@@ -79,8 +77,8 @@ def gc(
                 doomed.append(path)
         except FileNotFoundError:
             continue
-    # Manifests first: without its manifest, a folder is not a snapshot any more when its files go.
-    doomed.sort(key=lambda path: (not path.startswith("snapshots/"), not path.endswith("manifest.json"), path))
+    # Manifests first: without its manifest, a snapshot is none any more when its files go.
+    doomed.sort(key=lambda path: (not path.startswith("snapshots/"), path))
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
         delete_files(store, doomed, lease)
@@ -92,6 +90,7 @@ def _needed(store: Location, manifests: Mapping[str, Manifest]) -> set[str]:
     """Return every file that a kept snapshot or the journal of an unfinished run names."""
     needed: set[str] = set()
     for snapshot_id, manifest in manifests.items():
+        needed |= {f"{snapshot_folder(snapshot_id)}/{MANIFEST}", *(table.path for table in manifest.tables)}
         needed |= set(read_files(store, snapshot_id, manifest)["path"].to_pylist())
     journal = read_journal(store)
     return needed | {*journal.files["path"].to_pylist(), *journal.paths}

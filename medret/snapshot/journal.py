@@ -82,7 +82,7 @@ def read_entry(store: Location, path: str) -> tuple[pa.Table, pa.Table] | None:
             files = pa.Table.from_pylist(json.loads((table.schema.metadata or {})[FILES_KEY]), schema=FILES)
             ledger = table.replace_schema_metadata(None).cast(LEDGER)
             check_table("files", files)
-            check_table("ledger", ledger)
+            check_table("journal", ledger)
         return ledger, files
     except (FileNotFoundError, CorruptError):
         return None

@@ -1,4 +1,4 @@
-"""The manifest of a snapshot: its fields, and functions that read it and the tables that it names.
+"""The manifest of a snapshot: its fields, and functions that read and check it.
 
 A snapshot's id ends in the first 16 hex digits of its manifest's sha256, the manifest holds the sha256 of its tables,
 and the tables hold the sha256 of every other file: a reader who trusts CURRENT can check everything else. The size of
@@ -14,23 +14,20 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-import pyarrow as pa
 
-from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.errors import CorruptError, UsageError, VersionError, first_line
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
-from medret.schemas import TOMBSTONES
-from medret.snapshot.names import DIGEST, SCHEMAS, SHA256, TABLE_NAME, check_table
-from medret.storage import NAME_DIGITS, Location, read_checked
+from medret.snapshot.names import DIGEST, SHA256, TABLE_PATH
+from medret.storage import NAME_DIGITS, Location
 
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 SNAPSHOT_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
-TableKind = Literal["files", "ledger", "tombstones"]
+TableKind = Literal["files", "ledger", "changes", "tombstones"]
 
 # Limits of a manifest, which is read whole and shown to people, whoever wrote it.
 FORMAT: Literal[1] = 1
-CURRENT_BYTES, MANIFEST_BYTES, TABLE_BYTES = 1 << 10, 1 << 22, 1 << 31
+CURRENT_BYTES, MANIFEST_BYTES = 1 << 10, 1 << 22
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Dim = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 ImageSize = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
@@ -136,9 +133,9 @@ class IndexEntry(_Strict, frozen=True):
 
 
 class TableEntry(_Strict, frozen=True):
-    """A table that the manifest names. path: below the snapshot's folder."""
+    """A table that the manifest names. path: below the store. kind: `ledger` is the base of the ledger."""
 
-    path: Annotated[str, msgspec.Meta(pattern=rf"^{TABLE_NAME.pattern}\Z")]
+    path: Annotated[str, msgspec.Meta(pattern=rf"^{TABLE_PATH.pattern}\Z")]
     kind: TableKind
     sha256: Annotated[str, msgspec.Meta(pattern=rf"^{SHA256.pattern}\Z")]
     size_bytes: Count
@@ -163,6 +160,11 @@ class Counts(_Strict, frozen=True, kw_only=True):
     quarantined: Count = 0
     skipped: Count = 0
     stale: Count = 0
+
+    @property
+    def volumes(self) -> int:
+        """Number of listed objects that are volumes: the rows of the ledger."""
+        return self.listed - self.skipped
 
     @property
     def reconciled(self) -> bool:
@@ -269,43 +271,11 @@ def _decoded(data: bytes, name: str) -> Manifest:
         for kind in ("files", "ledger"):
             if not any(table.kind == kind for table in manifest.tables):
                 raise ValueError(f"it names no table of kind {kind}")
-        if any(table.kind != table.path.partition("-")[0] for table in manifest.tables):
-            raise ValueError("it lists a table under the wrong kind")
+        for table in manifest.tables:
+            if not table.path.startswith(f"tables/{table.kind}-{table.sha256[:NAME_DIGITS]}."):
+                raise ValueError(f"it lists {table.path} under another kind or sha256")
+        if len(manifest.tables_of("changes")) > 1:
+            raise ValueError("it names several tables of changes")
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{name} is damaged: {first_line(error)}; index again into a new store") from error
     return manifest
-
-
-def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
-    """Read the FILES table: every file of the snapshot outside its own folder."""
-    return _read_tables(store, snapshot_id, manifest.tables_of("files"))
-
-
-def read_ledger(store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
-    """Read the LEDGER table, or some of its columns."""
-    return _read_tables(store, snapshot_id, manifest.tables_of("ledger"), columns)
-
-
-def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
-    """Read the TOMBSTONES table; it has no rows if the snapshot has no such table."""
-    entries = manifest.tables_of("tombstones")
-    return _read_tables(store, snapshot_id, entries) if entries else TOMBSTONES.empty_table()
-
-
-def _read_tables(
-    store: Location, snapshot_id: str, entries: list[TableEntry], columns: list[str] | None = None
-) -> pa.Table:
-    tables = []
-    for entry in entries:
-        path = f"{snapshot_folder(snapshot_id)}/{entry.path}"
-        name = store.uri_of(path)
-        data = read_checked(store, path, entry.sha256, TABLE_BYTES)
-        fields = [field for field in SCHEMAS[entry.kind] if columns is None or field.name in columns]
-        table = read_parquet(data, columns, name=name, fields=fields)
-        with as_corrupt(name):
-            if table.num_rows != entry.rows:
-                raise ValueError(f"it has {table.num_rows} rows, the manifest says {entry.rows}")
-            check_table(entry.kind, table)
-            tables.append(table)
-    with as_corrupt(snapshot_folder(snapshot_id)):
-        return pa.concat_tables(tables)

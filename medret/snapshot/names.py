@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pyarrow as pa
 
 from medret.embeddings.parquet import check_required
-from medret.schemas import FILES, LEDGER, TOMBSTONES
+from medret.schemas import FILES, GONE, LEDGER, TOMBSTONES
 from medret.storage import NAME_DIGITS, Location
 
 DIGEST = rf"[0-9a-f]{{{NAME_DIGITS}}}"
 RUN = r"\d{8}T\d{6}Z"  # when the run started, UTC
 SNAPSHOT = rf"snapshots/{RUN}-{DIGEST}"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-TABLE_NAME = re.compile(rf"(files|ledger|tombstones)-{DIGEST}\.parquet")  # in a snapshot's folder
+TABLE_PATH = re.compile(rf"tables/(files|ledger|changes|tombstones)-{DIGEST}\.parquet")
 
 # Kind of file -> pattern of its path below the store. The digest before the suffix is that of the content.
 PATTERNS = {
@@ -34,7 +35,7 @@ PATTERNS = {
         "lease": "LEASE",
         "forgetting": "FORGETTING",
         "manifest": rf"{SNAPSHOT}/manifest\.json",
-        "table": rf"{SNAPSHOT}/{TABLE_NAME.pattern}",
+        "table": TABLE_PATH.pattern,
         "embeddings": rf"embeddings/{DIGEST}/(slices|volumes)-{DIGEST}\.parquet",
         "index": rf"indices/{DIGEST}/((hnsw|lsh|exact)-{DIGEST}\.faiss|rows-{DIGEST}\.arrow)",
         "centre": rf"indices/centres/centre-{DIGEST}\.npy",
@@ -95,7 +96,8 @@ NAMED = {
     "slices": "embeddings", "volumes": "embeddings", "hnsw": "index", "lsh": "index", "exact": "index", "rows": "index",
     "centre": "centre", "quarantine": "quarantine",
 }  # fmt: skip
-SCHEMAS = {"files": FILES, "ledger": LEDGER, "tombstones": TOMBSTONES}
+SCHEMAS = {"files": FILES, "ledger": LEDGER, "changes": LEDGER, "journal": LEDGER, "tombstones": TOMBSTONES}
+OUTCOMES = frozenset({"embedded", "quarantined"})
 COUNT_MAX = 1 << 53
 
 
@@ -121,8 +123,30 @@ def check_table(kind: str, table: pa.Table) -> None:
     check_required(table, SCHEMAS[kind])
     if kind == "files":
         check_files(table.to_pylist())
+    if SCHEMAS[kind] is LEDGER:
+        _check_rows(table, OUTCOMES | {GONE} if kind == "changes" else OUTCOMES)
+    if kind in ("ledger", "changes"):
+        _check_order(table["volume_id"])
+
+
+def _check_rows(table: pa.Table, outcomes: AbstractSet[str]) -> None:
+    """Check those columns of LEDGER that the table has."""
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
+
     for name in ("size_bytes", "slices"):
-        if kind == "ledger" and name in table.schema.names and table.num_rows:
-            values = table[name].to_pylist()
-            if min(values) < 0 or max(values) >= COUNT_MAX:
-                raise ValueError(f"column {name} holds {min(values)} to {max(values)}")
+        if name in table.schema.names and table.num_rows:
+            bounds = pc.min_max(table[name]).as_py()
+            if bounds["min"] < 0 or bounds["max"] >= COUNT_MAX:
+                raise ValueError(f"column {name} holds {bounds['min']} to {bounds['max']}")
+    if "status" in table.schema.names and (others := {*table["status"].unique().to_pylist()} - outcomes):
+        raise ValueError(f"column status holds {min(others)[:80]!r}")
+
+
+def _check_order(ids: pa.ChunkedArray) -> None:
+    """Check that each id is greater than the one before."""
+    import pyarrow.compute as pc
+
+    rises = pc.less(ids.slice(0, max(0, len(ids) - 1)), ids.slice(1))
+    if not pc.all(rises, min_count=0).as_py():
+        after = ids[pc.index(rises, False).as_py()].as_py()
+        raise ValueError(f"the volume ids are not in order, or not unique, after {after[:200]!r}")

@@ -15,21 +15,20 @@ import pyarrow as pa
 
 from medret.embeddings.shards import parquet_bytes
 from medret.errors import BusyError, GateError, MedretError, UsageError
-from medret.schemas import FILES, LEDGER, QUARANTINE, TOMBSTONES, in_order, in_pieces
-from medret.snapshot.changes import collected, merged
+from medret.schemas import QUARANTINE
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     CURRENT,
     MANIFEST,
+    Counts,
     Manifest,
     TableEntry,
-    TableKind,
     current_id,
-    read_ledger,
     read_manifest,
     snapshot_folder,
     snapshot_ids,
 )
+from medret.snapshot.tables import write_ledger, write_table
 from medret.storage import NAME_DIGITS, Location, WrittenFile
 
 
@@ -51,37 +50,38 @@ def publish(
     Raises GateError if the counts do not reconcile, BusyError if another run published in the meantime; both publish
     nothing.
     """
-    before = [LEDGER.empty_table()] if parent is None else [read_ledger(store, parent, read_manifest(store, parent))]
-    ledger = pa.concat_tables(merged(before, collected(LEDGER.empty_table(), changed, gone)))
-    gate_counts(ledger, fields["counts"])
-    moment = datetime.now(UTC)
-    snapshot_id, manifest = write_snapshot(store, ledger, files, tombstones, moment, parent=parent, **fields)
+    before = None if parent is None else read_manifest(store, parent)
+    counts = fields["counts"]
+    gate_counts(changed, gone, before, counts)
+    ledger = write_ledger(store, before, changed, gone)
+    rows = sum(table.rows for table in ledger)
+    if rows != counts.volumes and ledger[-1].kind == "ledger":  # with changes, only a reader of the whole can tell
+        raise _not_reconciled(counts, f"ledger rows {rows}")
+    snapshot_id, manifest = write_snapshot(store, ledger, files, tombstones, datetime.now(UTC), parent=parent, **fields)
     make_live(store, snapshot_id, parent)
     return snapshot_id, manifest
 
 
 def write_snapshot(
-    store: Location, ledger: pa.Table, files: pa.Table, tombstones: pa.Table | None, moment: datetime, **fields: Any
+    store: Location,
+    ledger: Sequence[TableEntry],
+    files: pa.Table,
+    tombstones: pa.Table | None,
+    moment: datetime,
+    **fields: Any,
 ) -> tuple[str, Manifest]:
-    """Write a snapshot's folder without making it live; the same tables, moment and fields give the same folder."""
-    ledger = in_order(ledger.cast(LEDGER), "volume_id")
-    pieces: list[tuple[TableKind, pa.Table]] = [("files", files.cast(FILES).sort_by("path"))]
-    pieces += [("ledger", piece) for piece in in_pieces([ledger])]
+    """Write a snapshot without making it live; the same tables, moment and fields give the same files.
+
+    ledger: its tables, which are in the store. For the others see `publish`.
+    """
+    tables = [write_table(store, "files", files.sort_by("path")), *ledger]
     if tombstones is not None and tombstones.num_rows:
         order = [("shard", "ascending"), ("volume_id", "ascending")]
-        pieces.append(("tombstones", tombstones.cast(TOMBSTONES).sort_by(order)))
-    # The folder's name holds the manifest's sha256, so all bytes are made before any file is written.
-    contents = [parquet_bytes(piece) for _, piece in pieces]
-    entries = [
-        _table_entry(kind, content, piece.num_rows) for (kind, piece), content in zip(pieces, contents, strict=True)
-    ]
-    manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=entries, **fields)
+        tables.append(write_table(store, "tombstones", tombstones.sort_by(order)))
+    manifest = Manifest(created=moment.isoformat(timespec="seconds"), tables=tables, **fields)
     data = manifest.to_bytes()
     snapshot_id = f"{moment:%Y%m%dT%H%M%SZ}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}"
-    folder = snapshot_folder(snapshot_id)
-    for entry, content in zip(entries, contents, strict=True):
-        store.write(f"{folder}/{entry.path}", content)
-    store.write(f"{folder}/{MANIFEST}", data)
+    store.write(f"{snapshot_folder(snapshot_id)}/{MANIFEST}", data)
     return snapshot_id, manifest
 
 
@@ -100,27 +100,32 @@ def write_quarantine(store: Location, run: str, quarantine: pa.Table) -> Written
     return store.write_content_addressed("quarantine", run, ".parquet", parquet_bytes(quarantine.cast(QUARANTINE)))
 
 
-def _table_entry(kind: TableKind, data: bytes, rows: int) -> TableEntry:
-    sha256 = hashlib.sha256(data).hexdigest()
-    return TableEntry(
-        path=f"{kind}-{sha256[:NAME_DIGITS]}.parquet", kind=kind, sha256=sha256, size_bytes=len(data), rows=rows
-    )
+def gate_counts(changed: pa.Table, gone: Sequence[str], before: Manifest | None, counts: Counts) -> None:
+    """Raise GateError unless each listed object has one outcome, the changes agree, and one object is embedded.
 
-
-def gate_counts(ledger: pa.Table, counts: Any) -> None:
-    """Raise GateError unless each listed object has one outcome, the ledger agrees, and at least one is embedded."""
-    volumes = counts.listed - counts.skipped
-    ids = len(ledger["volume_id"].unique())
-    if not counts.reconciled or ledger.num_rows != volumes or ids != volumes:
-        raise GateError(
-            f"refused to publish: the counts do not reconcile ({counts}; ledger rows {ledger.num_rows}, "
-            f"distinct volumes {ids}); the previous snapshot stays live"
+    The changes since the snapshot `before` do not say which of the changed volumes it had: at least none, at most all
+    that stay.
+    """
+    had = before.counts.volumes if before else 0
+    named = len(pa.chunked_array([*changed["volume_id"].chunks, pa.array(gone, pa.string())], pa.string()).unique())
+    new = counts.volumes - (had - len(gone))
+    possible = 0 <= new <= changed.num_rows <= counts.volumes
+    if not counts.reconciled or not possible or named != changed.num_rows + len(gone):
+        raise _not_reconciled(
+            counts,
+            f"volumes before {had}, changed or new {changed.num_rows}, gone {len(gone)}, distinct volumes {named}",
         )
     if counts.embedded + counts.unchanged == 0:
         raise GateError(
-            f"refused to publish: none of the {volumes} volumes could be embedded, so there is nothing to search; "
-            "see the quarantine table for the reasons"
+            f"refused to publish: none of the {counts.volumes} volumes could be embedded, so there is nothing to "
+            "search; see the quarantine table for the reasons"
         )
+
+
+def _not_reconciled(counts: Counts, found: str) -> GateError:
+    return GateError(
+        f"refused to publish: the counts do not reconcile ({counts}; {found}); the previous snapshot stays live"
+    )
 
 
 @dataclass(frozen=True)

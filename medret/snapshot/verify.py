@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import read_vectors
-from medret.errors import MedretError, UsageError, VersionError
+from medret.errors import CorruptError, MedretError, UsageError, VersionError
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, stored_files
 from medret.snapshot.liveness import LiveShards, live_shards, searchable_rows
 from medret.snapshot.manifest import (
@@ -22,13 +22,11 @@ from medret.snapshot.manifest import (
     MANIFEST,
     Manifest,
     current_id,
-    read_files,
-    read_ledger,
     read_manifest,
-    read_tombstones,
     snapshot_folder,
 )
 from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
+from medret.snapshot.tables import read_files, read_ledger, read_tombstones
 from medret.storage import NAME_DIGITS, Location
 
 NAMED = re.compile(rf"-([0-9a-f]{{{NAME_DIGITS}}})\.[a-z]+$")
@@ -94,11 +92,9 @@ def _check_current(store: Location, path: str) -> Iterator[Finding]:
 def _check_tables(store: Location, snapshot_id: str, manifest: Manifest) -> Iterator[Finding]:
     """Check that every file that the live snapshot names exists, under a name that fits its sha256 in the table."""
     present = set(store.files())
-    for table in manifest.tables:
-        path = f"{snapshot_folder(snapshot_id)}/{table.path}"
-        if path not in present:
-            yield Finding(path, "is missing")
-            return
+    if missing := [table.path for table in manifest.tables if table.path not in present]:
+        yield from (Finding(path, "is missing") for path in missing)
+        return
     for file in stored_files(read_files(store, snapshot_id, manifest)):
         if file.path not in present:
             yield Finding(file.path, "is missing")
@@ -111,9 +107,11 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
     manifest_path = f"{snapshot_folder(snapshot_id)}/{MANIFEST}"
     if not manifest.counts.reconciled:
         yield Finding(manifest_path, f"counts do not reconcile: {manifest.counts}")
-    ledger = read_ledger(store, snapshot_id, manifest, ["volume_id", "status", "slices", "shards"])
-    if ledger.num_rows != manifest.counts.listed - manifest.counts.skipped:
-        yield Finding(manifest_path, f"the ledger has {ledger.num_rows} rows, the counts say otherwise")
+    try:
+        ledger = read_ledger(store, snapshot_id, manifest)
+    except CorruptError as error:
+        yield Finding(manifest_path, f"names a ledger that is none: {error}")
+        return
     files = read_files(store, snapshot_id, manifest)
     yield from _check_embeddings(store, live_shards(ledger), files)
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))

@@ -19,25 +19,25 @@ def forge_manifest(
 ) -> str:
     """Change the live manifest and make it live; change: gets the JSON, changes it or returns bytes to write instead.
 
-    tables: further files of the snapshot's folder. Returns the new snapshot's id.
+    tables: further tables, by name. Returns the new snapshot's id.
     """
     live = store.read("CURRENT").decode().strip()
     content = json.loads(store.read(f"snapshots/{live}/manifest.json"))
     made = change(content)
     data = made if isinstance(made, bytes) else json.dumps(content, indent=1).encode()
     forged = f"{live[:16]}-{hashlib.sha256(data).hexdigest()[:16]}"
-    held = {path.rpartition("/")[2]: store.read(path) for path in store.files(f"snapshots/{live}")}
-    for name, table in {**held, **(tables or {}), "manifest.json": data}.items():
-        store.write(f"snapshots/{forged}/{name}", table)
+    for name, table in (tables or {}).items():
+        store.write(f"tables/{name}", table)
+    store.write(f"snapshots/{forged}/manifest.json", data)
     store.write("CURRENT", f"{forged}\n".encode())
     return forged
 
 
 def forge_table(store: Location, kind: str, change: Callable[[pa.Table], pa.Table | bytes]) -> str:
-    """Change the first table of a kind (files, ledger, tombstones); returns the new snapshot's id."""
+    """Change the first table of a kind (files, ledger, changes, tombstones); returns the new snapshot's id."""
     live = store.read("CURRENT").decode().strip()
-    path = next(path for path in store.files(f"snapshots/{live}") if f"/{kind}-" in path)
-    made = change(read_parquet(store.read(path)))
+    listed = json.loads(store.read(f"snapshots/{live}/manifest.json"))["tables"]
+    made = change(read_parquet(store.read(next(table["path"] for table in listed if table["kind"] == kind))))
     data = made if isinstance(made, bytes) else parquet_bytes(made)
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"{kind}-{sha256[:16]}.parquet"
@@ -45,7 +45,7 @@ def forge_table(store: Location, kind: str, change: Callable[[pa.Table], pa.Tabl
     def swap(content: dict[str, Any]) -> None:
         entry = next(table for table in content["tables"] if table["kind"] == kind)
         rows = entry["rows"] if isinstance(made, bytes) else made.num_rows
-        entry.update(path=name, sha256=sha256, size_bytes=len(data), rows=rows)
+        entry.update(path=f"tables/{name}", sha256=sha256, size_bytes=len(data), rows=rows)
 
     return forge_manifest(store, swap, {name: data})
 

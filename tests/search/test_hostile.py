@@ -20,7 +20,7 @@ from medret.search.ledger import Refused, place_of
 from medret.search.resolve import load_encoder
 from medret.snapshot import read_manifest
 from medret.storage import Location
-from tests.search.forging import forge_manifest, forge_rows
+from tests.search.forging import forge_manifest, forge_rows, forge_table
 from tests.search.opening import ID, everything, refusal, search_it, set_all
 
 
@@ -202,7 +202,7 @@ def test_opening_follows_a_snapshot_that_was_published_meanwhile(
 ) -> None:
     """B14: the snapshot that CURRENT named is gone by the time its tables are read."""
     old = store.read("CURRENT").decode().strip()
-    new = forge_manifest(store, lambda content: content.update(run="later"))
+    new = forge_table(store, "files", lambda table: table.replace_schema_metadata({"written": "later"}))
     store.write("CURRENT", f"{old}\n".encode())
 
     def replaced(place: Location, snapshot_id: str) -> Any:
@@ -210,6 +210,7 @@ def test_opening_follows_a_snapshot_that_was_published_meanwhile(
         if snapshot_id == old:
             store.write("CURRENT", f"{new}\n".encode())
             shutil.rmtree(store.path(f"snapshots/{old}"))
+            store.delete(manifest.tables_of("files")[0].path)
         return manifest
 
     monkeypatch.setattr("medret.search.snapshot.read_manifest", replaced)
@@ -223,7 +224,8 @@ def test_a_reader_whose_snapshot_was_removed_is_told_that(store: Location) -> No
         store.delete(path)
     with pytest.raises(CorruptError, match="is missing: restore it"):
         broken.search(ID, 2)
-    shutil.rmtree(store.path("snapshots"))
+    for folder in ("snapshots", "tables"):
+        shutil.rmtree(store.path(folder))
     reads: list[Callable[[], object]] = [lambda: snapshot.search(ID, 2), snapshot.labels, lambda: snapshot.volume(ID)]
     for read in reads:
         with pytest.raises(DroppedError, match=r"is no longer in .*: it was removed while it was open; open the store"):

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from medret.schemas import LEDGER, PART_ROWS
-from medret.snapshot.changes import GONE, collected, differences, merged, needs_base
+from medret.schemas import GONE, LEDGER, PART_ROWS
+from medret.snapshot.changes import collected, differences, merged, needs_base
 
 
 def ledger(*rows: dict[str, Any]) -> pa.Table:
@@ -57,7 +57,7 @@ def test_changes_are_merged_in_order_wherever_they_fall() -> None:
     assert whole["organ"].to_pylist() == [None, None, "liver", None, None, None]
     returned = collected(since, ledger(row("f", organ="lung")), ["d", "z"])
     assert pa.concat_tables(merged(parts, returned))["volume_id"].to_pylist() == ["a", "b", "f", "g", "h"]
-    with pytest.raises(ValueError, match="not greater"):
+    with pytest.raises(ValueError, match="not in order"):
         list(merged(parts[::-1], since))
 
 

@@ -31,7 +31,7 @@ def test_the_documented_reader_and_export_give_the_live_rows(history: SimpleName
     code = text.split("```python\n")[1].split("```")[0].replace("STORE", history.store.root)
     found: dict[str, Any] = {}
     exec(code, found)  # it is the documented code that is tested
-    live = _by_place(found["live"])
+    live = _by_place(found["vectors"])
     assert {key[0] for key in live} == {f"v{number}.nii.gz" for number in (0, 1, 3, 4, 5, 6, 7, 8)}
     out = tmp_path / "slices.parquet"
     assert main(["export", history.store.uri, str(out), "--slices"]) == 0

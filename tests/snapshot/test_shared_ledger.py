@@ -1,0 +1,275 @@
+"""Snapshots share the base of their ledger: whatever the runs do, a reader sees the whole of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from medret.errors import GateError
+from medret.schemas import FILES, LEDGER
+from medret.search.ledger import Ledger, read_label_table
+from medret.snapshot import (
+    Counts,
+    current_id,
+    publish,
+    read_ledger,
+    read_manifest,
+    snapshot_ids,
+    verify_store,
+)
+from medret.snapshot.changes import differences
+from medret.snapshot.forget import forget
+from medret.snapshot.gc import gc
+from medret.snapshot.publish import rollback
+from medret.storage import Location
+from tests.snapshot.conftest import fields
+
+PART, SHARE = 8, 4
+Rows = Mapping[str, dict[str, Any]]
+
+
+class NoLease:
+    """Of nobody: all runs are in this process."""
+
+    def check(self) -> None:
+        pass
+
+
+class Clock(datetime):
+    """A second passes between two snapshots, so that their ids are in order."""
+
+    seconds = count()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        return cls(2026, 1, 31, tzinfo=UTC) + timedelta(seconds=next(cls.seconds))
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases of many files, and few changes until the next base. Nobody waits for the disk."""
+    monkeypatch.setattr(sys.modules["medret.snapshot.publish"], "datetime", Clock)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    for module in ("medret.schemas", "medret.snapshot.changes"):
+        monkeypatch.setattr(f"{module}.PART_ROWS", PART)
+    monkeypatch.setattr("medret.snapshot.changes.BASE_SHARE", SHARE)
+
+
+def row(volume_id: str, **values: Any) -> dict[str, Any]:
+    fixed = {"uri": f"/archive/{volume_id}", "size_bytes": 1, "status": "embedded", "slices": 1, "facts": "{}"}
+    return {**dict.fromkeys(LEDGER.names), "volume_id": volume_id, **fixed, "metadata": [], "shards": [], **values}
+
+
+def table_of(rows: Rows) -> pa.Table:
+    return pa.Table.from_pylist([rows[volume_id] for volume_id in sorted(rows)], LEDGER)
+
+
+def facts(rows: Rows) -> dict[str, Any]:
+    embedded = sum(one["status"] == "embedded" for one in rows.values())
+    counts = Counts(listed=len(rows), embedded=embedded, new=0, quarantined=len(rows) - embedded)
+    return fields(embedded, 1) | {"counts": counts, "indices": [], "slices": embedded}
+
+
+def run(store: Location, before: Rows, after: Rows) -> str:
+    """Publish `after` on top of the live snapshot, which holds `before`."""
+    changed, gone = differences(table_of(before), table_of(after))
+    return publish(store, changed, gone, FILES.empty_table(), parent=current_id(store), **facts(after))[0]
+
+
+def tables(store: Location, snapshot_id: str, *kinds: str) -> list[str]:
+    return [table.path for table in read_manifest(store, snapshot_id).tables if table.kind in kinds]
+
+
+def store_of(root: Path, *ledgers: Rows) -> tuple[Location, list[str]]:
+    before: Rows = {}
+    store, ids = Location(root), []
+    for ledger in ledgers:
+        ids.append(run(store, before, ledger))
+        before = ledger
+    return store, ids
+
+
+def volumes(numbers: Iterable[int], **values: Any) -> dict[str, dict[str, Any]]:
+    return {f"v{number:03d}.nii": row(f"v{number:03d}.nii", **values) for number in numbers}
+
+
+def next_rows(rng: random.Random, rows: Rows) -> dict[str, dict[str, Any]]:
+    """What a run makes of a ledger: some volumes come (some come back), some change, some get labels, some go."""
+    after = dict(rows)
+    for _ in range(rng.choice([0, 1, 2, 30])):
+        volume_id = f"v{rng.randrange(120):03d}.nii"
+        change = rng.choice(["come", "go", "label", "fail", "content"])
+        if change == "go":
+            after.pop(volume_id, None)
+        elif change == "come" or volume_id not in after:
+            after[volume_id] = row(volume_id, content_sha256=str(rng.randrange(5)))
+        elif change == "label":
+            after[volume_id] = after[volume_id] | {"organ": rng.choice(["liver", None]), "metadata": [("site", "one")]}
+        elif change == "fail":
+            after[volume_id] = row(volume_id, status="quarantined", code="empty", reason="0 bytes", slices=0)
+        else:
+            after[volume_id] = after[volume_id] | {"content_sha256": str(rng.randrange(5))}
+    return after | volumes([0])  # one is always embedded
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_runs_do_the_merged_ledger_is_the_whole_one(tmp_path: Path, seed: int) -> None:
+    rows: Rows = {}
+    rng, store, kinds = random.Random(seed), Location(tmp_path), set()
+    for _ in range(8):
+        after = next_rows(rng, rows) if rows else volumes(range(rng.randrange(1, 60)))
+        snapshot_id = run(store, rows, after)
+        rows, whole, manifest = after, table_of(after), read_manifest(store, snapshot_id)
+        assert read_ledger(store, snapshot_id, manifest) == whole
+        assert read_ledger(store, snapshot_id, manifest, ["organ"]) == whole.select(["organ"])
+        base, changes = ([Path(store.path(path)) for path in tables(store, snapshot_id, kind)] for kind in
+                         ("ledger", "changes"))  # fmt: skip
+        kinds.add(bool(changes))
+        found = Ledger(base, changes)
+        ids = [*rows, *(f"v{number:03d}.nii" for number in range(120)), "", "z"]
+        assert found.rows(ids).keys() == rows.keys()
+        assert all(found.rows(rows)[one].labels["organ"] == rows[one]["organ"] for one in rows)
+        embedded = whole.filter(pc.equal(whole["status"], "embedded"))
+        for sha256 in map(str, range(5)):
+            same = embedded.filter(pc.equal(embedded["content_sha256"], sha256))
+            assert found.ids_with_content(sha256) == same["volume_id"].to_pylist()
+        labels = read_label_table(base, changes)
+        assert labels.select(["volume_id", "organ"]).to_pydict() == embedded.select(["volume_id", "organ"]).to_pydict()
+        assert verify_store(store) == []
+    assert kinds == {True, False}, "some runs write changes, some a base"
+
+
+def test_small_runs_write_what_has_changed_and_share_the_base(tmp_path: Path) -> None:
+    """Until a fourth (here) has changed, the written rows are those since the base; then there is a new base."""
+    archive = [volumes(range(100 + day)) for day in range(30)]
+    store, ids = store_of(tmp_path, *archive)
+    bases = [tuple(tables(store, one, "ledger")) for one in ids]
+    changed = [sum(table.rows for table in read_manifest(store, one).tables_of("changes")) for one in ids]
+    assert changed == [*range(26), 0, 1, 2, 3], "26 are more than a fourth of 100"
+    assert len(set(bases)) == 2
+    assert len(store.files("tables")) == 1 + len({*bases[0], *bases[-1]}) + 25 + 3, "one table of files, no others"
+
+
+def test_equal_content_and_parent_give_equal_bytes(tmp_path: Path, makers: SimpleNamespace) -> None:
+    ledgers = [volumes(range(40)), volumes(range(1, 42)), volumes(range(2, 90))]
+    written = []
+    for name, step in (("one", 1), ("other", -1)):
+        store = Location(tmp_path / name)
+        before: Rows = {}
+        for ledger in ledgers:
+            changed, gone = differences(table_of(before), table_of(ledger))
+            shuffled = changed.take(pa.array(range(changed.num_rows)[::step]))
+            publish(store, shuffled, gone[::step], FILES.empty_table(), parent=current_id(store), **facts(ledger))
+            before = ledger
+        written.append({path: store.read(path) for path in store.files("tables")})
+    assert written[0] == written[1]
+    # A base depends on its content only, not on the changes that led to it.
+    store, [whole] = store_of(tmp_path / "whole", ledgers[-1])
+    assert set(tables(store, whole, "ledger")) <= written[0].keys()
+
+
+def test_a_crash_between_two_writes_leaves_the_old_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, others = volumes(range(20)), (volumes(range(1, 21)), volumes(range(30)))
+    writes = {name: getattr(Location, name) for name in ("write", "compare_and_swap")}
+    for number, after in enumerate(others):
+        crashes = 0
+        while True:
+            store, [live] = store_of(tmp_path / f"{number}-{crashes}", first)
+            left = [crashes]
+
+            def write(self: Location, *arguments: Any, name: str, left: list[int] = left) -> Any:
+                if not left[0]:
+                    raise OSError("the machine went away")
+                left[0] -= 1
+                return writes[name](self, *arguments)
+
+            with monkeypatch.context() as patch:
+                for name in writes:
+                    patch.setattr(Location, name, lambda self, *rest, name=name: write(self, *rest, name=name))
+                try:
+                    run(store, first, after)
+                    break
+                except OSError:
+                    pass
+            assert current_id(store) == live
+            assert verify_store(store) == []
+            assert read_ledger(store, live, read_manifest(store, live)) == table_of(first)
+            assert run(store, first, after) == current_id(store)
+            assert verify_store(store) == []
+            crashes += 1
+        assert crashes >= 4, "files, ledger, manifest, CURRENT"
+
+
+def test_counts_that_changes_cannot_give_publish_nothing(tmp_path: Path) -> None:
+    first = volumes(range(40))
+    store, [live] = store_of(tmp_path, first)
+    changed, nothing = table_of(volumes([3, 41])), FILES.empty_table()
+    for listed, gone in ((43, []), (39, []), (41, ["v003.nii"]), (40, ["v003.nii", "v003.nii"])):
+        wrong = facts(first) | {"counts": Counts(listed=listed, embedded=listed, new=0)}
+        with pytest.raises(GateError, match="do not reconcile"):
+            publish(store, changed, gone, nothing, parent=live, **wrong)
+    wrong = facts(first) | {"counts": Counts(listed=100, embedded=100, new=0)}
+    with pytest.raises(GateError, match="ledger rows 80"):  # half of the changed volumes are no new ones
+        publish(store, table_of(volumes(range(20, 80))), [], nothing, parent=live, **wrong)
+    assert current_id(store) == live
+
+
+def test_going_back_to_another_base_and_on_from_there(tmp_path: Path) -> None:
+    ledgers = [volumes(range(40)), volumes(range(41)), volumes(range(90)), volumes(range(91))]
+    store, ids = store_of(tmp_path, *ledgers)
+    rollback(store, ids[1], NoLease())  # type: ignore[arg-type]
+    after = volumes(range(1, 42), organ="liver")
+    run(store, ledgers[1], after)
+    live = current_id(store) or ""
+    assert read_ledger(store, live, read_manifest(store, live)) == table_of(after)
+    for one, ledger in zip(ids, ledgers, strict=True):
+        assert read_ledger(store, one, read_manifest(store, one)) == table_of(ledger)
+    assert verify_store(store) == []
+
+
+def test_gc_deletes_a_base_with_the_last_snapshot_that_needs_it(tmp_path: Path) -> None:
+    store, ids = store_of(tmp_path, *(volumes(range(count)) for count in (40, 41, 42, 90, 91)))
+    old, new = (set(tables(store, one, "ledger")) for one in (ids[0], ids[3]))
+    for keep, base in ((4, old), (3, old), (2, set())):
+        gc(store, NoLease(), keep=keep, older_than=timedelta(0))  # type: ignore[arg-type]
+        assert set(store.files("tables")) >= base | new
+        assert len(snapshot_ids(store)) == keep
+        for one in snapshot_ids(store):
+            assert read_ledger(store, one, read_manifest(store, one)).num_rows
+    assert not old - new & set(store.files("tables"))
+    named = {path for one in snapshot_ids(store) for path in tables(store, one, "ledger", "changes", "files")}
+    assert set(store.files("tables")) == named
+
+
+@pytest.mark.parametrize("volume_id", ["v005.nii", "v010.nii", "v041.nii"], ids=["gone", "replaced", "added"])
+def test_a_forgotten_volume_leaves_bases_and_changes_of_all_snapshots(tmp_path: Path, volume_id: str) -> None:
+    ledgers = [volumes(range(40)), volumes([*range(5), *range(6, 42)]) | volumes([10], organ="liver")]
+    ledgers.append(ledgers[1] | volumes([12], facts=f'{{"like": "{volume_id}"}}'))
+    store, _ = store_of(tmp_path, *ledgers)
+    before = set(store.files("tables"))
+    forget(store, {volume_id}, NoLease())  # type: ignore[arg-type]
+    texts = {path: str(read_all(store, path)) for path in store.files("tables")}
+    assert not [path for path, text in texts.items() if volume_id in text]
+    assert verify_store(store) == []
+    for one, ledger in zip(snapshot_ids(store), ledgers, strict=True):
+        rest = read_ledger(store, one, read_manifest(store, one))["volume_id"].to_pylist()
+        assert rest == sorted(ledger.keys() - {volume_id})
+    assert len(before & set(store.files("tables"))) >= 5, "parts that do not name the volume stay"
+
+
+def read_all(store: Location, path: str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(store.path(path)).to_pylist()
+    return rows
