@@ -1,7 +1,7 @@
 """Write the golden archive and store: `python -m tests.golden.make FOLDER`.
 
 The golden store was written by medret 0.1 and stays as it is: later versions have to read it, and to write the same
-files from the same archive. It is made anew only when PIXELS_VERSION, VECTORS_VERSION or FORMAT changes.
+files from the same archive. It is made again only when PIXELS_VERSION, VECTORS_VERSION or the format of stores changes.
 """
 
 from __future__ import annotations
