@@ -194,8 +194,8 @@ def read_label_table(base: Sequence[Path], changes: Sequence[Path] = ()) -> pa.T
     import pyarrow.compute as pc
 
     columns = [*KEYS, "metadata", "status"]
-    since = pa.concat_tables([LEDGER.empty_table().select(columns), *(_read(path, columns) for path in changes)])
     with as_corrupt("the ledger"):
+        since = pa.concat_tables([LEDGER.empty_table().select(columns), *(_read(path, columns) for path in changes)])
         ledger = pa.concat_tables(merged((_read(path, columns) for path in base), since))
     embedded = ledger.filter(pc.equal(ledger["status"], "embedded")).combine_chunks()
     arrays = {name: _one(embedded[name]) for name in KEYS}

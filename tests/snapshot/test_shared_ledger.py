@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -16,12 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from medret.errors import GateError
+from medret.errors import CorruptError, GateError, MedretError
 from medret.schemas import FILES, LEDGER
+from medret.search import open_snapshot
+from medret.search.cache import LocalFiles
+from medret.search.export import export_rows
 from medret.search.ledger import Ledger, read_label_table
 from medret.snapshot import (
     Counts,
     current_id,
+    ledger_parts,
     publish,
     read_ledger,
     read_manifest,
@@ -33,6 +38,7 @@ from medret.snapshot.forget import forget
 from medret.snapshot.gc import gc
 from medret.snapshot.publish import rollback
 from medret.storage import Location
+from tests.search.forging import forge_manifest, forge_table
 from tests.snapshot.conftest import fields
 
 PART, SHARE = 8, 4
@@ -273,3 +279,112 @@ def read_all(store: Location, path: str) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = pq.read_table(store.path(path)).to_pylist()
     return rows
+
+
+@pytest.fixture
+def changing(tmp_path: Path, makers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A store whose live snapshot has changes: v0..v7, then without v2, with v8, and with another label of v3."""
+    monkeypatch.setattr("medret.snapshot.tables.needs_base", lambda rows, _: not rows)
+    store = Location(tmp_path / "changing")
+    embedded, ledger = makers.rows(9, 3)
+    first = makers.publish(store, embedded[:8], ledger[:8])
+    kept = [dict(one) for one in ledger if one["volume_id"] != "v2.nii.gz"]
+    kept[2]["organ"] = "Liver"
+    second = makers.publish(store, embedded[8:], kept, parent=first, dead=["v2.nii.gz"])
+    assert len(tables(store, second, "changes")) == 1
+    return SimpleNamespace(store=store, first=first, second=second)
+
+
+def test_searches_see_the_changes(changing: SimpleNamespace, tmp_path: Path) -> None:
+    snapshot = open_snapshot(changing.store.uri)
+    everyone = {f"v{number}.nii.gz" for number in range(9)} - {"v2.nii.gz"}
+    assert {hit.volume_id for hit in snapshot.search("v3.nii.gz", 20, exclude="none")} == everyone
+    assert {hit.volume_id for hit in snapshot.search("v3.nii.gz", 20, exclude="organ")} == everyone - {"v3.nii.gz"}
+    [hit] = snapshot.search("v0.nii.gz", 20, where="organ = 'Liver'")
+    assert (hit.volume_id, hit.labels["organ"]) == ("v3.nii.gz", "Liver")
+    assert snapshot.volume("v2.nii.gz") is None
+    assert snapshot.labels()["volume_id"].to_pylist() == sorted(everyone)
+    assert export_rows(snapshot, tmp_path / "volumes.parquet") == 8
+    assert open_snapshot(changing.store.uri, changing.first).search("v2.nii.gz", 1, exclude="none")[0].labels["organ"]
+    code = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8").split("```python\n")[1]
+    found: dict[str, Any] = {}
+    exec(code.split("```")[0].replace("STORE", changing.store.root), found)  # the documented reader merges too
+    assert {one["volume_id"] for one in found["vectors"]} == everyone
+
+
+def test_a_cache_keeps_the_base_between_snapshots(changing: SimpleNamespace, tmp_path: Path) -> None:
+    class Remote(Location):
+        def local_path(self, relative: str) -> None:
+            return None
+
+        def download(self, relative: str, to: Path) -> None:
+            copied.append(relative)
+            super().download(relative, to)
+
+    copied: list[str] = []
+    files = LocalFiles(Remote(changing.store.uri), tmp_path / "cache")
+    for one in (changing.first, changing.second):
+        for entry in read_manifest(changing.store, one).tables:
+            if entry.kind in ("ledger", "changes"):
+                files.path(entry.path, entry.sha256)
+    base, changes = (tables(changing.store, changing.second, kind) for kind in ("ledger", "changes"))
+    assert copied == [*base, *changes]
+
+
+def forged_ledger(case: str, rows: list[dict[str, Any]]) -> None:
+    if case == "unordered":
+        rows.reverse()
+    elif case == "twice":
+        rows.append(rows[-1])
+    elif case == "odd status":
+        rows[0]["status"] = "lost"
+    elif case == "fewer":
+        del rows[0]
+    else:
+        rows[0]["volume_id"] = None
+
+
+@pytest.mark.parametrize("kind", ["ledger", "changes"])
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("unordered", "not in order"), ("twice", "not unique"), ("odd status", "status holds 'lost'"),
+        ("fewer", "the counts say 8"), ("null", "rows without a value|null"),
+    ],
+)  # fmt: skip
+def test_forged_tables_are_refused_and_named(changing: SimpleNamespace, kind: str, case: str, said: str) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        forged_ledger(case, rows)
+        schema = pa.schema([field.with_nullable(True) for field in LEDGER])
+        return pa.Table.from_pylist(rows, schema=schema if case == "null" else LEDGER)
+
+    store = changing.store
+    forged = forge_table(store, kind, change)
+    with pytest.raises(CorruptError, match=said):
+        list(ledger_parts(store, forged, read_manifest(store, forged)))
+    [finding] = [one for one in verify_store(store) if "names a ledger" in one.problem]
+    assert finding.path == f"snapshots/{forged}/manifest.json"
+    snapshot = open_snapshot(store.uri)
+    for use in (snapshot.labels, lambda: [snapshot.volume(f"v{number}.nii.gz") for number in range(9)]):
+        with suppress(MedretError):
+            use()
+
+
+def test_a_manifest_names_one_table_of_changes_under_its_own_checksum(changing: SimpleNamespace) -> None:
+    def twice(content: dict[str, Any]) -> None:
+        content["tables"] += [one for one in content["tables"] if one["kind"] == "changes"]
+
+    def renamed(content: dict[str, Any]) -> None:
+        content["tables"][0]["sha256"] = "0" * 64
+
+    def elsewhere(content: dict[str, Any]) -> None:
+        content["tables"][0]["path"] = content["tables"][0]["path"].replace("tables/", "../")
+
+    for change, said in ((twice, "several tables of changes"), (renamed, "sha256"), (elsewhere, "damaged")):
+        store = changing.store
+        before = store.read("CURRENT")
+        forged = forge_manifest(store, change)
+        with pytest.raises(CorruptError, match=said):
+            read_manifest(store, forged)
+        store.write("CURRENT", before)
