@@ -50,6 +50,7 @@ chaos: $(STAMP)  ## Kill and stop runs, and lose nodes, at many points; compare 
 	$(BIN)/python -m tests.chaos.campaign $(ARGS)
 	$(BIN)/python -m tests.chaos.signals
 	$(BIN)/python -m tests.chaos.nodes
+	$(BIN)/python -m tests.chaos.elastic
 
 bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
 	@$(BIN)/python -c 'import hnswlib' 2>/dev/null || $(BIN)/python -m uv pip install --python $(BIN)/python \

@@ -51,7 +51,13 @@ def test_head_takes_no_work_and_gpu_nodes_exist(config: dict[str, Any]) -> None:
     assert any(node["resources"].get("GPU") for node in workers.values())
     assert any(not node["resources"].get("GPU") and node["resources"]["CPU"] > 0 for node in workers.values())
     assert sum(node["max_workers"] for node in workers.values()) <= config["max_workers"]
-    assert all(1 <= node["min_workers"] <= node["max_workers"] for node in workers.values())
+    assert all(node["min_workers"] == 0 < node["max_workers"] for node in workers.values())
+
+
+def test_nodes_that_only_decode_may_be_reclaimed(config: dict[str, Any]) -> None:
+    """tests/chaos/elastic.py kills such nodes."""
+    decode = config["available_node_types"]["decode"]["node_config"]
+    assert decode["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
 def test_token_authentication_is_on_everywhere(config: dict[str, Any]) -> None:

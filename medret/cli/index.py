@@ -153,7 +153,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how slice vectors become a volume vector; repeatable (default mean)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), help="(default auto: a GPU if the cluster has one)")
+    add("--device", choices=("auto", "cpu", "cuda"), help="(default auto: a GPU if the cluster has or can get one)")
     add("--precision", choices=("auto", "fp32", "bf16"), help="(default auto: bf16 if the hardware has it)")
 
     add = parser.add_argument_group("index").add_argument
@@ -179,8 +179,22 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 def _add_resources(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("cluster").add_argument
     add("--batch-size", type=positive_int, metavar="SLICES", help="slices per model call (default: by the device)")
-    add("--actors", type=positive_int, metavar="N", help="embedding actors per model (default: by the cluster)")
+    add("--actors", metavar="N|MIN:MAX", help="embedding actors per model (default: by the cluster and the work)")
     add("--gpus-per-actor", type=positive_float, metavar="SHARE", help="GPUs per actor, such as 0.5")
+    add(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="KIND=N",
+        help="gpu=N or cpu=N: GPUs or CPUs that nodes bring once they are asked for; needed only where Ray's "
+        "autoscaler does not say so itself; repeatable",
+    )
+    add(
+        "--wait-minutes",
+        type=float,
+        metavar="M",
+        help="how long to wait for the first node with a GPU or CPU if none is there; 0: do not wait (default 30)",
+    )
     add(
         "--shard-volumes",
         type=positive_int,

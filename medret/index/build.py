@@ -23,6 +23,8 @@ from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
 from medret.storage import NAME_DIGITS, Location, WrittenFile
 
 ROWS_KIND = "rows"
+BUILDING_BYTES = 512 * 2**20  # of a process that builds a shard, beside the vectors: code, threads, buffers
+BUILDING_FACTOR = 6  # times the vectors, at the peak
 NORM_TOLERANCE = 1e-2  # float16 keeps a unit vector's norm within 1e-3; beyond this it was never normalised
 
 
@@ -56,8 +58,8 @@ def build_shard(
     """Index (n, dim) float16 unit vectors, n >= 1, described by `rows` (schemas.ROWS), into `folder` below the store.
 
     Rows are sorted by volume_id first. FAISS uses one thread, so that equal input gives equal files on one type of
-    processor. use_gpu: measure recall with exact search on a GPU if there is one. Peak memory is about six times that
-    of the vectors, plus half a gigabyte. Raises MedretError when the vectors are not finite unit vectors or the row
+    processor. use_gpu: measure recall with exact search on a GPU if there is one. Peak memory: see `building_bytes`.
+    Raises MedretError when the vectors are not finite unit vectors or the row
     table does not match them.
     """
     _check(vectors, rows)
@@ -89,6 +91,11 @@ def build_shard(
                 recall[kind] = recall_of(approximate_index(kind, index, exact, distinct, settings), exact, probe)
                 del index  # one index beside the exact one at a time
     return IndexShard(_shard_key(files), exact.rows, exact.dim, tuple(files), recall, seconds)
+
+
+def building_bytes(rows: int, dim: int) -> int:
+    """The peak memory of a process that builds a shard of (rows, dim) float16 vectors, for its scheduling."""
+    return BUILDING_BYTES + BUILDING_FACTOR * rows * dim * np.dtype(np.float16).itemsize
 
 
 def _write(store: Location, folder: str, kind: str, index: Any) -> WrittenFile:

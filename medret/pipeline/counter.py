@@ -19,6 +19,7 @@ from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medret.errors import MedretError
+from medret.pipeline.cluster import name_of
 from medret.storage.filesystems import retries
 
 MOST_STEPS = 240
@@ -151,15 +152,17 @@ class StageCounter:
         self._started = started
         self._timeline = Timeline()
         self._stages: dict[str, StageCount] = {}
+        self._nodes: dict[str, Counter[str]] = {}
         self._stopping = False
         self._begun: Counter[tuple[str, str]] = Counter()
         self._open: dict[str, float] = {}
         self._deaths: Counter[str] = Counter()
         self._metrics = RunMetrics()
 
-    def add(self, stage: str, added: StageCount, ended: float) -> None:
-        """Add a finished batch of a stage. ended: seconds since the epoch."""
+    def add(self, stage: str, added: StageCount, ended: float, node_id: str) -> None:
+        """Add a finished batch of a stage on a node. ended: seconds since the epoch."""
         passed = ended - self._started
+        self._nodes.setdefault(node_id, Counter())[stage] += added.volumes
         self._timeline.add(stage, passed - added.seconds, passed, added.slices)
         self._stages[stage] = self._stages.get(stage, StageCount()).plus(added)
         self._metrics.stage(stage, added.volumes, added.slices, added.seconds, added.retries)
@@ -195,6 +198,10 @@ class StageCounter:
         """The sums so far, by stage; repeated work counts twice."""
         return dict(self._stages)
 
+    def nodes(self) -> dict[str, dict[str, int]]:
+        """The volumes of each stage, by the id of the node that worked on them."""
+        return {node_id: dict(volumes) for node_id, volumes in self._nodes.items()}
+
     def timeline(self) -> dict[str, Any]:
         """When each stage was busy; see Timeline.to_json."""
         return self._timeline.to_json()
@@ -227,6 +234,12 @@ class Counting:
         found: dict[str, Any] = self._ask("timeline", {"step_s": 0.0, "stages": {}})
         return found
 
+    def nodes(self) -> dict[str, dict[str, int]]:
+        """The volumes of each stage, by the name of the node that worked on them, for the run report."""
+        names = {node["NodeID"]: name_of(node) for node in ray.nodes()}
+        found: dict[str, dict[str, int]] = self._ask("nodes", {})
+        return {names.get(node_id, node_id): volumes for node_id, volumes in found.items()}
+
     def stop(self) -> None:
         """Tell all tasks to begin nothing more."""
         self.handle.stop.remote()
@@ -247,6 +260,7 @@ class Tally:
     def __init__(self, counter: Any, stage: str) -> None:
         self._counter = counter
         self._stage = stage
+        self._node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
         self._retries = retries()
         self._unsaid = StageCount()
         self._said = self._asked = -math.inf
@@ -287,7 +301,7 @@ class Tally:
         said, self._unsaid = self._unsaid.plus(StageCount(retries=now - self._retries)), StageCount()
         self._retries, self._said = now, time.monotonic()
         if said != StageCount():
-            self._counter.add.remote(self._stage, said, time.time())
+            self._counter.add.remote(self._stage, said, time.time(), self._node_id)
 
     def is_stopping(self) -> bool:
         """Whether the run is stopping; False if the counter does not answer."""

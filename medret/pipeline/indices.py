@@ -21,11 +21,13 @@ from medret.index import (
     IndexSettings,
     IndexShard,
     build_shard,
+    building_bytes,
     centre_of,
     centred,
     fit_centre,
     refit_needed,
 )
+from medret.pipeline.cluster import largest_memory
 from medret.pipeline.embedding_shards import read_live
 from medret.pipeline.layout import findable, plan_index_shards, tombstones, with_indexed_in
 from medret.pipeline.store_state import BaseSnapshot
@@ -191,12 +193,19 @@ def _build_all(
 ) -> tuple[list[IndexShard], dict[str, float]]:
     # One thread per task: with FAISS's own threads, HNSW graphs would depend on timing.
     task = ray.remote(num_cpus=1, num_gpus=0.25 if use_gpu else 0, max_retries=3)(_build_one)
-    shards: list[IndexShard] = ray.get([task.remote(store, job, settings, use_gpu) for job in jobs])
+    offered = largest_memory(ray.nodes())  # a task that asks for more would wait for ever
+    tasks = [task.options(memory=min(_memory(job), offered)).remote(store, job, settings, use_gpu) for job in jobs]
+    shards: list[IndexShard] = ray.get(tasks)
     seconds = dict.fromkeys(settings.kinds, 0.0)
     for shard in shards:
         for kind, spent in shard.seconds.items():
             seconds[kind] = seconds.get(kind, 0.0) + spent
     return shards, seconds
+
+
+def _memory(job: IndexJob) -> int:
+    """The bytes that building a shard takes."""
+    return building_bytes(sum(member.live_rows for member in job.files), job.recipe.model.dim)
 
 
 def _build_one(store: Location, job: IndexJob, settings: IndexSettings, use_gpu: bool) -> IndexShard:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from medret.embeddings import Aggregation
 from medret.pipeline import new_ledger as ledgers
+from medret.pipeline.asking import asking
 from medret.pipeline.batch_schema import CANARIES
-from medret.pipeline.cluster import Capacity, PoolPlan, plan_pools
 from medret.pipeline.embedding_shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
 from medret.pipeline.judge import choose_canaries
 from medret.pipeline.layout import compactions, embedding_files
 from medret.pipeline.plan import Plan, Step
+from medret.pipeline.pools import Capacity, PoolPlan, Wish, plan_pools, wishes
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.store_state import StoreState
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
@@ -37,11 +38,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """The input of one stream: objects (batch_schema.SOURCE), the models to embed them with, actors per model."""
+    """The input of one stream: objects (batch_schema.SOURCE), the models to embed them with, actors per model.
+
+    asked: what the autoscaler is asked for meanwhile.
+    """
 
     source: pa.Table
     jobs: tuple[ModelJob, ...]
     pools: PoolPlan
+    asked: tuple[Wish, ...] = ()
 
 
 def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
@@ -57,16 +62,20 @@ def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, reques
         device = lacking[0].device
         source = ledgers.source(steps, choose_canaries(plan, missing))
         costs = [job.spec.gmacs for job in lacking]
-        pools = plan_pools(capacity, costs, device, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
-        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))  # at most one actor per model call
-        pools = replace(pools, sizes=tuple(min(size, calls) for size in pools.sizes))
-        works.append(Work(source, lacking, pools))
+        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))
+        pools = plan_pools(capacity, costs, device, calls, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
+        asked = wishes(pools, costs, calls, request.expect) if capacity.grows else ()
+        works.append(Work(source, lacking, pools, asked))
     return works
 
 
 def embed(works: Sequence[Work], stages: Stages) -> Streamed:
     """Run the streams one after the other."""
-    return concatenate([stream(work.source, work.jobs, work.pools, stages) for work in works])
+    made = []
+    for work in works:
+        with asking(work.asked):
+            made.append(stream(work.source, work.jobs, work.pools, stages))
+    return concatenate(made)
 
 
 def concatenate(made: Sequence[Streamed]) -> Streamed:

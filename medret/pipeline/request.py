@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
@@ -10,6 +11,7 @@ from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.index import IndexSettings
 from medret.pipeline.gates import GateLimits
+from medret.pipeline.pools import ActorRange, Expected
 from medret.recipe import SliceRecipe
 from medret.snapshot import LEASE_S
 from medret.storage import refuse_secrets
@@ -17,7 +19,10 @@ from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
 DEFAULT_MODEL = "efficientnet_lite0"
-NAME_LISTS = ("exclude", "models", "planes", "aggregations")  # options that take one name or several
+# A GPU node of a cloud needs up to ten minutes to start and to install or fetch the software; a zone may be short of
+# them for longer. A scheduled run may wait for that, as long as it ends before the next one begins.
+WAIT_MINUTES = 30.0
+NAME_LISTS = ("exclude", "models", "planes", "aggregations", "expect")  # options that take one name or several
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class IndexRequest:
     of an S3 Inventory, to read in place of a listing. models: distinct names; empty means those of the live snapshot,
     else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
-    cluster decide these three.) shard_volumes: volumes per embedding shard; at most this many are embedded again after
-    a crash. replace_models: drop models of the live snapshot that are not named. retry_quarantined: try every
-    quarantined volume again. lease_s: seconds of silence after which a run loses the store. gates: limits of the checks
-    before publication.
+    cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
+    that fits. shard_volumes: volumes per embedding shard; at most this many are embedded again after a crash.
+    replace_models: drop models of the live snapshot that are not named. retry_quarantined: try every quarantined volume
+    again. lease_s: seconds of silence after which a run loses the store. gates: limits of the checks before
+    publication.
     """
 
     archive: str
@@ -52,7 +58,9 @@ class IndexRequest:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: int | None = None
     gpus_per_actor: float | None = None
-    actors: int | None = None
+    actors: ActorRange | None = None
+    expect: Expected = field(default_factory=Expected)
+    wait_minutes: float = WAIT_MINUTES
     shard_volumes: int = 64
     replace_models: bool = False
     retry_quarantined: bool = False
@@ -76,6 +84,9 @@ class IndexRequest:
         if (gib := left.pop("max_volume_gib", None)) is not None:
             limits = Limits(max_voxels_bytes=int(gib * 2**30))
         aggregations = tuple(parse_aggregation(text) for text in left.pop("aggregations", ("mean",)))
+        if (actors := left.get("actors")) is not None:
+            left["actors"] = ActorRange.parse(str(actors))
+        left["expect"] = Expected.parse(left.pop("expect", ()))
         left |= {"slices": slices, "index": index, "gates": gates, "limits": limits, "aggregations": aggregations}
         return cls(archive, store, **left)
 
@@ -97,10 +108,12 @@ class IndexRequest:
             raise UsageError(
                 f"--weights names {', '.join(sorted(stray))}, but the models of this run are {', '.join(self.models)}"
             )
-        positive = {"batch-size": self.batch_size, "actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
+        positive = {"batch-size": self.batch_size, "gpus-per-actor": self.gpus_per_actor}
         for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
             if value is not None and value <= 0:
                 raise UsageError(f"--{option} is {value}, expected more than 0")
+        if not 0 <= self.wait_minutes < math.inf:
+            raise UsageError(f"--wait-minutes is {self.wait_minutes}, expected 0 or more")
 
     @property
     def volume_limits(self) -> Limits:
@@ -117,6 +130,7 @@ class IndexKeywords(TypedDict, total=False):
 
     `IndexRequest`, `SliceRecipe`, `IndexSettings` and `GateLimits` explain them and hold their defaults.
     aggregations: names such as `mean` or `gaussian:0.5,0.2`. max_volume_gib: the largest volume that is decoded.
+    actors: `N` or `MIN:MAX`. expect: `gpu=N`, `cpu=N`.
     """
 
     labels: str | None
@@ -142,7 +156,9 @@ class IndexKeywords(TypedDict, total=False):
     device: str
     precision: str
     batch_size: int
-    actors: int
+    actors: int | str
+    expect: str | Sequence[str]
+    wait_minutes: float
     gpus_per_actor: float
     shard_volumes: int
     retry_quarantined: bool

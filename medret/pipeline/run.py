@@ -16,8 +16,9 @@ from msgspec.structs import asdict
 from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import new_ledger as ledgers
+from medret.pipeline.asking import find_device
 from medret.pipeline.batch_schema import CANARIES
-from medret.pipeline.cluster import Capacity, capacity_now, device_for, watching_nodes
+from medret.pipeline.cluster import watching_nodes
 from medret.pipeline.connect import connected
 from medret.pipeline.content_hashes import content_hashes, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting
@@ -28,6 +29,7 @@ from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.materialize import Work, concatenate, copy_vectors, divide_work, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
 from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
+from medret.pipeline.pools import Capacity
 from medret.pipeline.prepare import (
     NOTHING,
     Inputs,
@@ -257,8 +259,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
 def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     """Find the device and the capacity of the cluster, and make one job per model."""
     request, inputs = run.request, run.inputs
-    capacity = capacity_now()
-    device = device_for(request.device, capacity)
+    device, capacity = find_device(request.device, request.expect, request.wait_minutes, run.reporter.say)
     jobs = model_jobs(request, device, inputs.specs, inputs.weights, run.state.precisions)
     for job in jobs:
         recipe = job.recipe
@@ -309,7 +310,7 @@ def _stream(
                     plan = embedded_instead(plan, orphaned, target)
                     steps = tuple(step for step in plan.steps if step.item.volume_id in orphaned)
                     made = concatenate([made, embed(_divide_work(run, Plan(steps, ()), jobs, capacity), stages)])
-            counted, log.facts["timeline"] = counts.stages(), counts.timeline()
+            counted, log.facts["timeline"], log.facts["nodes"] = counts.stages(), counts.timeline(), counts.nodes()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
     return plan, made
@@ -319,7 +320,9 @@ def _divide_work(run: _Run, plan: Plan, jobs: Sequence[ModelJob], capacity: Capa
     """Divide the volumes to embed into streams, and report them."""
     works = divide_work(plan, jobs, capacity, run.request)
     for work in works:
-        actors = [f"{job.recipe.model.name} {size}" for job, size in zip(work.jobs, work.pools.sizes, strict=True)]
+        ranges = zip(work.pools.least, work.pools.most, strict=True)
+        sizes = [f"{least}" if least == most else f"{least} to {most}" for least, most in ranges]
+        actors = [f"{job.recipe.model.name} {size}" for job, size in zip(work.jobs, sizes, strict=True)]
         run.reporter.say(f"{work.source.num_rows} volumes to read and embed; actors: {', '.join(actors)}")
     run.log.facts.setdefault("pools", []).extend(vars(work.pools) for work in works)
     return works

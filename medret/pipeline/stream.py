@@ -13,8 +13,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
 from medret.pipeline.batch_schema import CANARIES, from_ipc
-from medret.pipeline.cluster import PoolPlan
 from medret.pipeline.embed_stage import EmbedStage
+from medret.pipeline.pools import PoolPlan
 from medret.pipeline.read_stage import ReadStage
 from medret.pipeline.write_stage import WriteStage
 from medret.recipe import Recipe, SliceRecipe
@@ -23,13 +23,14 @@ from medret.storage import Location
 from medret.volume import Limits
 
 # Volumes per block: one read task returns a block, one call of an actor embeds it. The driver spends about 30 ms on
-# each block, so a large archive gets large blocks, as long as every actor gets many of them. A GPU embeds 64 volumes of
+# each block, so a large archive gets large blocks, as long as there are enough to share. Actors come and go, and equal
+# runs must write equal shards: the size of a block depends on the work and the device alone. A GPU embeds 64 volumes of
 # 16 slices in a quarter of a second, a core 16 volumes in ten seconds; a kill should not lose more work than that, and
 # a run that is stopping should not wait for more. Powers of two, as batch sizes are: calls then fill their batches
 # even if each volume has a single slice.
 LEAST_VOLUMES = 8
 MOST_VOLUMES = {"cpu": 16, "cuda": 64}
-CALLS_PER_ACTOR = 16
+BLOCKS = 256  # at least, of more than LEAST_VOLUMES
 READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
 IN_FLIGHT = 3  # calls queued per actor, so that transfers overlap with computing
 
@@ -98,17 +99,17 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         )
 
 
-def block_volumes(volumes: int, actors: int, device: str) -> int:
+def block_volumes(volumes: int, device: str) -> int:
     """Volumes per block: what one task reads and one call embeds."""
     size = LEAST_VOLUMES
-    while 2 * size <= min(MOST_VOLUMES[device], volumes // (CALLS_PER_ACTOR * actors)):
+    while 2 * size <= min(MOST_VOLUMES[device], volumes // BLOCKS):
         size *= 2
     return size
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
     sides = tuple(sorted({job.recipe.model.image_size for job in jobs}))
-    size = block_volumes(source.num_rows, max(pools.sizes), jobs[0].device)
+    size = block_volumes(source.num_rows, jobs[0].device)
     # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
     dataset = dataset.map_batches(
@@ -127,7 +128,12 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
             EmbedStage,
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=pools.sizes[place], max_tasks_in_flight_per_actor=IN_FLIGHT),
+            compute=ActorPoolStrategy(
+                min_size=pools.least[place],
+                max_size=pools.most[place],
+                initial_size=pools.sizes[place],
+                max_tasks_in_flight_per_actor=IN_FLIGHT,
+            ),
             num_cpus=pools.num_cpus,
             num_gpus=pools.num_gpus or None,
             fn_constructor_args=(job.spec, job.weights, _shared(job.weights), job.recipe),

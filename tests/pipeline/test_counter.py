@@ -15,7 +15,7 @@ class Counter:
         self.said: list[StageCount] = []
         self.asked = 0
         self.stop = False
-        self.add = SimpleNamespace(remote=lambda _stage, count, _ended: self.said.append(count))
+        self.add = SimpleNamespace(remote=lambda _stage, count, _ended, _node: self.said.append(count))
         self.stopping = SimpleNamespace(remote=self._stopping)
 
     def _stopping(self) -> bool:
