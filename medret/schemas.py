@@ -160,10 +160,13 @@ def in_pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def in_order(table: pa.Table, column: str) -> pa.Table:
-    """Sort the table by a short text column; the result is in parts."""
+    """Sort the table by a short text column, unless it is sorted; a table that was not is returned in parts."""
     import pyarrow.compute as pc  # slower to import than everything that a search needs from here
 
-    order = pc.sort_indices(table[column].cast(_roomy(table[column].type)))
+    values = table[column]
+    if pc.all(pc.less_equal(values.slice(0, max(0, len(values) - 1)), values.slice(1)), min_count=0).as_py():
+        return table
+    order = pc.sort_indices(values.cast(_roomy(values.type)))
     return taken(table, order)
 
 

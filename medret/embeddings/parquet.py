@@ -131,7 +131,7 @@ def _spelt_bytes(values: pa.Array) -> int:
         return _spelt_bytes(values.keys) + _spelt_bytes(values.items)
     if not pa.types.is_dictionary(kind) or not len(values):
         return 0
-    lengths = np.array([0, *_lengths(values.dictionary)], np.int64)
+    lengths = np.append(np.int64(0), _lengths(values.dictionary))
     codes = np.frombuffer(values.indices.buffers()[1], np.int32)[values.indices.offset :][: len(values)]
     counts = np.bincount(np.where((codes < 0) | (codes >= len(lengths) - 1), -1, codes) + 1, minlength=len(lengths))
     return int(counts @ lengths)

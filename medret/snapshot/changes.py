@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,8 @@ def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
     base: its parts. changes: the rows since then. Both need volume_id and status; other columns are optional. Raises
     ValueError if the parts overlap.
     """
+    import pyarrow.compute as pc
+
     ids, at, last = changes["volume_id"], 0, ""
     for part in base:
         end = at
@@ -75,20 +78,22 @@ def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
         yield part if end == at else _replaced(part, changes.slice(at, end - at))
         at = end
     if at < len(ids):
-        yield _without_gone(changes.slice(at))
+        rest = changes.slice(at)
+        yield rest.filter(pc.not_equal(rest["status"], GONE))
 
 
 def _replaced(part: pa.Table, changes: pa.Table) -> pa.Table:
+    """Merge changes into one part. Few rows change, so runs of rows are joined, which is faster than taking rows."""
     import pyarrow.compute as pc
 
-    rest = part.filter(pc.invert(pc.is_in(part["volume_id"], value_set=changes["volume_id"])))
-    return in_order(pa.concat_tables([rest, _without_gone(changes)]), "volume_id")
-
-
-def _without_gone(changes: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return changes.filter(pc.not_equal(changes["status"], GONE))
+    both = pa.concat_tables([part, changes])
+    stays = pc.invert(pc.is_in(part["volume_id"], value_set=changes["volume_id"]))
+    kept = np.concatenate([mask.to_numpy() for mask in (stays, pc.not_equal(changes["status"], GONE))])
+    order = pc.sort_indices(both["volume_id"]).to_numpy().astype(np.int64)
+    order = order[kept[order]]
+    bounds = [*np.flatnonzero(np.diff(order, prepend=-2) != 1), len(order)]
+    runs = [both.slice(order[begin], end - begin) for begin, end in pairwise(bounds)]
+    return pa.concat_tables([part.schema.empty_table(), *runs]).combine_chunks()
 
 
 def _differ(before: pa.Table, after: pa.Table) -> NDArray[np.bool_]:

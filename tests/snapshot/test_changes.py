@@ -57,6 +57,9 @@ def test_changes_are_merged_in_order_wherever_they_fall() -> None:
     assert whole["organ"].to_pylist() == [None, None, "liver", None, None, None]
     returned = collected(since, ledger(row("f", organ="lung")), ["d", "z"])
     assert pa.concat_tables(merged(parts, returned))["volume_id"].to_pylist() == ["a", "b", "f", "g", "h"]
+    emptied = collected(ledger(), ledger(row("e")), ["b", "d"])
+    assert pa.concat_tables(merged(parts, emptied))["volume_id"].to_pylist() == ["e", "f", "h"]
+    assert pa.concat_tables(merged(parts, collected(ledger(), ledger(), list("bdfh")))) == ledger()
     with pytest.raises(ValueError, match="not in order"):
         list(merged(parts[::-1], since))
 
