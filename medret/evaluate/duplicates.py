@@ -7,7 +7,7 @@ That is measured by the symmetric late-interaction score, which does not favour 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.errors import UsageError
+from medret.evaluate.query_sets import Report
 from medret.index import EXACT, HNSW
 from medret.schemas import LABELS
 from medret.search import Snapshot
@@ -30,8 +31,6 @@ NEIGHBOURS = 16  # of the first search; doubled for a volume whose neighbours ar
 NEIGHBOURS_MAX = 256
 BATCH = 512
 ROUNDING = 5e-4  # of cosines, because float16 vectors are not exactly of length 1
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

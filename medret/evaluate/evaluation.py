@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -18,18 +18,11 @@ from medret.evaluate.configs import SearchConfig, configs_of, leading_config
 from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
 from medret.evaluate.levels import Options, ScoringPlan, scoring_plan
 from medret.evaluate.metrics import METRICS, RANKS_MIN
-from medret.evaluate.query_sets import QuerySet
+from medret.evaluate.query_sets import QuerySet, Report
 from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers
-from medret.evaluate.scoring import (
-    RECALL_K,
-    Ranking,
-    ScoredQueries,
-    Tally,
-    neighbours_found,
-    rank,
-    spliced,
-)
+from medret.evaluate.scoring import Ranking, ScoredQueries, Tally, neighbours_found, rank, spliced
 from medret.index import EXACT
+from medret.index.build import RECALL_K
 from medret.search import Snapshot
 from medret.search.options import LATE, VOLUME, SearchOptions
 
@@ -38,8 +31,6 @@ DEPTH = 1000  # ranks per list of larger archives and of approximate indices
 BATCH_HITS = 1_000_000  # hits that exist as objects at the same time
 BATCH_PAIRS = 20_000_000  # pairs of query and candidate that are judged at the same time
 TIES_SEEN = 8  # beyond the tenth neighbour
-
-Report = Callable[[str], None]
 
 
 def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: Report = lambda _: None) -> Evaluation:

@@ -26,6 +26,7 @@ from medret.search.query import QueryVectors
 
 KEPT_MAX = 4096  # queries
 
+Report = Callable[[str], None]  # takes a line of progress
 Resolve = Callable[[int, str, str], QueryVectors]  # a query's row, a model and an aggregation to vectors
 
 
@@ -105,7 +106,7 @@ def file_queries(
     selection: Selection,
     weights: Mapping[str, str],
     without: AbstractSet[str] = frozenset(),
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> QuerySet:
     """Query a snapshot with the NIfTI files of an archive.
 

@@ -16,12 +16,10 @@ from medret.evaluate.averages import Averages, Bootstrap, average
 from medret.evaluate.configs import SearchConfig
 from medret.evaluate.metrics import METRICS, chance, measure
 from medret.evaluate.relevance import Exclusion, Level
+from medret.index import MISSING
+from medret.index.build import RECALL_K, TIE_TOLERANCE
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
-
-MISSING = -1
-RECALL_K = 10
-TIE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)

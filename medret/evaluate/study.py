@@ -35,7 +35,6 @@ METRICS = ("recall@1", "mAP")
 BATCH_PAIRS = 20_000_000
 VOLUMES_MAX = 20_000
 
-Report = Callable[[str], None]
 Similarity = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]  # rows of queries to (rows, volumes)
 
 Row = dict[str, Any]  # a figure: column -> value

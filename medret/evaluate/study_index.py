@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.evaluate.scoring import RECALL_K, TIE_TOLERANCE
-from medret.evaluate.study import Report, Row, Study, read_slices
+from medret.evaluate.query_sets import Report
+from medret.evaluate.study import Row, Study, read_slices
 from medret.html.plots import Line, lines
-from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
+from medret.index import MISSING, Distinct, ExactIndex, IndexSettings, Searchable
 from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
-from medret.index.build import size_bytes, threads
+from medret.index.build import RECALL_K, RecallProbe, recall_of, size_bytes, threads
 from medret.index.exact import build_exact
 from medret.search import Snapshot
 
@@ -33,15 +32,6 @@ SPREAD = 0.3  # the share of a difference that is added
 HNSW_LINKS = (16, 32)
 HNSW_SEARCH = (32, 64, 128)
 LSH_BITS = (256, 512, 1024, 2048)
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """Queries that are not among the vectors. least: the exact score that a true neighbour reaches."""
-
-    queries: NDArray[np.float32]
-    least: NDArray[np.float32]
-    exact: ExactIndex
 
 
 def study_index(
@@ -106,17 +96,18 @@ def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Ite
     flat, seconds = _timed(build_exact, vectors)
     exact = ExactIndex(flat)
     distinct = Distinct(np.arange(len(vectors), dtype=np.int32))  # drawn at random: none equals another
-    probe = _Probe(queries, exact.search(queries, RECALL_K).scores[:, -1], exact)
-    yield {"index": "exact", "setting": "", "build_seconds": seconds, **_searched(exact, flat, probe)}
+    no_rows = np.full(len(queries), MISSING)  # the queries are not among the vectors
+    probe = RecallProbe(no_rows, queries, exact.search(queries, RECALL_K).scores[:, -1], RECALL_K)
+    yield {"index": "exact", "setting": "", "build_seconds": seconds, **_searched(exact, flat, exact, probe)}
     for links in HNSW_LINKS:
         graph, seconds = _timed(build_hnsw, vectors, IndexSettings(hnsw_m=links))
         for search in HNSW_SEARCH:
-            measured = _searched(HnswIndex(graph, exact, distinct, search), graph, probe)
+            measured = _searched(HnswIndex(graph, exact, distinct, search), graph, exact, probe)
             yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **measured}
     for bits in LSH_BITS:
         settings = IndexSettings(lsh_bits=bits)
         codes, seconds = _timed(build_lsh, vectors, settings)
-        measured = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, probe)
+        measured = _searched(LshIndex(codes, exact, distinct, settings.lsh_candidates), codes, exact, probe)
         yield {"index": "lsh", "setting": f"{bits} bits", "build_seconds": seconds, **measured}
 
 
@@ -126,21 +117,14 @@ def _timed(build: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return build(*arguments), time.perf_counter() - start
 
 
-def _searched(index: Searchable, file: Any, probe: _Probe) -> dict[str, float]:
+def _searched(index: Searchable, file: Any, exact: ExactIndex, probe: RecallProbe) -> dict[str, float]:
     index.search(probe.queries[:1], RECALL_K)  # warm up, so that the first measurement is like the others
-    milliseconds, shares = [], []
-    for number in range(len(probe.queries)):
-        query = probe.queries[number : number + 1]
-        start = time.perf_counter()
-        neighbours = index.search(query, RECALL_K)
-        milliseconds.append(1000 * (time.perf_counter() - start))
-        scores = probe.exact.scores(query, neighbours.rows)[0]
-        shares.append(float((scores >= probe.least[number] - TIE_TOLERANCE).mean()))
+    milliseconds = [1000 * _timed(index.search, query[None], RECALL_K)[1] for query in probe.queries]
     return {
         "bytes_per_vector": size_bytes(file) / index.rows,
         "p50_ms": float(np.percentile(milliseconds, 50)),
         "p95_ms": float(np.percentile(milliseconds, 95)),
-        "recall_at_10": float(np.mean(shares)),
+        "recall_at_10": recall_of(index, exact, probe),
     }
 
 

@@ -13,15 +13,8 @@ from medret.embeddings import Aggregation, Slices, parse_aggregation
 from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
-from medret.evaluate.study import (
-    Report,
-    Row,
-    Similarity,
-    SimilarityScorer,
-    Study,
-    is_centred,
-    read_slices,
-)
+from medret.evaluate.query_sets import Report
+from medret.evaluate.study import Row, Similarity, SimilarityScorer, Study, is_centred, read_slices
 from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot
