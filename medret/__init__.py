@@ -67,30 +67,23 @@ __all__ = [
     "plan_index",
 ]
 
-_MODULES = {  # the module of each public name that is not loaded with medret
-    "Evaluation": "medret.evaluate",
-    "Hit": "medret.search",
-    "Hits": "medret.search",
-    "IndexOutcome": "medret.pipeline.result",
-    "IndexPlan": "medret.pipeline.dry_run",
-    "SearchOptions": "medret.search",
-    "SliceMatch": "medret.search",
-    "SlicePair": "medret.search",
-    "Snapshot": "medret.search",
-    "evaluate_snapshot": "medret.api",
-    "index_archive": "medret.api",
-    "open_snapshot": "medret.search",
-    "plan_index": "medret.api",
+_LAZY = {  # the public names that are not loaded with medret, by module
+    "medret.api": ("evaluate_snapshot", "index_archive", "plan_index"),
+    "medret.evaluate": ("Evaluation",),
+    "medret.pipeline.dry_run": ("IndexPlan",),
+    "medret.pipeline.result": ("IndexOutcome",),
+    "medret.search": ("Hit", "Hits", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"),
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user listens
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'medret' has no attribute '{name}'")
-    with needs_extra():
-        return getattr(importlib.import_module(_MODULES[name]), name)
+    for module, names in _LAZY.items():
+        if name in names:
+            with needs_extra():
+                return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'medret' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -2,13 +2,3 @@
 
 from medret.archive.labels import LabelJoin, labelled, labels_of, read_labels
 from medret.archive.listing import ArchiveObject, Listing, list_archive
-
-__all__ = [
-    "ArchiveObject",
-    "LabelJoin",
-    "Listing",
-    "labelled",
-    "labels_of",
-    "list_archive",
-    "read_labels",
-]

@@ -21,31 +21,6 @@ from medret.snapshot.tables import ledger_parts, read_files, read_ledger, read_t
 if TYPE_CHECKING:
     from medret.snapshot.verify import Finding, verify_store
 
-__all__ = [
-    "LEASE_S",
-    "Counts",
-    "Finding",
-    "GateEntry",
-    "IndexEntry",
-    "Journal",
-    "Lease",
-    "Manifest",
-    "RecipeEntry",
-    "TableEntry",
-    "clear_journal",
-    "current_id",
-    "leased",
-    "ledger_parts",
-    "publish",
-    "read_files",
-    "read_journal",
-    "read_ledger",
-    "read_manifest",
-    "read_tombstones",
-    "snapshot_ids",
-    "verify_store",
-]
-
 
 def __getattr__(name: str) -> Any:  # a search does not load the verification
     if name in ("Finding", "verify_store"):
