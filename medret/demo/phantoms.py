@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.demo import anatomy
-from medret.demo.shapes import Canvas, Field, Pose, smooth_noise
+from medret.demo.shapes import Canvas, Field, smooth_noise
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def phantom(
     x, y, z = (zoom * extent / n for extent, n in zip(what.field_mm, shape, strict=True))
     spacing_mm = (round(x, 3), round(y, 3), round(z, 3))
     is_ct = what.modality == "CT"
-    canvas = Canvas(shape, spacing_mm, anatomy.AIR_HU if is_ct else 0.0, Pose.drawn(rng, warp_mm=what.warp_mm), rng)
+    canvas = Canvas(shape, spacing_mm, anatomy.AIR_HU if is_ct else 0.0, what.warp_mm, rng)
     what.paint(canvas)
     acquired = _ct_noise(rng, canvas.values) if is_ct else _mri_noise(rng, canvas.values)
     return acquired, spacing_mm, rng

@@ -6,36 +6,14 @@ The origin is the middle of the field of view.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+WARP_REACH_MM = 45.0  # over which an outline wanders
+
 Field = NDArray[np.floating[Any]]  # one value per voxel, (x, y, z)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How one subject differs from the next.
-
-    scale: body size along x, y, z, 1 on average. turn_rad: rotation about the z axis. shift_mm: of the body's
-    middle. warp_mm: how far outlines deviate from the plain shapes. warp_reach_mm: the reach of a deviation.
-    """
-
-    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    turn_rad: float = 0.0
-    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    warp_mm: float = 0.0
-    warp_reach_mm: float = 45.0
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator, *, warp_mm: float) -> Pose:
-        """A plausible subject: size within 10 %, turned by up to 5 degrees, a little off centre."""
-        size = rng.uniform(0.95, 1.06)
-        x, y, z = (size * rng.uniform(0.95, 1.05, 3)).tolist()
-        dx, dy, dz = rng.uniform(-6, 6, 3).tolist()
-        return cls((x, y, z), float(np.radians(rng.uniform(-5, 5))), (dx, dy, dz), warp_mm)
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: tuple[float, ...]) -> Field:
@@ -57,29 +35,34 @@ def _cubic_spline(n: int, knots: int) -> NDArray[np.float32]:
 
 
 class Canvas:
-    """Voxel values and the patient coordinates of every voxel, as seen from inside one subject."""
+    """Voxel values and the patient coordinates of every voxel, as seen from inside one subject.
+
+    Subjects differ: their size within 10 %, turned about the z axis by up to 5 degrees, a little off centre, and their
+    outlines wander around the plain shapes by warp_mm.
+    """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
         spacing_mm: tuple[float, float, float],
         background: float,
-        pose: Pose,
+        warp_mm: float,
         rng: np.random.Generator,
     ) -> None:
         self.shape = shape
         self.spacing_mm = spacing_mm
         self.rng = rng
         self.edge_mm = float(max(spacing_mm[:2]))  # softness of outlines: one voxel of partial volume
+        scales = rng.uniform(0.95, 1.06) * rng.uniform(0.95, 1.05, 3)
+        shifts_mm = rng.uniform(-6, 6, 3)
+        turn_rad = np.radians(rng.uniform(-5, 5))
         axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm, strict=True)]
-        grids = np.meshgrid(*axes, indexing="ij")
-        moved = [grid - shift for grid, shift in zip(grids, pose.shift_mm, strict=True)]
-        cos, sin = np.cos(pose.turn_rad), np.sin(pose.turn_rad)
-        turned = (cos * moved[0] + sin * moved[1], cos * moved[1] - sin * moved[0], moved[2])
-        wander = [self.noise(pose.warp_reach_mm) * pose.warp_mm for _ in range(3)]
+        x, y, z = (grid - shift for grid, shift in zip(np.meshgrid(*axes, indexing="ij"), shifts_mm, strict=True))
+        cos, sin = np.cos(turn_rad), np.sin(turn_rad)
+        turned = (cos * x + sin * y, cos * y - sin * x, z)
+        wander = [self.noise(WARP_REACH_MM) * warp_mm for _ in range(3)]
         self.x, self.y, self.z = (
-            (at / scale + offset).astype(np.float32)
-            for at, scale, offset in zip(turned, pose.scale, wander, strict=True)
+            (at / scale + offset).astype(np.float32) for at, scale, offset in zip(turned, scales, wander, strict=True)
         )
         self.values = np.full(shape, background, np.float32)
 
