@@ -121,20 +121,18 @@ def file_queries(
     files = tuple(listing.items())
     known = {row["volume_id"]: row for row in labels_of(listing.objects["volume_id"], join.labels).to_pylist()}
     first = configs_of(snapshot, selection)[0]
-    encoded: dict[tuple[str, str, str], QueryVectors] = {}
 
     def encode(file: ArchiveObject, model: str, aggregation: str) -> QueryVectors:
         modality = known[file.volume_id]["modality"]
         weights_uri = weights.get(model)
         return snapshot.resolve(file.uri, model=model, aggregation=aggregation, weights=weights_uri, modality=modality)
 
-    used: list[ArchiveObject] = []
+    used: list[tuple[ArchiveObject, QueryVectors]] = []
     failures = []
     for number, file in enumerate(files, start=1):
         report(f"query {number}/{len(files)} {file.volume_id}")
         try:
-            encoded[file.volume_id, first.model, first.aggregation] = encode(file, first.model, first.aggregation)
-            used.append(file)
+            used.append((file, encode(file, first.model, first.aggregation)))
         except WeightsError:
             raise
         except UsageError as error:
@@ -145,23 +143,14 @@ def file_queries(
         )
 
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
-        file = used[row]
-        ready = encoded.pop((file.volume_id, model, aggregation), None)
-        return ready or encode(file, model, aggregation)
+        file, vectors = used[row]
+        return vectors if (model, aggregation) == (first.model, first.aggregation) else encode(file, model, aggregation)
 
     candidates = known_labels(snapshot, without)
     numbers = {volume_id: number for number, volume_id in enumerate(candidates["volume_id"].to_pylist())}
-    self_candidates = [
-        tuple(
-            numbers[known_id]
-            for known_id in sorted(encoded[file.volume_id, first.model, first.aggregation].volume_ids)
-            if known_id in numbers
-        )
-        for file in used
-    ]
-    return QuerySet(
-        _label_table(used, known), candidates, self_candidates, resolve, tuple(failures), frozenset(without)
-    )
+    self_candidates = [tuple(numbers[one] for one in sorted(numbers.keys() & own.volume_ids)) for _, own in used]
+    labels = _label_table([file for file, _ in used], known)
+    return QuerySet(labels, candidates, self_candidates, resolve, tuple(failures), frozenset(without))
 
 
 def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, dict[str, Any]]) -> pa.Table:
