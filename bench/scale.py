@@ -73,7 +73,7 @@ def report_of(store: Path) -> dict[str, Any]:
 
 
 def sized_runs(sizes: list[int], repeats: int, scratch: Path) -> tuple[list[float], list[dict[str, Any]]]:
-    """Seconds of the fastest run over archives of these sizes, and its report; all sizes in turn, each time anew."""
+    """Seconds of the fastest run over archives of these sizes, and its report; all sizes in turn, in every round."""
     for size in sizes:
         write_archive(scratch / f"archive-{size}", size)
     best: dict[int, tuple[float, dict[str, Any]]] = {}

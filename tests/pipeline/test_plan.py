@@ -265,7 +265,7 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
         previous = BaseSnapshot("id", None, ledger, files, dead)
 
 
-def test_dead_and_many_small_embedding_shards_are_written_anew() -> None:
+def test_dead_and_many_small_embedding_shards_are_written_again() -> None:
     def table(*shards: tuple[str, int]) -> pa.Table:
         rows = [{"path": f"p-{s}", "kind": "slices", "sha256": "", "size_bytes": 1, "rows": n, "recipe": A, "shard": s}
                 for s, n in shards]  # fmt: skip

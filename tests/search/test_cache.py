@@ -83,7 +83,7 @@ def test_remote_file_is_copied_once_and_checked(tmp_path: Path, remote: Location
     assert [path.name for path in (tmp_path / "files").iterdir()] == [SHA256]
 
 
-def test_damaged_copy_is_fetched_anew(tmp_path: Path, remote: Location) -> None:
+def test_damaged_copy_is_fetched_again(tmp_path: Path, remote: Location) -> None:
     copy = LocalFiles(remote, tmp_path).path("indices/f", SHA256)
     copy.write_bytes(b"rotten")
     assert LocalFiles(remote, tmp_path).path("indices/f", SHA256).read_bytes() == CONTENT
