@@ -26,7 +26,7 @@ from medret.snapshot.manifest import (
     snapshot_folder,
 )
 from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
-from medret.snapshot.tables import read_files, read_ledger, read_tombstones
+from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
 from medret.storage import NAME_DIGITS, Location
 
 NAMED = re.compile(rf"-([0-9a-f]{{{NAME_DIGITS}}})\.[a-z]+$")
@@ -108,7 +108,8 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
     if not manifest.counts.reconciled:
         yield Finding(manifest_path, f"counts do not reconcile: {manifest.counts}")
     try:
-        ledger = read_ledger(store, snapshot_id, manifest)
+        parts = ledger_parts(store, snapshot_id, manifest)  # reads and checks all columns
+        ledger = pa.concat_tables(part.select(["volume_id", "status", "slices", "shards"]) for part in parts)
     except CorruptError as error:
         yield Finding(manifest_path, f"names a ledger that is none: {error}")
         return
