@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -95,31 +95,28 @@ def _left_out_of(exclude: str, queries: ScoredQueries) -> LeftOut:
     )
 
 
+@dataclass
 class _Work:
     """The loop over configurations, exclusions and batches of queries."""
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        query_set: QuerySet,
-        options: Options,
-        plan: ScoringPlan,
-        leading: SearchConfig,
-        report: Report,
-    ) -> None:
-        self._snapshot, self._query_set, self._options = snapshot, query_set, options
-        self._plan, self._report = plan, report
-        self._ids: list[str] = query_set.candidates["volume_id"].to_pylist()
+    snapshot: Snapshot
+    query_set: QuerySet
+    options: Options
+    plan: ScoringPlan
+    leading: SearchConfig
+    report: Report
+    details: dict[str, Detail] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._ids: list[str] = self.query_set.candidates["volume_id"].to_pylist()
         self._number_of = {volume_id: number for number, volume_id in enumerate(self._ids)}
-        self._subjects = subject_numbers(query_set.queries)
-        self.leading = leading
-        self.details: dict[str, Detail] = {}
+        self._subjects = subject_numbers(self.query_set.queries)
 
     def depth(self, index: str) -> int:
         """The number of ranks per list of an index."""
         volumes = len(self._ids)
         usual = EXACT_DEPTH_MAX if index == EXACT and volumes <= EXACT_DEPTH_MAX else DEPTH
-        return min(volumes, self._options.depth or usual)
+        return min(volumes, self.options.depth or usual)
 
     def run(self, configs: Sequence[SearchConfig]) -> list[Row]:
         """The rows of all configurations, in their order. Those that differ in nothing that matters are run once."""
@@ -131,19 +128,19 @@ class _Work:
         model = ""
         for number, group in enumerate(groups, start=1):
             if group[0].model != model:
-                self._query_set.forget()
+                self.query_set.forget()
                 model = group[0].model
-            for exclusion in self._plan.exclusions:
+            for exclusion in self.plan.exclusions:
                 words = f"{group[0].label}, {'/'.join(config.index for config in group)}, exclude {exclusion.column}"
-                self._report(f"{number}/{len(groups)} {words}")
+                self.report(f"{number}/{len(groups)} {words}")
                 for config, scored in self._score(group, exclusion).items():
                     rows[config] += scored
-        self._query_set.forget()
+        self.query_set.forget()
         return [replace(row, config=config) for config in configs for row in rows[same[config]]]
 
     def _score(self, group: Sequence[SearchConfig], exclusion: Exclusion) -> dict[SearchConfig, list[Row]]:
         """Score configurations that differ only in the index: each is also compared with exact search."""
-        tallies = {config: [Tally(queries) for queries in self._plan.queries[exclusion.column]] for config in group}
+        tallies = {config: [Tally(queries) for queries in self.plan.queries[exclusion.column]] for config in group}
         shares = {config: np.full(len(self._subjects), np.nan) for config in group if config.index != EXACT}
         tops: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         exact_arm = replace(group[0], index=EXACT)
@@ -180,17 +177,15 @@ class _Work:
             yield np.arange(start, min(start + step, len(self._subjects)))
 
     def _rank(self, config: SearchConfig, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
-        queries = self._query_set.vectors(rows, config.model, config.aggregation)
+        queries = self.query_set.vectors(rows, config.model, config.aggregation)
         shared: dict[bytes, frozenset[str]] = {}  # queries of one source exclude the same volumes
         excluded = []
         for candidates in kept:
             key = candidates.tobytes()
             if key not in shared:
-                shared[key] = self._query_set.excluded.union(
-                    self._ids[number] for number in np.flatnonzero(~candidates)
-                )
+                shared[key] = self.query_set.excluded.union(self._ids[number] for number in np.flatnonzero(~candidates))
             excluded.append(shared[key])
-        return rank(self._snapshot, config, queries, depth, excluded, self._number_of)
+        return rank(self.snapshot, config, queries, depth, excluded, self._number_of)
 
     def _rows(
         self, config: SearchConfig, exclusion: Exclusion, tallies: Sequence[Tally], shares: NDArray[np.float64] | None
@@ -200,7 +195,7 @@ class _Work:
         for tally in tallies:
             if not tally.queries.counted.any():
                 continue
-            means = tally.averages(self._subjects, self.depth(config.index), self._options.bootstrap)
+            means = tally.averages(self._subjects, self.depth(config.index), self.options.bootstrap)
             level = tally.queries.level
             rows += [
                 Row(**vars(means.figure(at, number)), **key, level=level.name, class_=name, metric=metric.name)
@@ -220,7 +215,7 @@ class _Work:
         chances = np.minimum(RECALL_K / left, 1.0)[:, None]
         _, numbers = np.unique(self._subjects[counted], return_inverse=True)
         everyone = np.ones((len(counted), 0), bool)
-        return average(shares[counted, None], chances, everyone, numbers, self._options.bootstrap)
+        return average(shares[counted, None], chances, everyone, numbers, self.options.bootstrap)
 
 
 def _but_index(config: SearchConfig) -> tuple[str, str, str]:

@@ -112,8 +112,11 @@ def study_ensemble(
             f"{snapshot.uri} has one model, {snapshot.models[0]}: an ensemble needs two; index with --model A --model B"
         )
     scorer = SimilarityScorer(snapshot, options)
-    alone = {model: _model_cosines(snapshot, scorer, model, aggregation) for model in snapshot.models}
-    variants: dict[str, Similarity] = dict(alone)
+    alone: dict[str, Similarity] = {}
+    for model in snapshot.models:
+        queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
+        alone[model] = _cosines(np.array([query.volume for query in queries], np.float32))
+    variants = dict(alone)
     for first, second in combinations(snapshot.models, 2):
         for weight in WEIGHTS:
             name = f"{first} {weight:g} + {second} {1 - weight:g}"
@@ -133,11 +136,6 @@ def study_ensemble(
         for heading, by_variant in _recalls(rows)
     ]
     return Study("ensemble", snapshot.uri, snapshot.id, rows, plots, notes)
-
-
-def _model_cosines(snapshot: Snapshot, scorer: SimilarityScorer, model: str, aggregation: str | None) -> Similarity:
-    queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
-    return _cosines(np.array([query.volume for query in queries], np.float32))
 
 
 def _cosines(vectors: NDArray[np.float32]) -> Similarity:

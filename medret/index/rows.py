@@ -67,17 +67,10 @@ def _judged(data: pa.Buffer, name: str) -> pa.RecordBatch:
     return batch
 
 
-def _map(path: Path) -> Any:
+def _batch(source: pa.Buffer | Path, name: str) -> pa.RecordBatch:
+    """The single batch of a row table; that of a file is memory-mapped."""
     try:
-        return pa.memory_map(str(path))
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptError(f"{path} cannot be read as a row table: {first_line(error)}") from error
-
-
-def _batch(source: Any, name: str) -> pa.RecordBatch:
-    """The single batch of a row table."""
-    try:
-        reader = pa.ipc.open_file(source)
+        reader = pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, Path) else source)
         if reader.schema != ROW_FILE or reader.num_record_batches != 1:
             raise CorruptError(
                 f"{name} is not a row table: found columns {reader.schema.names} in {reader.num_record_batches} "
@@ -147,7 +140,7 @@ class RowTable:
     @classmethod
     def open(cls, path: Path) -> RowTable:
         """Map the file; raises CorruptError if it is not a row table."""
-        return cls(_batch(_map(path), str(path)))
+        return cls(_batch(path, str(path)))
 
     def __len__(self) -> int:
         return int(self._batch.num_rows)
