@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medret.schemas import GONE, LEDGER, PART_ROWS, in_order, in_pieces, taken
 
-BASE_SHARE = 16  # one row in so many of the base may change before a new base is written
+BASE_SHARE = 16  # a new base is written when more than one row in so many has changed
 PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
 
 

@@ -45,7 +45,7 @@ from medret.snapshot.manifest import (
 from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
 from medret.snapshot.names import is_deletable, is_temporary, kind_of, of_kinds
 from medret.snapshot.publish import make_live
-from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
+from medret.snapshot.tables import ledger_parts, named_files, read_files, read_tombstones
 from medret.storage import Location
 
 FORGETTING = "FORGETTING"
@@ -198,16 +198,14 @@ def _refuse_if_live(store: Location, snapshot_id: str, problem: str) -> None:
 
 
 def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
-    """Return the files to delete, manifests first: without its manifest, a folder is not a snapshot any more.
+    """Return the files to delete, manifests first: a snapshot without one is not listed any more.
 
     They are the files that were replaced or given up, temporaries of killed writers, and indices and tables that none
     of the new snapshots names.
     """
     named: set[str] = set()
     for snapshot_id in snapshots:
-        manifest = read_manifest(store, snapshot_id)
-        named |= {f"{snapshot_folder(snapshot_id)}/{MANIFEST}", *(table.path for table in manifest.tables)}
-        named |= set(read_files(store, snapshot_id, manifest)["path"].to_pylist())
+        named |= named_files(store, snapshot_id, read_manifest(store, snapshot_id))
     doomed = []
     for path in store.files():
         kind = kind_of(path)

@@ -15,16 +15,14 @@ from medret.snapshot.forget import Say, delete_files, finish
 from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
-    MANIFEST,
     SNAPSHOT_ID,
     Manifest,
     current_id,
     read_manifest,
-    snapshot_folder,
     snapshot_ids,
 )
 from medret.snapshot.names import is_deletable, strangers
-from medret.snapshot.tables import read_files
+from medret.snapshot.tables import named_files
 from medret.storage import Location
 
 RENEWING = timedelta(minutes=10)  # a younger file at the top of the store may belong to a renewal of the lease
@@ -77,7 +75,7 @@ def gc(
                 doomed.append(path)
         except FileNotFoundError:
             continue
-    # Manifests first: without its manifest, a snapshot is none any more when its files go.
+    # Manifests first: a snapshot without one is not listed any more when its other files go.
     doomed.sort(key=lambda path: (not path.startswith("snapshots/"), path))
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
@@ -90,8 +88,7 @@ def _needed(store: Location, manifests: Mapping[str, Manifest]) -> set[str]:
     """Return every file that a kept snapshot or the journal of an unfinished run names."""
     needed: set[str] = set()
     for snapshot_id, manifest in manifests.items():
-        needed |= {f"{snapshot_folder(snapshot_id)}/{MANIFEST}", *(table.path for table in manifest.tables)}
-        needed |= set(read_files(store, snapshot_id, manifest)["path"].to_pylist())
+        needed |= named_files(store, snapshot_id, manifest)
     journal = read_journal(store)
     return needed | {*journal.files["path"].to_pylist(), *journal.paths}
 

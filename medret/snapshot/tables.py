@@ -13,7 +13,7 @@ from medret.embeddings.parquet import as_corrupt, read_parquet
 from medret.embeddings.shards import parquet_bytes
 from medret.schemas import LEDGER, TOMBSTONES, in_pieces
 from medret.snapshot.changes import collected, merged, needs_base
-from medret.snapshot.manifest import Manifest, TableEntry, TableKind, snapshot_folder
+from medret.snapshot.manifest import MANIFEST, Manifest, TableEntry, TableKind, snapshot_folder
 from medret.snapshot.names import SCHEMAS, check_table
 from medret.storage import Location, read_checked
 
@@ -50,6 +50,12 @@ def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Tabl
 def read_tombstones(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:
     """Read the TOMBSTONES table; it has no rows if the snapshot has no such table."""
     return _joined(snapshot_id, [*_tables(store, manifest, "tombstones")] or [TOMBSTONES.empty_table()])
+
+
+def named_files(store: Location, snapshot_id: str, manifest: Manifest) -> set[str]:
+    """Return the paths of all files of a snapshot, its manifest and its tables included."""
+    files = read_files(store, snapshot_id, manifest)["path"].to_pylist()
+    return {f"{snapshot_folder(snapshot_id)}/{MANIFEST}", *(table.path for table in manifest.tables), *files}
 
 
 def read_ledger(store: Location, snapshot_id: str, manifest: Manifest, columns: list[str] | None = None) -> pa.Table:

@@ -111,7 +111,7 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
         parts = ledger_parts(store, snapshot_id, manifest)  # reads and checks all columns
         ledger = pa.concat_tables(part.select(["volume_id", "status", "slices", "shards"]) for part in parts)
     except CorruptError as error:
-        yield Finding(manifest_path, f"names a ledger that is none: {error}")
+        yield Finding(manifest_path, f"the ledger cannot be read: {error}")
         return
     files = read_files(store, snapshot_id, manifest)
     yield from _check_embeddings(store, live_shards(ledger), files)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.schemas import LEDGER
-from medret.search.ledger import Ledger
+from medret.search.ledger import Ledger, _File
 
 
 def _write(path: Path, ids: list[str], *, statistics: bool = True) -> Path:
@@ -51,6 +51,25 @@ def test_only_the_groups_that_are_asked_for_are_decoded(tmp_path: Path, monkeypa
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     ledger.rows(["000", "001", "059", "002"])
     assert read == [0, 19]
+
+
+def test_a_row_is_one_group_of_the_changes_or_one_more_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = _write(tmp_path / "0", [f"{number:03d}" for number in range(60)])
+    changes = _write(tmp_path / "1", [f"{number:03d}" for number in range(0, 90, 5)])
+    ledger, read = Ledger([base], [changes]), []
+    original = _File.read
+
+    def counted(self: _File, columns: list[str], group: int | None = None) -> pa.Table:
+        read.append((self._name, group))
+        return original(self, columns, group)
+
+    monkeypatch.setattr(_File, "read", counted)
+    for volume_id, groups in (("020", [(str(changes), 1)]), ("021", [(str(base), 7)]), ("085", [(str(changes), 5)])):
+        assert ledger.rows([volume_id]).keys() == {volume_id}
+        assert read == groups, volume_id
+        read.clear()
 
 
 def test_labels_and_problems(tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_forged_tables_are_refused_and_named(changing: SimpleNamespace, kind: st
     forged = forge_table(store, kind, change)
     with pytest.raises(CorruptError, match=said):
         list(ledger_parts(store, forged, read_manifest(store, forged)))
-    [finding] = [one for one in verify_store(store) if "names a ledger" in one.problem]
+    [finding] = [one for one in verify_store(store) if "the ledger cannot" in one.problem]
     assert finding.path == f"snapshots/{forged}/manifest.json"
     snapshot = open_snapshot(store.uri)
     for use in (snapshot.labels, lambda: [snapshot.volume(f"v{number}.nii.gz") for number in range(9)]):
