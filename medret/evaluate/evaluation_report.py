@@ -20,9 +20,9 @@ from medret.evaluate.averages import MACRO
 from medret.evaluate.figures import Evaluation, late_notes
 from medret.evaluate.metrics import NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
+from medret.html import render
 from medret.html.images import IMAGE_SIZE, ImageRequest, Tile
 from medret.html.plots import COLOURS, Bar, Point, bars, colour_of, key, matrix, scatter
-from medret.html.render import render
 from medret.search import Snapshot
 
 POINTS_MAX = 3000  # of the map; of larger archives a sample is drawn

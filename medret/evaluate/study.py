@@ -22,7 +22,7 @@ from medret.evaluate.metrics import NAMES
 from medret.evaluate.query_sets import archive_queries
 from medret.evaluate.relevance import subject_numbers
 from medret.evaluate.scoring import Ranking, Tally
-from medret.html.render import render
+from medret.html import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from medret.html import render
 from medret.html.images import IMAGE_SIZE, Tile, VolumeImages
-from medret.html.render import render
 from medret.schemas import LABELS
 
 CHIPS = LABELS[1:]  # modality, body region and organ stand beside a hit; all other labels are folded away

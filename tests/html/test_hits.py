@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from medret.html import breakable, render
 from medret.html.hits import BestPair, HitCard, render_hits
 from medret.html.images import Tile, VolumeImages, png_uri
-from medret.html.render import breakable, render
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
