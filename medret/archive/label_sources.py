@@ -126,6 +126,7 @@ def _csv(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
     reader = csv.reader(content, delimiter=declared[1] if declared else _delimiter(text), strict=True)
     lines = _filled_lines(name, reader, skipped)
     _, names = next(lines, (0, []))
+    names = [name.strip() for name in names]
     if not names:
         raise UsageError(f"label table {name} is empty; expected a line of column names")
     width = len(names) + 1  # R writes row names 1, 2, 3, ..., and no name for their column
@@ -134,8 +135,8 @@ def _csv(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
     while part := list(islice(lines, PART_ROWS)):
         for line, cells in part:
             rows += 1
-            row_names = row_names and len(cells) == width and cells[0] == str(rows)
-            if not longer and any(cells[len(names) :]):
+            row_names = row_names and len(cells) == width and cells[0].strip() == str(rows)
+            if not longer and any(map(str.strip, cells[len(names) :])):
                 longer = f"line {line}: {len(cells)} cells, the first line names {len(names)}"
         filled = [(cells + [""] * width)[:width] for _, cells in part]
         parts.append([pa.array(column, pa.string()) for column in zip(*filled, strict=True)])
@@ -148,12 +149,11 @@ def _csv(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
 
 
 def _filled_lines(name: str, reader: Any, skipped: int) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a csv.reader that are not empty: number and stripped cells. skipped: lines before the reader's."""
+    """The lines of a csv.reader that are not empty: number and cells. skipped: lines before the reader's."""
     try:
         for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield reader.line_num + skipped, stripped
+            if any(map(str.strip, cells)):
+                yield reader.line_num + skipped, cells
     except csv.Error as error:
         raise UsageError(f"label table {name}, line {reader.line_num + skipped}: {error}") from error
 
