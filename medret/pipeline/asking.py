@@ -1,7 +1,9 @@
 """Ask an autoscaler for nodes, and wait for the first one.
 
 A request is a set of waiting tasks that do nothing: an autoscaler adds nodes for them, within its limits, and tasks
-that find a place end at once. The request therefore ends with the job, however the job ends.
+that find a place end at once. The request therefore ends when there are enough places, and with the job, however the
+job ends. Tasks are never cancelled while they may find a place: Ray 2.60 ends a driver that cancels a task at the
+moment at which it runs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ A_CPU, A_GPU = Wish(1.0, 0.0, 1), Wish(0.0, 1.0, 1)
 
 @contextmanager
 def asking(wishes: Sequence[Wish]) -> Iterator[None]:
-    """Ask for the places of `wishes` that the cluster lacks while the block runs."""
+    """Ask for the places of `wishes` that the cluster lacks, until the block ends."""
     if not wishes:
         yield
         return
@@ -36,12 +38,8 @@ def asking(wishes: Sequence[Wish]) -> Iterator[None]:
         for request in requests:
             request.look(nodes)
 
-    try:
-        with looking(look):
-            yield
-    finally:
-        for request in requests:
-            request.keep(0)
+    with looking(look):
+        yield
 
 
 class _Request:
@@ -52,16 +50,11 @@ class _Request:
         self._waiting: list[Any] = []
 
     def look(self, nodes: list[Node]) -> None:
-        """Keep as many tasks waiting as there are too few places on these nodes."""
-        self.keep(min(missing(self._wish, nodes), WAITING_MOST))
-
-    def keep(self, count: int) -> None:
-        """Have `count` tasks waiting: submit more, or cancel some."""
+        """Have at least as many tasks waiting as there are too few places on these nodes."""
         if self._waiting:
             _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0, fetch_local=False)
-        for _ in range(len(self._waiting) - count):
-            ray.cancel(self._waiting.pop())
-        self._waiting += [_waiting_task(self._wish) for _ in range(count - len(self._waiting))]
+        count = min(missing(self._wish, nodes), WAITING_MOST)
+        self._waiting += [waiting_task(self._wish) for _ in range(count - len(self._waiting))]
 
 
 def missing(wish: Wish, nodes: Sequence[Node]) -> int:
@@ -70,7 +63,8 @@ def missing(wish: Wish, nodes: Sequence[Node]) -> int:
     return max(0, wish.count - sum(wish.places(offer.get("CPU", 0), offer.get("GPU", 0)) for offer in offers))
 
 
-def _waiting_task(wish: Wish) -> Any:
+def waiting_task(wish: Wish) -> Any:
+    """A task that waits for a place and ends as soon as it has one."""
     return ray.remote(num_cpus=wish.cpus, num_gpus=wish.gpus, max_retries=0)(_nothing).remote()
 
 
@@ -90,57 +84,59 @@ def find_device(
     grows = autoscales or expected != Expected()
     capacity = capacity_of(ray.nodes(), grows=grows)
     wait_s = 60 * wait_minutes
-    device = "cpu"
-    if wanted != "cpu" and capacity.gpus > 0:
+    if wanted == "cpu" or (wanted == "auto" and not wait_s and capacity.gpus <= 0):
+        device = "cpu"
+    elif capacity.gpus > 0:
         device = "cuda"
-    elif wanted != "cpu" and wait_s and (expected.gpus or (autoscales and is_offered(A_GPU, wait_s))):
-        wait_for(A_GPU, "a GPU", wait_s, say)
+    elif wait_s and (task := offered(A_GPU, wait_s, sure=expected.gpus > 0, autoscales=autoscales)):
+        wait_for(task, "a GPU", wait_s, say)
         device = "cuda"
     elif wanted == "cuda":
         raise UsageError(
             "--device cuda was asked for, but the Ray cluster has no GPU; add GPU nodes, say --expect gpu=N if they "
             "come once they are needed, or use --device auto or cpu"
         )
+    else:
+        device = "cpu"
     if device == "cpu" and capacity.cpus <= 0:
-        wait_for(A_CPU, "a CPU", wait_s, say)
+        wait_for(waiting_task(A_CPU), "a CPU", wait_s, say)
     return device, capacity_of(ray.nodes(), grows=grows)
 
 
-def wait_for(wish: Wish, what: str, wait_s: float, say: Callable[[str], None]) -> None:
-    """Ask for a node and wait until it is there. Raises UnreachableError if it does not come within the time."""
-    began, task = time.monotonic(), _waiting_task(wish)
+def wait_for(task: Any, what: str, wait_s: float, say: Callable[[str], None]) -> None:
+    """Wait until a waiting task has found its node. Raises UnreachableError if none comes within the time."""
+    began = time.monotonic()
     if wait_s:
         say(f"waiting for a node with {what} to join the Ray cluster, for up to {wait_s / 60:g} min (--wait-minutes)")
-    try:
-        ready, _ = ray.wait([task], timeout=wait_s)
-    finally:
-        ray.cancel(task)
-    if not ready:
+    if not ray.wait([task], timeout=wait_s)[0]:
         raise UnreachableError(
             f"no node of the Ray cluster has {what} that is free, and none came within {wait_s / 60:g} min; see "
-            "`ray status` for what the autoscaler says, wait longer (--wait-minutes)"
-            + (", or use --device cpu" if wish.gpus else ", or start worker nodes; the head does no work")
+            "`ray status` for what the autoscaler says, wait longer (--wait-minutes), or "
+            + ("use --device cpu" if what == "a GPU" else "start worker nodes: the head does no work")
         )
     say(f"a node with {what} is there after {time.monotonic() - began:.0f} s")
 
 
-def is_offered(wish: Wish, wait_s: float) -> bool:
-    """Ask the autoscaler for a node: whether one is there or comes, because one of its node types fits."""
-    began, task, version = time.monotonic(), _waiting_task(wish), None
-    try:
-        while time.monotonic() - began < wait_s and (status := _status()):
-            if ray.wait([task], timeout=ASK_EVERY_S)[0]:
-                return True
-            if _holds(status.autoscaling_state.infeasible_resource_requests, wish):
-                return False
-            if version is not None and status.autoscaling_state.last_seen_cluster_resource_state_version >= version:
-                return True  # the autoscaler has seen the request
-            pending = [each.request for each in status.cluster_resource_state.pending_resource_requests]
-            if version is None and _holds(pending, wish):
-                version = status.cluster_resource_state.cluster_resource_state_version
-    finally:
-        ray.cancel(task)
-    return False
+def offered(wish: Wish, wait_s: float, *, sure: bool, autoscales: bool) -> Any:
+    """Ask the autoscaler for a node: the waiting task, or None if none of the autoscaler's node types fits.
+
+    sure: ask, but do not wait for its answer. autoscales: whether there is one that answers.
+    """
+    if not (sure or autoscales):
+        return None
+    began, task, version = time.monotonic(), waiting_task(wish), None
+    while not sure and time.monotonic() - began < wait_s and (status := _status()):
+        if ray.wait([task], timeout=ASK_EVERY_S)[0]:
+            return task
+        if _holds(status.autoscaling_state.infeasible_resource_requests, wish):
+            ray.cancel(task)
+            return None
+        if version is not None and status.autoscaling_state.last_seen_cluster_resource_state_version >= version:
+            return task  # the autoscaler has seen the request
+        pending = [each.request for each in status.cluster_resource_state.pending_resource_requests]
+        if version is None and _holds(pending, wish):
+            version = status.cluster_resource_state.cluster_resource_state_version
+    return task
 
 
 def _holds(requests: Iterable[Any], wish: Wish) -> bool:

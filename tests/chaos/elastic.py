@@ -97,7 +97,7 @@ def run(cloud: Cluster, folder: Path, point: str) -> dict[str, Any]:
     _, errors = process.communicate()
     seconds = time.monotonic() - began
     if process.returncode:
-        problems.append(f"exit code {process.returncode}: {errors[-2000:]}")
+        problems.append(f"exit code {process.returncode}: {errors[:2000]}")
         return {"problems": problems, "seconds": seconds, "nodes": seen, "reclaimed": reclaimed}
     [report] = (json.loads(path.read_text()) for path in (store / "runs").glob("*.json"))
     if len(report["nodes"]) < 2:

@@ -25,12 +25,14 @@ class Cluster:
         self.nodes, self.coming, self.autoscales = nodes, coming, autoscales
         self.waited: list[tuple[str, float]] = []
 
-    def is_offered(self, wish: Wish, _wait_s: float) -> bool:
-        return any(node["Resources"].get("GPU") for node in self.coming) if wish.gpus else bool(self.coming)
+    def offered(self, wish: Wish, _wait_s: float, *, sure: bool, autoscales: bool) -> str | None:
+        assert wish.gpus
+        has = any(node["Resources"].get("GPU") for node in self.coming)
+        return "task" if sure or (autoscales and has) else None
 
-    def wait_for(self, wish: Wish, what: str, wait_s: float, _say: Any) -> None:
+    def wait_for(self, _task: str, what: str, wait_s: float, _say: Any) -> None:
         self.waited.append((what, wait_s))
-        if not self.is_offered(wish, wait_s):
+        if not self.coming:
             raise UnreachableError("none came")
         self.nodes = [*self.nodes, *self.coming]
 
@@ -42,7 +44,8 @@ def found(
     monkeypatch.setattr(ray, "nodes", lambda: cluster.nodes)
     monkeypatch.setattr(asking, "_status", lambda: None)
     monkeypatch.setattr(asking, "autoscaler_answers", lambda _: cluster.autoscales)
-    monkeypatch.setattr(asking, "is_offered", cluster.is_offered)
+    monkeypatch.setattr(asking, "offered", cluster.offered)
+    monkeypatch.setattr(asking, "waiting_task", lambda _: "task")
     monkeypatch.setattr(asking, "wait_for", cluster.wait_for)
     device, capacity = find_device(wanted, expected or Expected(), minutes, lambda _: None)
     return device, capacity.cpus
