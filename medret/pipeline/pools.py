@@ -12,6 +12,10 @@ from medret.errors import UsageError
 # A read task requests a whole CPU if nodes have at least this many, else a share of one.
 WHOLE_CPU_FROM = 2
 SMALLEST_PARTS = 10_000  # Ray counts CPUs in ten-thousandths
+# Writing is light and must not queue behind reading: only what is written survives a crash. On several nodes it asks
+# for next to nothing, for which they always have room. A head without CPUs would take work that asks for nothing.
+WRITE_CPUS = 1 / SMALLEST_PARTS
+WRITES_ON_NODE = 10
 BUSY_SHARE = 0.9  # of a core's time; a model that needs more gets a further actor
 CALLS_PER_ACTOR = 16  # an actor with fewer calls would hardly repay the time that its node and its model take to come
 READS_PER_GPU = 32  # cores that decode what one GPU embeds; docs/scale.md has the arithmetic
@@ -76,8 +80,8 @@ class PoolPlan:
     """The embedding pool of each model, and the CPUs of a read task.
 
     sizes: actors per model at the start. least, most: actors per model between which the pools follow the work and the
-    cluster. num_cpus, num_gpus: Ray resources per actor. threads: torch threads per actor. read_cpus: CPUs per read
-    task.
+    cluster. num_cpus, num_gpus: Ray resources per actor. threads: torch threads per actor. read_cpus, write_cpus: CPUs
+    per read and write task.
     """
 
     sizes: tuple[int, ...]
@@ -87,6 +91,7 @@ class PoolPlan:
     num_gpus: float
     threads: int
     read_cpus: float
+    write_cpus: float
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,9 @@ def _fixed(
     is_one_machine = capacity.node_cpus >= capacity.cpus
     # Any one of several nodes may be lost; the others must still have room for a read task beside all actors.
     read_cpus = 1.0 if capacity.node_cpus >= WHOLE_CPU_FROM else capacity.node_cpus / (4 if is_one_machine else 2)
+    write_cpus = 0.0
+    if not is_one_machine:
+        read_cpus, write_cpus = read_cpus - WRITES_ON_NODE * WRITE_CPUS, WRITE_CPUS
     if device == "cuda":
         share = gpus_per_actor or 1 / math.ceil(models / capacity.gpus)
         places = _places(capacity.gpus, share)
@@ -155,7 +163,7 @@ def _fixed(
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(most))
         least = (actors.least,) * models if actors else most
-        return PoolPlan(most, least, most, num_cpus, share, max(1, int(num_cpus)), read_cpus)
+        return PoolPlan(most, least, most, num_cpus, share, max(1, int(num_cpus)), read_cpus, write_cpus)
     # Two processes of one thread embed 1.5 times as many slices as one process of two threads. On one machine each core
     # gets one actor, and reading uses the CPUs that actors do not request. On several nodes, actors request so little
     # that all of them fit beside a read task on the smallest node: wherever Ray places them, and whichever nodes are
@@ -170,7 +178,7 @@ def _fixed(
     least = (actors.least,) * models if actors else most
     threads = max(1, int(min(capacity.cpus / sum(most), capacity.node_cpus)))
     num_cpus = (budget if is_one_machine else capacity.node_cpus - read_cpus) / sum(most)
-    return PoolPlan(most, least, most, _asked(num_cpus), 0.0, threads, read_cpus)
+    return PoolPlan(most, least, most, _asked(num_cpus), 0.0, threads, read_cpus, write_cpus)
 
 
 def _growing(
@@ -190,25 +198,26 @@ def _growing(
         num_cpus, read_cpus = cpu_shares(capacity.node_cpus, on_node)
     sizes = tuple(max(least, min(size, most)) for size in allot(places, costs))
     threads = max(1, int(num_cpus))
-    return PoolPlan(sizes, (least,) * models, (most,) * models, num_cpus, num_gpus, threads, read_cpus)
+    return PoolPlan(sizes, (least,) * models, (most,) * models, num_cpus, num_gpus, threads, read_cpus, WRITE_CPUS)
 
 
 def cpu_shares(node_cpus: float, on_node: int) -> tuple[float, float]:
-    """The CPUs that an actor and a read task request so that a node full of actors has room for one read task.
+    """The CPUs that an actor and a read task request so that a node full of actors has room to read and to write.
 
     on_node: actors that a node of `node_cpus` CPUs takes. Where there is one for each CPU, the actors request so much
     that the rest of the node is too small for one more of them, and reading so little that it fits this rest.
     """
     if on_node < node_cpus:
-        return float(max(1, int((node_cpus - 1) / on_node))), 1.0
+        return float(max(1, int((node_cpus - 1) / on_node))), 1 - WRITES_ON_NODE * WRITE_CPUS
     parts = int(SMALLEST_PARTS * node_cpus)
     actor = parts // (on_node + 1) + 1
-    return actor / SMALLEST_PARTS, (parts - on_node * actor) / SMALLEST_PARTS
+    return actor / SMALLEST_PARTS, (parts - on_node * actor - WRITES_ON_NODE) / SMALLEST_PARTS
 
 
 def gpu_shares(capacity: Capacity, num_gpus: float) -> tuple[float, float]:
     """The CPUs that an actor with a share of a GPU and a read task request; reading has its part of every GPU node."""
-    return _asked(min(1.0, num_gpus * capacity.cpus_per_gpu * (1 - READING_SHARE))), min(1.0, capacity.node_cpus / 2)
+    actor = _asked(min(1.0, num_gpus * capacity.cpus_per_gpu * (1 - READING_SHARE)))
+    return actor, min(1.0, capacity.node_cpus / 2) - WRITES_ON_NODE * WRITE_CPUS
 
 
 def wishes(plan: PoolPlan, costs: Sequence[float], calls: int, expected: Expected) -> tuple[Wish, ...]:

@@ -151,7 +151,7 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         ).run,
         batch_format="pyarrow",
         batch_size=stages.shard_volumes,
-        num_cpus=0,  # light work that must not queue behind reading: only what is written survives a crash
+        num_cpus=pools.write_cpus,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from medret.errors import UsageError
 from medret.pipeline.pools import (
     SMALLEST_PARTS,
+    WRITES_ON_NODE,
     ActorRange,
     Capacity,
     Expected,
@@ -32,7 +33,7 @@ def test_reading_always_finds_a_cpu(cpus: int, costs: list[float]) -> None:
 
 def test_two_nodes_of_one_cpu_leave_half_of_each_to_reading() -> None:
     plan = plan_pools(Capacity(2, 0, 1), [1], "cpu", MANY)
-    assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 0.5, 0.5)
+    assert (plan.sizes, plan.num_cpus, plan.read_cpus) == ((1,), 0.5, 0.499)
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 40])
@@ -53,6 +54,12 @@ def test_reading_finds_a_node_wherever_actors_are_placed(node_cpus: int, models:
     for there in range(actors + 1):  # of two nodes, on the first
         free = [node_cpus - plan.num_cpus * placed for placed in (there, actors - there)]
         assert min(free) < 0 or max(free) >= plan.read_cpus, f"{there} of {actors} actors leave {free}"
+
+
+def test_a_head_without_cpus_is_given_no_writing_but_one_machine_writes_at_once() -> None:
+    assert plan_pools(Capacity(16, 0, 16), [1], "cpu", MANY).write_cpus == 0
+    assert plan_pools(Capacity(32, 0, 16), [1], "cpu", MANY).write_cpus > 0
+    assert plan_pools(Capacity(16, 0, 16, grows=True), [1], "cpu", MANY).write_cpus > 0
 
 
 def test_cpu_pools_grow_with_the_cluster() -> None:
@@ -125,7 +132,7 @@ def test_a_node_full_of_actors_has_room_for_a_read_task_and_for_no_actor_more(no
     on_node = max(node_cpus, models)
     actor, read = (round(SMALLEST_PARTS * cpus) for cpus in cpu_shares(node_cpus, on_node))
     free = SMALLEST_PARTS * node_cpus - on_node * actor
-    assert read <= free < actor
+    assert read + WRITES_ON_NODE <= free < actor
 
 
 def test_the_pools_of_a_growing_cluster_begin_with_what_is_there_and_follow_the_work() -> None:
@@ -159,7 +166,7 @@ def test_what_is_asked_for_follows_the_work(
 def test_gpus_are_asked_for_with_cores_that_decode_for_them() -> None:
     plan = plan_pools(Capacity(8, 1, 8, cpus_per_gpu=8, grows=True), [1], "cuda", 10**4)
     asked = wishes(plan, [1], 10**4, Expected(gpus=2))
-    assert asked == (Wish(1.0, 1.0, 2), Wish(1.0, 0.0, 64))
+    assert asked == (Wish(1.0, 1.0, 2), Wish(0.999, 0.0, 64))
 
 
 def test_places_of_a_wish() -> None:
