@@ -104,6 +104,8 @@ def run(cloud: Cluster, folder: Path, point: str) -> dict[str, Any]:
         problems.append(f"only {list(report['nodes'])} worked, of {seen} workers")
     if len(report["lost_nodes"]) != reclaimed:
         problems.append(f"{reclaimed} nodes were reclaimed, and {report['lost_nodes']} reported")
+    if [line[:9] for line in errors.splitlines()] != ["lost node"] * reclaimed:
+        problems.append(f"said {errors[:2000]!r}")
     problems += [str(finding) for finding in verify_store(Location(store))]
     problems += [f"other {what}" for what in same(store, folder / "store")]
     ended = time.monotonic()
