@@ -106,6 +106,8 @@ def find_device(
 def wait_for(task: Any, what: str, wait_s: float, say: Callable[[str], None]) -> None:
     """Wait until a waiting task has found its node. Raises UnreachableError if none comes within the time."""
     began = time.monotonic()
+    if ray.wait([task], timeout=0)[0]:
+        return
     if wait_s:
         say(f"waiting for a node with {what} to join the Ray cluster, for up to {wait_s / 60:g} min (--wait-minutes)")
     if not ray.wait([task], timeout=wait_s)[0]:
