@@ -34,7 +34,18 @@ if TYPE_CHECKING:
     from medret.evaluate import Evaluation
     from medret.pipeline.dry_run import IndexPlan
     from medret.pipeline.result import IndexOutcome
-    from medret.search import Hit, Hits, SearchOptions, SliceMatch, SlicePair, Snapshot, open_snapshot
+    from medret.search import (
+        Hit,
+        Hits,
+        SearchOptions,
+        SliceMatch,
+        SlicePair,
+        Snapshot,
+        Snapshots,
+        Task,
+        open_snapshot,
+        open_snapshots,
+    )
 
 __all__ = [
     "BusyError",
@@ -53,8 +64,10 @@ __all__ = [
     "SliceMatch",
     "SlicePair",
     "Snapshot",
+    "Snapshots",
     "StoppedError",
     "StorageError",
+    "Task",
     "UnreachableError",
     "UsageError",
     "VersionError",
@@ -64,6 +77,7 @@ __all__ = [
     "evaluate_snapshot",
     "index_archive",
     "open_snapshot",
+    "open_snapshots",
     "plan_index",
 ]
 
@@ -72,7 +86,18 @@ _LAZY = {  # the public names that are not loaded with medret, by module
     "medret.evaluate": ("Evaluation",),
     "medret.pipeline.dry_run": ("IndexPlan",),
     "medret.pipeline.result": ("IndexOutcome",),
-    "medret.search": ("Hit", "Hits", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"),
+    "medret.search": (
+        "Hit",
+        "Hits",
+        "SearchOptions",
+        "SliceMatch",
+        "SlicePair",
+        "Snapshot",
+        "Snapshots",
+        "Task",
+        "open_snapshot",
+        "open_snapshots",
+    ),
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user listens

@@ -46,6 +46,7 @@ examples:
   medret search ~/ct-store case.nii.gz --plane coronal --slices=-20mm:35mm
   medret search ~/ct-store case.nii.gz --mask lesion.nii.gz            the box around a mask on the same grid
   medret search ~/ct-store case.nii.gz --model dinov2=0.7 --model dreamsim=0.3
+  medret search ~/ct-store case.nii.gz --also ~/mr-store --also s3://hospital/medret     as if it were one store
   medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
 
 filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
@@ -60,15 +61,22 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
     parser.add_argument("query", metavar="QUERY", nargs="+", help="NIfTI file or URI, volume id, or .npy of vectors")
     parser.add_argument("-k", type=int, default=DEFAULT_K, metavar="K", help="how many hits (default %(default)s)")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="STORE2",
+        help="search this store too, as if both were one; its vectors must have the same recipe (repeatable)",
+    )
     _add_index_options(parser)
     _add_query_options(parser)
     parser.add_argument(
         "--archive",
         metavar="URI",
-        help="where the volumes lie, for --html, --box and --mask (default: where the store says, if that is on this "
+        help="where the volumes of STORE lie, for --html, --box and --mask (default: where it says, if that is on this "
         "machine's disks or on the store's own server)",
     )
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot of STORE (default: the live one)")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
     )
@@ -142,10 +150,12 @@ def _add_query_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.search import open_snapshot
+    from medret.search import Snapshots, open_snapshot, open_snapshots
 
     options = _options(arguments)
-    snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
+    snapshot: Snapshots = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
+    if arguments.also:
+        snapshot = open_snapshots([snapshot, *arguments.also])
     answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))
     results = list(zip(arguments.query, answers, strict=True))
     if arguments.html:
@@ -165,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
         from medret.cli.tables import print_hits
 
         for query, hits in results:
-            print_hits(query, hits, options.score_words())
+            print_hits(query, hits, options.score_words(), with_store=bool(arguments.also))
         if arguments.html:
             say(f"page: {arguments.html.resolve()}")
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 from rich.table import Column, Table
 
+from medret.storage import redacted
 from medret.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -131,17 +132,19 @@ def print_plan(plan: IndexPlan) -> None:
     console.print(f"at most {plan.size_bytes / 2**20:.1f} MiB to read, {plan.slices} slices to embed{seconds}")
 
 
-def print_hits(query: str, hits: Sequence[Hit], score: str) -> None:
-    """Hits, best first. score: what that of a hit is, in words."""
+def print_hits(query: str, hits: Sequence[Hit], score: str, *, with_store: bool = False) -> None:
+    """Hits, best first. score: what that of a hit is, in words. with_store: name the store of each hit."""
     terminal = Terminal()
     terminal.print(f"most similar to {query}", soft_wrap=True, style="italic")
     table = Table(box=None, pad_edge=False)
-    for heading in ("rank", "score", "volume", "modality", "region", "organ", "slices: query ~ hit"):
-        numeric, long = heading in ("rank", "score"), heading == "volume"
+    store = ("store",) if with_store else ()
+    for heading in ("rank", "score", "volume", *store, "modality", "region", "organ", "slices: query ~ hit"):
+        numeric, long = heading in ("rank", "score"), heading in ("volume", "store")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=not long)
     for hit in hits:
         labels = [str(hit.labels.get(name) or "") for name in ("modality", "body_region", "organ")]
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", hit.volume_id, *labels, _match(hit))
+        place = (hit.volume_id, redacted(hit.store)) if with_store else (hit.volume_id,)
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", *place, *labels, _match(hit))
     terminal.print(table)
     terminal.print(f"score: {score}", soft_wrap=True)
 

@@ -27,7 +27,7 @@ class BestPair:
 
 @dataclass(frozen=True)
 class HitCard:
-    """What is shown of a hit. images: its slices, or why there are none."""
+    """What is shown of a hit. images: its slices, or why there are none. store: URI of the store that holds it."""
 
     rank: int
     volume_id: str
@@ -36,6 +36,7 @@ class HitCard:
     labels: Mapping[str, str | None]
     pair: BestPair | None
     images: VolumeImages | str
+    store: str = ""
 
     @property
     def chips(self) -> list[str]:
@@ -44,9 +45,9 @@ class HitCard:
 
     @property
     def details(self) -> dict[str, str]:
-        """The labels that are folded away, and the URI."""
+        """The labels that are folded away, the URI and the store."""
         others = {name: value for name, value in self.labels.items() if value and name not in CHIPS}
-        return others | {"uri": self.uri}
+        return others | {"uri": self.uri} | ({"store": self.store} if self.store else {})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -35,6 +36,8 @@ from medret.index.neighbours import (
     no_neighbours,
 )
 from medret.index.settings import HNSW, IndexSettings
+
+Walked = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (n, dim) queries -> as this index holds vectors
 
 # Allowed vectors are not spread evenly: ask for more than their share of all.
 ASK_SLACK = 1.5
@@ -106,7 +109,10 @@ class Distinct:
 
 
 class ApproximateIndex(ABC):
-    """An opened approximate index. Its candidates are re-scored, so all kinds report the same cosines."""
+    """An opened approximate index. Its candidates are re-scored, so all kinds report the same cosines.
+
+    walked: where `exact` holds vectors relative to another centre than this index: queries as this index holds them.
+    """
 
     # The cost of a filtered search, in vectors scanned in the same time: per vector that the index is asked for, and
     # per vector that it holds. If fewer vectors than that are kept, they are scanned. bench/filter.py, one thread,
@@ -119,11 +125,12 @@ class ApproximateIndex(ABC):
     cost_asked: float
     cost_held: float
 
-    def __init__(self, index: Any, exact: ExactIndex, distinct: Distinct) -> None:
+    def __init__(self, index: Any, exact: ExactIndex, distinct: Distinct, walked: Walked | None = None) -> None:
         self._index = index
         self._total = int(index.ntotal)
         self._exact = exact
         self._distinct = distinct
+        self._walked = walked
 
     @property
     def rows(self) -> int:
@@ -137,7 +144,8 @@ class ApproximateIndex(ABC):
             return no_neighbours(len(queries))
         excluded_numbers = self._distinct.excluded_numbers(excluded)
         kept = self._total - (0 if excluded_numbers is None else len(excluded_numbers))
-        numbers = self._candidates(queries, k, excluded_numbers, kept)
+        walked = self._walked(queries) if self._walked else queries
+        numbers = self._candidates(walked, k, excluded_numbers, kept)
         if numbers is None:
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)
@@ -201,15 +209,22 @@ class HnswIndex(ApproximateIndex):
 
     cost_asked, cost_held = 24.0, 0.0
 
-    def __init__(self, index: faiss.IndexHNSWSQ, exact: ExactIndex, distinct: Distinct, ef_search: int) -> None:
-        super().__init__(index, exact, distinct)
+    def __init__(
+        self,
+        index: faiss.IndexHNSWSQ,
+        exact: ExactIndex,
+        distinct: Distinct,
+        ef_search: int,
+        walked: Walked | None = None,
+    ) -> None:
+        super().__init__(index, exact, distinct, walked)
         self._ef_search = ef_search
         self._graph_vectors = ExactIndex(_faiss.downcast_index(index.storage))
         self._unfiltered = hnsw_parameters(ef_search, None, self._total)
 
     def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Use the graph's vectors, which have the same bits and are in the cache after the walk."""
-        return self._graph_vectors.scores(queries, numbers)
+        """Use the graph's vectors, if they have the same bits: they are in the cache after the walk."""
+        return super()._scores(queries, numbers) if self._walked else self._graph_vectors.scores(queries, numbers)
 
     def _candidates(
         self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
@@ -253,8 +268,15 @@ class LshIndex(ApproximateIndex):
 
     cost_asked, cost_held = 1.5, 0.1
 
-    def __init__(self, index: faiss.IndexLSH, exact: ExactIndex, distinct: Distinct, candidates: int) -> None:
-        super().__init__(index, exact, distinct)
+    def __init__(
+        self,
+        index: faiss.IndexLSH,
+        exact: ExactIndex,
+        distinct: Distinct,
+        candidates: int,
+        walked: Walked | None = None,
+    ) -> None:
+        super().__init__(index, exact, distinct, walked)
         self._count = candidates
 
     def _candidates(
@@ -274,9 +296,14 @@ class LshIndex(ApproximateIndex):
 
 
 def approximate_index(
-    kind: str, index: Any, exact: ExactIndex, distinct: Distinct, settings: IndexSettings
+    kind: str,
+    index: Any,
+    exact: ExactIndex,
+    distinct: Distinct,
+    settings: IndexSettings,
+    walked: Walked | None = None,
 ) -> ApproximateIndex:
-    """An HNSW or LSH index of FAISS, over the distinct vectors of `exact`."""
+    """An HNSW or LSH index of FAISS, over the distinct vectors of `exact`. walked: see `ApproximateIndex`."""
     if kind == HNSW:
-        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search)
-    return LshIndex(index, exact, distinct, settings.lsh_candidates)
+        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search, walked)
+    return LshIndex(index, exact, distinct, settings.lsh_candidates, walked)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, first_line
-from medret.index.approximate import Distinct, approximate_index
+from medret.index.approximate import Distinct, Walked, approximate_index
 from medret.index.exact import ExactIndex
 from medret.index.neighbours import Searchable
 from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
@@ -168,11 +168,19 @@ def open_exact(path: Path, *, rows: int, dim: int, use_gpu: bool = False) -> Exa
 
 
 def open_approximate(
-    path: Path, kind: str, exact: ExactIndex, distinct: Distinct, settings: IndexSettings
+    path: Path,
+    kind: str,
+    exact: ExactIndex,
+    distinct: Distinct,
+    settings: IndexSettings,
+    walked: Walked | None = None,
 ) -> Searchable:
-    """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError if the file is another."""
+    """Map an HNSW or LSH index over the distinct vectors of `exact`; raises CorruptError if the file is another.
+
+    walked: see `ApproximateIndex`.
+    """
     index = _read(path, kind, len(distinct.rows), exact.dim)
-    return approximate_index(kind, index, exact, distinct, settings)
+    return approximate_index(kind, index, exact, distinct, settings, walked)
 
 
 def exact_vectors(data: bytes) -> NDArray[np.float16]:

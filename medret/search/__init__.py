@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Hit", "Hits", "SearchOptions", "SliceMatch", "SlicePair", "Snapshot", "open_snapshot"]
+__all__ = [
+    "Hit",
+    "Hits",
+    "SearchOptions",
+    "SliceMatch",
+    "SlicePair",
+    "Snapshot",
+    "Snapshots",
+    "Task",
+    "open_snapshot",
+    "open_snapshots",
+]
 
 if TYPE_CHECKING:
     from medret.search.hit import Hit, Hits, SliceMatch, SlicePair
+    from medret.search.index_search import Task
     from medret.search.options import SearchOptions
-    from medret.search.snapshot import Snapshot, open_snapshot
+    from medret.search.snapshot import Snapshot, Snapshots, open_snapshot, open_snapshots
 else:
 
     def __getattr__(name: str) -> Any:

@@ -8,17 +8,17 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import MedretError, UsageError
+from medret.errors import UsageError
 from medret.index import EXACT
 from medret.search.candidates import QueryGroup
-from medret.search.contents import Contents, Member
+from medret.search.corpus import Corpus, Member
 from medret.search.hit import Hit, SliceMatch, SlicePair
 from medret.search.index_search import ScoredRow, StoredRows, merge_slices
 from medret.search.ledger import LedgerRow
 from medret.search.matching import match_of, match_slices, nearest_of_each
-from medret.search.modes import score_late, slices_found
+from medret.search.modes import slices_found
 from medret.search.options import CONCAT, LATE, RRF, SLICE, VOLUME, SearchOptions, check_count
-from medret.search.query import AXES, Query, QueryVectors
+from medret.search.query import AXES, Query, QueryVectors, Volume
 from medret.search.resolve import Resolver
 
 # Cormack, Clarke and Buettcher 2009: keeps a first place from outweighing agreement further down.
@@ -26,36 +26,36 @@ RRF_CONSTANT = 60
 
 
 def answer(
-    contents: Contents, resolver: Resolver, queries: Sequence[Query], k: int, options: SearchOptions
+    corpus: Corpus, resolver: Resolver, queries: Sequence[Query], k: int, options: SearchOptions
 ) -> list[list[Hit]]:
     """The hits of each query; see `Snapshot.search_many`."""
     check_count("k", k, "hits")
-    members = contents.members(options)
+    members = corpus.members(options)
     for member in members:
-        contents.indices(member, options)  # raises UsageError before a model is loaded
+        corpus.indices(member, options)  # raises UsageError before a model is loaded
     if not queries:
         return []
     by_member = [[resolver.resolve(query, member, options) for query in queries] for member in members]
     resolved = by_member[0]
-    groups = contents.query_groups(contents.excluded(resolved, options.exclude), options.where)
+    groups = corpus.query_groups(corpus.excluded(resolved, options.exclude), options.where)
     if options.used_mode == SLICE:
         if len(members) > 1:
             raise UsageError(f"mode '{SLICE}' takes one model: the slices of several are not fused")
-        return _slice_hits(contents, members[0], resolved, k, groups, options)
+        return _slice_hits(corpus, members[0], resolved, k, groups, options)
     if len(members) > 1:
-        ranked = rank_ensemble(contents, members, by_member, k, groups, options)
+        ranked = rank_ensemble(corpus, members, by_member, k, groups, options)
     else:
-        ranked = contents.rank(members[0], resolved, k, groups, options)
-    rows = _ledger_rows(contents, (scored for ranking in ranked for scored in ranking))
+        ranked = corpus.rank(members[0], resolved, k, groups, options)
+    rows = corpus.rows(scored.volume for ranking in ranked for scored in ranking)
     hits = []
     for query, ranking in zip(resolved, ranked, strict=True):
-        stored = contents.stored(members[0].entry, None, [rows[scored.volume_id] for scored in ranking])
+        found = [scored.volume for scored in ranking]
+        stored = [corpus.stored(members[0].entry, None, volume, rows[volume]) for volume in found]
         if query.slices.slice_indices is None:
             matches = _match_vector(query.slices.vectors[0], stored)
         else:
-            pairs = zip(ranking, stored, strict=True)
-            matches = [_match(contents, query, scored.volume_id, slices) for scored, slices in pairs]
-        hits.append(_hits(rows, ranking, matches))
+            matches = [_match(corpus, query, volume, at) for volume, at in zip(found, stored, strict=True)]
+        hits.append(_hits(corpus, rows, ranking, matches))
     return hits
 
 
@@ -63,7 +63,7 @@ def answer(
 
 
 def rank_ensemble(
-    contents: Contents,
+    corpus: Corpus,
     members: Sequence[Member],
     by_member: Sequence[Sequence[QueryVectors]],
     k: int,
@@ -79,110 +79,105 @@ def rank_ensemble(
         raise UsageError(
             f"fuse '{CONCAT}' adds up cosines, which mode '{options.used_mode}' has none of: take fuse '{RRF}'"
         )
-    counts = contents.manifest.counts
-    depth = max(counts.embedded + counts.unchanged if options.index == EXACT else 0, options.candidates, k)
+    depth = max(corpus.volumes if options.index == EXACT else 0, options.candidates, k)
     weights = [member.weight for member in members]
     rankings = [
-        contents.rank(member, queries, depth, groups, options)
-        for member, queries in zip(members, by_member, strict=True)
+        corpus.rank(member, queries, depth, groups, options) for member, queries in zip(members, by_member, strict=True)
     ]
     ranked = []
     for number in range(len(by_member[0])):
         candidates = [ranking[number] for ranking in rankings]
         if options.fuse == RRF:
-            fused = reciprocal_rank([[scored.volume_id for scored in ranking] for ranking in candidates], weights)
+            fused = reciprocal_rank([[scored.volume for scored in ranking] for ranking in candidates], weights)
         else:
-            named = frozenset(scored.volume_id for ranking in candidates for scored in ranking)
+            named = frozenset(scored.volume for ranking in candidates for scored in ranking)
             scores = [
-                _exact_scores(contents, member, queries[number], ranking, named, options)
+                _exact_scores(corpus, member, queries[number], ranking, named, options)
                 for member, queries, ranking in zip(members, by_member, candidates, strict=True)
             ]
             fused = weighted_sum(scores, weights)
-        ranked.append([ScoredRow(score, volume_id, -1, -1) for volume_id, score in fused[:k]])
+        ranked.append([ScoredRow(score, volume_id, -1, -1, store) for (volume_id, store), score in fused[:k]])
     return ranked
 
 
 def _exact_scores(
-    contents: Contents,
+    corpus: Corpus,
     member: Member,
     query: QueryVectors,
     ranking: Sequence[ScoredRow],
-    named: AbstractSet[str],
+    named: AbstractSet[Volume],
     options: SearchOptions,
-) -> dict[str, float]:
+) -> dict[Volume, float]:
     """The scores of the named volumes under one member; those in its own ranking are known."""
-    scores = {scored.volume_id: scored.score for scored in ranking}
-    others = sorted(named - scores.keys())
+    scores = {scored.volume: scored.score for scored in ranking}
+    others = named - scores.keys()
     if not others:
         return scores
     if options.used_mode == LATE:
-        slices = contents.index(member.entry, None)
-        places = [shard.places_named(frozenset(others)) for shard in slices.shards]
-        (ranked,) = score_late([query], len(others), slices, places, options)
-        return scores | {scored.volume_id: scored.score for scored in ranked}
-    volumes = contents.index(member.entry, member.aggregation)
-    for volume_id in others:
-        stored = volumes.slices_of(volume_id)
+        (ranked,) = corpus.index(member.entry, None).late(
+            [query.slices],
+            len(others),
+            lambda shard: shard.places_named(others),
+            options,
+        )
+        return scores | {scored.volume: scored.score for scored in ranked}
+    volumes = corpus.index(member.entry, member.aggregation)
+    for volume in others:
+        stored = volumes.slices_of(volume)
         if stored is not None:
             product = stored.vectors[0].astype(np.float64) @ query.volume.astype(np.float64)
-            scores[volume_id] = float(np.float32(product))
+            scores[volume] = float(np.float32(product))
     return scores
 
 
 def reciprocal_rank(
-    rankings: Sequence[Sequence[str]], weights: Sequence[float], constant: int = RRF_CONSTANT
-) -> list[tuple[str, float]]:
+    rankings: Sequence[Sequence[Volume]], weights: Sequence[float], constant: int = RRF_CONSTANT
+) -> list[tuple[Volume, float]]:
     """Volumes with the weighted sum of 1 / (constant + rank), ranks from 1, best first; ties in the order of the ids.
 
     Divided by the largest possible sum, so that a volume that all rankings put first scores 1.
     """
-    scores: dict[str, float] = {}
+    scores: dict[Volume, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, volume_id in enumerate(ranking, start=1):
-            scores[volume_id] = scores.get(volume_id, 0.0) + weight / (constant + rank)
+        for rank, volume in enumerate(ranking, start=1):
+            scores[volume] = scores.get(volume, 0.0) + weight / (constant + rank)
     best = sum(weights) / (constant + 1)
-    return _best_first({volume_id: score / best for volume_id, score in scores.items()})
+    return _best_first({volume: score / best for volume, score in scores.items()})
 
 
-def weighted_sum(scores: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[tuple[str, float]]:
+def weighted_sum(scores: Sequence[Mapping[Volume, float]], weights: Sequence[float]) -> list[tuple[Volume, float]]:
     """Volumes with the weighted mean of their scores, best first; ties in the order of the ids.
 
     For cosines this is the cosine of the concatenation of the members' unit vectors, each times the root of its weight.
     A volume that a member does not know scores 0 there.
     """
     total = sum(weights)
-    fused: dict[str, float] = {}
+    fused: dict[Volume, float] = {}
     for member_scores, weight in zip(scores, weights, strict=True):
-        for volume_id, score in member_scores.items():
-            fused[volume_id] = fused.get(volume_id, 0.0) + weight * score / total
+        for volume, score in member_scores.items():
+            fused[volume] = fused.get(volume, 0.0) + weight * score / total
     return _best_first(fused)
 
 
-def _best_first(scores: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(((name, round(score, 9)) for name, score in scores.items()), key=lambda pair: (-pair[1], pair[0]))
+def _best_first(scores: Mapping[Volume, float]) -> list[tuple[Volume, float]]:
+    return sorted(((volume, round(score, 9)) for volume, score in scores.items()), key=lambda pair: (-pair[1], pair[0]))
 
 
 # --- hits --------------------------------------------------------------------------------------------------------
 
 
 def _hits(
-    rows: Mapping[str, LedgerRow], ranking: Sequence[ScoredRow], matches: Sequence[SliceMatch | None]
+    corpus: Corpus,
+    rows: Mapping[Volume, LedgerRow],
+    ranking: Sequence[ScoredRow],
+    matches: Sequence[SliceMatch | None],
 ) -> list[Hit]:
     hits = []
     for rank, (scored, match) in enumerate(zip(ranking, matches, strict=True), start=1):
-        row = rows[scored.volume_id]
+        row, uri = rows[scored.volume], corpus.stores[scored.store].uri
         score = min(scored.score, 1.0)  # float16 lengths may exceed 1 by a little
-        hits.append(Hit(rank, scored.volume_id, row.uri, score, row.labels, match))
+        hits.append(Hit(rank, scored.volume_id, row.uri, score, row.labels, match, uri))
     return hits
-
-
-def _ledger_rows(contents: Contents, ranked: Iterable[ScoredRow]) -> dict[str, LedgerRow]:
-    """volume_id -> the ledger's row, for all volumes of rankings."""
-    volume_ids = {scored.volume_id for scored in ranked}
-    rows = contents.ledger.rows(volume_ids)
-    if missing := sorted(volume_ids - rows.keys()):
-        raise MedretError(f"snapshot {contents.id}: its ledger has no row of {missing[0]}; run `medret verify`")
-    return rows
 
 
 def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | None]) -> list[SliceMatch | None]:
@@ -200,10 +195,11 @@ def _match_vector(vector: NDArray[np.float32], stored: Sequence[StoredRows | Non
     return matches
 
 
-def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: StoredRows | None) -> SliceMatch | None:
+def _match(corpus: Corpus, query: QueryVectors, volume: Volume, stored: StoredRows | None) -> SliceMatch | None:
     if stored is None:
         return None
-    hit_spacing_mm = contents.ledger.spacing_mm(volume_id) if query.spacing_mm else None
+    volume_id, store = volume
+    hit_spacing_mm = corpus.stores[store].ledger.spacing_mm(volume_id) if query.spacing_mm else None
     paces = None
     if query.spacing_mm and hit_spacing_mm:
         spacings = zip(AXES, query.spacing_mm, hit_spacing_mm, strict=True)
@@ -213,7 +209,7 @@ def _match(contents: Contents, query: QueryVectors, volume_id: str, stored: Stor
 
 
 def _slice_hits(
-    contents: Contents,
+    corpus: Corpus,
     member: Member,
     queries: Sequence[QueryVectors],
     k: int,
@@ -221,7 +217,7 @@ def _slice_hits(
     options: SearchOptions,
 ) -> list[list[Hit]]:
     """The hits of mode `slice`, each of which is one slice."""
-    indices = contents.indices(member, options)
+    indices = corpus.indices(member, options)
     assert indices.slices is not None
     hits: list[list[Hit]] = [[] for _ in queries]
     for group in groups:
@@ -234,5 +230,6 @@ def _slice_hits(
                 for scored, query_slice in best
             ]
             ranking = [scored for scored, _ in best]
-            hits[number] = _hits(_ledger_rows(contents, ranking), ranking, matches)
+            rows = corpus.rows(scored.volume for scored in ranking)
+            hits[number] = _hits(corpus, rows, ranking, matches)
     return hits

@@ -3,6 +3,7 @@
 Files of a local store are used in place; those of any other store are copied to the cache once:
 
     <cache>/files/<sha256>      copies, named by their content
+    <cache>/moved/<digest>      exact vectors of index shards, seen from the centre of several stores (`basis.py`)
     <cache>/checked/<digest>    empty stamps: a file with this path, size and times had this sha256 and passed its check
 
 An unchanged file is hashed, and its content checked, once per cache. Writing to a file changes its times, so its stamp
@@ -60,6 +61,23 @@ class LocalFiles:
         judge(copy)
         self._stamp(self._stamp_path(copy, sha256, judge))
         return copy
+
+    def derived(self, key: str, make: Callable[[Path], None]) -> Path:
+        """A file that `make` writes to the path it is given, unless it exists. key: hex digits over its content."""
+        path = self._cache / "moved" / key
+        if path.exists() and self._stamp_path(path, key, no_judge).exists():
+            return path
+        try:
+            private_folder(path.parent)
+            with replacing(path) as temporary:
+                temporary.touch(FILE_MODE)
+                make(temporary)
+        except OSError as error:
+            raise StorageError(
+                f"{path} cannot be written: {error}; set {CACHE_VARIABLE} to a folder with room for it"
+            ) from error
+        self._stamp(self._stamp_path(path, key, no_judge))
+        return path
 
     def _download(self, relative: str, copy: Path, sha256: str, name: str) -> None:
         try:

@@ -18,7 +18,7 @@ from medret.errors import UsageError
 from medret.index.rows import SortedIds
 from medret.search.ledger import int64_of, mask_of
 from medret.search.options import NONE, SELF
-from medret.search.query import QueryVectors
+from medret.search.query import QueryVectors, Volume
 
 MANY = 32  # excluded volumes; beyond this a mask is cheaper than looking up each of them
 
@@ -41,62 +41,70 @@ class CandidateFilter:
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """What some queries may find. queries: their numbers. kept: None for all volumes. excluded: ids per query."""
+    """What some queries may find. queries: their numbers. kept: per store; None for all. excluded: per query."""
 
     queries: tuple[int, ...]
-    kept: CandidateFilter | None
-    excluded: tuple[AbstractSet[str], ...]
+    kept: Sequence[CandidateFilter] | None
+    excluded: tuple[AbstractSet[Volume], ...]
 
 
 def query_groups(
-    excluded: Sequence[AbstractSet[str]], kept: CandidateFilter | None, ids: pa.StringArray | None
+    excluded: Sequence[AbstractSet[Volume]],
+    kept: Sequence[CandidateFilter] | None,
+    ids: Sequence[pa.StringArray],
 ) -> Iterator[QueryGroup]:
-    """Queries in groups that can be searched together. ids: of all volumes, sorted; None when no set is large."""
-    groups: dict[frozenset[str], list[int]] = {}
-    for number, volume_ids in enumerate(excluded):
-        groups.setdefault(frozenset(volume_ids) if len(volume_ids) > MANY else frozenset(), []).append(number)
+    """Queries in groups that can be searched together. ids: per store all volumes, sorted; empty if no set is large."""
+    groups: dict[frozenset[Volume], list[int]] = {}
+    for number, volumes in enumerate(excluded):
+        groups.setdefault(frozenset(volumes) if len(volumes) > MANY else frozenset(), []).append(number)
     for shared, numbers in groups.items():
         if not shared:
             yield QueryGroup(tuple(numbers), kept, tuple(excluded[number] for number in numbers))
             continue
         import pyarrow.compute as pc
 
-        assert ids is not None
-        mask = ~mask_of(pc.is_in(ids, value_set=pa.array(sorted(shared), pa.string())))
-        group_kept = CandidateFilter(ids, mask if kept is None else mask & kept.mask)
-        yield QueryGroup(tuple(numbers), group_kept, (frozenset[str](),) * len(numbers))
+        masked = []
+        for store, ids_of_store in enumerate(ids):
+            named = pa.array(sorted(volume_id for volume_id, of_store in shared if of_store == store), pa.string())
+            mask = ~mask_of(pc.is_in(ids_of_store, value_set=named))
+            masked.append(CandidateFilter(ids_of_store, mask if kept is None else mask & kept[store].mask))
+        yield QueryGroup(tuple(numbers), masked, (frozenset[Volume](),) * len(numbers))
 
 
-def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: pa.Table) -> list[frozenset[str]]:
-    """The volumes that each query excludes: itself and all with its value in the column `exclude`.
+def excluded_of(queries: Sequence[QueryVectors], exclude: str, labels: Sequence[pa.Table]) -> list[frozenset[Volume]]:
+    """The volumes that each query excludes: itself and all, in every store, with its value in the column `exclude`.
 
-    A volume without a value is excluded only for itself. Raises UsageError if there is no such column, or if a query is
-    not a volume of the snapshot, because then its value is not known.
+    labels: per store, with the same columns. A volume without a value is excluded only for itself. Raises UsageError if
+    there is no such column, or if a query is not a volume of a store, because then its value is not known.
     """
     import pyarrow.compute as pc
 
-    if exclude not in labels.column_names or exclude in ("volume_id", "uri"):
-        choices = ", ".join([NONE, SELF, *(name for name in labels.column_names if name not in ("volume_id", "uri"))])
-        raise UsageError(f"exclude '{exclude}' is not available; there are {choices}")
-    ids = labels["volume_id"].combine_chunks()
-    find = SortedIds(ids)
-    values = labels[exclude].combine_chunks()
-    sharing: dict[str, frozenset[str]] = {}
+    names = [name for name in labels[0].column_names if name not in ("volume_id", "uri")]
+    if exclude not in names:
+        raise UsageError(f"exclude '{exclude}' is not available; there are {', '.join([NONE, SELF, *names])}")
+    ids = [table["volume_id"].combine_chunks() for table in labels]
+    find = [SortedIds(ids_of_store) for ids_of_store in ids]
+    values = [table[exclude].combine_chunks() for table in labels]
+    sharing: dict[str, frozenset[Volume]] = {}
     excluded = []
     for query in queries:
-        if not query.volume_ids:
+        if not query.volumes:
             raise UsageError(
                 f"query {query.label} is not a volume of the snapshot, so its {exclude} is not known and cannot be "
                 f"excluded; name it in a filter, such as \"{exclude} <> 'VALUE'\", or exclude none"
             )
-        volume_ids = query.volume_ids
-        for volume_id in query.volume_ids:
-            place = find.find(volume_id)
-            value = values[place.start].as_py() if place.stop > place.start else None
+        volumes = query.volumes
+        for volume_id, store in query.volumes:
+            place = find[store].find(volume_id)
+            value = values[store][place.start].as_py() if place.stop > place.start else None
             if value is None:
                 continue
             if value not in sharing:
-                sharing[value] = frozenset(ids.filter(pc.equal(values, value)).to_pylist())
-            volume_ids = sharing[value] if volume_ids <= sharing[value] else volume_ids | sharing[value]
-        excluded.append(volume_ids)
+                sharing[value] = frozenset(
+                    (name, number)
+                    for number, of_store in enumerate(values)
+                    for name in ids[number].filter(pc.equal(of_store, value)).to_pylist()
+                )
+            volumes = sharing[value] if volumes <= sharing[value] else volumes | sharing[value]
+        excluded.append(volumes)
     return excluded

@@ -60,7 +60,7 @@ class Hit:
 
     rank: from 1. score: how alike, at most 1; what it is depends on the mode (`medret.search.modes`). labels: subject,
     modality, body_region and organ, None where unknown, and the archive's further label columns. slices: None when the
-    snapshot has no slice vectors of the hit.
+    snapshot has no slice vectors of the hit. store: URI of the store that holds the volume.
     """
 
     rank: int
@@ -69,12 +69,14 @@ class Hit:
     score: float
     labels: Mapping[str, str | None]
     slices: SliceMatch | None
+    store: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The hit as a JSON object."""
         return {
             "rank": self.rank,
             "volume_id": self.volume_id,
+            "store": self.store,
             "uri": self.uri,
             "score": self.score,
             "labels": dict(self.labels),
@@ -100,7 +102,7 @@ class Hit:
 
         best = self.best_pair
         pair = BestPair(best.plane, best.query, best.hit, best.score) if best else None
-        return HitCard(self.rank, self.volume_id, self.uri, self.score, self.labels, pair, images)
+        return HitCard(self.rank, self.volume_id, self.uri, self.score, self.labels, pair, images, self.store)
 
 
 class Hits(list[Hit]):

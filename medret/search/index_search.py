@@ -1,40 +1,28 @@
-"""One index of a snapshot: opens its shards when they are first needed, searches them and merges their results."""
+"""One index over all its shards, of one store or of several: asks each shard and merges what they find.
+
+A shard is asked for its own best; the best of all are among them, whoever holds the shards. So they may lie in other
+processes: see `Task`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache
 from heapq import nsmallest
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.embeddings import Slices, plane_codes
-from medret.index import (
-    EXACT,
-    JUDGES,
-    MISSING,
-    ROWS_KIND,
-    Distinct,
-    ExactIndex,
-    IndexSettings,
-    Neighbours,
-    RowTable,
-    Searchable,
-    centred,
-    gpu_available,
-    open_approximate,
-    open_exact,
-    threads,
-    uncentred,
-)
-from medret.index.neighbours import best_first
-from medret.search.cache import LocalFiles
+from medret.embeddings import Slices
+from medret.index import KINDS, MISSING, Neighbours, centred, threads, uncentred
 from medret.search.candidates import CandidateFilter
+from medret.search.options import SearchOptions
+from medret.search.query import Volume
+from medret.search.shard import Exclusion, Shard
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -42,183 +30,46 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Up to this many excluded rows per query are searched in excess and then removed; beyond that, each group of queries
-# searches with a FAISS selector of its own.
-EXCESS_MAX = 64
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """One shard as the FILES table lists it.
-
-    files: kind -> (path below the store, sha256). dead: volumes whose rows here are no longer part of the snapshot.
-    """
-
-    key: str
-    rows: int
-    files: Mapping[str, tuple[str, str]]
-    dead: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Exclusion:
-    """Rows of a shard that some queries must not find. queries: their numbers."""
-
-    queries: NDArray[np.int64]
-    rows: NDArray[np.int64]
-
-
-class Shard:
-    """One index shard. Each of its files is checked and mapped when it is first needed."""
-
-    def __init__(self, listed: ShardFiles, dim: int, settings: IndexSettings, local: LocalFiles) -> None:
-        self._listed = listed
-        self._dim = dim
-        self._settings = settings
-        self._local = local
-        self._opened: dict[str, Searchable] = {}
-        self.dead = listed.dead
-
-    @cached_property
-    def table(self) -> RowTable:
-        """What each row is."""
-        return RowTable.open(self._local.path(*self._listed.files[ROWS_KIND], RowTable.judge))
-
-    @cached_property
-    def exact(self) -> ExactIndex:
-        """The vectors."""
-        path = self._local.path(*self._listed.files[EXACT], JUDGES[EXACT])
-        return open_exact(path, rows=self._listed.rows, dim=self._dim, use_gpu=gpu_available())
-
-    @cached_property
-    def _distinct(self) -> Distinct:
-        return Distinct(self.table.same_as)
-
-    def index(self, kind: str) -> Searchable:
-        """The index of that kind."""
-        if kind == EXACT:
-            return self.exact
-        if kind not in self._opened:
-            path = self._local.path(*self._listed.files[kind], JUDGES[kind])
-            self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings)
-        return self._opened[kind]
-
-    def rows_of(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        """The rows of these volumes in this shard."""
-        slices = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
-        rows = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in slices]
-        return np.concatenate(rows) if rows else np.empty(0, np.int64)
-
-    def places_of(self, kept: CandidateFilter | None) -> NDArray[np.int64]:
-        """The kept volumes of this shard, as places: their numbers in `table.volumes`."""
-        ids, firsts = self.table.volumes
-        places = np.arange(len(firsts)) if kept is None else np.flatnonzero(kept.of(ids))
-        return np.setdiff1d(places, self._dead_places) if len(self._dead_places) else places
-
-    def places_named(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        """The places of those of the volumes that this shard has and the snapshot includes, ascending."""
-        return self._places(volume_ids - self.dead)
-
-    def _places(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
-        slices = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
-        rows = np.array([rows.start for rows in slices if rows.stop > rows.start], np.int64)
-        return np.searchsorted(self.table.volumes[1], np.sort(rows))
-
-    @cached_property
-    def _dead_places(self) -> NDArray[np.int64]:
-        return self._places(self.dead)
-
-    @cached_property
-    def _dead_rows(self) -> NDArray[np.int64]:
-        return self.rows_of(self.dead)
-
-    def first_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first row of the volumes at these places."""
-        return self.table.volumes[1][places]
-
-    def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many rows the volumes at these places have."""
-        ends = np.append(self.table.volumes[1], len(self.table))
-        lengths: NDArray[np.int64] = ends[places + 1] - ends[places]
-        return lengths
-
-    def slices(self, rows: slice) -> Slices:
-        """The slices in consecutive rows; in an index over volume vectors they have no planes and indices."""
-        table = self.table
-        indices = [MISSING if index is None else index for index in table.slice_indices(rows)]
-        vectors = self.exact.vectors(rows).astype(np.float32)
-        return Slices(vectors, plane_codes(table.planes(rows)), np.array(indices, np.int64))
-
-    def slices_at(self, places: NDArray[np.int64]) -> Slices:
-        """All slices of the volumes at these places, with float64 vectors."""
-        lengths = self.lengths(places)
-        starts = np.cumsum(lengths) - lengths
-        rows = np.arange(lengths.sum()) + np.repeat(self.first_rows(places) - starts, lengths)
-        return Slices(self.exact.vectors(rows).astype(np.float64), self.table.plane_codes(rows), starts=starts)
-
-    def excluded_rows(self, kept: CandidateFilter | None) -> NDArray[np.int64] | None:
-        """The rows here that no query may find: those of volumes that are not kept or no longer in the snapshot."""
-        if kept is None:
-            return self._dead_rows if self.dead else None
-        ids, firsts = self.table.volumes
-        lengths = np.diff(firsts, append=len(self.table))
-        rows = np.flatnonzero(np.repeat(~kept.of(ids), lengths))
-        return np.union1d(rows, self._dead_rows) if self.dead else rows
-
-    def search(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        kind: str,
-        exclusions: Sequence[Exclusion],
-        excluded: NDArray[np.int64] | None = None,
-    ) -> Neighbours:
-        """The k best rows for each query. exclusions: rows that some queries must not find. excluded: rows for none."""
-        index = self.index(kind)
-        excess = max((len(exclusion.rows) for exclusion in exclusions), default=0)
-        if not excess:
-            return index.search(queries, k, excluded)
-        if excess > EXCESS_MAX:
-            width = min(k, index.rows)
-            scores = np.full((len(queries), width), -np.inf, np.float32)
-            rows = np.full((len(queries), width), MISSING, np.int64)
-            for exclusion in exclusions:
-                both = exclusion.rows if excluded is None else np.union1d(exclusion.rows, excluded)
-                neighbours = index.search(queries[exclusion.queries], k, both)
-                scores[exclusion.queries, : neighbours.rows.shape[1]] = neighbours.scores
-                rows[exclusion.queries, : neighbours.rows.shape[1]] = neighbours.rows
-            return Neighbours(scores, rows)
-        neighbours = index.search(queries, k + excess, excluded)
-        rows = neighbours.rows.copy()
-        for exclusion in exclusions:
-            of_queries = rows[exclusion.queries]
-            rows[exclusion.queries] = np.where(np.isin(of_queries, exclusion.rows), MISSING, of_queries)
-        return best_first(neighbours.scores, rows, min(k, index.rows))
-
-
+IndexKey = tuple[str, str | None]  # recipe digest, aggregation (None: slice vectors)
 StoredRows = tuple[Shard, slice]  # where all vectors of a volume lie: consecutive rows of a shard
 
 
+@dataclass(frozen=True)
+class Task:
+    """One question to one index shard, which `Snapshot.run` answers in any process that has opened the same snapshots.
+
+    snapshots: their ids, in order. shard: its number in the index, the same in every process.
+    """
+
+    snapshots: tuple[str, ...]
+    index: IndexKey
+    shard: int
+    method: Literal["search", "late"]
+    arguments: tuple[Any, ...]
+
+
+Spread = Callable[[Sequence[Task]], Sequence[Any]]  # tasks -> the answers of `Snapshot.run`, in the same order
+
+
 class ShardedIndex:
-    """All shards over the volume vectors of one aggregation, or over the slice vectors, of one recipe."""
+    """All shards over the volume vectors of one aggregation, or over the slice vectors, of one recipe.
+
+    centre: of all shards. spread: runs the tasks for the shards elsewhere; None: they are searched in this process.
+    """
 
     def __init__(
         self,
-        shards: Sequence[ShardFiles],
-        dim: int,
-        settings: IndexSettings,
-        local: LocalFiles,
+        key: IndexKey,
+        shards: Sequence[Shard],
         centre: NDArray[np.float32] | None = None,
+        snapshots: tuple[str, ...] = (),
+        spread: Spread | None = None,
     ) -> None:
-        self.dim = dim
-        self._centre = centre
+        self._key, self._centre, self._snapshots, self._spread = key, centre, snapshots, spread
+        self.shards = list(shards)
         self.rows = sum(shard.rows for shard in shards)
-        kinds = [set(shard.files) - {ROWS_KIND} for shard in shards]
-        self.kinds = tuple(
-            kind for kind in settings.kinds if kinds and all(kind in files_of_shard for files_of_shard in kinds)
-        )
-        self.shards = [Shard(listed, dim, settings, local) for listed in shards]
-        self._by_key = {listed.key: shard for listed, shard in zip(shards, self.shards, strict=True)}
+        self.kinds = tuple(kind for kind in KINDS if shards and all(kind in shard.kinds for shard in shards))
+        self._by_key = {(shard.store, shard.key): shard for shard in shards}
 
     def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
@@ -230,30 +81,39 @@ class ShardedIndex:
         """(n, dim) vectors of this index -> as the recipe gave them."""
         return uncentred(vectors, self._centre)
 
+    def _ask(
+        self, method: Literal["search", "late"], arguments: Callable[[Shard], tuple[Any, ...]], at_once: int
+    ) -> Sequence[Any]:
+        """Call a method of every shard. at_once: how many of them at a time, in this process."""
+        if self._spread is None:
+            return parallel_map(lambda shard: getattr(shard, method)(*arguments(shard)), self.shards, at_once)
+        asked = [(number, arguments(shard)) for number, shard in enumerate(self.shards)]
+        return self._spread([Task(self._snapshots, self._key, number, method, each) for number, each in asked])
+
     def search(
         self,
         queries: NDArray[np.float32],
         k: int,
         kind: str,
-        excluded: Sequence[AbstractSet[str]] | None = None,
-        kept: CandidateFilter | None = None,
+        excluded: Sequence[AbstractSet[Volume]] | None = None,
+        kept: Sequence[CandidateFilter] | None = None,
     ) -> list[list[ScoredRow]]:
         """The k best vectors for each of (q, dim) unit queries, over all shards.
 
-        excluded: for each query the volume_ids whose vectors it must not find. kept: the volumes that all may find.
+        excluded: for each query the volumes whose vectors it must not find. kept: per store, the volumes that all may
+        find.
         """
-        groups: dict[frozenset[str], list[int]] = {}  # the slices of one volume, for example, exclude the same
+        groups: dict[frozenset[Volume], list[int]] = {}  # the slices of one volume, for example, exclude the same
         if excluded and any(excluded):
-            for number, volume_ids in enumerate(excluded):
-                groups.setdefault(frozenset(volume_ids), []).append(number)
+            for number, volumes in enumerate(excluded):
+                groups.setdefault(frozenset(volumes), []).append(number)
 
-        def search_shard(shard: Shard) -> Neighbours:
-            exclusions = [Exclusion(np.array(numbers), shard.rows_of(ids)) for ids, numbers in groups.items()]
-            return shard.search(queries, k, kind, exclusions, shard.excluded_rows(kept))
+        def arguments(shard: Shard) -> tuple[Any, ...]:
+            exclusions = [Exclusion(np.array(numbers), shard.rows_of(volumes)) for volumes, numbers in groups.items()]
+            return queries, k, kind, exclusions, shard.excluded_rows(kept)
 
         # FAISS spreads queries over its threads; where there are fewer queries than threads, the shards are spread.
-        at_once = threads() if len(queries) < threads() else 1
-        by_shard = parallel_map(search_shard, self.shards, at_once)
+        by_shard: Sequence[Neighbours] = self._ask("search", arguments, threads() if len(queries) < threads() else 1)
         ranked: list[list[ScoredRow]] = [[] for _ in queries]
         if not by_shard:
             return ranked
@@ -261,26 +121,57 @@ class ShardedIndex:
         rows = np.concatenate([neighbours.rows for neighbours in by_shard], axis=1)
         shards = np.repeat(np.arange(len(by_shard)), [neighbours.rows.shape[1] for neighbours in by_shard])
         best = np.nonzero((rows != MISSING) & (scores >= _least_of_best(scores, k)))
-        tables = [shard.table for shard in self.shards]
+        tables = [(shard.table, shard.store) for shard in self.shards]
         values = zip(
             best[0].tolist(), scores[best].tolist(), shards[best[1]].tolist(), rows[best].tolist(), strict=True
         )
         for query, score, number, row in values:
-            ranked[query].append(ScoredRow(score, tables[number].volume_id(row), number, row))
+            table, store = tables[number]
+            ranked[query].append(ScoredRow(score, table.volume_id(row), number, row, store))
         return [merge_shards(candidates, k) for candidates in ranked]
 
-    def slices_of(self, volume_id: str) -> Slices | None:
+    def late(
+        self,
+        queries: Sequence[Slices],
+        k: int,
+        places: Callable[[Shard], NDArray[np.int64]],
+        options: SearchOptions,
+        excluded: Sequence[AbstractSet[Volume]] = (),
+    ) -> list[list[ScoredRow]]:
+        """The k volumes per query with the best late-interaction scores.
+
+        queries: the slices of each. places: of the volumes to score in a shard. excluded: for each query the volumes
+        that it must not find.
+        """
+        wide = [replace(slices, vectors=slices.vectors.astype(np.float64)) for slices in queries]
+        chosen = [places(shard) for shard in self.shards]
+        compared, remaining = (options.symmetric, options.same_plane), iter(chosen)
+        by_shard: Sequence[NDArray[np.float64]] = self._ask("late", lambda _: (wide, next(remaining), *compared), 1)
+        ranked: list[list[ScoredRow]] = [[] for _ in queries]
+        for number, (shard, scores) in enumerate(zip(self.shards, by_shard, strict=True)):
+            for query, scores_of_query in enumerate(scores):
+                if excluded:
+                    hidden = shard.places_named(excluded[query])
+                    scores_of_query[np.isin(chosen[number], hidden)] = -np.inf
+                order = np.lexsort((chosen[number], -scores_of_query))[:k]
+                order = order[np.isfinite(scores_of_query[order])]
+                rows = shard.first_rows(chosen[number][order])
+                found = zip(scores_of_query[order].tolist(), shard.table.volume_ids(rows), rows.tolist(), strict=True)
+                ranked[query] += [ScoredRow(score, name, number, row, shard.store) for score, name, row in found]
+        return [merge_shards(candidates, k) for candidates in ranked]
+
+    def slices_of(self, volume: Volume) -> Slices | None:
         """The stored vectors of one volume, in the order of their rows; None when it has none here."""
-        stored = self.stored(volume_id)
+        stored = self.stored(volume)
         return None if stored is None else stored[0].slices(stored[1])
 
-    def stored(self, volume_id: str, key: str | None = None) -> StoredRows | None:
+    def stored(self, volume: Volume, key: str | None = None) -> StoredRows | None:
         """Where the vectors of one volume lie. key: of the shard to look in first."""
-        first = self._by_key.get(key or "")
+        volume_id, store = volume
+        first = self._by_key.get((store, key or ""))
         for shard in self.shards if first is None else (first, *self.shards):
-            rows = shard.table.rows_of(volume_id)
-            if rows.stop > rows.start and volume_id not in shard.dead:
-                return shard, rows  # all of them: shards are made of whole volumes
+            if shard.store == store and shard.has(volume_id):
+                return shard, shard.table.rows_of(volume_id)  # all of them: shards are made of whole volumes
         return None
 
     def slice_at(self, scored: ScoredRow) -> Slices:
@@ -296,12 +187,18 @@ def _least_of_best(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A vector that a search returned. score: cosine. shard, row: where it lies in its index."""
+    """A vector that a search returned. score: cosine. shard, row: where it lies in its index. store: of its volume."""
 
     score: float
     volume_id: str
     shard: int
     row: int
+    store: int = 0
+
+    @property
+    def volume(self) -> Volume:
+        """The volume that it belongs to."""
+        return self.volume_id, self.store
 
 
 def _rank(scored: ScoredRow) -> tuple[float, str, int, int]:
@@ -309,7 +206,7 @@ def _rank(scored: ScoredRow) -> tuple[float, str, int, int]:
 
 
 def merge_shards(candidates: Iterable[ScoredRow], k: int) -> list[ScoredRow]:
-    """The k best of all shards, best first; equal scores in the order of volume_id, then of shard and row."""
+    """The k best of all shards, best first; equal scores in the order of volume_id, then of store, shard and row."""
     return nsmallest(k, candidates, key=_rank)
 
 

@@ -15,26 +15,24 @@ search returns (empty slices, which are the same in every volume), none of them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.embeddings.slices import Slices, joined
 from medret.index import EXACT
 from medret.search.candidates import QueryGroup
-from medret.search.index_search import ScoredRow, Shard, ShardedIndex, merge_shards
-from medret.search.late import late_scores
+from medret.search.index_search import ScoredRow, ShardedIndex
 from medret.search.options import LATE, MAX, SUM, VOLUME, VOTE, SearchOptions
-from medret.search.query import QueryVectors
+from medret.search.query import QueryVectors, Volume
+from medret.search.shard import Shard
 
 # Slices searched for beyond `per_slice` if some are equally near: at most this many copies of a slice share its places.
 COPIES_MAX = 64
 EQUAL = 1e-6  # cosines of equal vectors differ by their rounding
 SHARED_WASTE = 4  # at most this many volumes are compared per candidate when queries share one pass
-CHUNK_ROWS = 8192  # stored slices in memory as float64 at the same time
-CHUNK_CELLS = 8 << 20  # cosines in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def slices_found(
     assert indices.slices is not None
     vectors = np.concatenate([query.slices.vectors for query in queries])
     excluded = [
-        volume_ids for query, volume_ids in zip(queries, group.excluded, strict=True) for _ in range(len(query.slices))
+        volumes for query, volumes in zip(queries, group.excluded, strict=True) for _ in range(len(query.slices))
     ]
     nearest = iter(indices.slices.search(vectors, k, indices.kind, excluded, group.kept))
     return [[next(nearest) for _ in range(len(query.slices))] for query in queries]
@@ -119,95 +117,34 @@ def _by_late(
     """Score all kept volumes if the index is exact, else the candidates of each query."""
     slices = indices.slices
     assert slices is not None
+    asked = [query.slices for query in queries]
     if indices.kind == EXACT:
-        places = [shard.places_of(group.kept) for shard in slices.shards]
-        excluded = [[shard.places_named(volume_ids) for shard in slices.shards] for volume_ids in group.excluded]
-        return score_late(queries, k, slices, places, options, excluded)
+        excluded = group.excluded if any(group.excluded) else ()
+        return slices.late(asked, k, lambda shard: shard.places_of(group.kept), options, excluded)
     depth = max(options.candidates, k)
     by_volume = _by_volume(queries, depth, indices, group)
     by_slice = _voters(queries, options.per_slice, indices, group)
     named = []
     for query, first, second in zip(queries, by_volume, by_slice, strict=True):
         summed = pooled(second, query.slice_weights(), depth, SUM, options.per_slice)
-        named.append(
-            _interleaved([scored.volume_id for scored in first], [scored.volume_id for scored in summed], depth)
-        )
-    every = frozenset[str]().union(*named)
+        named.append(_interleaved([scored.volume for scored in first], [scored.volume for scored in summed], depth))
+    every = frozenset[Volume]().union(*named)
     if len(every) * len(queries) <= SHARED_WASTE * sum(map(len, named)):  # one pass over all candidates together
-        places = [shard.places_named(every) for shard in slices.shards]
-        excluded = [[shard.places_named(every - volume_ids) for shard in slices.shards] for volume_ids in named]
-        return score_late(queries, k, slices, places, options, excluded)
+        others = [every - volumes for volumes in named] if len(named) > 1 else ()
+        return slices.late(asked, k, lambda shard: shard.places_named(every), options, others)
     ranked = []
-    for query, volume_ids in zip(queries, named, strict=True):
-        ranked += score_late([query], k, slices, [shard.places_named(volume_ids) for shard in slices.shards], options)
+    for one, volumes in zip(asked, named, strict=True):
+        ranked += slices.late([one], k, partial(Shard.places_named, volumes=volumes), options)
     return ranked
 
 
-def _interleaved(first: Sequence[str], second: Sequence[str], count: int) -> frozenset[str]:
+def _interleaved(first: Sequence[Volume], second: Sequence[Volume], count: int) -> frozenset[Volume]:
     """The best of both rankings, equally many from each."""
-    best: dict[str, int] = {}
+    best: dict[Volume, int] = {}
     for ranking in (first, second):
-        for rank, volume_id in enumerate(ranking):
-            best[volume_id] = min(rank, best.get(volume_id, rank))
-    return frozenset(sorted(best, key=lambda volume_id: (best[volume_id], volume_id))[:count])
-
-
-def score_late(
-    queries: Sequence[QueryVectors],
-    k: int,
-    slices: ShardedIndex,
-    places: Sequence[NDArray[np.int64]],
-    options: SearchOptions,
-    excluded: Sequence[Sequence[NDArray[np.int64]]] = (),
-) -> list[list[ScoredRow]]:
-    """Score the volumes at `places` of each shard: the k best per query. excluded: places, per query and shard."""
-    ranked: list[list[ScoredRow]] = [[] for _ in queries]
-    for number, (shard, chosen) in enumerate(zip(slices.shards, places, strict=True)):
-        scores = _shard_scores(queries, shard, chosen, options)
-        for query, scores_of_query in enumerate(scores):
-            if excluded:
-                scores_of_query[np.isin(chosen, excluded[query][number])] = -np.inf
-            order = np.lexsort((chosen, -scores_of_query))[:k]
-            order = order[np.isfinite(scores_of_query[order])]
-            rows = shard.first_rows(chosen[order])
-            ids = shard.table.volume_ids(rows)
-            ranked[query] += map(ScoredRow, scores_of_query[order].tolist(), ids, [number] * len(ids), rows.tolist())
-    return [merge_shards(candidates, k) for candidates in ranked]
-
-
-def _shard_scores(
-    queries: Sequence[QueryVectors], shard: Shard, places: NDArray[np.int64], options: SearchOptions
-) -> NDArray[np.float64]:
-    """(queries, places) scores, rounded to float32 so that equal volumes get equal scores in every shard."""
-    scores = np.zeros((len(queries), len(places)))
-    lengths = shard.lengths(places)
-    for part in _bounded(lengths, CHUNK_ROWS):
-        stored = shard.slices_at(places[part])
-        cells = CHUNK_CELLS // len(stored)
-        for part_queries in _bounded(np.array([len(query.slices) for query in queries]), cells):
-            sets = query_sets(queries[part_queries])
-            scores[part_queries, part] = late_scores(
-                sets, stored, symmetric=options.symmetric, same_plane=options.same_plane
-            )
-    return scores.astype(np.float32).astype(np.float64)
-
-
-def _bounded(lengths: NDArray[np.int64], most: int) -> Iterable[slice]:
-    """Slices of consecutive items whose lengths sum to at most `most`, or of a single longer item."""
-    start = total = 0
-    for number, length in enumerate(lengths.tolist()):
-        if total and total + length > most:
-            yield slice(start, number)
-            start, total = number, 0
-        total += length
-    if len(lengths):
-        yield slice(start, len(lengths))
-
-
-def query_sets(queries: Sequence[QueryVectors]) -> Slices:
-    """The slices of several queries."""
-    slices = joined([query.slices for query in queries])
-    return replace(slices, vectors=slices.vectors.astype(np.float64))
+        for rank, volume in enumerate(ranking):
+            best[volume] = min(rank, best.get(volume, rank))
+    return frozenset(sorted(best, key=lambda volume: (best[volume], volume))[:count])
 
 
 def undecided(nearest: Sequence[ScoredRow], per_slice: int) -> bool:
@@ -243,18 +180,18 @@ def pooled(
     by_slice: for each slice of the query, the stored slices that get its places, each with its share of a place.
     weights: of the query's slices, summing to 1.
     """
-    by_volume: dict[str, list[tuple[float, ScoredRow]]] = {}
+    by_volume: dict[Volume, list[tuple[float, ScoredRow]]] = {}
     for weight, voters in zip(weights.tolist(), by_slice, strict=True):
         for share, scored in voters:
-            by_volume.setdefault(scored.volume_id, []).append((weight * share, scored))
+            by_volume.setdefault(scored.volume, []).append((weight * share, scored))
     ranked = []
-    for volume_id, votes in by_volume.items():
+    for volume, votes in by_volume.items():
         shares = np.array([share for share, _ in votes])
         cosines = np.array([scored.score for _, scored in votes])
         best = max((scored for _, scored in votes), key=lambda scored: scored.score)
         summed = float(shares @ cosines) / per_slice
         score = {VOTE: float(shares.sum()) / per_slice, MAX: best.score, SUM: summed}[mode]
         # Rounded, so that equal votes stay equal in whatever order they were added.
-        ranked.append((-round(score, 9), -round(summed, 9), volume_id, best))
+        ranked.append((-round(score, 9), -round(summed, 9), volume, best))
     ranked.sort(key=lambda entry: entry[:3])
-    return [ScoredRow(-entry[0], entry[2], entry[3].shard, entry[3].row) for entry in ranked[:k]]
+    return [replace(best, score=-score) for score, _, _, best in ranked[:k]]

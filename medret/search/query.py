@@ -30,25 +30,31 @@ if TYPE_CHECKING:
     from medret.volume.region import Region
 
 Query = str | os.PathLike[str] | NDArray[Any]
+Volume = tuple[str, int]  # a volume_id and the number of its store, 0 in a search of one store
 
 
 @dataclass(frozen=True)
 class QueryVectors:
     """A query, ready for the indices.
 
-    label: how messages name it. volume_ids: volumes of the snapshot that are the query itself. volume: (dim,) float32
-    unit vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query of one
+    label: how messages name it. volumes: those of the snapshots that are the query itself. volume: (dim,) float32 unit
+    vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query of one
     volume vector is its own only slice, without an index; their weights sum to 1.
     requested: first and last slice index of the range that the user asked for; it may reach beyond the slices of the
     volume. spacing_mm: of the volume along x, y, z, where it is known.
     """
 
     label: str
-    volume_ids: frozenset[str]
+    volumes: frozenset[Volume]
     volume: NDArray[np.float32]
     slices: Slices
     requested: Range | None = None
     spacing_mm: tuple[float, float, float] | None = None
+
+    @property
+    def volume_ids(self) -> frozenset[str]:
+        """The ids of the volumes that are the query itself."""
+        return frozenset(volume_id for volume_id, _ in self.volumes)
 
     def slice_weights(self) -> NDArray[np.float64]:
         """The weight of each slice, summing to 1."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medret.embeddings import Slices, parse_aggregation, plane_codes, unit_slices
 from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
 from medret.recipe import Plane, Recipe
-from medret.search.contents import Contents, Member
+from medret.search.corpus import Corpus, Member
 from medret.search.hit import Range
 from medret.search.index_search import StoredRows
 from medret.search.options import SearchOptions
@@ -26,6 +26,7 @@ from medret.search.query import (
     Query,
     QueryVectors,
     SliceRange,
+    Volume,
     aggregated,
     chosen_slices,
     is_file,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 class Resolver:
     """Turns queries into vectors. Keeps the encoders that it loaded."""
 
-    def __init__(self, contents: Contents) -> None:
-        self._contents = contents
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
         self._encoders: dict[tuple[str, str | None, str], Encoder] = {}
 
     def resolve(self, query: Query, member: Member, options: SearchOptions) -> QueryVectors:
@@ -61,11 +62,11 @@ class Resolver:
         """
         entry, aggregation = member.entry, member.aggregation
         raw = self._resolve(query, entry, aggregation, options)
-        index = self._contents.index(entry, aggregation)
+        index = self._corpus.index(entry, aggregation)
         volume = index.centred(raw.volume[None])
         if raw.slices.slice_indices is None:  # one volume vector is its own only slice
             return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=volume))
-        vectors = self._contents.index(entry, None).centred(raw.slices.vectors)
+        vectors = self._corpus.index(entry, None).centred(raw.slices.vectors)
         return replace(raw, volume=volume[0], slices=replace(raw.slices, vectors=vectors))
 
     def _resolve(self, query: Query, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
@@ -80,34 +81,36 @@ class Resolver:
             return _narrowed(vector_query(query, entry.dim, parse_aggregation(aggregation)), aggregation, options)
         if not isinstance(query, str | os.PathLike):
             raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
-        if is_file(query):
+        if not self._corpus.is_qualified(os.fspath(query)) and is_file(query):
             return self._file(normalise_uri(query), None, entry, aggregation, options)
         return self._volume(os.fspath(query), entry, aggregation, options)
 
-    def _volume(self, volume_id: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
-        row = self._contents.ledger.row(volume_id)
-        if row is None:
+    def _volume(self, text: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
+        found = self._corpus.find(text)
+        if found is None:
             raise UsageError(
-                f"query '{volume_id}' is neither a file nor a volume of snapshot {self._contents.id}: give the path or "
-                "URI of a NIfTI file, or a volume_id as hits show it"
+                f"query '{text}' is neither a file nor a volume of {self._corpus}: give the path or URI of a NIfTI "
+                "file, or a volume_id as hits show it"
             )
-        (rows,) = self._contents.stored(entry, aggregation, [row])
+        volume, row = found
+        volume_id, contents = volume[0], self._corpus.stores[volume[1]]
+        rows = self._corpus.stored(entry, aggregation, volume, row)
         if rows is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
-            return self._file(self._contents.readable(row), volume_id, entry, aggregation, options)
-        volume = self._contents.index(entry, aggregation).uncentred(_stored(rows).vectors)
-        slices = whole_volume(volume)
-        (rows,) = self._contents.stored(entry, None, [row])
+            return self._file(contents.readable(row), volume, entry, aggregation, options)
+        vector = self._corpus.index(entry, aggregation).uncentred(_stored(rows).vectors)
+        slices = whole_volume(vector)
+        rows = self._corpus.stored(entry, None, volume, row)
         if rows:
             stored = _stored(rows)
-            vectors = self._contents.index(entry, None).uncentred(stored.vectors)
+            vectors = self._corpus.index(entry, None).uncentred(stored.vectors)
             slices = replace(stored, vectors=vectors, volume_id=volume_id)
-        spacing_mm = self._contents.ledger.spacing_mm(volume_id)
-        query = QueryVectors(volume_id, frozenset([volume_id]), volume[0], slices, spacing_mm=spacing_mm)
+        spacing_mm = contents.ledger.spacing_mm(volume_id)
+        query = QueryVectors(volume_id, frozenset([volume]), vector[0], slices, spacing_mm=spacing_mm)
         slice_range = _range(options, _planes(entry))
         if slice_range or options.query_slices or options.query_weights:
-            query = replace(query, slices=self._contents.with_positions(entry, row, slices))
+            query = replace(query, slices=contents.with_positions(entry, row, slices))
         if slice_range:
             slices = within(query.slices, slice_range)
             of_range = aggregated(slices, parse_aggregation(aggregation))
@@ -115,15 +118,15 @@ class Resolver:
         return _narrowed(query, aggregation, options)
 
     def _file(
-        self, uri: str, stored_id: str | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
+        self, uri: str, stored: Volume | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
     ) -> QueryVectors:
         recipe = entry.load()
         slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
         data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
-        volume_ids = [stored_id] if stored_id else self._contents.ledger.ids_with_content(sha256_of(data))
-        volume_id, label = self._contents.identify(uri, volume_ids)
+        volumes = [stored] if stored else self._corpus.with_content(sha256_of(data))
+        volume_id, label = self._corpus.identify(uri, volumes)
         region = box or _region(options, slice_range, data)
         planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
         modality = options.modality or label
@@ -132,7 +135,7 @@ class Resolver:
         slices = replace(encoded, volume_id=volume_id)
         vector = aggregated(slices, parse_aggregation(aggregation))
         requested = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
-        query = QueryVectors(uri, frozenset(volume_ids), vector, slices, requested=requested)
+        query = QueryVectors(uri, frozenset(volumes), vector, slices, requested=requested)
         if not volume.facts.spacing_assumed:
             query = replace(query, spacing_mm=volume.facts.spacing_mm)
         return _narrowed(query, aggregation, options)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,15 @@ from medret.embeddings import Slices
 from medret.errors import CorruptError, DroppedError, MedretError, StorageError, UsageError
 from medret.recipe import Recipe
 from medret.search.answer import answer
-from medret.search.contents import Contents, Member
+from medret.search.contents import Contents
+from medret.search.corpus import Corpus, Member
 from medret.search.hit import Hit, Hits, query_request
-from medret.search.index_search import ScoredRow
+from medret.search.index_search import ScoredRow, Spread, Task
 from medret.search.ledger import LedgerRow, Refused
 from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
 from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver, sha256_of
-from medret.snapshot import current_id, read_manifest
+from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
 from medret.storage import Location, normalise_uri, redacted
 
@@ -40,15 +41,45 @@ Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, 
 
 
 def open_snapshot(
-    uri: str | os.PathLike[str], snapshot_id: str | None = None, *, archive: str | os.PathLike[str] | None = None
+    uri: str | os.PathLike[str],
+    snapshot_id: str | None = None,
+    *,
+    archive: str | os.PathLike[str] | None = None,
+    spread: Spread | None = None,
 ) -> Snapshot:
     """Open the live snapshot of a store, or an older one by its id.
 
     archive: where the volumes are read, for pages of hits and for a part of a stored volume; None: where the store
-    says, if that is on this machine's disks or on the store's own server.
+    says, if that is on this machine's disks or on the store's own server. spread: runs tasks, one per index shard, in
+    other processes, each with `Snapshot.run`, and returns their answers in the same order; None: in this process.
     Raises UsageError when there is no store, nothing was published, or the store has no such snapshot; CorruptError
     when the store is damaged.
     """
+    return Snapshot(Corpus([_opened(uri, snapshot_id, archive)], spread))
+
+
+def open_snapshots(
+    snapshots: Sequence[str | os.PathLike[str] | Snapshots], *, spread: Spread | None = None
+) -> Snapshots:
+    """Open several snapshots, to be searched as one.
+
+        both = medret.open_snapshots(["store-a", "store-b"])
+        for hit in both.search("case.nii.gz", k=5):
+            print(hit.store, hit.volume_id, hit.score)
+
+    snapshots: URIs of stores, whose live snapshots are opened, or what `open_snapshot` returned. A volume_id that two
+    stores have names two volumes. spread: as for `open_snapshot`.
+    Raises UsageError for stores whose vectors cannot be compared: each model that they share must have one recipe.
+    """
+    if not snapshots:
+        raise UsageError("no snapshot is given: name at least one store")
+    corpora = [each.corpus.stores if isinstance(each, Snapshots) else (_opened(each),) for each in snapshots]
+    return Snapshots(Corpus([contents for stores in corpora for contents in stores], spread))
+
+
+def _opened(
+    uri: str | os.PathLike[str], snapshot_id: str | None = None, archive: str | os.PathLike[str] | None = None
+) -> Contents:
     store = Location(uri)
     place = None if archive is None else normalise_uri(archive)
     try:
@@ -61,7 +92,7 @@ def open_snapshot(
             if chosen_id != live and not store.exists(f"{snapshot_folder(chosen_id)}/{MANIFEST}"):
                 raise UsageError(f"{store.uri} has no snapshot '{chosen_id}'; its live one is {live}")
             try:
-                return Snapshot(Contents(store, chosen_id, read_manifest(store, chosen_id), place))
+                return Contents(store, chosen_id, read_manifest(store, chosen_id), place)
             except (CorruptError, FileNotFoundError):
                 if chosen_id != live or current_id(store) == live:
                     raise  # otherwise another one was published, and this one removed, while it was opened
@@ -70,24 +101,27 @@ def open_snapshot(
         raise UsageError(str(error)) from error
 
 
-class Snapshot:
-    """One immutable, complete set of vectors and indices; made by `open_snapshot`.
+class Snapshots:
+    """Snapshots that are searched as one; made by `open_snapshots`.
 
-    uri, id, manifest: what was opened. models, aggregations: names; the first of each is searched by default.
-    Several threads may search it at the same time.
+    models, aggregations: names that all have; the first of each is searched by default. volumes: how many there are.
+    corpus: what a search reads. Several threads may search at the same time.
     """
 
-    def __init__(self, contents: Contents) -> None:
-        self.uri = contents.uri
-        self.id = contents.id
-        self.manifest = contents.manifest
-        self.models = contents.models
-        self.aggregations = contents.aggregations
-        self._contents = contents
-        self._resolver = Resolver(contents)
+    def __init__(self, corpus: Corpus) -> None:
+        self.models = corpus.models
+        self.aggregations = corpus.aggregations
+        self.volumes = corpus.volumes
+        self.corpus = corpus
+        self._resolver = Resolver(corpus)
 
     def __repr__(self) -> str:
-        return f"<Snapshot {self.id} of {self.uri}>"
+        return f"<{type(self).__name__}: {self.corpus}>"
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """Snapshot id -> manifest, in the order in which they were opened."""
+        return {contents.id: contents.manifest for contents in self.corpus.stores}
 
     def search(self, query: Query, k: int = DEFAULT_K, **options: Unpack[SearchKeywords]) -> Hits:
         """The k hits most similar to a query, best first; see `search_many`."""
@@ -104,88 +138,50 @@ class Snapshot:
         Raises UsageError for a query or options that do not fit; CorruptError when a file of the snapshot is damaged;
         DroppedError when the snapshot was removed from the store: open it again.
         """
-        with self._contents.reading():
-            answers = answer(self._contents, self._resolver, queries, k, SearchOptions.of(options))
+        with self.corpus.reading():
+            answers = answer(self.corpus, self._resolver, queries, k, SearchOptions.of(options))
         return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, answers, strict=True)]
 
-    def labels(self) -> pa.Table:
-        """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
+    def run(self, task: Task) -> Any:
+        """Answer a question to one index shard, which `spread` was given in another process; see `open_snapshot`.
 
-        Each metadata key is one string column, null where a volume has none. Read once and kept.
+        Raises UsageError if that process has opened other snapshots.
         """
-        with self._contents.reading():
-            return self._contents.labels
-
-    def resolve(self, query: Query, **options: Unpack[SearchKeywords]) -> QueryVectors:
-        """The vectors of a query in the space of the indices of one model and aggregation.
-
-        options: those of `SearchOptions` that say how a query is read; others change nothing.
-        """
-        chosen = SearchOptions.of(options)
-        with self._contents.reading():
-            return self._resolver.resolve(query, self._member(chosen), chosen)
-
-    def rank(
-        self,
-        queries: Sequence[QueryVectors],
-        k: int,
-        *,
-        excluded: Sequence[AbstractSet[str]] | None = None,
-        **options: Unpack[SearchKeywords],
-    ) -> list[list[ScoredRow]]:
-        """At most k volumes per query, best first, equal scores in the order of volume_id.
-
-        k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
-        late: with index `exact` all, else the candidates). excluded: for each query the volume_ids that it must not
-        find; None: as the option `exclude` says. options: as for a search; model and aggregation must be those that the
-        queries were resolved with. Raises UsageError.
-        """
-        chosen = SearchOptions.of(options)
-        if chosen.used_mode == SLICE:
-            raise UsageError(f"mode '{SLICE}' ranks slices, not volumes")
-        with self._contents.reading():
-            sets = self._contents.excluded(queries, chosen.exclude) if excluded is None else excluded
-            groups = self._contents.query_groups(sets, chosen.where)
-            return self._contents.rank(self._member(chosen), queries, k, groups, chosen)
-
-    def _member(self, options: SearchOptions) -> Member:
-        """The one model and aggregation of options; raises UsageError for several."""
-        members = self._contents.members(options)
-        if len(members) > 1:
-            raise UsageError("one model and one aggregation are ranked at a time: `search` fuses several")
-        return members[0]
-
-    def slices_of(self, volume_id: str, model: str | None = None) -> Slices | None:
-        """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""
-        with self._contents.reading():
-            return self._contents.index(self._contents.recipe(model), None).slices_of(volume_id)
-
-    def volume(self, volume_id: str) -> LedgerRow | None:
-        """What the ledger says about a volume; None if it does not have it."""
-        with self._contents.reading():
-            return self._contents.ledger.row(volume_id)
+        ids = tuple(contents.id for contents in self.corpus.stores)
+        if task.snapshots != ids:
+            raise UsageError(
+                f"the task is for snapshots {', '.join(task.snapshots)}, but this process has opened {', '.join(ids)}: "
+                "open the same ones, by their ids"
+            )
+        digest, aggregation = task.index
+        entry = next(entry for entry in map(self.corpus.recipe, self.models) if entry.digest == digest)
+        with self.corpus.reading():
+            shard = self.corpus.index(entry, aggregation).shards[task.shard]
+            return getattr(shard, task.method)(*task.arguments)
 
     def recipe(self, model: str | None = None) -> Recipe:
         """The recipe of a model's vectors."""
-        return self._contents.recipe(model).load()
+        return self.corpus.recipe(model).load()
 
     def identify(self, uri: str, sha256: str) -> tuple[str, str | None]:
         """The volume_id and modality label that a file with these bytes is sliced with."""
-        return self._contents.identify(uri, self._contents.ledger.ids_with_content(sha256))
+        return self.corpus.identify(uri, self.corpus.with_content(sha256))
 
     def uri_of_query(self, query: Query) -> str | None:
         """Where a query's voxels can be read: its own path or URI, that of the volume it names, None for an array."""
         if isinstance(query, np.ndarray) or os.fspath(query).endswith(".npy"):
             return None
-        if is_file(query):
+        if not self.corpus.is_qualified(os.fspath(query)) and is_file(query):
             return normalise_uri(query)
-        row = self.volume(os.fspath(query))
-        return self._contents.place(row) if row else None
+        with self.corpus.reading():
+            found = self.corpus.find(os.fspath(query))
+        return self.corpus.stores[found[0][1]].place(found[1]) if found else None
 
     def place(self, volume_id: str, uri: str) -> str:
-        """Where a volume of the snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
-        row = self.volume(volume_id)
-        return uri if row is None or row.uri != uri else self._contents.place(row)
+        """Where a volume of a snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
+        with self.corpus.reading():
+            rows = [(contents, contents.ledger.row(volume_id)) for contents in self.corpus.stores]
+        return next((contents.place(row) for contents, row in rows if row and row.uri == uri), uri)
 
     def read_images(
         self, requests: Sequence[ImageRequest], model: str | None = None
@@ -219,8 +215,82 @@ class Snapshot:
         return render_hits(cards, images[of_query] if of_query else "")
 
 
+class Snapshot(Snapshots):
+    """One immutable, complete set of vectors and indices; made by `open_snapshot`.
+
+    uri, id, manifest: what was opened. models, aggregations: names; the first of each is searched by default.
+    Several threads may search it at the same time.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        super().__init__(corpus)
+        (self._contents,) = corpus.stores
+        self.uri, self.id, self.manifest = self._contents.uri, self._contents.id, self._contents.manifest
+
+    def labels(self) -> pa.Table:
+        """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
+
+        Each metadata key is one string column, null where a volume has none. Read once and kept.
+        """
+        with self.corpus.reading():
+            return self.corpus.labels[0]
+
+    def resolve(self, query: Query, **options: Unpack[SearchKeywords]) -> QueryVectors:
+        """The vectors of a query in the space of the indices of one model and aggregation.
+
+        options: those of `SearchOptions` that say how a query is read; others change nothing.
+        """
+        chosen = SearchOptions.of(options)
+        with self.corpus.reading():
+            return self._resolver.resolve(query, self._member(chosen), chosen)
+
+    def rank(
+        self,
+        queries: Sequence[QueryVectors],
+        k: int,
+        *,
+        excluded: Sequence[AbstractSet[str]] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[list[ScoredRow]]:
+        """At most k volumes per query, best first, equal scores in the order of volume_id.
+
+        k may be the number of volumes: then every kept volume is ranked (vote, max and sum: those that any slice found;
+        late: with index `exact` all, else the candidates). excluded: for each query the volume_ids that it must not
+        find; None: as the option `exclude` says. options: as for a search; model and aggregation must be those that the
+        queries were resolved with. Raises UsageError.
+        """
+        chosen = SearchOptions.of(options)
+        if chosen.used_mode == SLICE:
+            raise UsageError(f"mode '{SLICE}' ranks slices, not volumes")
+        with self.corpus.reading():
+            if excluded is None:
+                hidden = self.corpus.excluded(queries, chosen.exclude)
+            else:
+                distinct = {id(ids): frozenset((volume_id, 0) for volume_id in ids) for ids in excluded}
+                hidden = [distinct[id(ids)] for ids in excluded]
+            groups = self.corpus.query_groups(hidden, chosen.where)
+            return self.corpus.rank(self._member(chosen), queries, k, groups, chosen)
+
+    def _member(self, options: SearchOptions) -> Member:
+        """The one model and aggregation of options; raises UsageError for several."""
+        members = self.corpus.members(options)
+        if len(members) > 1:
+            raise UsageError("one model and one aggregation are ranked at a time: `search` fuses several")
+        return members[0]
+
+    def slices_of(self, volume_id: str, model: str | None = None) -> Slices | None:
+        """The slice vectors of a volume as the index holds them; None when the snapshot has none of it."""
+        with self.corpus.reading():
+            return self.corpus.index(self.corpus.recipe(model), None).slices_of((volume_id, 0))
+
+    def volume(self, volume_id: str) -> LedgerRow | None:
+        """What the ledger says about a volume; None if it does not have it."""
+        with self.corpus.reading():
+            return self._contents.ledger.row(volume_id)
+
+
 def results_page(
-    snapshot: Snapshot, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]
+    snapshot: Snapshots, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]
 ) -> str:
     """Render search results as one self-contained HTML file: the slices of each query beside those of its hits.
 
@@ -243,15 +313,16 @@ def results_page(
                 hits=[hit.card(images[hit.image_request()]) for hit in hits],
             )
         )
-    manifest = snapshot.manifest
+    manifests = snapshot.manifests
+    random = {entry.model for manifest in manifests.values() for entry in manifest.recipes if entry.random_weights}
     return render_page(
         title,
         queries,
         score=score,
-        archive=manifest.archive_uri,
-        volumes=manifest.counts.embedded + manifest.counts.unchanged,
-        random_models=[entry.model for entry in manifest.recipes if entry.random_weights],
-        snapshot=snapshot.id,
+        archives=[manifest.archive_uri for manifest in manifests.values()],
+        volumes=snapshot.volumes,
+        random_models=[model for model in snapshot.models if model in random],
+        snapshots=list(manifests),
         models=snapshot.models,
-        version=manifest.medret_version,
+        versions=sorted({manifest.medret_version for manifest in manifests.values()}),
     )

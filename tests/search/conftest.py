@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Slices, parse_aggregation, plane_codes, read_vectors, slice_table, volume_table
 from medret.embeddings.shards import parquet_bytes
-from medret.index import IndexSettings, build_shard
+from medret.index import IndexSettings, build_shard, centred
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish
@@ -71,6 +72,12 @@ def ledger_row(volume_id: str, **values: Any) -> dict[str, Any]:
     return row
 
 
+def _table(volumes: tuple[Slices, ...], aggregation: str | None, recipe: Recipe) -> pa.Table:
+    if aggregation is None:
+        return slice_table(volumes, recipe.model.dim, recipe.digest)
+    return volume_table(volumes, parse_aggregation(aggregation), recipe.model.dim, recipe.digest)
+
+
 def make_store(
     root: Path | str,
     volumes: tuple[Slices, ...],
@@ -82,7 +89,9 @@ def make_store(
     weights_uri: str | None = None,
     ledger: list[dict[str, Any]] | None = None,
     archive: str = "/synthetic-archive",
+    centre: Callable[[str | None, NDArray[np.float16], int], NDArray[np.float32]] | None = None,
 ) -> MadeStore:
+    """Publish volumes. centre: from aggregation (None: slices), vectors and number of volumes, an index's centre."""
     settings = settings or IndexSettings(hnsw_m=8, hnsw_ef_construction=40)
     recipe = recipe or recipe_of()
     dim = recipe.model.dim
@@ -92,32 +101,56 @@ def make_store(
     stored: dict[str, NDArray[np.float16]] = {}
     for aggregation in (None, *aggregations):
         recalls = []
+        own_centre = None
+        if centre:
+            own_centre = centre(aggregation, read_vectors(_table(volumes, aggregation, recipe)), len(volumes))
+            saved = io.BytesIO()
+            np.save(saved, own_centre)
+            written = store.write_content_addressed("indices/centres", "centre", ".npy", saved.getvalue())
+            files.append(
+                {
+                    "path": written.path,
+                    "kind": "centre",
+                    "sha256": written.sha256,
+                    "size_bytes": written.size_bytes,
+                    "rows": len(volumes),
+                    "recipe": recipe.digest,
+                    "aggregation": aggregation,
+                }
+            )
         for start in range(0, len(volumes), per_shard):
             part = volumes[start : start + per_shard]
-            if aggregation is None:
-                table = slice_table(part, dim, recipe.digest)
-                rows = table.select(ROWS.names).cast(ROWS)
+            table = _table(part, aggregation, recipe)
+            listed: dict[str, Any] = {}
+            if aggregation is None or centre:
+                kind = "slices" if aggregation is None else "volumes"
                 parquet = store.write_content_addressed(
-                    f"embeddings/{recipe.digest}", "slices", ".parquet", parquet_bytes(table)
+                    f"embeddings/{recipe.digest}", kind, ".parquet", parquet_bytes(table)
                 )
-                files.append(
-                    {
-                        "path": parquet.path,
-                        "kind": "slices",
-                        "sha256": parquet.sha256,
-                        "size_bytes": parquet.size_bytes,
-                        "rows": table.num_rows,
-                        "recipe": recipe.digest,
-                        "shard": f"shard-{start // per_shard}",
-                    }
-                )
+                listed = {
+                    "path": parquet.path,
+                    "kind": kind,
+                    "sha256": parquet.sha256,
+                    "size_bytes": parquet.size_bytes,
+                    "rows": table.num_rows,
+                    "recipe": recipe.digest,
+                    "aggregation": aggregation,
+                    "shard": f"shard-{start // per_shard}",
+                }
+                files.append(listed)
+            if aggregation is None:
+                rows = table.select(ROWS.names).cast(ROWS)
             else:
-                table = volume_table(part, parse_aggregation(aggregation), dim, recipe.digest)
                 empty = pa.nulls(table.num_rows)
                 rows = pa.table([table["volume_id"], empty.cast(pa.string()), empty.cast(pa.int32())], schema=ROWS)
                 parts = [stored[aggregation]] if aggregation in stored else []
                 stored[aggregation] = np.concatenate([*parts, read_vectors(table)])
-            shard = build_shard(store, f"indices/{recipe.digest}", read_vectors(table), rows, settings)
+            vectors = read_vectors(table)
+            if own_centre is not None:
+                vectors = centred(vectors, own_centre).astype(np.float16)
+            shard = build_shard(store, f"indices/{recipe.digest}", vectors, rows, settings)
+            if centre:
+                listed["indexed_in"] = shard.shard
             recalls.append(dict(shard.recall))
             for kind, file in shard.files:
                 values = (

@@ -166,7 +166,7 @@ def test_a_hit_carries_labels_and_the_matching_slices(made_store: Any, snapshot:
 def test_json_has_the_keys_of_the_design(made_store: Any, snapshot: Snapshot) -> None:
     (hit,) = snapshot.search(made_store.ids[4], 1)
     content = hit.to_json()
-    assert list(content) == ["rank", "volume_id", "uri", "score", "labels", "slices"]
+    assert list(content) == ["rank", "volume_id", "store", "uri", "score", "labels", "slices"]
     assert content["slices"]["query"] == list(hit.slices.query or ()) if hit.slices else None
     assert set(content["slices"]) == {"query", "hit", "plane", "score", "matches"}
     assert all(pair["hit"] in range(10, 70, 10) for pair in content["slices"]["matches"])

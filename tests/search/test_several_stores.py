@@ -1,0 +1,197 @@
+"""A store split in several, and shards searched elsewhere, answer as the whole: the same hits with the same scores."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medret.embeddings import Slices
+from medret.errors import UsageError
+from medret.index import IndexSettings, fit_centre, pooled_centre
+from medret.search import Hit, Snapshots, Task, open_snapshot, open_snapshots
+
+KINDS = ("hnsw", "lsh", "exact")
+MODES = ("volume", "vote", "max", "sum", "late", "slice")
+SETTINGS = IndexSettings(hnsw_m=8, hnsw_ef_construction=40, lsh_candidates=400)  # every vector is a candidate
+EMPTY = 2  # slices of a volume that are the same in all volumes
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"k": 100},
+    {"per_slice": 3, "candidates": 5, "exclude": "self"},
+    {"where": "organ in ('Liver', 'Lung')", "exclude": "subject", "per_slice": 7},
+    {"query_weights": "gaussian:0.3,0.2", "symmetric": True, "where": "organ <> 'Lung'"},
+    {"slices": "25:55"},
+    {"query_slices": "uniform:2"},
+)
+
+
+def fitted(_: str | None, vectors: Any, count: int) -> Any:
+    return fit_centre([vectors.sum(axis=0, dtype=np.float64)], len(vectors), count)
+
+
+class Split:
+    """The same volumes as one store and as `parts` stores, in two index shards each."""
+
+    def __init__(self, folder: Path, stores: Any, volumes: Sequence[Slices], parts: int, whole_centre: Any) -> None:
+        def made(name: str, some: Sequence[Slices], centre: Any) -> str:
+            half = -(-len(some) // 2)
+            rows = [
+                stores.ledger_row(
+                    volume.volume_id,
+                    organ=volume.volume_id.split("/")[1].split("_")[0].capitalize(),
+                    subject=f"subject-{volume.volume_id[-8:-7]}",
+                    metadata=[("source", "made up")] if number or name == "whole" else [],
+                    shards=[(stores.recipe_of().digest, f"shard-{number // half}")],
+                )
+                for number, volume in enumerate(some)
+            ]
+            made = stores.make_store(
+                folder / name, tuple(some), settings=SETTINGS, per_shard=half, ledger=rows, centre=centre
+            )
+            return str(made.uri)
+
+        owner = np.random.default_rng(parts).permutation(np.arange(len(volumes)) % parts)
+        own = [[volume for volume, at in zip(volumes, owner, strict=True) if at == part] for part in range(parts)]
+        self.uris = [made(f"part-{part}", some, fitted) for part, some in enumerate(own)]
+        self.parts = open_snapshots(self.uris)
+        self.whole = open_snapshot(made("whole", volumes, whole_centre or self._pooled))
+
+    def _pooled(self, aggregation: str | None, _: Any, count: int) -> Any:
+        stores = self.parts.corpus.stores
+        centres = [contents.centre((stores[0].manifest.recipes[0].digest, aggregation), 32) for contents in stores]
+        return pooled_centre(centre for centre in centres if centre is not None)
+
+
+@pytest.fixture(scope="module")
+def stores() -> Any:
+    from tests.search import conftest
+
+    return conftest
+
+
+@pytest.fixture(scope="module")
+def volumes(volume_maker: Callable[..., Any]) -> list[Slices]:
+    """Thirty volumes, three copies of one of them, and slices that are the same in all."""
+    made = [replace(one, vectors=one.vectors.copy()) for one in volume_maker(30, seed=5)]
+    for one in made:
+        one.vectors[:EMPTY] = made[0].vectors[:EMPTY]
+    made += [replace(made[3], volume_id=f"synthetic/liver_copy{number}.nii.gz") for number in range(3)]
+    return sorted(made, key=lambda one: one.volume_id)
+
+
+@pytest.fixture(scope="module", params=[2, 3, 7])
+def split(request: Any, tmp_path_factory: pytest.TempPathFactory, stores: Any, volumes: list[Slices]) -> Split:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("split")
+        patch.setenv("MEDRET_CACHE", str(folder / "cache"))
+        return Split(folder, stores, volumes, request.param, None)
+
+
+def ask(snapshot: Snapshots, queries: Sequence[Any], mode: str, kind: str, options: dict[str, Any]) -> list[list[Hit]]:
+    answers = snapshot.search_many(queries, **{"k": 6, "mode": mode, "index": kind, **options})
+    return [[replace(hit, store="", labels={**hit.labels, "source": None}) for hit in hits] for hits in answers]
+
+
+def asked(volumes: Sequence[Slices], number: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """Queries that are asked together, with options. number: tests with successive ones go through all options."""
+    rng = np.random.default_rng(number)
+    first, second = rng.choice(len(volumes), 2, replace=False)
+    yield [volumes[first].volume_id, volumes[second].volume_id], OPTIONS[number % len(OPTIONS)]
+    yield [rng.standard_normal(32), volumes[first].vectors[:3]], {"k": 5, "per_slice": 4 + number % 30}
+
+
+@pytest.mark.parametrize(("mode", "kind"), list(itertools.product(MODES, KINDS)))
+def test_a_store_split_answers_as_the_whole(split: Split, volumes: list[Slices], mode: str, kind: str) -> None:
+    """The whole has the centre that its parts share: all bits are equal, ties, copies and empty slices included."""
+    for queries, options in asked(volumes, 7 * MODES.index(mode) + KINDS.index(kind) + len(split.uris)):
+        found = ask(split.parts, queries, mode, kind, options)
+        assert any(found)
+        assert found == ask(split.whole, queries, mode, kind, options), options
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ensemble_of_split_stores(split: Split, volumes: list[Slices], kind: str) -> None:
+    queries = [volumes[11].volume_id]
+    for mode, fuse in (("volume", "concat"), ("late", "concat"), ("vote", "rrf"), ("volume", "rrf")):
+        options = {"aggregation": {"mean": 0.7, "max": 0.3}, "fuse": fuse, "candidates": 100}
+        assert ask(split.parts, queries, mode, kind, options) == ask(split.whole, queries, mode, kind, options)
+
+
+def test_the_centre_that_a_whole_is_fitted_to_moves_no_score(
+    tmp_path: Path, stores: Any, volumes: list[Slices]
+) -> None:
+    """Centres are stored rounded, so that of the whole may differ in its last bit: scores by what float16 rounds."""
+    split = Split(tmp_path, stores, volumes, 3, fitted)
+    for mode in ("volume", "max", "late", "slice"):
+        for found, expected in zip(
+            ask(split.parts, [volumes[9].volume_id], mode, "exact", {"k": 30}),
+            ask(split.whole, [volumes[9].volume_id], mode, "exact", {"k": 30}),
+            strict=True,
+        ):
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=2e-4)
+
+
+def test_a_hit_names_its_store_and_one_id_in_two_stores_is_two_volumes(split: Split, volumes: list[Slices]) -> None:
+    twin = open_snapshots([split.whole, split.uris[0]])
+    ids = {hit.volume_id for hit in open_snapshot(split.uris[0]).search(volumes[0].vectors, 100)}
+    hits = twin.search(volumes[0].vectors, 100)
+    assert len(hits) == len(volumes) + len(ids) == twin.volumes
+    assert {hit.volume_id for hit in hits if hit.store == split.uris[0]} == ids
+    shared = min(ids)
+    with pytest.raises(UsageError, match=rf"is a volume of {split.whole.uri} and of {split.uris[0]}: say which with '"):
+        twin.search(shared)
+    for uri in (split.whole.uri, split.uris[0]):
+        first, second = twin.search(f"{uri}#{shared}", 2, index="exact")
+        assert {first.volume_id, second.volume_id} == {shared} or first.score == second.score
+        others = twin.search(f"{uri}#{shared}", 100, exclude="self")
+        assert len(others) == len(hits) - 1
+        assert (uri, shared) not in {(hit.store, hit.volume_id) for hit in others}
+    assert twin.search(f"{split.whole.uri}#{shared}", 1)[0].to_json()["store"] in (split.whole.uri, split.uris[0])
+
+
+def test_stores_that_cannot_be_searched_together(tmp_path: Path, stores: Any, volumes: list[Slices]) -> None:
+    recipe = stores.recipe_of()
+    other = replace(recipe, model=replace(recipe.model, precision="bf16"))
+    first = stores.make_store(tmp_path / "first", tuple(volumes[:4])).uri
+    second = stores.make_store(tmp_path / "second", tuple(volumes[:4]), recipe=other).uri
+    with pytest.raises(
+        UsageError, match=rf"{second} cannot be searched .*{other.digest} there.*precision bf16 and fp32"
+    ):
+        open_snapshots([first, second])
+    third = stores.make_store(tmp_path / "third", tuple(volumes[:4]), recipe=stores.recipe_of("another")).uri
+    with pytest.raises(UsageError, match=r"they share no models \(another there, synthetic-model here\)"):
+        open_snapshots([first, third])
+    fourth = stores.make_store(tmp_path / "fourth", tuple(volumes[:4]), aggregations=("max",)).uri
+    both = open_snapshots([first, fourth])
+    assert both.aggregations == ("max",)
+    with pytest.raises(UsageError, match=r"aggregation 'mean' is not in snapshots .*, which has max"):
+        both.search(volumes[0].vectors, aggregation="mean")
+    with pytest.raises(UsageError, match="named more than once"):
+        open_snapshots([first, first])
+    with pytest.raises(UsageError, match="name at least one store"):
+        open_snapshots([])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shards_searched_elsewhere_give_the_same_answer(split: Split, volumes: list[Slices], mode: str) -> None:
+    elsewhere = open_snapshot(split.whole.uri)
+    held: set[tuple[Any, int]] = set()
+
+    def spread(tasks: Sequence[Task]) -> list[Any]:
+        sent = [pickle.loads(pickle.dumps(task)) for task in tasks]
+        held.update((task.index, task.shard) for task in sent)
+        return [pickle.loads(pickle.dumps(elsewhere.run(task))) for task in reversed(sent)][::-1]
+
+    snapshot = open_snapshot(split.whole.uri, spread=spread)
+    for number, kind in enumerate(KINDS):
+        for queries, options in asked(volumes, 5 * number + len(split.uris)):
+            assert ask(snapshot, queries, mode, kind, options) == ask(split.whole, queries, mode, kind, options)
+    assert {shard for _, shard in held} == {0, 1}
+    with pytest.raises(UsageError, match="open the same ones, by their ids"):
+        open_snapshot(split.uris[0]).run(Task((split.whole.id,), ("", None), 0, "search", ()))
