@@ -135,7 +135,7 @@ class Contents:
     def shards(self, key: IndexKey, dim: int, store: int, centre: NDArray[np.float32] | None) -> list[Shard]:
         """The shards of an index, seen from `centre`. store: the number of this store."""
         files = [file for file in self._files_of(key) if file.kind != CENTRE_KIND]
-        moved = moved_to(centre, self.centre(key, dim), partial(self._embedded, key), self._local)
+        moved = moved_to(centre, self.centre(key, dim), partial(self.embedded, key), self._local)
         return [
             Shard(listed, dim, self.settings, self._local, store, moved) for listed in group_shards(files, self._dead)
         ]
@@ -143,7 +143,7 @@ class Contents:
     def _files_of(self, key: IndexKey) -> list[StoredFile]:
         return [file for file in self._index_files if (file.recipe, file.aggregation) == key]
 
-    def _embedded(self, key: IndexKey, shard: str) -> pa.Table:
+    def embedded(self, key: IndexKey, shard: str) -> pa.Table:
         """The live rows of an index shard as they were embedded: schemas.ROWS and `vector`."""
         (digest, aggregation), tables = key, []
         kind, absent = (VOLUMES, ROWS.names[1:]) if aggregation else (SLICES, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medret.cli import main
 from medret.embeddings import Slices
-from medret.errors import UsageError
-from medret.index import IndexSettings, fit_centre, pooled_centre
+from medret.errors import CorruptError, DroppedError, UsageError
+from medret.index import IndexSettings, fit_centre, open_exact, pooled_centre
 from medret.search import Hit, Snapshots, Task, open_snapshot, open_snapshots
+from medret.search.basis import write_moved
+from medret.search.shard import ShardFiles
 
 KINDS = ("hnsw", "lsh", "exact")
 MODES = ("volume", "vote", "max", "sum", "late", "slice")
@@ -195,3 +199,51 @@ def test_shards_searched_elsewhere_give_the_same_answer(split: Split, volumes: l
     assert {shard for _, shard in held} == {0, 1}
     with pytest.raises(UsageError, match="open the same ones, by their ids"):
         open_snapshot(split.uris[0]).run(Task((split.whole.id,), ("", None), 0, "search", ()))
+
+
+def test_the_command_searches_several_stores(
+    split: Split, volumes: list[Slices], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    also = [word for uri in split.uris[1:] for word in ("--also", uri)]
+    page = tmp_path / "hits.html"
+    command = ["search", split.uris[0], volumes[0].volume_id, "-k", "40", *also]
+    assert main([*command, "--json", "--html", str(page)]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert {hit["store"] for hit in hits} == set(split.uris)
+    assert [hit["volume_id"] for hit in hits] == [hit.volume_id for hit in split.parts.search(volumes[0].volume_id, 40)]
+    text = page.read_text()
+    assert f"among {len(volumes)} volumes of" in text
+    assert all(f"<dt>store</dt><dd>{uri}</dd>" in text for uri in split.uris)
+    assert main([*command, "--also", split.uris[0]]) == 2
+    assert "named more than once" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "store" in capsys.readouterr().out
+
+
+def test_a_shard_is_moved_without_its_dead_rows_and_checked(tmp_path: Path, split: Split) -> None:
+    contents = split.parts.corpus.stores[0]
+    key = (contents.manifest.recipes[0].digest, "mean")
+    shard = split.parts.corpus.index(contents.manifest.recipes[0], "mean").shards[0]
+    stored, centre = contents.embedded(key, shard.key), np.zeros(32, np.float32)
+    ids = stored["volume_id"].to_pylist()
+    listed = ShardFiles(shard.key, shard.rows, {}, frozenset(ids[:1]))
+    write_moved(tmp_path / "moved", listed, shard.table, stored.slice(1), centre)
+    moved = open_exact(tmp_path / "moved", rows=shard.rows, dim=32).vectors(np.arange(shard.rows))
+    dead = shard.table.volume_ids(slice(0, shard.rows)).index(ids[0])
+    assert not moved[dead].any()
+    assert np.linalg.norm(np.delete(moved, dead, 0).astype(np.float32), axis=1) == pytest.approx(1, abs=1e-2)
+    with pytest.raises(CorruptError, match="hold other rows than its row table; run `medret verify`"):
+        write_moved(tmp_path / "moved", listed, shard.table, stored, centre)
+
+
+def test_an_error_of_one_store_names_it(tmp_path: Path, stores: Any, volumes: list[Slices]) -> None:
+    uris = [stores.make_store(tmp_path / name, tuple(volumes[:4])).uri for name in ("first", "second")]
+    both = open_snapshots(uris)
+    for path in Path(uris[1]).glob("indices/*/exact-*"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(CorruptError, match=r"second/indices/.*exact-.* is damaged"):
+        both.search(volumes[0].vectors, mode="late", index="exact")
+    for path in Path(uris[1]).glob("snapshots/*/*"):
+        path.unlink()
+    with pytest.raises(DroppedError, match=rf"is no longer in {uris[1]}"):
+        both.search(volumes[0].vectors, mode="late", index="exact")
