@@ -90,10 +90,10 @@ def _matched_once(patch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
     match = medret.search.answer._match
     known: dict[tuple[str, str], Any] = {}
 
-    def matched(contents: Any, query: Any, volume_id: str, stored: Any) -> Any:
-        key = (query.label, volume_id)
+    def matched(corpus: Any, query: Any, volume: tuple[str, int], stored: Any) -> Any:
+        key = (query.label, volume[0])
         if key not in known:
-            known[key] = match(contents, query, volume_id, stored)
+            known[key] = match(corpus, query, volume, stored)
         return known[key]
 
     patch.setattr(medret.search.answer, "_match", matched)

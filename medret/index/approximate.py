@@ -41,6 +41,9 @@ Walked = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (n, dim) querie
 
 # Allowed vectors are not spread evenly: ask for more than their share of all.
 ASK_SLACK = 1.5
+# The nearest as seen from another centre are among so many times k as seen from the own one: recall@10 of HNSW 0.96
+# without, 0.9995 with it, over two synthetic stores of 4,000 vectors whose centres are far apart.
+WALKED_SLACK = 4
 FEW = 1024  # up to this many excluded rows are looked up one by one; beyond, all rows are counted
 
 
@@ -144,8 +147,11 @@ class ApproximateIndex(ABC):
             return no_neighbours(len(queries))
         excluded_numbers = self._distinct.excluded_numbers(excluded)
         kept = self._total - (0 if excluded_numbers is None else len(excluded_numbers))
-        walked = self._walked(queries) if self._walked else queries
-        numbers = self._candidates(walked, k, excluded_numbers, kept)
+        if self._walked is None:
+            numbers = self._candidates(queries, k, excluded_numbers, kept)
+        else:
+            asked = min(WALKED_SLACK * k, self.rows)
+            numbers = self._candidates(self._walked(queries), asked, excluded_numbers, kept)
         if numbers is None:
             return self._exact.search(queries, k, excluded)
         scores = self._scores(queries, numbers)

@@ -50,7 +50,7 @@ def answer(
     hits = []
     for query, ranking in zip(resolved, ranked, strict=True):
         found = [scored.volume for scored in ranking]
-        stored = [corpus.stored(members[0].entry, None, volume, rows[volume]) for volume in found]
+        stored = corpus.stored(members[0].entry, None, [(volume, rows[volume]) for volume in found])
         if query.slices.slice_indices is None:
             matches = _match_vector(query.slices.vectors[0], stored)
         else:

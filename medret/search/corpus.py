@@ -159,10 +159,14 @@ class Corpus:
             raise UsageError(f"index '{kind}' is not in {self}, which has {built}")
         return index
 
-    def stored(self, entry: RecipeEntry, aggregation: str | None, volume: Volume, row: LedgerRow) -> StoredRows | None:
-        """Where the vectors of a volume lie in an index; None for a volume without vectors there."""
-        key = (entry.digest, aggregation, row.shards.get(entry.digest, ""))
-        return self.index(entry, aggregation).stored(volume, self.stores[volume[1]].indexed_in.get(key))
+    def stored(
+        self, entry: RecipeEntry, aggregation: str | None, rows: Iterable[tuple[Volume, LedgerRow]]
+    ) -> list[StoredRows | None]:
+        """Where the vectors of volumes lie in an index; None for volumes without vectors there."""
+        digest, index = entry.digest, self.index(entry, aggregation)
+        indexed_in = [contents.indexed_in for contents in self.stores]
+        keys = ((volume, (digest, aggregation, row.shards.get(digest, ""))) for volume, row in rows)
+        return [index.stored(volume, indexed_in[volume[1]].get(key)) for volume, key in keys]
 
     def rows(self, volumes: Iterable[Volume]) -> dict[Volume, LedgerRow]:
         """The ledger's row of each volume; raises MedretError if there is none."""

@@ -170,8 +170,8 @@ class ShardedIndex:
         volume_id, store = volume
         first = self._by_key.get((store, key or ""))
         for shard in self.shards if first is None else (first, *self.shards):
-            if shard.store == store and shard.has(volume_id):
-                return shard, shard.table.rows_of(volume_id)  # all of them: shards are made of whole volumes
+            if shard.store == store and (rows := shard.rows_found(volume_id)):
+                return shard, rows  # all of them: shards are made of whole volumes
         return None
 
     def slice_at(self, scored: ScoredRow) -> Slices:

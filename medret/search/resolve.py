@@ -94,14 +94,14 @@ class Resolver:
             )
         volume, row = found
         volume_id, contents = volume[0], self._corpus.stores[volume[1]]
-        rows = self._corpus.stored(entry, aggregation, volume, row)
+        (rows,) = self._corpus.stored(entry, aggregation, [found])
         if rows is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
             return self._file(contents.readable(row), volume, entry, aggregation, options)
         vector = self._corpus.index(entry, aggregation).uncentred(_stored(rows).vectors)
         slices = whole_volume(vector)
-        rows = self._corpus.stored(entry, None, volume, row)
+        (rows,) = self._corpus.stored(entry, None, [found])
         if rows:
             stored = _stored(rows)
             vectors = self._corpus.index(entry, None).uncentred(stored.vectors)

@@ -127,10 +127,10 @@ class Shard:
             self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings, walked)
         return self._opened[kind]
 
-    def has(self, volume_id: str) -> bool:
-        """Whether a search may find a volume here."""
+    def rows_found(self, volume_id: str) -> slice | None:
+        """The rows of a volume; None if a search cannot find it here."""
         rows = self.table.rows_of(volume_id)
-        return rows.stop > rows.start and volume_id not in self._listed.dead
+        return rows if rows.stop > rows.start and volume_id not in self._listed.dead else None
 
     def rows_of(self, volumes: AbstractSet[Volume]) -> NDArray[np.int64]:
         """The rows of these volumes in this shard."""

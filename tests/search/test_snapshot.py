@@ -326,6 +326,10 @@ def test_a_missing_index_file_is_named(made_store: Any, tmp_path: Path) -> None:
 # --- elsewhere -------------------------------------------------------------------------------------------------
 
 
+def _anywhere(hits: list[Hit]) -> list[Hit]:
+    return [replace(hit, store="") for hit in hits]
+
+
 def test_a_remote_store_gives_the_same_hits(made_store: Any, snapshot: Snapshot) -> None:
     import fsspec
 
@@ -333,8 +337,9 @@ def test_a_remote_store_gives_the_same_hits(made_store: Any, snapshot: Snapshot)
     memory.put(made_store.uri, "/synthetic-remote", recursive=True)
     remote = open_snapshot("memory://synthetic-remote")
     for kind in KINDS:
-        expected: list[Hit] = snapshot.search(made_store.ids[2], 5, index=kind)
-        assert remote.search(made_store.ids[2], 5, index=kind) == expected
+        assert _anywhere(remote.search(made_store.ids[2], 5, index=kind)) == _anywhere(
+            snapshot.search(made_store.ids[2], 5, index=kind)
+        )
     memory.rm("/synthetic-remote", recursive=True)
 
 
@@ -349,7 +354,7 @@ def test_a_store_on_s3_gives_the_same_hits(
         open_snapshot(bucket)
     fsspec.filesystem("s3").put(made_store.uri, f"{bucket}/store", recursive=True)
     remote = open_snapshot(f"{bucket}/store")
-    assert remote.search(made_store.ids[2], 5) == snapshot.search(made_store.ids[2], 5)
+    assert _anywhere(remote.search(made_store.ids[2], 5)) == _anywhere(snapshot.search(made_store.ids[2], 5))
     assert list((tmp_path / "cache" / "files").iterdir())
 
 
