@@ -99,8 +99,8 @@ class NiftiHeader:
     pixdim: tuple[float, ...]
     qform_code: int
     sform_code: int
-    quatern: tuple[float, float, float]
-    qoffset: tuple[float, float, float]
+    quatern: tuple[float, ...]
+    qoffset: tuple[float, ...]
     srow: tuple[float, ...]
 
     @property
@@ -163,7 +163,6 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
     offset = _vox_offset(version, field("vox_offset")[0], limits)
     slope, inter = _scaling(*field("scl"))
     qform_code, sform_code = field("form_codes")
-    quatern, qoffset = field("quatern"), field("qoffset")
     header = NiftiHeader(
         version=version,
         byte_order=order,
@@ -173,12 +172,9 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
         slope=slope,
         inter=inter,
         unit_mm=_MM_PER_UNIT.get(field("xyzt_units")[0] & 0x07, 1.0),
-        pixdim=field("pixdim"),
         qform_code=qform_code,
         sform_code=sform_code,
-        quatern=(quatern[0], quatern[1], quatern[2]),
-        qoffset=(qoffset[0], qoffset[1], qoffset[2]),
-        srow=field("srow"),
+        **{name: field(name) for name in ("pixdim", "quatern", "qoffset", "srow")},
     )
     _check_size(header, limits)
     return header

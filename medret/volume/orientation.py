@@ -186,7 +186,7 @@ def _spacing(header: NiftiHeader) -> tuple[NDArray[np.float64], bool]:
     return spacing, not usable.all()
 
 
-def _rotation(quatern: tuple[float, float, float]) -> NDArray[np.float64]:
+def _rotation(quatern: tuple[float, ...]) -> NDArray[np.float64]:
     """(3, 3) rotation from the three stored parts of a unit quaternion (nifti1.h, method 2)."""
     b, c, d = quatern
     square = b * b + c * c + d * d

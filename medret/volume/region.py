@@ -58,12 +58,12 @@ def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float,
     return float(geometry.affine_ras[axis] @ centre), float(geometry.affine_ras[axis, axis])
 
 
-def mask_region(mask: bytes, volume: bytes, limits: Limits = Limits()) -> Region:  # noqa: B008  # frozen
+def mask_region(mask: bytes, volume: bytes) -> Region:
     """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
     try:
-        mask_file = open_nifti(mask, limits)
+        mask_file = open_nifti(mask, Limits())
         mask_geometry = geometry_of(mask_file.header)
-        volume_header = open_nifti(volume, limits).header
+        volume_header = open_nifti(volume, Limits()).header
     except VolumeError as error:
         raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from error
     voxels = mask_geometry.to_ras(mask_file.voxels())
