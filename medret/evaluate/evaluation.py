@@ -44,11 +44,6 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
     configs = configs_of(snapshot, options.selection)
     plan = scoring_plan(snapshot, query_set, options, BATCH_PAIRS)
     left_out = [_left_out_of(exclude, queries) for exclude, at_levels in plan.queries.items() for queries in at_levels]
-    if not any(at_level.counted for at_level in left_out):
-        raise UsageError(
-            f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by "
-            f"{', '.join(plan.queries)}; try a smaller --min-relevant or another --exclude"
-        )
     warnings = [confounded.message for confounded in plan.confounds if confounded.warns]
     warnings += plan.warnings
     warnings += [

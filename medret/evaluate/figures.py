@@ -186,8 +186,8 @@ def _compared(evaluation: Evaluation, late: SearchConfig, exclude: str, level: s
         if not (ours.has_interval and other.has_interval):
             apart = "without intervals: a class has one subject"
         classes = (
-            f"{name} ({round(ours.value * ours.n)} of {ours.n} queries right, {mode} {round(other.value * other.n)})"
-            for name, (ours, other) in of_class.items()
+            f"{name} ({round(row.value * row.n)} of {row.n} queries right, {mode} {round(better.value * better.n)})"
+            for name, (row, better) in of_class.items()
         )
         yield (
             f"{late.model}, {level}, exclude {exclude}: late has macro {METRIC} {ours.value:.3f}, {mode} "

@@ -60,7 +60,7 @@ class ScoringPlan:
 
 
 def scoring_plan(snapshot: Snapshot, query_set: QuerySet, options: Options, batch_pairs: int) -> ScoringPlan:
-    """Find what can be scored; raises UsageError for an unknown column, and if no level has labels.
+    """Find what can be scored; raises UsageError for an unknown column, and if nothing can be scored.
 
     batch_pairs: the pairs of query and candidate that are judged at the same time.
     """
@@ -79,6 +79,11 @@ def scoring_plan(snapshot: Snapshot, query_set: QuerySet, options: Options, batc
         exclusion.column: [scored_queries(level, exclusion, options.min_relevant, batch) for level in levels]
         for exclusion in exclusions
     }
+    if not any(at_level.counted.any() for at_levels in queries.values() for at_level in at_levels):
+        raise UsageError(
+            f"{snapshot.uri}: no query has {options.min_relevant} relevant volumes left by {', '.join(queries)}; try a "
+            "smaller --min-relevant or another --exclude"
+        )
     return ScoringPlan([level.name for level in levels], exclusions, queries, confounds, warnings)
 
 

@@ -131,6 +131,13 @@ def test_sizes_that_cannot_be_are_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_study_of_nothing_is_one_line(labelled_store: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "ensemble", labelled_store.uri, "--min-relevant", "500"]) == 2
+    captured = capsys.readouterr()
+    assert "no query has 500 relevant volumes left by subject" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 def test_texts_of_a_page_are_escaped(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[50], dims=[8])
     evil = Study("<script>", "<script>", "<script>", study.rows, [("<script>", Markup("<svg></svg>"))], ["<script>"])
