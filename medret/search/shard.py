@@ -91,7 +91,7 @@ class Shard:
         store: int = 0,
         moved: Moved | None = None,
     ) -> None:
-        self._listed = listed
+        self.listed = listed
         self._dim = dim
         self._settings = settings
         self._local = local
@@ -103,15 +103,15 @@ class Shard:
     @cached_property
     def table(self) -> RowTable:
         """What each row is."""
-        return RowTable.open(self._local.path(*self._listed.files[ROWS_KIND], RowTable.judge))
+        return RowTable.open(self._local.path(*self.listed.files[ROWS_KIND], RowTable.judge))
 
     @cached_property
     def exact(self) -> ExactIndex:
         """The vectors."""
         if self._moved:
-            path = self._moved.exact(self._listed, self.table)
+            path = self._moved.exact(self.listed, self.table)
         else:
-            path = self._local.path(*self._listed.files[EXACT], JUDGES[EXACT])
+            path = self._local.path(*self.listed.files[EXACT], JUDGES[EXACT])
         return open_exact(path, rows=self.rows, dim=self._dim, use_gpu=gpu_available())
 
     @cached_property
@@ -122,7 +122,7 @@ class Shard:
         if kind == EXACT:
             return self.exact
         if kind not in self._opened:
-            path = self._local.path(*self._listed.files[kind], JUDGES[kind])
+            path = self._local.path(*self.listed.files[kind], JUDGES[kind])
             walked = self._moved.walked if self._moved else None
             self._opened[kind] = open_approximate(path, kind, self.exact, self._distinct, self._settings, walked)
         return self._opened[kind]
@@ -130,7 +130,7 @@ class Shard:
     def rows_found(self, volume_id: str) -> slice | None:
         """The rows of a volume; None if a search cannot find it here."""
         rows = self.table.rows_of(volume_id)
-        return rows if rows.stop > rows.start and volume_id not in self._listed.dead else None
+        return rows if rows.stop > rows.start and volume_id not in self.listed.dead else None
 
     def rows_of(self, volumes: AbstractSet[Volume]) -> NDArray[np.int64]:
         """The rows of these volumes in this shard."""
@@ -149,7 +149,7 @@ class Shard:
 
     def places_named(self, volumes: AbstractSet[Volume]) -> NDArray[np.int64]:
         """The places of those of the volumes that this shard has and the snapshot includes, ascending."""
-        return self._places({volume_id for volume_id, store in volumes if store == self.store} - self._listed.dead)
+        return self._places({volume_id for volume_id, store in volumes if store == self.store} - self.listed.dead)
 
     def _places(self, volume_ids: AbstractSet[str]) -> NDArray[np.int64]:
         slices = [self.table.rows_of(volume_id) for volume_id in sorted(volume_ids)]
@@ -158,11 +158,11 @@ class Shard:
 
     @cached_property
     def _dead_places(self) -> NDArray[np.int64]:
-        return self._places(self._listed.dead)
+        return self._places(self.listed.dead)
 
     @cached_property
     def _dead_rows(self) -> NDArray[np.int64]:
-        return self._rows_of(sorted(self._listed.dead))
+        return self._rows_of(sorted(self.listed.dead))
 
     def first_rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first row of the volumes at these places."""
@@ -190,7 +190,7 @@ class Shard:
 
     def excluded_rows(self, kept: Sequence[CandidateFilter] | None) -> NDArray[np.int64] | None:
         """The rows here that no query may find: those of volumes that are not kept or no longer in the snapshot."""
-        dead = self._listed.dead
+        dead = self.listed.dead
         if kept is None:
             return self._dead_rows if dead else None
         ids, firsts = self.table.volumes

@@ -71,8 +71,8 @@ def open_snapshots(
     stores have names two volumes. spread: as for `open_snapshot`.
     Raises UsageError for stores whose vectors cannot be compared: each model that they share must have one recipe.
     """
-    if not snapshots:
-        raise UsageError("no snapshot is given: name at least one store")
+    if not snapshots or isinstance(snapshots, str | os.PathLike):
+        raise UsageError(f"snapshots is {snapshots!r}, expected a list of stores, at least one")
     corpora = [each.corpus.stores if isinstance(each, Snapshots) else (_opened(each),) for each in snapshots]
     return Snapshots(Corpus([contents for stores in corpora for contents in stores], spread))
 
@@ -141,6 +141,16 @@ class Snapshots:
         with self.corpus.reading():
             answers = answer(self.corpus, self._resolver, queries, k, SearchOptions.of(options))
         return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, answers, strict=True)]
+
+    def labels(self) -> pa.Table:
+        """The embedded volumes in volume_id order, one store after another.
+
+        Columns: volume_id, uri, subject, modality, body_region, organ and one string column for each metadata key, null
+        where a volume has none. Read once and kept.
+        """
+        with self.corpus.reading():
+            first, *others = self.corpus.labels
+        return pa.concat_tables([first, *others]) if others else first
 
     def run(self, task: Task) -> Any:
         """Answer a question to one index shard, which `spread` was given in another process; see `open_snapshot`.
@@ -226,14 +236,6 @@ class Snapshot(Snapshots):
         super().__init__(corpus)
         (self._contents,) = corpus.stores
         self.uri, self.id, self.manifest = self._contents.uri, self._contents.id, self._contents.manifest
-
-    def labels(self) -> pa.Table:
-        """The embedded volumes in volume_id order: volume_id, uri, subject, modality, body_region, organ, metadata.
-
-        Each metadata key is one string column, null where a volume has none. Read once and kept.
-        """
-        with self.corpus.reading():
-            return self.corpus.labels[0]
 
     def resolve(self, query: Query, **options: Unpack[SearchKeywords]) -> QueryVectors:
         """The vectors of a query in the space of the indices of one model and aggregation.

@@ -148,6 +148,7 @@ def test_a_hit_names_its_store_and_one_id_in_two_stores_is_two_volumes(split: Sp
     assert len(hits) == len(volumes) + len(ids) == twin.volumes
     assert {hit.volume_id for hit in hits if hit.store == split.uris[0]} == ids
     shared = min(ids)
+    assert twin.labels().num_rows == twin.volumes
     with pytest.raises(UsageError, match=rf"is a volume of {split.whole.uri} and of {split.uris[0]}: say which with '"):
         twin.search(shared)
     for uri in (split.whole.uri, split.uris[0]):
@@ -178,8 +179,10 @@ def test_stores_that_cannot_be_searched_together(tmp_path: Path, stores: Any, vo
         both.search(volumes[0].vectors, aggregation="mean")
     with pytest.raises(UsageError, match="named more than once"):
         open_snapshots([first, first])
-    with pytest.raises(UsageError, match="name at least one store"):
-        open_snapshots([])
+    wrongs: list[Any] = [[], first]
+    for wrong in wrongs:
+        with pytest.raises(UsageError, match="expected a list of stores, at least one"):
+            open_snapshots(wrong)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -247,3 +250,20 @@ def test_an_error_of_one_store_names_it(tmp_path: Path, stores: Any, volumes: li
         path.unlink()
     with pytest.raises(DroppedError, match=rf"is no longer in {uris[1]}"):
         both.search(volumes[0].vectors, mode="late", index="exact")
+
+
+def test_a_shard_that_a_run_wrote_is_moved_to_the_bits_that_it_has(tmp_path: Path) -> None:
+    """Around the store's own centre, what is computed from the embedding files is what the run indexed."""
+    snapshot = open_snapshot(Path(__file__).parents[1] / "golden" / "store")
+    (contents,), entry = snapshot.corpus.stores, snapshot.manifest.recipes[0]
+    for aggregation in (None, *snapshot.aggregations):
+        key = (entry.digest, aggregation)
+        centre = contents.centre(key, entry.dim)
+        assert centre is not None
+        for number, shard in enumerate(snapshot.corpus.index(entry, aggregation).shards):
+            path = tmp_path / f"{aggregation}-{number}"
+            write_moved(path, shard.listed, shard.table, contents.embedded(key, shard.key), centre[0])
+            moved, rows = open_exact(path, rows=shard.rows, dim=entry.dim), np.arange(shard.rows)
+            alive = moved.vectors(rows).any(axis=1)
+            assert (moved.vectors(rows)[alive] == shard.exact.vectors(rows)[alive]).all()
+            assert [bool(shard.rows_found(name)) for name in shard.table.volume_ids(rows)] == alive.tolist()
