@@ -12,6 +12,7 @@ from medret.errors import MissingPackageError
 EXTRAS = {
     "faiss": "search",
     "ray": "job",
+    "duckdb": "job",
     "nibabel": "job",
     "torch": "models",
     "torchvision": "models",

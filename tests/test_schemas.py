@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from medret import schemas
-from medret.archive import ArchiveObject
+from medret.archive import Listing
 from medret.pipeline import new_ledger as ledgers
-from medret.pipeline.plan import Target, make_plan
-from medret.pipeline.store_state import BaseSnapshot, known_volumes
-from medret.schemas import FILES, LEDGER, TOMBSTONES, VOLUME_LABELS, in_order, taken
+from medret.pipeline.plan import make_plan
+from medret.pipeline.steps import Target
+from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
+from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS, in_order, taken
 from medret.snapshot import Journal
 from medret.snapshot.tables import read_table, write_ledger
 from medret.storage import Location
@@ -38,18 +39,22 @@ def longest_part(table: pa.Table) -> int:
 def test_a_ledger_is_put_together_and_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C20: no array of text grows with the archive, from the ledger that is read to the tables that are written."""
     monkeypatch.setattr(schemas, "PART_ROWS", PART)
-    before = pa.Table.from_pylist([row(number) for number in reversed(range(N))], LEDGER)
-    previous = BaseSnapshot("id", None, before, FILES.empty_table(), TOMBSTONES.empty_table())
-    known = known_volumes(previous, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
-    wanted = Target(("r",), "j")
-    objects = [ArchiveObject(f"v{number:02d}", f"/v{number:02d}", number, None, "t") for number in range(N)]
-    plan = make_plan(objects, {}, known, wanted)
-    ledger = ledgers.assemble(plan, known, wanted, LEDGER.empty_table(), {})
+    monkeypatch.setattr(ledgers, "PART_ROWS", PART)
+    ids = [f"v{number:02d}" for number in range(N)]
+    before = pa.Table.from_pylist([row(number) for number in range(N)], LEDGER)
+    previous = BaseSnapshot("id", None, known_rows(before), FILES.empty_table(), TOMBSTONES.empty_table())
+    known = store_state(previous, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
+    objects = [{"volume_id": name, "size_bytes": number, "mtime": "t"} for number, name in enumerate(ids)]
+    listing = Listing("", pa.Table.from_pylist(objects, OBJECTS), {})
     labels = pa.Table.from_pylist([{"volume_id": "v00", "organ": "liver", "metadata": []}], VOLUME_LABELS)
-    labelled = ledgers.with_labels(ledger, labels)
-    assert labelled["volume_id"].to_pylist() == [one.volume_id for one in objects]
+    plan = make_plan(listing, labels, known, Target(("r",), "j"))
+    new = ledgers.assemble(
+        plan, LEDGER.empty_table(), {}, labels, lambda rows: before.take(pa.array(rows)), whole=True
+    )  # fmt: skip
+    labelled = new.changed
+    assert labelled["volume_id"].to_pylist() == ids
     assert labelled["facts"].to_pylist() == ["{}"] * N
-    assert max(map(longest_part, (ledger, labelled, ledgers.with_shards(labelled, {("r", "v01"): "t"})))) <= PART
+    assert max(map(longest_part, (labelled, new.moved({("r", "v01"): "t"}).changed))) <= PART
     tables = write_ledger(Location(tmp_path), None, labelled, ())
     assert [table.rows for table in tables] == [3, 3, 3, 2]
     written = pa.concat_tables(read_table(Location(tmp_path), table) for table in tables)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.errors import GateError
@@ -22,10 +23,10 @@ from medret.pipeline.insist import (
     with_models,
 )
 from medret.pipeline.model_jobs import recipe_of
-from medret.pipeline.plan import Plan
 from medret.pipeline.prepare import Inputs, State, is_up_to_date, plan_run, read_inputs, read_state
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import begin
+from medret.pipeline.steps import Plan
 from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.recipe import SliceRecipe
 from medret.snapshot.names import of_kinds
@@ -62,10 +63,12 @@ class _Report(msgspec.Struct):
 
 def estimate(plan: Plan, models: Sequence[str], recipe: SliceRecipe, base: BaseSnapshot, store: Location) -> Estimate:
     """Estimate the most work that the plan can need: objects to hash count as if they were all embedded."""
-    steps = plan.of("embed", "check")
-    slices = round(sum(len(step.missing) for step in steps) * slices_per_volume(recipe, base))
+    rows = plan.table.select(["missing", "size_bytes"]).filter(pa.array(plan.which("embed", "check")))
+    per_group = rows["missing"].value_counts().to_pylist()
+    vectors = sum(group["values"].bit_count() * group["counts"] for group in per_group)
+    slices = round(vectors * slices_per_volume(recipe, base))
     rate, ignored = _rate(store, models)
-    size_bytes = sum(step.item.size_bytes for step in steps)
+    size_bytes = int(pc.sum(rows["size_bytes"]).as_py() or 0)
     return Estimate(size_bytes, slices, slices / rate if rate else None, ignored)
 
 
@@ -150,17 +153,17 @@ def plan_index(request: IndexRequest) -> IndexPlan:
     ]
     plan, _, state = plan_run(request, store, inputs, state, recipes)
     cost = estimate(plan, request.models, request.slices, state.base, store)
-    lost = losses(plan, state.known)
+    lost = losses(plan)
     return IndexPlan(
         snapshot=state.base.id,
         up_to_date=is_up_to_date(request, inputs, state, recipes, plan),
         listed=inputs.listing.listed,
         skipped=dict(inputs.listing.skipped),
-        labels=label_facts(inputs.labels, state.base.ledger),
+        labels=label_facts(inputs.labels, int(pc.sum(state.base.ledger["ct_without_hu"]).as_py() or 0)),
         causes={**plan.causes(), "gone": len(plan.gone)},
         lost={"live": lost.live, "gone": lost.gone},
-        to_compare=len(plan.of("check")),
-        to_embed=len(plan.of("embed")),
+        to_compare=plan.count("check"),
+        to_embed=plan.count("embed"),
         size_bytes=cost.size_bytes,
         slices=cost.slices,
         seconds=None if cost.seconds is None else round(cost.seconds, 1),
@@ -177,7 +180,7 @@ def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -
 
     def lost_too_much() -> None:
         source = other_source(request, listing.archive_uri, base.manifest)
-        gates.enforce([gates.lost_gate(losses(plan, state.known), request.gates)], source)
+        gates.enforce([gates.lost_gate(losses(plan), request.gates)], source)
 
     checks: list[Callable[[], object]] = [
         lambda: refuse_replacing(request, base.manifest),

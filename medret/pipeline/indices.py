@@ -29,13 +29,13 @@ from medret.index import (
 )
 from medret.pipeline.cluster import largest_memory
 from medret.pipeline.embedding_shards import read_live
-from medret.pipeline.layout import findable, plan_index_shards, tombstones, with_indexed_in
+from medret.pipeline.layout import Live, findable, plan_index_shards, tombstones, with_indexed_in
 from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import Recipe, digest_of
 from medret.schemas import ROWS
 from medret.snapshot import IndexEntry
 from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
-from medret.snapshot.liveness import LiveFile, LiveShards, live_files
+from medret.snapshot.liveness import LiveFile, live_files
 from medret.storage import Location, read_checked
 
 # A mean over this many evenly spaced embedding files is as good as a mean over all files of a large archive.
@@ -138,16 +138,16 @@ def index_folder(recipe: Recipe, aggregation: str | None, centre: StoredFile | N
 
 
 def make_indices(
-    store: Location, recipes: Sequence[Recipe], aggregations: Sequence[str], files: pa.Table, live: LiveShards,
+    store: Location, recipes: Sequence[Recipe], aggregations: Sequence[str], files: pa.Table, live: Live,
     base: BaseSnapshot, settings: IndexSettings, *, use_gpu: bool,
 ) -> Indices:  # fmt: skip
-    """Bring every index up to date. files: embedding files of the snapshot. live: live volumes of each shard."""
+    """Bring every index up to date. files: embedding files of the snapshot."""
     stored_shards, files = _shards_of(base.files), findable(files, base, live)
     jobs: list[IndexJob] = []
     kept: list[str] = []
     indexed_in: dict[str, str | None] = {}
     of_index = {
-        (recipe.digest, aggregation): live_files(files, live, recipe.digest, aggregation)
+        (recipe.digest, aggregation): live_files(files, live.shards, recipe.digest, aggregation)
         for recipe in recipes
         for aggregation in (None, *aggregations)
     }
@@ -173,7 +173,7 @@ def make_indices(
     placed = with_indexed_in(files, [indexed_in.get(path) for path in files["path"].to_pylist()])
     dead = tombstones(kept, base, placed, live)
     entries = [
-        _entry(recipe, aggregation, made, live_files(placed, live, recipe.digest, aggregation))
+        _entry(recipe, aggregation, made, live_files(placed, live.shards, recipe.digest, aggregation))
         for recipe in recipes
         for aggregation in (None, *aggregations)
     ]

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.archive import LabelJoin, Listing, labelled
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits, Losses, label_gate
-from medret.pipeline.plan import Plan
 from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
 from medret.pipeline.result import Reporter
-from medret.pipeline.store_state import StoreState
+from medret.pipeline.steps import Plan
+from medret.pipeline.store_state import rows_of
 from medret.recipe import Recipe
 from medret.snapshot import Manifest
 
 
-def losses(plan: Plan, state: StoreState, quarantined: Collection[str] = ()) -> Losses:
+def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
     """The volumes that the run would lose; before contents are compared, a lower bound.
 
     A volume that is gone is not lost if its content is listed under another name; while contents are not known yet, an
     object of equal size that will be compared is enough. quarantined: ids of the volumes that are quarantined now.
     """
-    moved = {step.content_sha256 for step in plan.of("copy")}
-    possible = Counter(step.item.size_bytes for step in plan.of("check") if step.row is None)
-    gone = 0
-    for volume_id in plan.gone:
-        volume = state.live[volume_id]
-        if not volume.embedded or volume.content_sha256 in moved:
-            continue
-        if possible[volume.size_bytes]:
-            possible[volume.size_bytes] -= 1
-            continue
-        gone += 1
-    refused = sum(state.live[one].embedded for one in quarantined if one in state.live)
-    return Losses(sum(volume.embedded for volume in state.live.values()), gone, refused)
+    rows = plan.state.rows.slice(0, plan.state.journal_from)
+    live = rows.filter(pc.equal(rows["status"], "embedded")).select(["volume_id"])
+    gone = rows_of(rows.select(["status", "content_sha256", "size_bytes"]), plan.gone)
+    moved = pa.array({step.content_sha256 for step in plan.of("copy")}, pa.string())
+    gone = gone.filter(
+        pc.and_(pc.equal(gone["status"], "embedded"), pc.invert(pc.is_in(gone["content_sha256"], value_set=moved)))
+    )
+    unsure = pc.and_(pa.array(plan.which("check")), pc.is_null(plan.table["row"]))
+    possible = Counter(plan.table["size_bytes"].filter(unsure).to_pylist())
+    sizes = Counter(gone["size_bytes"].to_pylist())
+    refused = 0 if quarantined is None else pc.sum(pc.is_in(live["volume_id"], value_set=quarantined)).as_py() or 0
+    return Losses(live.num_rows, (sizes - possible).total(), int(refused))
 
 
 def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:
@@ -127,12 +125,12 @@ def _short(value: object) -> str:
 def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: GateLimits) -> None:
     """Refuse labels that were meant for other volumes, before any work is done.
 
-    ledger: of the live snapshot (schemas.LEDGER), empty if there is none. Raises GateError if far fewer of its volumes
-    would keep labels, UsageError if no row of the table matches a volume.
+    ledger: of the live snapshot (store_state.KNOWN), empty if there is none. Raises GateError if far fewer of its
+    volumes would keep labels, UsageError if no row of the table matches a volume.
     """
-    had = labelled(ledger)
-    had = had.filter(pc.is_in(had, listing.objects["volume_id"]))
-    kept = pc.sum(pc.is_in(had, labelled(labels.labels))).as_py() or 0
+    had = ledger["volume_id"].filter(pc.is_valid(ledger["labels"]))
+    had = had.filter(pc.is_in(had, value_set=listing.objects["volume_id"])) if len(had) else had
+    kept = pc.sum(pc.is_in(had, value_set=labelled(labels.labels))).as_py() or 0
     gate = label_gate(len(had), kept, limits)
     if not gate.passed:
         why = labels.mismatch or f"{labels.unmatched_rows} rows match no volume"
@@ -144,19 +142,9 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
         raise UsageError(labels.mismatch)
 
 
-class _Facts(msgspec.Struct):
-    ct_without_hu: bool = False
-
-
-def ct_without_hu(ledger: pa.Table) -> int:
-    """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.read)."""
-    decode = msgspec.json.Decoder(_Facts).decode
-    return sum(decode(facts).ct_without_hu for facts in ledger["facts"].to_pylist() if facts)
-
-
-def label_facts(labels: LabelJoin, ledger: pa.Table) -> dict[str, Any]:
-    """Counts about the labels of a run, for reports. ledger: schemas.LEDGER of the volumes."""
-    return {**labels.to_json(), "ct_without_hu": ct_without_hu(ledger)}
+def label_facts(labels: LabelJoin, ct_without_hu: int) -> dict[str, Any]:
+    """Counts about the labels of a run, for reports. ct_without_hu: volumes labelled CT without Hounsfield units."""
+    return {**labels.to_json(), "ct_without_hu": ct_without_hu}
 
 
 def say_labels(reporter: Reporter, labels: LabelJoin) -> None:
@@ -173,8 +161,8 @@ def label_lines(labels: LabelJoin) -> list[str]:
     several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""
     such = f", such as {labels.unmatched_example!r}" if labels.unmatched_example else ""
     lines.append(
-        f"labels from {labels.source}: {labels.labels.num_rows} volumes matched, "
-        f"{labels.unlabelled_volumes} have none; {labels.unmatched_rows} rows match no volume{several}{such}"
+        f"labels from {labels.source}: {len(labels.labels)} volumes matched, {labels.unlabelled_volumes} have none; "
+        f"{labels.unmatched_rows} rows match no volume{several}{such}"
     )
     if labels.root:
         lines.append(f"paths below {labels.root} in the table are read as paths below the archive")

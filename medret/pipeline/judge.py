@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
 from medret.embeddings.parquet import read_parquet
@@ -23,10 +24,13 @@ from medret.pipeline.embedding_shards import read_volumes
 from medret.pipeline.gates import VectorFacts, lowest_cosine
 from medret.pipeline.indices import Indices
 from medret.pipeline.insist import losses, other_source
-from medret.pipeline.plan import Plan, Step
+from medret.pipeline.new_ledger import NewLedger
 from medret.pipeline.prepare import Inputs, State
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
+from medret.pipeline.sql import query
+from medret.pipeline.steps import CAUSES, Plan
+from medret.pipeline.store_state import rows_of
 from medret.pipeline.stream import Streamed
 from medret.snapshot import Counts
 from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, slices_files, stored_files
@@ -37,17 +41,17 @@ CANARIES = 3
 CANARY_MAX_BYTES = 256 * 2**20
 UNIT_TOLERANCE = 1e-2
 FILES_PER_TASK = 64
+FIRST_BY_HASH = "SELECT place FROM volumes ORDER BY sha256(volume_id) LIMIT $most"
 
 
-def choose_canaries(plan: Plan, recipes: Sequence[str]) -> tuple[Step, ...]:
-    """Choose a few unchanged volumes with vectors of all these recipes; an archive always gives the same ones."""
-    candidates = [
-        step
-        for step in plan.steps
-        if step.cause == "unchanged" and step.item.size_bytes <= CANARY_MAX_BYTES and set(recipes) <= set(step.shards)
-    ]
-    candidates.sort(key=lambda step: hashlib.sha256(step.item.volume_id.encode()).digest())
-    return tuple(sorted(candidates[:CANARIES], key=lambda step: step.item.volume_id))
+def choose_canaries(plan: Plan) -> NDArray[np.int64]:
+    """Choose a few unchanged volumes, as rows of the plan; an archive always gives the same ones."""
+    chosen = (plan.codes("cause") == CAUSES.index("unchanged")) & (
+        plan.table["size_bytes"].to_numpy() <= CANARY_MAX_BYTES
+    )
+    places = np.flatnonzero(chosen)
+    volumes = rows_of(plan.table.select(["volume_id"]), places).append_column("place", pa.array(places))
+    return np.sort(query(FIRST_BY_HASH, {"volumes": volumes}, most=CANARIES)["place"].to_numpy())
 
 
 def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
@@ -57,7 +61,8 @@ def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Ta
     nothing and is left out.
     """
     slices = slices_files(files)
-    steps = {step.item.volume_id: step for step in plan.steps}
+    places = np.flatnonzero(pc.is_in(plan.table["volume_id"], value_set=canaries["volume_id"]).to_numpy())
+    steps = {step.item.volume_id: step for step in plan.steps(places)}
     lowest: dict[str, float] = {}
     for row in canaries.to_pylist():
         volume_id, recipe = row["volume_id"], row["recipe"]
@@ -81,9 +86,10 @@ def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
     return [facts for part in ray.get(parts) for facts in part]
 
 
-def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[tuple[int, int]]:
-    """Count, per index, the rows that a search can find and the rows that the ledger (schemas.LEDGER) needs."""
-    embedded = ledger.filter(pc.equal(ledger["status"], "embedded"))
+def findable_rows(store: Location, indices: Indices, ledger: NewLedger) -> list[tuple[int, int]]:
+    """Count, per index, the rows that a search can find and the rows that the ledger needs."""
+    rows = ledger.select("status", "slices")
+    embedded = rows.filter(pc.equal(rows["status"], "embedded"))
     slices = int(pc.sum(embedded["slices"]).as_py() or 0)
     return [
         (
@@ -94,9 +100,11 @@ def findable_rows(store: Location, indices: Indices, ledger: pa.Table) -> list[t
     ]
 
 
-def content_by_id(ledger: pa.Table) -> Mapping[str, str | None]:
-    """volume_id -> content_sha256."""
-    return dict(zip(ledger["volume_id"].to_pylist(), ledger["content_sha256"].to_pylist(), strict=True))
+def content_by_id(ledger: NewLedger, facts: Sequence[VectorFacts]) -> Mapping[str, str | None]:
+    """volume_id -> content_sha256, for the volumes of these vectors."""
+    rows = ledger.select("volume_id", "content_sha256")
+    rows = rows.filter(pc.is_in(rows["volume_id"], value_set=pa.array([one for each in facts for one in each.keys])))
+    return dict(zip(rows["volume_id"].to_pylist(), rows["content_sha256"].to_pylist(), strict=True))
 
 
 def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
@@ -114,17 +122,16 @@ def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]
     return facts
 
 
-def lost(state: State, log: Log, plan: Plan, ledger: pa.Table | None = None) -> gates.Losses:
-    """Count and log what the live snapshot loses. ledger: of the new snapshot, to count newly quarantined volumes."""
-    refused = ledgers.quarantine(ledger)["volume_id"].to_pylist() if ledger is not None else ()
-    result = losses(plan, state.known, refused)
+def lost(log: Log, plan: Plan, refused: pa.Table | None = None) -> gates.Losses:
+    """Count and log what the live snapshot loses. refused: schemas.QUARANTINE of the new snapshot, once it is known."""
+    result = losses(plan, None if refused is None else refused["volume_id"])
     log.facts["lost"] = asdict(result)
     return result
 
 
 def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
     """Raise GateError if the run would lose too much of the live snapshot; called before anything is embedded."""
-    gates.enforce([gates.lost_gate(lost(state, log, plan), request.gates)], source_hint(request, inputs, state))
+    gates.enforce([gates.lost_gate(lost(log, plan), request.gates)], source_hint(request, inputs, state))
 
 
 def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
@@ -134,23 +141,24 @@ def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
 
 def all_gates(
     store: Location, request: IndexRequest, state: State, log: Log, plan: Plan, counts: Counts, made: Streamed,
-    pool: pa.Table, ledger: pa.Table, indices: Indices,
+    pool: pa.Table, ledger: NewLedger, quarantine: pa.Table, indices: Indices,
 ) -> list[gates.Gate]:  # fmt: skip
-    """Run every check before publication. pool: all stored and new embedding files. ledger: of the new snapshot."""
+    """Run every check before publication. pool: all stored and new embedding files. quarantine: schemas.QUARANTINE."""
     limits = request.gates
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
+    masks = ledgers.codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
     return [
-        gates.lost_gate(lost(state, log, plan, ledger), limits),
-        gates.quarantine_gate(counts, ledgers.count_of(ledger, QuarantineCode.LABEL_MASK), limits),
+        gates.lost_gate(lost(log, plan, quarantine), limits),
+        gates.quarantine_gate(counts, masks, limits),
         gates.vector_gate(facts),
-        gates.duplicate_gate(facts, content_by_id(ledger), limits),
+        gates.duplicate_gate(facts, content_by_id(ledger, facts), limits),
         gates.canary_gate(canary_cosines(store, made.canaries, plan, pool), limits),
         gates.findable_gate(findable_rows(store, indices, ledger)),
         gates.recall_gate(indices.entries, limits),
     ]
 
 
-def hints(request: IndexRequest, inputs: Inputs, state: State, ledger: pa.Table) -> str:
+def hints(request: IndexRequest, inputs: Inputs, state: State, quarantine: pa.Table) -> str:
     """Text to add to a refusal: quarantined volumes per code, and whether the archive may be the wrong one."""
-    codes = ledgers.codes(ledger)
+    codes = ", ".join(f"{count} {code}" for code, count in ledgers.codes(quarantine).items())
     return (f" (quarantine: {codes})" if codes else "") + source_hint(request, inputs, state)

@@ -18,7 +18,7 @@ from medret.index import IndexSettings, plan_shards
 from medret.pipeline.store_state import BaseSnapshot
 from medret.schemas import FILES, TOMBSTONES
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, StoredFile, files_table, stored_files
-from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards
+from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards, shards_of
 
 DEAD_SHARE = 0.2  # of the rows of a shard; with more, its live rows are written to a new shard
 SMALL_SHARE = 0.25  # of the intended size; smaller shards are merged
@@ -66,14 +66,14 @@ def compactions(files: pa.Table, live: LiveShards, recipe: str, shard_volumes: i
         shard = live[file.key]
         if _dead_share(file.rows, shard.slices) > DEAD_SHARE:
             chosen.append(file)
-        elif len(shard.volumes) < SMALL_SHARE * shard_volumes:
+        elif shard.count < SMALL_SHARE * shard_volumes:
             small.append(file)
     if len(small) >= SMALL_EMBEDDING_SHARDS:
         chosen += small
     groups: list[list[StoredFile]] = []
     room = 0
     for file in chosen:
-        volumes = len(live[file.key].volumes)
+        volumes = live[file.key].count
         if not groups or volumes > room:
             groups.append([])
             room = shard_volumes
@@ -106,19 +106,36 @@ def plan_index_shards(files: Sequence[LiveFile], shards: Mapping[str, int], sett
     return ShardPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
 
 
-def findable(files: pa.Table, base: BaseSnapshot, live: LiveShards) -> pa.Table:
+@dataclass(frozen=True)
+class Live:
+    """Where the vectors of the new snapshot lie.
+
+    rows: its ledger (liveness.LIVE_COLUMNS). shards: the live volumes of each embedding shard. touched: the shards that
+    rows of the ledger point to that differ from those of the live snapshot, before or now.
+    """
+
+    rows: pa.Table
+    shards: LiveShards
+    touched: AbstractSet[ShardKey]
+
+
+def findable(files: pa.Table, base: BaseSnapshot, live: Live) -> pa.Table:
     """Clear `indexed_in` of files (schemas.FILES) with a live volume that has no searchable row in their index shard.
 
     That happens when a volume returns that was dead when the shard was built, or whose row is a tombstone.
     """
-    shown = live_shards(base.ledger)
     dead = dead_volumes(base.tombstones)
+    suspects = live.touched | shards_of(live.rows, set().union(*dead.values()))
+    indexed = {file.key for file in stored_files(files.filter(pc.is_valid(files["indexed_in"])))} & suspects
+    if not indexed:
+        return files
+    shown = live_shards(base.ledger)
     indexed_in = []
     for file in stored_files(files):
         index = file.indexed_in
-        if index and file.key in live:
+        if index and file.key in indexed and file.key in live.shards:
             searchable = set(shown[file.key].volumes if file.key in shown else ()) - dead.get(index, set())
-            index = index if searchable.issuperset(live[file.key].volumes) else None
+            index = index if searchable.issuperset(live.shards[file.key].volumes) else None
         indexed_in.append(index)
     return with_indexed_in(files, indexed_in)
 
@@ -129,24 +146,24 @@ def with_indexed_in(files: pa.Table, indexed_in: Sequence[str | None]) -> pa.Tab
     return files.set_column(FILES.get_field_index(name), FILES.field(name), pa.array(indexed_in, pa.string()))
 
 
-def tombstones(kept: Iterable[str], base: BaseSnapshot, files: pa.Table, live: LiveShards) -> pa.Table:
+def tombstones(kept: Iterable[str], base: BaseSnapshot, files: pa.Table, live: Live) -> pa.Table:
     """List the dead rows of kept index shards (schemas.TOMBSTONES): all rows except those of their live volumes.
 
-    kept: keys of index shards. files: embedding files of the new snapshot, `indexed_in` set. live: its live volumes.
+    kept: keys of index shards. files: embedding files of the new snapshot, `indexed_in` set. Reads the volumes only of
+    embedding shards that lost some, or that lie in other index shards than before.
     """
     keys = set(kept)
-    indexed_before, indexed_now = _indexed(base.files, keys), _indexed(files, keys)
-    alive = {key: frozenset(live[key].volumes) for key in indexed_now}
-    dead = {(index, volume_id) for index, ids in dead_volumes(base.tombstones).items() for volume_id in ids}
-    dead = {row for row in dead if row[0] in keys}
-    if indexed_before:
-        columns = (base.ledger[name].to_pylist() for name in ("volume_id", "shards"))
-        for volume_id, shards in zip(*columns, strict=True):
-            for key in shards or ():
-                still = indexed_now.get(key, frozenset()) if volume_id in alive.get(key, ()) else frozenset()
-                dead |= {(index, volume_id) for index in indexed_before.get(key, frozenset()) - still}
-    for key, indices in indexed_now.items():
-        dead -= {(index, volume_id) for index in indices for volume_id in alive[key]}
+    before, now = _indexed(base.files, keys), _indexed(files, keys)
+    dead = {(index, one) for index, ids in dead_volumes(base.tombstones).items() if index in keys for one in ids}
+    changed = [key for key, indices in before.items() if key in live.touched or indices - now.get(key, frozenset())]
+    shown = live_shards(base.ledger) if changed else {}
+    for key in changed:
+        alive = live.shards[key].volumes if key in live.shards else {}
+        for volume_id in shown[key].volumes if key in shown else ():
+            still = now.get(key, frozenset()) if volume_id in alive else frozenset()
+            dead |= {(index, volume_id) for index in before[key] - still}
+    for key in shards_of(live.rows, {volume_id for _, volume_id in dead}) & now.keys():
+        dead -= {(index, volume_id) for index in now[key] for volume_id in live.shards[key].volumes}
     rows = [{"shard": index, "volume_id": volume_id} for index, volume_id in sorted(dead)]
     return pa.Table.from_pylist(rows, schema=TOMBSTONES)
 

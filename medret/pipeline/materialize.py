@@ -6,34 +6,37 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
-from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.asking import asking
-from medret.pipeline.batch_schema import CANARIES
+from medret.pipeline.batch_schema import CANARIES, SOURCE
 from medret.pipeline.embedding_shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
 from medret.pipeline.judge import choose_canaries
-from medret.pipeline.layout import compactions, embedding_files
-from medret.pipeline.plan import Plan, Step
+from medret.pipeline.layout import Live, compactions, embedding_files
+from medret.pipeline.new_ledger import NewLedger
 from medret.pipeline.pools import Capacity, PoolPlan, Wish, plan_pools, wishes
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.store_state import StoreState
+from medret.pipeline.steps import Plan, recipes_of
+from medret.pipeline.store_state import rows_of
 from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot.files import StoredFile, slices_files
-from medret.snapshot.liveness import LiveShards, live_shards
+from medret.snapshot.liveness import LIVE_COLUMNS, LiveShards, live_shards
 from medret.storage import Location
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The new ledger, the embedding files that it needs, and the live volumes of each shard."""
+    """The new ledger, the embedding files that it needs, and where its vectors lie."""
 
-    ledger: pa.Table
+    ledger: NewLedger
     files: pa.Table
-    live: LiveShards
+    live: Live
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,36 @@ class Work:
 
 def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
     """Group the volumes to embed by the models that they lack, usually into one stream. Raises UsageError."""
-    groups: dict[tuple[str, ...], list[Step]] = {}
-    for step in plan.of("embed"):
-        groups.setdefault(step.missing, []).append(step)
+    places = np.flatnonzero(plan.which("embed"))
+    lacks = plan.table["missing"].to_numpy()
+    groups = {bits: places[lacks[places] == bits] for bits in np.unique(lacks[places]).tolist()}
     if not groups and needs_models(plan):  # a run was killed after embedding, before its canaries were judged
-        groups[tuple(job.recipe.digest for job in jobs)] = []
+        groups[(1 << len(jobs)) - 1] = places
     works = []
-    for missing, steps in groups.items():
+    for bits, chosen in groups.items():
+        missing = recipes_of(bits, plan.target.recipes)
         lacking = tuple(job for job in jobs if job.recipe.digest in missing)
         device = lacking[0].device
-        source = ledgers.source(steps, choose_canaries(plan, missing))
+        source = source_of(plan, chosen, choose_canaries(plan))
         costs = [job.spec.gmacs for job in lacking]
         calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))
         pools = plan_pools(capacity, costs, device, calls, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
         asked = wishes(pools, costs, calls, request.expect) if capacity.grows else ()
         works.append(Work(source, lacking, pools, asked))
     return works
+
+
+def source_of(plan: Plan, places: NDArray[np.int64], canaries: NDArray[np.int64]) -> pa.Table:
+    """Build the input of the stream (batch_schema.SOURCE): the objects to embed by id, then the canaries."""
+    parts = []
+    for chosen, canary in ((places, False), (canaries, True)):
+        part = rows_of(plan.table, chosen)
+        columns = {name: part[name] for name in part.schema.names} | {
+            "uri": pc.binary_join_element_wise(plan.listing.prefix, part["volume_id"], ""),
+            "canary": pa.repeat(canary, part.num_rows),
+        }
+        parts.append(pa.table([columns[name] for name in SOURCE.names], schema=SOURCE))
+    return pa.concat_tables(parts)
 
 
 def embed(works: Sequence[Work], stages: Stages) -> Streamed:
@@ -90,23 +107,24 @@ def concatenate(made: Sequence[Streamed]) -> Streamed:
 
 def needs_models(plan: Plan) -> bool:
     """Whether a run must load models: to embed, or to judge by canaries what an unfinished run embedded."""
-    return any(step.action == "embed" or step.cause == "resumed" for step in plan.steps)
+    return plan.count("embed") > 0 or "resumed" in plan.causes()
 
 
 def copy_vectors(
-    store: Location, plan: Plan, state: StoreState, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    store: Location, plan: Plan, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int,
 ) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:  # fmt: skip
     """Copy vectors of renamed volumes to their new names; returns as `rewrite_all`. made: ledger rows of the stream."""
-    rows, shards = ledgers.made_rows(made), made["shards"].to_pylist()
-    names = state.table["volume_id"]
+    leaders = made.filter(pc.is_in(made["volume_id"], value_set=plan.table["leader"].unique()))
+    made_of = dict(zip(leaders["volume_id"].to_pylist(), leaders["shards"].to_pylist(), strict=True))
+    names = plan.state.rows["volume_id"]
     copies_of: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
     for step in plan.of("copy"):
         if step.leader is None:
             assert step.row is not None
             source, stored = names[step.row].as_py(), dict(step.shards)
         else:
-            source, stored = step.leader, dict(shards[rows[step.leader]])
+            source, stored = step.leader, dict(made_of[step.leader])
         for digest, shard in stored.items():
             copies_of[digest].append((shard, source, step.item.volume_id))
     slices = slices_files(pool)
@@ -123,7 +141,7 @@ def copy_vectors(
 
 
 def lay_out(
-    store: Location, ledger: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    store: Location, ledger: NewLedger, pool: pa.Table, recipes: Sequence[Recipe],
     aggregations: Sequence[Aggregation], shard_volumes: int, ruleset_digest: str,
 ) -> Layout:  # fmt: skip
     """Compact shards with dead or few volumes, derive missing volume vectors, and choose the files of the snapshot.
@@ -132,7 +150,7 @@ def lay_out(
     quarantine.
     """
     names = [aggregation.name for aggregation in aggregations]
-    live = live_shards(ledger)
+    live = live_shards(ledger.select(*LIVE_COLUMNS))
     files, _ = embedding_files(pool, live, names)
     jobs = [
         Rewrite(recipe, tuple(_whole(live, file) for file in group))
@@ -141,8 +159,8 @@ def lay_out(
     ]
     if jobs:
         moved, added, refused = rewrite_all(store, jobs, aggregations)
-        ledger = ledgers.refuse(ledgers.with_shards(ledger, moved), refused, ruleset_digest)
-        live, pool = live_shards(ledger), pa.concat_tables([pool, added])
+        ledger = ledger.moved(moved).refused(refused, ruleset_digest)
+        live, pool = live_shards(ledger.select(*LIVE_COLUMNS)), pa.concat_tables([pool, added])
     files, lacking = embedding_files(pool, live, names)
     if lacking:
         by_digest, by_name = {recipe.digest: recipe for recipe in recipes}, dict(zip(names, aggregations, strict=True))
@@ -153,17 +171,17 @@ def lay_out(
                 for file, missing in lacking
             ],
         )
-        pairs = zip(lacking, refusals, strict=True)
-        refused = {
-            volume_id: error
-            for (file, _), refusal in pairs
-            for volume_id, error in refusal.items()
-            if volume_id in live[file.key].volumes
-        }
-        ledger = ledgers.refuse(ledger, refused, ruleset_digest)
-        live = live_shards(ledger)
-        files, _ = embedding_files(pa.concat_tables([pool, derived]), live, names)
-    return Layout(ledger, files, live)
+        refused = {}
+        for (file, _), refusal in zip(lacking, refusals, strict=True):
+            if refusal:
+                alive = live[file.key].volumes
+                refused |= {volume_id: error for volume_id, error in refusal.items() if volume_id in alive}
+        ledger = ledger.refused(refused, ruleset_digest)
+        pool = pa.concat_tables([pool, derived])
+    rows = ledger.select(*LIVE_COLUMNS)
+    live = live_shards(rows)
+    files, _ = embedding_files(pool, live, names)
+    return Layout(ledger, files, Live(rows, live, ledger.touched))
 
 
 def _whole(live: LiveShards, file: StoredFile) -> Source:

@@ -1,4 +1,4 @@
-"""The plan of a run: what becomes of every listed object, given what the store holds. Pure functions.
+"""The plan of a run: what becomes of every listed object, given what the store holds.
 
 object                                                what is done              cause
 as the ledger knows it, vectors of all recipes        kept                      unchanged; resumed (from the
@@ -12,197 +12,221 @@ an unknown name, with the size of known content       hashed: copied if equal   
 several unknown ones that seem to be equal            hashed: embedded once     new, all of them
 anything else                                         read and embedded         new, changed, retried
 
-Each step carries what was judged: the object as listed, and the sha256 of the content that its stored vectors are of.
-docs/architecture.md says where both are compared again.
+The table is a query, STEPS, and the plan an Arrow table. Rows become values (`Step`) only in batches that are worked
+on. Each step carries what was judged: the object as listed, and the sha256 of the content that its stored vectors are
+of. docs/architecture.md says where both are compared again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from medret.archive import ArchiveObject
-from medret.errors import QuarantineCode
-from medret.pipeline.store_state import KnownVolume, StoreState
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-Action = Literal["keep", "refuse", "copy", "check", "embed"]
-Cause = Literal[
-    "unchanged", "resumed", "returned", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"
-]
+from medret.archive import ArchiveObject, Listing
+from medret.pipeline.sql import query
+from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
+from medret.pipeline.store_state import StoreState, rows_of, with_digests
+from medret.schemas import OBJECTS, in_order
 
-# The archive failed, not the volume: try again next time, also with the same ruleset.
-TRANSIENT_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
+RANGE_ROWS = 1 << 18  # objects per query: the tables are sorted, so one range of ids is joined after the other
 
+# objects, labels, known: the listing, the labels by volume, and StoreState.rows with their numbers (row) and the
+# recipes that they have vectors of (stored). $all: bits of all recipes.
+STEPS = """
+WITH listed AS (
+    SELECT objects.*, labels.modality, labels.labels FROM objects LEFT JOIN labels USING (volume_id)
+), fitting AS (  -- the stored rows of an object as it is listed; the lowest counts: live, then journal, then older
+    SELECT listed.place, known.*
+    FROM listed JOIN known ON known.volume_id = listed.volume_id AND known.size_bytes = listed.size_bytes
+        AND known.etag IS NOT DISTINCT FROM listed.etag AND known.mtime IS NOT DISTINCT FROM listed.mtime
+        AND known.modality IS NOT DISTINCT FROM listed.modality
+), refused AS (  -- objects whose refusal stands
+    SELECT place, min(row) AS row
+    FROM fitting WHERE status <> 'embedded' AND judged_by = $ruleset GROUP BY place
+    HAVING NOT $retry AND NOT list_contains($transient, arg_min(coalesce(code, ''), row))
+), embedded AS (  -- rows with vectors of one content; no older snapshot overrules a refusal that stands
+    SELECT place, fitting.row, stored
+    FROM fitting LEFT JOIN refused USING (place)
+    WHERE status = 'embedded' AND (refused.row IS NULL OR fitting.row < $older_from)
+    QUALIFY content_sha256 IS NOT DISTINCT FROM first_value(content_sha256)
+        OVER (PARTITION BY place ORDER BY fitting.row)
+), vectors AS (
+    SELECT place, list(row ORDER BY row) AS rows, bit_or(stored) AS stored,
+        coalesce(bit_or(stored) FILTER (row < $journal_from), 0) AS live,
+        coalesce(bit_or(stored) FILTER (row < $older_from), 0) AS recent
+    FROM embedded GROUP BY place
+), live AS (
+    SELECT * FROM known WHERE row < $journal_from
+)
+SELECT
+    listed.modality,
+    CASE
+        WHEN vectors.live = $all AND live.code IS NULL THEN 'keep unchanged'
+        WHEN vectors.live = $all THEN 'keep touched'  -- it was stale, and now matches its vectors again
+        WHEN vectors.stored = $all AND recent <> vectors.live THEN 'keep resumed'
+        WHEN vectors.stored = $all THEN 'keep returned'
+        WHEN refused.row IS NOT NULL THEN 'refuse refused'
+        WHEN vectors.place IS NOT NULL THEN 'embed recipe'
+        WHEN live.row IS NULL THEN 'embed new'
+        WHEN live.status <> 'embedded' THEN 'embed retried'
+        WHEN live.size_bytes = listed.size_bytes AND live.modality IS NOT DISTINCT FROM listed.modality
+            AND live.stored = $all THEN 'check touched'
+        ELSE 'embed changed'
+    END AS step,
+    CASE step WHEN 'refuse refused' THEN refused.row WHEN 'check touched' THEN live.row ELSE rows[1] END AS row,
+    CASE WHEN len(rows) > 1 AND step <> 'refuse refused' THEN rows[2:] END AS more,
+    live.row AS live,
+    CASE step WHEN 'refuse refused' THEN 0 ELSE $all & ~coalesce(vectors.stored, 0) END AS missing,
+    live.labels IS DISTINCT FROM listed.labels AS relabelled
+FROM listed LEFT JOIN live USING (volume_id) LEFT JOIN vectors USING (place) LEFT JOIN refused USING (place)
+ORDER BY place
+"""
 
-@dataclass(frozen=True)
-class Target:
-    """What the new snapshot must contain.
+GONE = "SELECT row FROM known ANTI JOIN objects USING (volume_id) WHERE row < $journal_from ORDER BY row"
 
-    recipes: digests. ruleset_digest: digest of all that decides whether a volume is quarantined.
-    retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
-    (false if the slices are drawn by a generator seeded with the name).
-    """
+# Objects of the size of a stored content, and of its etag if both storages have one.
+PERHAPS_STORED = """
+SELECT place FROM objects
+WHERE CASE WHEN etag IS NULL THEN size_bytes IN (SELECT size_bytes FROM known)
+    ELSE size_bytes IN (SELECT size_bytes FROM known WHERE etag IS NULL)
+        OR (size_bytes, etag) IN (SELECT (size_bytes, etag) FROM known WHERE etag IS NOT NULL) END
+"""
 
-    recipes: tuple[str, ...]
-    ruleset_digest: str
-    retry: bool = False
-    copies: bool = True
-
-
-@dataclass(frozen=True)
-class Step:
-    """What becomes of one listed object.
-
-    item: the object as listed. content_sha256: of the stored vectors to keep, copy or extend; None if the content must
-    be read first. row: row of StoreState.table to keep, copy, refuse or extend. shards: recipe digest -> embedding
-    shard of the stored vectors. leader: volume of this run whose vectors are copied once they exist. missing: digests
-    of the recipes to embed with.
-    """
-
-    item: ArchiveObject
-    modality: str | None
-    action: Action
-    cause: Cause
-    content_sha256: str | None = None
-    row: int | None = None
-    shards: Mapping[str, str] = field(default_factory=dict)
-    leader: str | None = None
-    missing: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One step per object, in the order of their ids. gone: volumes of the live snapshot that are no longer listed."""
-
-    steps: tuple[Step, ...]
-    gone: tuple[str, ...]
-
-    def of(self, *actions: Action) -> tuple[Step, ...]:
-        """The steps with one of these actions."""
-        return tuple(step for step in self.steps if step.action in actions)
-
-    def causes(self) -> dict[str, int]:
-        """Count the steps per cause."""
-        return dict(Counter(step.cause for step in self.steps))
-
-    @property
-    def idle(self) -> bool:
-        """Whether the live snapshot already holds exactly the volumes of the archive."""
-        return not self.gone and all(step.cause in ("unchanged", "refused") for step in self.steps)
-
-
-def make_plan(
-    objects: Sequence[ArchiveObject], modalities: Mapping[str, str | None], state: StoreState, target: Target
-) -> Plan:
-    """Plan a run. modalities: volume_id -> label. Steps with action `check` need content hashes; see `resolve`."""
-    sizes: dict[int, list[KnownVolume]] = {}
-    if target.copies:
-        for volume in state.embedded():
-            if _has_all(volume, target):
-                sizes.setdefault(volume.size_bytes, []).append(volume)
-    steps = [_step(item, modalities.get(item.volume_id), state, target, sizes) for item in objects]
-    listed = {item.volume_id for item in objects}
-    return Plan(tuple(steps), tuple(sorted(set(state.live) - listed)))
+ALIKE = """
+SELECT * FROM objects QUALIFY count(*) OVER (PARTITION BY size_bytes, etag) > 1 ORDER BY place
+"""
 
 
-def _step(
-    item: ArchiveObject, modality: str | None, state: StoreState, target: Target, sizes: Mapping[int, list[KnownVolume]]
-) -> Step:
-    live = state.live.get(item.volume_id)
-    rows = (*([live] if live else []), *state.others.get(item.volume_id, ()))
-    fitting = [row for row in rows if _is_same_object(row, item) and row.modality == modality]
-    refused = next((row for row in fitting if not row.embedded and row.ruleset_digest == target.ruleset_digest), None)
-    stays_refused = refused is not None and not target.retry and refused.code not in TRANSIENT_CODES
-    if stays_refused:  # do not take vectors from an older medret that accepted it
-        fitting = [row for row in fitting if row.origin != "older"]
-    match = next((row for row in fitting if row.embedded), None)
-    if match is not None:
-        # Rows are ordered live, journal, older; reversed, so that the first row with a recipe wins.
-        stored = {
-            digest: (shard, row.origin)
-            for row in reversed(fitting)
-            if row.embedded and row.content_sha256 == match.content_sha256
-            for digest, shard in row.shards.items()
-            if digest in target.recipes
-        }
-        shards = {digest: shard for digest, (shard, _) in stored.items()}
-        missing = tuple(digest for digest in target.recipes if digest not in stored)
-        if not missing:
-            origins = {origin for _, origin in stored.values()}
-            kept: Cause = "resumed" if "journal" in origins else "returned" if "older" in origins else "unchanged"
-            if kept == "unchanged" and match.code is not None:  # it was stale, and now matches its vectors again
-                kept = "touched"
-            return Step(item, modality, "keep", kept, match.content_sha256, match.row, shards)
-    if stays_refused and refused is not None:
-        return Step(item, modality, "refuse", "refused", row=refused.row)
-    if match is not None:
-        return Step(item, modality, "embed", "recipe", match.content_sha256, match.row, shards, missing=missing)
-    cause: Cause = "new" if live is None else "changed" if live.embedded else "retried"
-    if live and live.embedded and live.size_bytes == item.size_bytes and live.modality == modality:
-        if _has_all(live, target):
-            shards = _shards(live, target)
-            return Step(
-                item, modality, "check", "touched", live.content_sha256, live.row, shards, missing=target.recipes
-            )
-        cause = "changed"
-    if any(_may_be_equal(item, volume) for volume in sizes.get(item.size_bytes, ())):
-        return Step(item, modality, "check", cause, missing=target.recipes)
-    return Step(item, modality, "embed", cause, missing=target.recipes)
+def make_plan(listing: Listing, labels: pa.Table, state: StoreState, target: Target) -> Plan:
+    """Plan a run. labels: schemas.VOLUME_LABELS. Steps with action `check` need content hashes; see `resolve`."""
+    known = state.numbered().append_column("stored", pa.array(state.stored(target.recipes)))
+    live, others = known.slice(0, state.journal_from), in_order(known.slice(state.journal_from), "volume_id")
+    numbers = {"journal_from": state.journal_from, "older_from": state.older_from}
+    judged = {"ruleset": target.ruleset_digest, "retry": target.retry, "transient": sorted(map(str, TRANSIENT_CODES))}
+    labels = with_digests(labels)
+    parts, gone = [PLAN.empty_table()], [np.zeros(0, np.int64)]
+    for objects, *stored, labelled in _ranges(listing.objects, live, others, labels):
+        places = pa.array(np.arange(objects.num_rows, dtype=np.int32))
+        tables = {"objects": objects.append_column("place", places), "known": pa.concat_tables(stored)}
+        found = query(STEPS, tables | {"labels": labelled}, **judged, **numbers, all=(1 << len(target.recipes)) - 1)
+        parts.append(_part(objects, found))
+        gone.append(query(GONE, tables, journal_from=state.journal_from)["row"].to_numpy().astype(np.int64))
+    plan = Plan(pa.concat_tables(parts), np.concatenate(gone), listing, state, target)
+    return _perhaps_stored(plan, known)
+
+
+def _ranges(objects: pa.Table, *tables: pa.Table) -> Iterator[list[pa.Table]]:
+    """Cut tables that are sorted by volume_id at the same ids."""
+    starts = [0] * len(tables)
+    for at in range(0, max(1, objects.num_rows), RANGE_ROWS):
+        ends = [table.num_rows for table in tables]
+        if at + RANGE_ROWS < objects.num_rows:
+            bound = objects["volume_id"][at + RANGE_ROWS].as_py()
+            pairs = zip(tables, starts, strict=True)
+            ends = [
+                bisect_left(table["volume_id"], bound, start, key=lambda one: one.as_py()) for table, start in pairs
+            ]
+        cut = zip(tables, starts, ends, strict=True)
+        yield [objects.slice(at, RANGE_ROWS), *(table.slice(start, end - start) for table, start, end in cut)]
+        starts = ends
+
+
+def _part(objects: pa.Table, found: pa.Table) -> pa.Table:
+    """The rows of PLAN of a range. found: result of STEPS, one row per object."""
+    steps = found["step"].combine_chunks().dictionary_encode()
+    words = [step.split() for step in steps.dictionary.to_pylist()]
+    nothing = pa.nulls(objects.num_rows, pa.string())
+    columns = {
+        **{name: objects[name] for name in OBJECTS.names},
+        **{name: found[name] for name in found.schema.names},
+        "action": plan_column("action", [action for action, _ in words]).take(steps.indices),
+        "cause": plan_column("cause", [cause for _, cause in words]).take(steps.indices),
+        "leader": nothing,
+        "content_sha256": nothing,
+    }
+    return pa.table([columns[name] for name in PLAN.names], schema=PLAN)
+
+
+def _perhaps_stored(plan: Plan, known: pa.Table) -> Plan:
+    """Return the plan with objects checked whose content may be stored under another name. known: as in STEPS."""
+    undecided = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
+    if not plan.target.copies or not len(undecided) or not known.num_rows:
+        return plan
+    objects = rows_of(plan.table.select(["size_bytes", "etag"]), undecided).append_column("place", pa.array(undecided))
+    complete = pc.equal(known["stored"], (1 << len(plan.target.recipes)) - 1)
+    sizes = pc.is_in(known["size_bytes"], value_set=objects["size_bytes"].unique())
+    alike = known.select(["size_bytes", "etag"]).filter(pc.and_(complete, sizes))
+    if not alike.num_rows:
+        return plan
+    return _checked(plan, query(PERHAPS_STORED, {"objects": objects, "known": alike})["place"].to_numpy())
 
 
 def twins(plan: Plan) -> list[list[ArchiveObject]]:
     """Group objects to embed that may be equal: same size and, if the storage has etags, same etag."""
+    chosen = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
+    objects = rows_of(plan.table.select(["size_bytes", "etag"]), chosen).append_column("place", pa.array(chosen))
+    places = query(ALIKE, {"objects": objects})["place"].to_numpy()
     groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
-    for step in plan.steps:
-        if step.action == "embed" and step.cause != "recipe":
-            groups.setdefault((step.item.size_bytes, step.item.etag), []).append(step.item)
-    return [group for group in groups.values() if len(group) > 1]
+    for item in plan.listing.items(rows_of(plan.table, places)):
+        groups.setdefault((item.size_bytes, item.etag), []).append(item)
+    return list(groups.values())
 
 
-def with_checks(plan: Plan, volume_ids: Iterable[str]) -> Plan:
+def with_checks(plan: Plan, volume_ids: Collection[str]) -> Plan:
     """Return the plan with these volumes hashed before they are embedded."""
-    chosen = frozenset(volume_ids)
-    steps = (
-        replace(step, action="check") if step.action == "embed" and step.item.volume_id in chosen else step
-        for step in plan.steps
-    )
-    return Plan(tuple(steps), plan.gone)
+    return _checked(plan, plan.places(volume_ids))
 
 
-def resolve(plan: Plan, hashes: Mapping[str, str], state: StoreState, target: Target) -> Plan:
+def _checked(plan: Plan, places: NDArray[np.int64]) -> Plan:
+    return plan.changed(places, action=["check"] * len(places))
+
+
+def resolve(plan: Plan, hashes: Mapping[str, str]) -> Plan:
     """Decide every check. hashes: volume_id -> sha256 of the objects to check; an object without one is embedded."""
-    content: dict[tuple[str, str | None], KnownVolume] = {}
-    if target.copies:
-        for volume in state.embedded():
-            if volume.content_sha256 and _has_all(volume, target):
-                content.setdefault((volume.content_sha256, volume.modality), volume)
+    contents = _contents(plan, set(hashes.values())) if plan.target.copies else {}
     leaders: dict[tuple[str, str | None], str] = {}
-    steps = []
-    for step in plan.steps:
-        if step.action != "check":
-            steps.append(step)
-            continue
+    decided = []
+    everything = (1 << len(plan.target.recipes)) - 1
+    for step in plan.of("check"):
         sha256 = hashes.get(step.item.volume_id)
         key = (sha256 or "", step.modality)
+        row: dict[str, Any] = {"place": step.place, "row": None, "missing": 0, "leader": None, "content_sha256": None}
         if sha256 and sha256 == step.content_sha256:
-            steps.append(replace(step, action="keep", missing=()))
-            continue
-        step = replace(step, content_sha256=sha256, row=None, shards={})
-        if sha256 and key in content:
-            source = content[key]
-            copied = _shards(source, target)
-            steps.append(replace(step, action="copy", cause="renamed", row=source.row, shards=copied, missing=()))
-        elif sha256 and key in leaders and target.copies:
-            steps.append(replace(step, action="copy", cause="renamed", leader=leaders[key], missing=()))
+            row |= {"action": "keep", "cause": step.cause, "row": step.row}
+        elif sha256 and key in contents:
+            row |= {"action": "copy", "cause": "renamed", "row": contents[key]}
+        elif sha256 and key in leaders and plan.target.copies:
+            row |= {"action": "copy", "cause": "renamed", "leader": leaders[key], "content_sha256": sha256}
         else:
             if sha256:
                 leaders[key] = step.item.volume_id
             cause: Cause = "changed" if step.cause == "touched" else step.cause
-            steps.append(replace(step, action="embed", cause=cause, content_sha256=None))
-    return Plan(tuple(steps), plan.gone)
+            row |= {"action": "embed", "cause": cause, "missing": everything}
+        decided.append(row)
+    return _decided(plan, decided)
+
+
+def _contents(plan: Plan, hashes: Collection[str]) -> dict[tuple[str, str | None], int]:
+    """(content, modality) -> the first stored row that has vectors of all recipes, among these contents."""
+    rows = plan.state.numbered().select(["row", "content_sha256", "modality", "shards"])
+    rows = rows.filter(pc.is_in(rows["content_sha256"], value_set=pa.array(sorted(hashes), pa.string())))
+    found: dict[tuple[str, str | None], int] = {}
+    for row in rows.to_pylist():
+        if {digest for digest, _ in row["shards"] or ()} >= set(plan.target.recipes):
+            found.setdefault((row["content_sha256"], row["modality"]), row["row"])
+    return found
+
+
+def _decided(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan with these values; each row has its `place`."""
+    names = ("action", "cause", "row", "missing", "leader", "content_sha256")
+    return plan.changed([row["place"] for row in rows], **{name: [row[name] for row in rows] for name in names})
 
 
 def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> frozenset[str]:
@@ -219,35 +243,8 @@ def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> fr
     return frozenset(orphaned)
 
 
-def embedded_instead(plan: Plan, volume_ids: AbstractSet[str], target: Target) -> Plan:
+def embedded_instead(plan: Plan, volume_ids: Collection[str]) -> Plan:
     """Return the plan with these volumes read and embedded instead of copied."""
-    steps = (
-        replace(step, action="embed", cause="new", content_sha256=None, leader=None, missing=target.recipes)
-        if step.item.volume_id in volume_ids
-        else step
-        for step in plan.steps
-    )
-    return Plan(tuple(steps), plan.gone)
-
-
-def fallback(step: Step, state: StoreState, target: Target) -> KnownVolume | None:
-    """The live row to keep while the object cannot be read; None if it lacks vectors or has another label."""
-    live = state.live.get(step.item.volume_id)
-    fits = live is not None and live.embedded and live.modality == step.modality and _has_all(live, target)
-    return live if fits else None
-
-
-def _is_same_object(row: KnownVolume, item: ArchiveObject) -> bool:
-    return (row.size_bytes, row.etag, row.mtime) == (item.size_bytes, item.etag, item.mtime)
-
-
-def _has_all(row: KnownVolume, target: Target) -> bool:
-    return all(digest in row.shards for digest in target.recipes)
-
-
-def _shards(row: KnownVolume, target: Target) -> dict[str, str]:
-    return {digest: row.shards[digest] for digest in target.recipes}
-
-
-def _may_be_equal(item: ArchiveObject, volume: KnownVolume) -> bool:
-    return item.etag is None or volume.etag is None or item.etag == volume.etag
+    row = {"action": "embed", "cause": "new", "row": None, "leader": None, "content_sha256": None}
+    missing = (1 << len(plan.target.recipes)) - 1
+    return _decided(plan, [row | {"place": place, "missing": missing} for place in plan.places(volume_ids).tolist()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,14 +14,14 @@ from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.errors import MedretError
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
 from medret.pipeline.model_jobs import known_precisions, recipe_of
-from medret.pipeline.new_ledger import labels_differ
-from medret.pipeline.plan import Plan, Target, make_plan
+from medret.pipeline.plan import make_plan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
-from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes, read_known
+from medret.pipeline.steps import Plan, Target
+from medret.pipeline.store_state import BaseSnapshot, StoreState, read_base, store_state
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_manifest, snapshot_ids
+from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_journal, read_manifest, snapshot_ids
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.storage import Location
 
@@ -42,18 +42,19 @@ class Older:
 NOTHING = Older(LEDGER.empty_table(), FILES.empty_table())
 
 
-def read_older(store: Location, live: str | None, plan: Plan, known: StoreState, recipes: Collection[str]) -> Older:
+def read_older(store: Location, live: str | None, plan: Plan) -> Older:
     """Find stored vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
 
     Takes only rows with the size of such an object, one row per content: memory grows with the objects to embed, not
     with the history of the archive. Reads nothing if the plan embeds nothing.
     """
-    sizes = {step.item.size_bytes for step in plan.of("embed", "check")}
-    others = [other for other in reversed(snapshot_ids(store)) if other != live] if sizes else []
+    recipes = plan.target.recipes
+    sizes = plan.table["size_bytes"].filter(pa.array(plan.which("embed", "check"))).unique()
+    others = [other for other in reversed(snapshot_ids(store)) if other != live] if len(sizes) else []
     if not others:
         return NOTHING
     present = {path for recipe in recipes for path in store.files(f"embeddings/{recipe}")}
-    seen = {(volume.content_sha256, recipe) for volume in known.embedded() for recipe in volume.shards}
+    seen = _contents(plan.state.rows.select(["size_bytes", "content_sha256", "shards"]), sizes)
     ledgers, files, unread = [NOTHING.ledger], [NOTHING.files], []
     for snapshot_id in others:
         try:
@@ -64,23 +65,24 @@ def read_older(store: Location, live: str | None, plan: Plan, known: StoreState,
             readable = [file for file in embedding_files if file.path in present]
             shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
-            for piece in ledger_parts(store, snapshot_id, manifest):  # one at a time: the whole may be large
-                fits = pc.is_in(piece["size_bytes"], pa.array(sorted(sizes), pa.int64()))
-                useful = pc.and_(pc.equal(piece["status"], "embedded"), fits)
-                rows += [
-                    row
-                    for row in piece.cast(LEDGER).filter(useful).to_pylist()
-                    if _trimmed(row, shards, seen)["shards"]
-                ]
+            for piece in ledger_parts(store, snapshot_id, manifest):  # one at a time: they may be large
+                useful = pc.and_(pc.equal(piece["status"], "embedded"), pc.is_in(piece["size_bytes"], value_set=sizes))
+                found = piece.filter(useful).cast(LEDGER).to_pylist()
+                rows += [row for row in found if _trimmed(row, shards, seen)["shards"]]
         except (MedretError, pa.ArrowInvalid, ValueError) as error:  # a snapshot of another medret, or damaged
             unread.append(f"{snapshot_id}: {error}")
             continue
-        pairs = {(row["content_sha256"], recipe) for row in rows for recipe, _ in row["shards"]}
+        seen |= {(row["content_sha256"], recipe) for row in rows for recipe, _ in row["shards"]}
         used = {key for row in rows for key in row["shards"]}
         ledgers.append(pa.Table.from_pylist(rows, schema=LEDGER))
         files.append(files_table(file for file in readable if file.key in used))
-        seen |= pairs
     return Older(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(unread))
+
+
+def _contents(rows: pa.Table, sizes: pa.Array) -> set[tuple[str | None, str]]:
+    """The pairs of content and recipe that these rows have vectors of, among objects of these sizes."""
+    chosen = rows.filter(pc.is_in(rows["size_bytes"], value_set=sizes))
+    return {(row["content_sha256"], recipe) for row in chosen.to_pylist() for recipe, _ in row["shards"] or ()}
 
 
 def _embedding_files(
@@ -111,12 +113,6 @@ class Inputs:
     labels: LabelJoin
     specs: tuple[ModelSpec, ...]
     weights: tuple[Weights, ...]
-
-    @property
-    def modalities(self) -> Mapping[str, str | None]:
-        """volume_id -> modality label."""
-        labels = self.labels.labels
-        return dict(zip(labels["volume_id"].to_pylist(), labels["modality"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -160,9 +156,9 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
 
 def read_state(request: IndexRequest, store: Location, inputs: Inputs) -> State:
     """Read the live snapshot and the journal, and find the precision of each model."""
-    base, journal, known = read_known(store)
+    base, journal = read_base(store), read_journal(store)
     precisions = known_precisions(request, inputs.specs, inputs.weights, base, journal)
-    return State(base, journal, known, tuple(precisions))
+    return State(base, journal, store_state(base, journal), tuple(precisions))
 
 
 def known_recipes(request: IndexRequest, inputs: Inputs, state: State) -> list[Recipe] | None:
@@ -185,14 +181,13 @@ def plan_run(
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
     )
-    objects = tuple(inputs.listing.items())
-    plan = make_plan(objects, inputs.modalities, state.known, target)
+    plan = make_plan(inputs.listing, inputs.labels.labels, state.known, target)
     if state.older is None:
-        older = read_older(store, state.base.id, plan, state.known, target.recipes)
+        older = read_older(store, state.base.id, plan)
         state = replace(state, older=older)
         if older.ledger.num_rows:
-            state = replace(state, known=known_volumes(state.base, state.journal, older.ledger))
-            plan = make_plan(objects, inputs.modalities, state.known, target)
+            state = replace(state, known=store_state(state.base, state.journal, older.ledger))
+            plan = make_plan(inputs.listing, inputs.labels.labels, state.known, target)
     return plan, target, state
 
 
@@ -206,6 +201,15 @@ def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
             "aggregations": sorted(aggregation.name for aggregation in request.aggregations),
         }
     )
+
+
+def changes_every_row(inputs: Inputs, state: State, target: Target) -> bool:
+    """Whether no row of the live ledger can stay: all have other URIs now, or vectors of recipes that go."""
+    manifest = state.base.manifest
+    if manifest is None:
+        return False
+    stored = {entry.digest for entry in manifest.recipes}
+    return manifest.archive_uri != inputs.listing.archive_uri or not stored <= set(target.recipes)
 
 
 def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe], plan: Plan) -> bool:
@@ -225,4 +229,5 @@ def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: 
         manifest.index_settings,
         manifest.archive_uri,
     ]
-    return requested == published and not labels_differ(state.base.ledger, inputs.labels.labels)
+    relabelled = plan.table["relabelled"].filter(pc.is_valid(plan.table["live"]))
+    return requested == published and not pc.any(relabelled).as_py()

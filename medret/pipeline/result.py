@@ -21,8 +21,8 @@ from medret.archive import Listing
 from medret.errors import MedretError, VolumeError
 from medret.pipeline.counter import Counting, StageCount
 from medret.pipeline.gates import Losses
-from medret.pipeline.plan import Plan
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.steps import Plan
 from medret.snapshot import Counts, RecipeEntry
 from medret.storage import redacted
 from medret.terminal import Terminal

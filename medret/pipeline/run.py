@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,12 +28,13 @@ from medret.pipeline.insist import check_labels, label_facts, recipe_changes, re
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.materialize import Work, concatenate, copy_vectors, divide_work, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
-from medret.pipeline.plan import Plan, Target, embedded_instead, orphans, resolve, twins, with_checks
+from medret.pipeline.plan import embedded_instead, orphans, resolve, twins, with_checks
 from medret.pipeline.pools import Capacity
 from medret.pipeline.prepare import (
     NOTHING,
     Inputs,
     State,
+    changes_every_row,
     is_up_to_date,
     known_recipes,
     plan_run,
@@ -51,16 +52,18 @@ from medret.pipeline.result import (
     worst_recall,
 )
 from medret.pipeline.run_report import Log, begin
+from medret.pipeline.steps import Plan, Target
 from medret.pipeline.stop import Stop
-from medret.pipeline.store_state import live_manifest, unfinished_elsewhere
+from medret.pipeline.store_state import live_manifest, rows_of, stored_rows, unfinished_elsewhere
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.recipe import Recipe
-from medret.schemas import FILES, LEDGER, in_order
+from medret.schemas import FILES, LEDGER
 from medret.snapshot import Lease, clear_journal, leased, publish
-from medret.snapshot.changes import differences
+from medret.snapshot.files import StoredFile, files_table
 from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
+from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
 from medret.storage.filesystems import retries
 
@@ -135,25 +138,27 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
 
 
 def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
-    base = run.state.base
+    base, known = run.state.base, run.state.known
     assert base.id is not None
     assert base.manifest is not None
     run.reporter.say(f"snapshot {base.id} is up to date; nothing to do")
+    ledger = ledgers.unchanged(known, stored_rows(run.store, base, known))
+    unusable = ledger.unusable()
     return IndexOutcome(
         snapshot=base.id,
         published=False,
-        counts=ledgers.counts(run.inputs.listing, plan, run.state.known, in_order(base.ledger, "volume_id")),
+        counts=ledgers.counts(run.inputs.listing, plan, ledger),
         touched=0,
         resumed=0,
         returned=0,
-        lost=lost(run.state, run.log, plan),
-        stale=ledgers.stale(base.ledger),
+        lost=lost(run.log, plan),
+        stale=ledgers.stale(unusable),
         skipped=run.inputs.listing.skipped,
-        labels=label_facts(run.inputs.labels, base.ledger),
+        labels=label_facts(run.inputs.labels, ledger.ct_without_hu),
         slices=0,
         seconds=time.monotonic() - run.clock,
         streaming_s=0.0,
-        quarantine=ledgers.quarantine(base.ledger),
+        quarantine=ledgers.quarantine(unusable),
         recipes=tuple(base.manifest.recipes),
         recall=worst_recall(base.manifest.indices),
         report=None,
@@ -170,7 +175,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     _say_what_differs(run, recipes)
     with log.phase("check"):
         refuse_losing(request, inputs, state, log, plan)
-        plan = _compare_contents(run, plan, target)
+        plan = _compare_contents(run, plan)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
     refuse_losing(request, inputs, state, log, plan)
@@ -182,26 +187,30 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     with log.phase("arrange"):
         pool = pa.concat_tables([state.files, made.files])
         copied, added, refused = copy_vectors(
-            store, plan, state.known, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
+            store, plan, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
-        ledger = ledgers.assemble(plan, state.known, target, made.ledger, copied)
-        ledger = ledgers.refuse(ledgers.with_labels(ledger, inputs.labels.labels), refused, target.ruleset_digest)
+        rows = stored_rows(store, state.base, state.known)
+        ledger = ledgers.assemble(
+            plan, made.ledger, copied, inputs.labels.labels, rows, whole=changes_every_row(inputs, state, target)
+        ).refused(refused, target.ruleset_digest)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
             target.ruleset_digest,
         )  # fmt: skip
         ledger = layout.ledger
-        for row in ledgers.stale(ledger).to_pylist():
+        unusable = ledger.unusable()
+        quarantine, stale = ledgers.quarantine(unusable), ledgers.stale(unusable)
+        for row in stale.to_pylist():
             fields = {**run.reporter.fields, "volume_id": row["volume_id"], "code": row["code"]}
             logger.warning("cannot be read now, keeps its stored vectors: %s", row["volume_id"], extra=fields)
-        counts = ledgers.counts(inputs.listing, plan, state.known, ledger)
-        log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger)}
+        counts = ledgers.counts(inputs.listing, plan, ledger)
+        log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger.ct_without_hu)}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
-                f"refused to publish: none of the {inputs.listing.objects.num_rows} volumes of {request.archive} could "
-                f"be embedded: {ledgers.codes(ledger)}; the previous snapshot, if any, stays live"
+                f"refused to publish: none of the {plan.table.num_rows} volumes of {request.archive} could be "
+                f"embedded{hints(request, inputs, state, quarantine)}; the previous snapshot, if any, stays live"
             )
-    run.reporter.say(f"building indices over {_rows(layout.files)} vectors")
+    run.reporter.say(f"building indices over {pc.sum(layout.files['rows']).as_py() or 0} vectors")
     with log.phase("index"):
         names = [aggregation.name for aggregation in request.aggregations]
         indices = make_indices(
@@ -209,25 +218,24 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        judged = all_gates(store, request, state, log, plan, counts, made, pool, ledger, indices)
+        judged = all_gates(store, request, state, log, plan, counts, made, pool, ledger, quarantine, indices)
         if any(gate.name in OF_VECTORS and not gate.passed for gate in judged):
             clear_journal(store, _useful_to_others(run, target))  # so that the next run embeds these volumes again
-        passed = enforce(judged, hints(request, inputs, state, ledger))
+        passed = enforce(judged, hints(request, inputs, state, quarantine))
     files = indices.files
-    quarantine = ledgers.quarantine(ledger)
     if quarantine.num_rows:
-        files = pa.concat_tables([files, ledgers.quarantine_file(store, log.run, quarantine)])
+        written = StoredFile.of(write_quarantine(store, log.run, quarantine), "quarantine", quarantine.num_rows)
+        files = pa.concat_tables([files, files_table([written])])
     with log.phase("publish"):
         run.stop.check()
         run.lease.check()
-        changed, gone = differences(state.base.ledger, ledger)
         snapshot_id, manifest = publish(
-            store, changed, gone, files, indices.tombstones,
+            store, ledger.changed, ledger.gone.to_pylist(), files, indices.tombstones,
             parent=state.base.id, medret_version=__version__, run=log.run,
             archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
-            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger["slices"]).as_py() or 0),
+            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger.select("slices")["slices"]).as_py() or 0),
             gates=passed,
         )  # fmt: skip
         with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
@@ -242,8 +250,8 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         touched=causes.get("touched", 0),
         resumed=causes.get("resumed", 0),
         returned=causes.get("returned", 0),
-        lost=lost(state, log, plan, ledger),
-        stale=ledgers.stale(ledger),
+        lost=lost(log, plan, quarantine),
+        stale=stale,
         skipped=inputs.listing.skipped,
         labels=log.facts["labels"],
         slices=ledgers.slices_made(made.ledger),
@@ -277,14 +285,14 @@ def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     return jobs, capacity, device
 
 
-def _compare_contents(run: _Run, plan: Plan, target: Target) -> Plan:
+def _compare_contents(run: _Run, plan: Plan) -> Plan:
     """Hash the objects whose content may be stored already, and decide what becomes of them."""
-    if target.copies:
+    if plan.target.copies:
         plan = with_checks(plan, equal_samples(twins(plan)))
-    unsure = [step.item for step in plan.of("check")]
+    unsure = list(run.inputs.listing.items(plan.table.filter(pa.array(plan.which("check")))))
     if unsure:
         run.reporter.say(f"{len(unsure)} objects may hold known content; comparing")
-    return resolve(plan, content_hashes(unsure), run.state.known, target)
+    return resolve(plan, content_hashes(unsure))
 
 
 def _stream(
@@ -294,7 +302,7 @@ def _stream(
 
     The plan changes if copies turn out to have other content than their leader: they are then embedded themselves.
     """
-    request, log, steps = run.request, run.log, plan.of("embed")
+    request, log = run.request, run.log
     made, counted = Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table()), NO_COUNTS
     with log.phase("stream"):
         if needs_models(plan):
@@ -304,12 +312,12 @@ def _stream(
                 target.ruleset_digest, counts.handle, request.shard_volumes,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
-            with run.stop.draining(counts), run.reporter.watching(counts, len(steps), last):
+            with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):
                 made = embed(_divide_work(run, plan, jobs, capacity), stages)
                 if orphaned := orphans(plan, ledgers.contents(made.ledger)):
-                    plan = embedded_instead(plan, orphaned, target)
-                    steps = tuple(step for step in plan.steps if step.item.volume_id in orphaned)
-                    made = concatenate([made, embed(_divide_work(run, Plan(steps, ()), jobs, capacity), stages)])
+                    plan = embedded_instead(plan, orphaned)
+                    alone = replace(plan, table=rows_of(plan.table, plan.places(orphaned)))
+                    made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages)])
             counted, log.facts["timeline"], log.facts["nodes"] = counts.stages(), counts.timeline(), counts.nodes()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())
@@ -338,9 +346,5 @@ def _say_what_differs(run: _Run, recipes: Sequence[Recipe]) -> None:
 
 def _useful_to_others(run: _Run, target: Target) -> frozenset[str]:
     """Journal entries that this run does not use, but a run with other options may."""
-    objects = run.inputs.listing.items()
+    objects = run.inputs.listing.objects
     return unfinished_elsewhere(run.state.journal, objects, target.recipes, target.ruleset_digest)
-
-
-def _rows(files: pa.Table) -> int:
-    return int(pc.sum(files["rows"]).as_py() or 0)

@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from medret.archive import ArchiveObject
 from medret.errors import VersionError
-from medret.schemas import FILES, LEDGER, TOMBSTONES
+from medret.pipeline.sql import query
+from medret.schemas import FILES, LABELS, LEDGER, TOMBSTONES, taken
 from medret.snapshot import (
     Journal,
     Manifest,
     current_id,
+    ledger_parts,
     read_files,
-    read_journal,
-    read_ledger,
     read_manifest,
     read_tombstones,
 )
+from medret.snapshot.liveness import entries
 from medret.storage import Location
 
-Origin = Literal["live", "journal", "older"]
+# The columns of a ledger that a plan needs. The others are read for the rows that are written again.
+PLANNED = (
+    "volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "modality", "slices", "shards",
+    "judged_by",
+)  # fmt: skip
+KNOWN = pa.schema(
+    [
+        *(LEDGER.field(name) for name in PLANNED),
+        pa.field("labels", pa.uint64()),  # digest of the labels; null: it has none
+        pa.field("ct_without_hu", pa.bool_()),  # of its facts
+    ]
+)
+
+Rows = Callable[..., pa.Table]  # (numbers, names of columns or all) -> rows of StoreState.rows, whole, in this order
+
+DIGESTS = """
+    SELECT CASE WHEN coalesce(subject, modality, body_region, organ) IS NOT NULL OR cardinality(metadata) > 0
+        THEN hash(subject, modality, body_region, organ, coalesce(metadata, MAP {})) END AS labels
+    FROM labelled ORDER BY place
+"""
 
 
 @dataclass(frozen=True)
 class BaseSnapshot:
-    """The live snapshot before this run. For a new store, id and manifest are None and the tables are empty."""
+    """The live snapshot before this run. For a new store, id and manifest are None and the tables are empty.
+
+    ledger: KNOWN.
+    """
 
     id: str | None
     manifest: Manifest | None
@@ -37,44 +62,31 @@ class BaseSnapshot:
     tombstones: pa.Table
 
 
-@dataclass(frozen=True, slots=True)
-class KnownVolume:
-    """The part of a ledger row that planning needs.
-
-    row: its row in `StoreState.table`. shards: recipe digest -> embedding shard. origin: where the row comes from.
-    """
-
-    row: int
-    volume_id: str
-    size_bytes: int
-    etag: str | None
-    mtime: str | None
-    content_sha256: str | None
-    embedded: bool
-    code: str | None
-    ruleset_digest: str | None
-    modality: str | None
-    shards: Mapping[str, str]
-    origin: Origin
-
-
 @dataclass(frozen=True)
 class StoreState:
-    """Every ledger row that the store holds.
+    """The ledger rows that the store holds.
 
-    table: schemas.LEDGER: rows of the live snapshot, then of the journal, then, from row `older_from`, of older
-    snapshots. live: volume_id -> row of the live snapshot. others: volume_id -> rows of journal and older snapshots.
+    rows: KNOWN; those of the live snapshot by volume_id, then, from row `journal_from` on, those of the journal, then,
+    from row `older_from` on, those of older snapshots. others: the rows from `journal_from` on, whole (schemas.LEDGER).
     """
 
-    table: pa.Table
-    live: Mapping[str, KnownVolume]
-    others: Mapping[str, tuple[KnownVolume, ...]]
+    rows: pa.Table
+    journal_from: int
     older_from: int
+    others: pa.Table
 
-    def embedded(self) -> Iterator[KnownVolume]:
-        """Yield all rows that have vectors, the live snapshot's first."""
-        yield from (volume for volume in self.live.values() if volume.embedded)
-        yield from (volume for volumes in self.others.values() for volume in volumes if volume.embedded)
+    def stored(self, recipes: Collection[str]) -> NDArray[np.int64]:
+        """The recipes (digests) that each row has vectors of: bit i is that of the i-th."""
+        found = entries(self.rows["shards"])
+        bits = np.zeros(self.rows.num_rows, np.int64)
+        for bit, recipe in enumerate(recipes):
+            of_recipe = np.array([key[0] == recipe for key in found.keys], np.bool_)
+            bits[found.rows[of_recipe[found.places]]] |= 1 << bit
+        return bits
+
+    def numbered(self) -> pa.Table:
+        """The rows with their numbers, as the column `row`."""
+        return self.rows.append_column("row", pa.array(np.arange(self.rows.num_rows, dtype=np.int32)))
 
 
 def live_manifest(store: Location) -> Manifest | None:
@@ -87,54 +99,101 @@ def read_base(store: Location) -> BaseSnapshot:
     """Read the live snapshot. Raises VersionError if another medret wrote it, CorruptError if it is damaged."""
     live = current_id(store)
     if live is None:
-        return BaseSnapshot(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+        return BaseSnapshot(None, None, KNOWN.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
     manifest = read_manifest(store, live)
-    ledger, files = read_ledger(store, live, manifest), read_files(store, live, manifest)
-    for table, schema, what in ((ledger, LEDGER, "ledger"), (files, FILES, "table of files")):
-        if table.schema.names != schema.names:
+    files, parts = read_files(store, live, manifest), [KNOWN.empty_table()]
+    for part in ledger_parts(store, live, manifest):
+        if part.schema.names != LEDGER.names or files.schema.names != FILES.names:
             raise VersionError(
-                f"{store.uri}: the {what} of snapshot {live} has other columns than this version of medret writes "
+                f"{store.uri}: the tables of snapshot {live} have other columns than this version of medret writes "
                 f"({manifest.medret_version}); index into a new store"
             )
-    return BaseSnapshot(live, manifest, ledger.cast(LEDGER), files.cast(FILES), read_tombstones(store, live, manifest))
+        parts.append(known_rows(part))
+    tombstones = read_tombstones(store, live, manifest)
+    return BaseSnapshot(live, manifest, pa.concat_tables(parts), files.cast(FILES), tombstones)
 
 
-def known_volumes(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
-    """Collect the rows of all three by volume. older: rows of older snapshots (schemas.LEDGER)."""
-    tables = [base.ledger, journal.ledger, LEDGER.empty_table() if older is None else older]
-    live: dict[str, KnownVolume] = {}
-    others: dict[str, tuple[KnownVolume, ...]] = {}
-    first_row = 0
-    for table, origin in zip(tables, get_args(Origin), strict=True):
-        for volume in _volumes(table, first_row, origin):
-            if origin == "live":
-                live[volume.volume_id] = volume
-            else:
-                others[volume.volume_id] = (*others.get(volume.volume_id, ()), volume)
-        first_row += table.num_rows
-    return StoreState(pa.concat_tables(tables), live, others, first_row - tables[-1].num_rows)
+def known_rows(ledger: pa.Table) -> pa.Table:
+    """The columns KNOWN of a part of a ledger (schemas.LEDGER)."""
+    found = [*(ledger[name] for name in PLANNED), _digests(ledger), without_hu(ledger["facts"])]
+    return pa.table(found, schema=KNOWN)
 
 
-def read_known(store: Location) -> tuple[BaseSnapshot, Journal, StoreState]:
-    """Read the live snapshot and the journal of a store."""
-    base, journal = read_base(store), read_journal(store)
-    return base, journal, known_volumes(base, journal)
+def without_hu(facts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether the facts are of a volume labelled CT that holds no Hounsfield units (medret.volume.facts)."""
+    return pc.fill_null(pc.match_substring_regex(facts, r'"ct_without_hu":\s*true'), False)
+
+
+def with_digests(labels: pa.Table) -> pa.Table:
+    """Labels (schemas.VOLUME_LABELS), and a column `labels` with their digest; null: no label."""
+    return labels.append_column(KNOWN.field("labels"), _digests(labels))
+
+
+def _digests(table: pa.Table) -> pa.ChunkedArray:
+    places = pa.array(np.arange(table.num_rows, dtype=np.int32))
+    return query(DIGESTS, {"labelled": table.select([*LABELS, "metadata"]).append_column("place", places)})["labels"]
+
+
+def store_state(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
+    """Put the rows of all three together. older: rows of older snapshots (schemas.LEDGER)."""
+    others = pa.concat_tables([journal.ledger, LEDGER.empty_table() if older is None else older])
+    columns = [
+        others[name] if name in PLANNED else pa.nulls(others.num_rows, KNOWN.field(name).type) for name in KNOWN.names
+    ]
+    rows = pa.concat_tables([base.ledger, pa.table(columns, schema=KNOWN)])
+    return StoreState(rows, base.ledger.num_rows, base.ledger.num_rows + journal.ledger.num_rows, others)
+
+
+def stored_rows(store: Location, base: BaseSnapshot, state: StoreState) -> Rows:
+    """Return a function that reads rows whole."""
+
+    def rows(numbers: NDArray[np.int64], names: Sequence[str] = LEDGER.names) -> pa.Table:
+        wanted, places = np.unique(numbers, return_inverse=True)
+        live, at = wanted[wanted < state.journal_from], 0
+        parts = [LEDGER.empty_table().select(names)]
+        if len(live):
+            assert base.id is not None
+            assert base.manifest is not None
+            for part in ledger_parts(
+                store, base.id, base.manifest, list(names)
+            ):  # a large ledger need not fit into memory
+                first, last = np.searchsorted(live, (at, at + part.num_rows))
+                parts.append(rows_of(part, live[first:last] - at))
+                at += part.num_rows
+        parts.append(rows_of(state.others.select(names), wanted[len(live) :] - state.journal_from))
+        return taken(pa.concat_tables(parts), pa.array(places))
+
+    return rows
+
+
+def picked(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    """Take rows by number, in any order, without joining the parts of a large table."""
+    wanted, places = np.unique(numbers, return_inverse=True)
+    return taken(rows_of(table, wanted), pa.array(places))
+
+
+def rows_of(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    """Select rows by number, in ascending order, without joining the parts of a large table."""
+    chosen = np.zeros(table.num_rows, np.bool_)
+    chosen[numbers] = True
+    return table.filter(pa.array(chosen))
 
 
 def unfinished_elsewhere(
-    journal: Journal, objects: Iterable[ArchiveObject], recipes: Collection[str], ruleset_digest: str
+    journal: Journal, objects: pa.Table, recipes: Collection[str], ruleset_digest: str
 ) -> frozenset[str]:
     """Paths of the journal entries that a run with other recipes or rules can still use.
 
-    recipes, ruleset_digest: digests of this run (see plan.Target). An entry is useless to every run if its objects have
-    changed since.
+    objects: schemas.OBJECTS. recipes, ruleset_digest: digests of this run (see plan.Target). An entry is useless to
+    every run if its objects have changed since.
     """
     if not journal.entries:
         return frozenset()
-    listed = {item.volume_id: (item.size_bytes, item.etag, item.mtime) for item in objects}
+    listed = objects.filter(pc.is_in(objects["volume_id"], value_set=journal.ledger["volume_id"])).to_pylist()
+    identities = {item["volume_id"]: (item["size_bytes"], item["etag"], item["mtime"]) for item in listed}
 
     def is_useful(row: Mapping[str, Any]) -> bool:
-        if listed.get(row["volume_id"]) != (row["size_bytes"], row["etag"], row["mtime"]):
+        if identities.get(row["volume_id"]) != (row["size_bytes"], row["etag"], row["mtime"]):
             return False
         if row["status"] == "embedded":
             return any(recipe not in recipes for recipe, _ in row["shards"])
@@ -142,15 +201,3 @@ def unfinished_elsewhere(
 
     names = ["volume_id", "size_bytes", "etag", "mtime", "status", "shards", "judged_by"]
     return frozenset(path for path, rows in journal.entries if any(map(is_useful, rows.select(names).to_pylist())))
-
-
-def _volumes(table: pa.Table, first_row: int, origin: Origin) -> Iterator[KnownVolume]:
-    names = ("volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "judged_by", "modality")
-    columns = [table[name].to_pylist() for name in names]
-    shards = table["shards"].to_pylist()
-    rows = enumerate(zip(*columns, shards, strict=True), first_row)
-    for row, (volume_id, size, etag, mtime, sha256, status, code, ruleset_digest, modality, shard_pairs) in rows:
-        yield KnownVolume(
-            row, volume_id, size, etag, mtime, sha256, status == "embedded", code, ruleset_digest, modality,
-            dict(shard_pairs or ()), origin,
-        )  # fmt: skip

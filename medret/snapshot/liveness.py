@@ -6,33 +6,72 @@ are dead. Index shards hold the rows of whole embedding files; tombstones list t
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from medret.index import ROWS_KIND, read_rows
 from medret.snapshot.files import EMBEDDING_KINDS, ShardKey, StoredFile, stored_files
 from medret.storage import Location
 
+PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
 LIVE_COLUMNS = ["volume_id", "slices", "shards"]  # columns of the ledger that decide which rows are live
 
 
-@dataclass
-class LiveShard:
-    """The live volumes of one embedding shard. volumes: volume_id -> number of its slice vectors."""
+@dataclass(frozen=True)
+class Entries:
+    """The vectors that the rows of a ledger point to: one entry per volume and recipe, as arrays of one length.
 
-    volumes: dict[str, int] = field(default_factory=dict)
+    rows: row of the ledger. places: the embedding shard, as its place in `keys`.
+    """
+
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    keys: Sequence[ShardKey]
+
+
+def entries(shards: pa.ChunkedArray) -> Entries:
+    """Flatten the column `shards` of a ledger."""
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
+
+    lists = [chunk.cast(PAIRS) for chunk in shards.chunks]
+    firsts = np.cumsum([0, *map(len, lists)])
+    rows = [first + pc.list_parent_indices(pairs).to_numpy() for first, pairs in zip(firsts, lists, strict=False)]
+    names, codes = [], []
+    for part in (0, 1):  # recipes, then shards
+        texts = pa.chunked_array([pc.list_flatten(pairs).field(part) for pairs in lists], pa.string())
+        coded = texts.dictionary_encode().combine_chunks()
+        names.append(coded.dictionary.to_pylist())
+        codes.append(coded.indices.to_numpy().astype(np.int64))
+    pairs, places = np.unique(codes[0] * len(names[1]) + codes[1], return_inverse=True)
+    keys = [(names[0][pair // len(names[1])], names[1][pair % len(names[1])]) for pair in pairs.tolist()]
+    return Entries(np.concatenate([np.zeros(0, np.int64), *rows]), places, keys)
+
+
+@dataclass(frozen=True)
+class LiveShard:
+    """The live volumes of one embedding shard.
+
+    count: their number. slices: number of live rows in the slices file. rows: their rows in `ledger` (LIVE_COLUMNS).
+    """
+
+    count: int
+    slices: int
+    rows: NDArray[np.int64]
+    ledger: pa.Table
 
     @property
-    def slices(self) -> int:
-        """Number of live rows in the slices file."""
-        return sum(self.volumes.values())
+    def volumes(self) -> dict[str, int]:
+        """volume_id -> number of its slice vectors; read from the ledger each time."""
+        ids, slices = self.ledger["volume_id"], self.ledger["slices"]
+        return {ids[row].as_py(): slices[row].as_py() for row in self.rows.tolist()}
 
-    def rows(self, file: StoredFile) -> int:
+    def live_rows(self, file: StoredFile) -> int:
         """Number of live rows in one of the shard's files."""
-        return len(self.volumes) if file.aggregation else self.slices
+        return self.count if file.aggregation else self.slices
 
 
 LiveShards = Mapping[ShardKey, LiveShard]
@@ -49,12 +88,24 @@ class LiveFile:
 
 def live_shards(ledger: pa.Table, recipe: str | None = None) -> dict[ShardKey, LiveShard]:
     """Return the embedding shards in a ledger (LIVE_COLUMNS of it). recipe: digest, to return only its shards."""
-    live: dict[ShardKey, LiveShard] = {}
-    for volume_id, slices, shards in zip(*(ledger[name].to_pylist() for name in LIVE_COLUMNS), strict=True):
-        for key in shards or ():
-            if recipe is None or key[0] == recipe:
-                live.setdefault(key, LiveShard()).volumes[volume_id] = slices
-    return live
+    found = entries(ledger["shards"])
+    order = np.argsort(found.places, kind="stable")
+    rows, counts = found.rows[order], np.bincount(found.places, minlength=len(found.keys))
+    slices = ledger["slices"].to_numpy().astype(np.int64)[rows]
+    ends = np.cumsum(counts)
+    sums = np.diff(np.concatenate([[0], np.cumsum(slices)])[np.concatenate([[0], ends])])
+    pieces = np.split(rows, ends[:-1]) if len(ends) else []
+    ledger = ledger.select(["volume_id", "slices"])
+    live = zip(found.keys, counts.tolist(), sums.tolist(), pieces, strict=True)
+    return {key: LiveShard(count, total, own, ledger) for key, count, total, own in live if recipe in (None, key[0])}
+
+
+def shards_of(ledger: pa.Table, volume_ids: Collection[str]) -> frozenset[ShardKey]:
+    """Return the embedding shards with vectors of these volumes (ledger: LIVE_COLUMNS)."""
+    import pyarrow.compute as pc
+
+    chosen = pc.is_in(ledger["volume_id"], value_set=pa.array(list(volume_ids), pa.string()))
+    return frozenset(entries(ledger["shards"].filter(chosen)).keys)
 
 
 def live_rows(table: pa.Table, volumes: Container[str]) -> pa.Table:
@@ -69,7 +120,7 @@ def live_files(files: pa.Table, live: LiveShards, recipe: str, aggregation: str 
     members = []
     for file in stored_files(files, EMBEDDING_KINDS, recipe=recipe, aggregation=aggregation):
         shard = live[file.key]
-        rows = shard.rows(file)
+        rows = shard.live_rows(file)
         members.append(LiveFile(file, rows, None if rows == file.rows else frozenset(shard.volumes)))
     return sorted(members, key=lambda member: member.file.key)
 

@@ -144,7 +144,7 @@ def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Ite
         yield from _check_vectors(file.path, table)
     for (recipe, shard), live_shard in live.items():
         if kinds.get((recipe, shard)) != set(EMBEDDING_KINDS):
-            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {len(live_shard.volumes)} volumes lacks files")
+            yield Finding(f"embeddings/{recipe}", f"shard {shard} with {live_shard.count} volumes lacks files")
 
 
 def _check_vectors(path: str, table: pa.Table) -> Iterator[Finding]:

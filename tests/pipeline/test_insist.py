@@ -15,7 +15,8 @@ from medret.archive import LabelJoin, Listing
 from medret.cli import main
 from medret.errors import GateError, UsageError
 from medret.pipeline.gates import GateLimits
-from medret.pipeline.insist import check_labels, ct_without_hu
+from medret.pipeline.insist import check_labels
+from medret.pipeline.store_state import known_rows, without_hu
 from medret.recipe import SliceRecipe
 from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS
 from medret.volume import read_volume
@@ -43,9 +44,8 @@ def joined(*labelled: str, table: str | None = "labels.csv", unmatched: int = 0)
 )
 def test_a_store_does_not_lose_its_labels_unasked(had: int, now: int, refused: bool) -> None:
     """C16: exit 3 where fewer than half of the labelled volumes that stay would keep labels, whoever took them."""
-    before = pa.concat_tables(
-        [ledger(*NAMES[:had]), pa.Table.from_pylist([{"volume_id": "gone", "organ": "x"}], LEDGER)]
-    )
+    gone = pa.Table.from_pylist([{"volume_id": "gone", "organ": "x"}], LEDGER)
+    before = known_rows(pa.concat_tables([ledger(*NAMES[:had]), gone]))
     for table in ("labels.csv", None):
         join = joined(*NAMES[:now], table=table, unmatched=10 - now if table else 0)
         if refused:
@@ -60,7 +60,7 @@ def test_a_store_does_not_lose_its_labels_unasked(had: int, now: int, refused: b
 def test_a_table_that_matches_nothing_is_wrong_usage_in_a_store_without_labels() -> None:
     """C16: the message has both sides."""
     with pytest.raises(UsageError, match=r"none of its 3 rows.*'x\.nii'.*'0\.nii'"):
-        check_labels(ledger(), LISTING, joined(unmatched=3), GateLimits())
+        check_labels(known_rows(ledger()), LISTING, joined(unmatched=3), GateLimits())
 
 
 def test_plan_and_index_refuse_and_count(
@@ -123,5 +123,4 @@ def test_labelled_ct_without_hounsfield_units_is_counted(phantom_archive: Path) 
         scaled = nib.Nifti1Image((image.get_fdata() * scale).astype(np.float32), image.affine)
         volume = read_volume(scaled.to_bytes(), "x", SliceRecipe(), [32], modality=modality)
         facts.append(json.dumps(volume.facts.to_json()))
-    rows = [{"volume_id": str(number), "facts": fact} for number, fact in enumerate(facts)]
-    assert ct_without_hu(pa.Table.from_pylist(rows, LEDGER)) == 2
+    assert without_hu(pa.chunked_array([facts])).to_pylist().count(True) == 2

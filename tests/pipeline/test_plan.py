@@ -10,24 +10,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medret.archive import ArchiveObject
+from medret.archive import Listing
 from medret.index import IndexSettings
-from medret.pipeline.layout import compactions, findable, plan_index_shards, tombstones, with_indexed_in
-from medret.pipeline.plan import Plan, Target, make_plan, resolve, twins, with_checks
+from medret.pipeline.layout import Live, compactions, findable, plan_index_shards, tombstones, with_indexed_in
+from medret.pipeline.plan import make_plan, resolve, twins, with_checks
 from medret.pipeline.prepare import ruleset_digest
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.store_state import BaseSnapshot, StoreState, known_volumes
-from medret.schemas import FILES, LEDGER, TOMBSTONES
+from medret.pipeline.steps import ACTIONS, Plan, Step, Target
+from medret.pipeline.store_state import BaseSnapshot, StoreState, known_rows, store_state
+from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 from medret.snapshot.files import StoredFile
-from medret.snapshot.liveness import LiveFile, LiveShard, live_files, live_shards
+from medret.snapshot.liveness import LiveFile, LiveShards, live_files, live_shards
 
 A, B = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 WANTED = Target((A,), "judge")
 
 
-def item(volume_id: str, size: int = 10, mtime: str = "t0", etag: str | None = None) -> ArchiveObject:
-    return ArchiveObject(volume_id, f"/archive/{volume_id}", size, etag, mtime)
+def item(volume_id: str, size: int = 10, mtime: str = "t0", etag: str | None = None) -> dict[str, Any]:
+    return {"volume_id": volume_id, "size_bytes": size, "etag": etag, "mtime": mtime}
+
+
+def planned(
+    objects: list[dict[str, Any]], modalities: dict[str, str], state: StoreState, target: Target = WANTED
+) -> Plan:
+    labels = [{"volume_id": name, "modality": label, "metadata": []} for name, label in sorted(modalities.items())]
+    listing = Listing("/archive", pa.Table.from_pylist(objects, OBJECTS), {})
+    return make_plan(listing, pa.Table.from_pylist(labels, VOLUME_LABELS), state, target)
+
+
+def steps(plan: Plan) -> dict[str, Step]:
+    return {step.item.volume_id: step for step in plan.of(*ACTIONS)}
 
 
 def row(volume_id: str, **more: Any) -> dict[str, Any]:
@@ -41,13 +54,20 @@ def refused(volume_id: str, **more: Any) -> dict[str, Any]:
     return row(volume_id, **{"status": "quarantined", "code": "truncated", "shards": [], "slices": 0, **more})
 
 
-def known(*rows: dict[str, Any], journal: tuple[dict[str, Any], ...] = ()) -> StoreState:
-    previous = BaseSnapshot("id", None, pa.Table.from_pylist(list(rows), LEDGER), FILES.empty_table(), pa.table({}))
-    return known_volumes(previous, Journal(pa.Table.from_pylist(list(journal), LEDGER), FILES.empty_table(), ()))
+def known(
+    *rows: dict[str, Any], journal: tuple[dict[str, Any], ...] = (), older: tuple[dict[str, Any], ...] = ()
+) -> StoreState:
+    journalled = Journal(pa.Table.from_pylist(list(journal), LEDGER), FILES.empty_table(), ())
+    return store_state(base(*rows), journalled, pa.Table.from_pylist(list(older), LEDGER))
+
+
+def base(*rows: dict[str, Any], files: pa.Table | None = None, tombstones: pa.Table | None = None) -> BaseSnapshot:
+    ledger = known_rows(pa.Table.from_pylist(sorted(rows, key=lambda each: str(each["volume_id"])), LEDGER))
+    return BaseSnapshot("id", None, ledger, files or FILES.empty_table(), tombstones or TOMBSTONES.empty_table())
 
 
 def causes(plan: Plan) -> Mapping[str, tuple[str, str]]:
-    return {step.item.volume_id: (step.action, step.cause) for step in plan.steps}
+    return {name: (step.action, step.cause) for name, step in steps(plan).items()}
 
 
 def test_every_kind_of_change_is_told_apart() -> None:
@@ -59,7 +79,7 @@ def test_every_kind_of_change_is_told_apart() -> None:
         item("away"), item("fixed", size=11), item("grown", size=99), item("judged"), item("new", size=98),
         item("same"), item("still"), item("touched", mtime="t1"),
     ]  # fmt: skip
-    plan = make_plan(objects, {}, before, WANTED)
+    plan = planned(objects, {}, before)
     assert causes(plan) == {
         "away": ("check", "retried"),
         "fixed": ("embed", "retried"),
@@ -70,77 +90,74 @@ def test_every_kind_of_change_is_told_apart() -> None:
         "still": ("refuse", "refused"),
         "touched": ("check", "touched"),
     }
-    assert plan.gone == ("gone",)
+    assert [before.rows["volume_id"][row].as_py() for row in plan.gone] == ["gone"]
     assert not plan.idle
-    again = make_plan(objects, {}, before, Target((A,), "judge", retry=True))
+    again = planned(objects, {}, before, Target((A,), "judge", retry=True))
     assert causes(again)["still"] == ("check", "retried")
 
 
 def test_a_stale_volume_is_compared_again_and_no_run_is_idle_until_then() -> None:
     """A14: its row is of the object that its vectors are of, with the code of what could not be read."""
     before = known(row("away", code="unreadable"), row("back", code="unreadable"))
-    plan = make_plan([item("away", mtime="t1"), item("back")], {}, before, WANTED)
+    plan = planned([item("away", mtime="t1"), item("back")], {}, before)
     assert causes(plan) == {"away": ("check", "touched"), "back": ("keep", "touched")}
     assert not plan.idle
 
 
 def test_older_snapshots_give_vectors_but_no_second_opinion() -> None:
     """A5, B8: what returns is kept with its vectors, of one snapshot or of several; a refusal that stands is kept."""
-    live = BaseSnapshot("id", None, pa.Table.from_pylist([row("both", shards=[(B, "two")]), refused("bad")], LEDGER),
-                    FILES.empty_table(), pa.table({}))  # fmt: skip
-    older = pa.Table.from_pylist([row("back"), row("both"), row("bad"), row("other", content_sha256="x")], LEDGER)
-    nothing = Journal(LEDGER.empty_table(), FILES.empty_table(), ())
+    older = (row("back"), row("both"), row("bad"), row("other", content_sha256="x"))
+    before = known(row("both", shards=[(B, "two")]), refused("bad"), older=older)
     objects = [item("back"), item("bad"), item("both"), item("moved")]
-    plan = make_plan(objects, {}, known_volumes(live, nothing, older), Target((A,), "judge"))
+    plan = planned(objects, {}, before)
     assert causes(plan) == {
         "back": ("keep", "returned"),
         "bad": ("refuse", "refused"),
         "both": ("keep", "returned"),
         "moved": ("check", "new"),
     }
-    both = make_plan(objects, {}, known_volumes(live, nothing, older), Target((A, B), "judge")).steps[2]
+    both = steps(planned(objects, {}, before, Target((A, B), "judge")))["both"]
     assert (both.cause, dict(both.shards)) == ("returned", {A: "one", B: "two"})
 
 
 def test_hashes_decide_what_is_kept_copied_or_embedded() -> None:
     before = known(row("a"), row("b"), row("old"))
     objects = [item("a", mtime="t1"), item("b", mtime="t1"), item("moved"), item("other")]
-    plan = make_plan(objects, {}, before, WANTED)
-    found = resolve(plan, {"a": "sha-a", "b": "else", "moved": "sha-old", "other": "unknown"}, before, WANTED)
+    plan = planned(objects, {}, before)
+    found = resolve(plan, {"a": "sha-a", "b": "else", "moved": "sha-old", "other": "unknown"})
     assert causes(found) == {
         "a": ("keep", "touched"),
         "b": ("embed", "changed"),
         "moved": ("copy", "renamed"),
         "other": ("embed", "new"),
     }
-    moved = next(step for step in found.steps if step.item.volume_id == "moved")
-    assert dict(moved.shards) == {A: "one"}
+    assert dict(steps(found)["moved"].shards) == {A: "one"}
     # What cannot be hashed is read, and refused there with a reason.
-    assert causes(resolve(plan, {}, before, WANTED))["a"] == ("embed", "changed")
+    assert causes(resolve(plan, {}))["a"] == ("embed", "changed")
 
 
 def test_equal_objects_of_one_run_are_embedded_once() -> None:
     nothing = known()
-    plan = make_plan([item("a"), item("b"), item("c"), item("d", size=77)], {"c": "CT"}, nothing, WANTED)
+    plan = planned([item("a"), item("b"), item("c"), item("d", size=77)], {"c": "CT"}, nothing, WANTED)
     assert [[one.volume_id for one in group] for group in twins(plan)] == [["a", "b", "c"]]
-    plan = resolve(with_checks(plan, {"a", "b", "c"}), dict.fromkeys("abc", "equal"), nothing, WANTED)
+    plan = resolve(with_checks(plan, {"a", "b", "c"}), dict.fromkeys("abc", "equal"))
     assert causes(plan)["b"] == ("copy", "renamed")
-    assert next(step.leader for step in plan.steps if step.item.volume_id == "b") == "a"
+    assert steps(plan)["b"].leader == "a"
     # Another modality gives another window, and so other vectors.
     assert [causes(plan)[name][0] for name in "acd"] == ["embed"] * 3
 
 
 def test_a_further_model_is_embedded_alone() -> None:
     before = known(row("a"), row("b", shards=[(A, "one"), (B, "two")]))
-    plan = make_plan([item("a"), item("b")], {}, before, Target((A, B), "judge"))
-    first, second = plan.steps
+    plan = planned([item("a"), item("b")], {}, before, Target((A, B), "judge"))
+    first, second = steps(plan).values()
     assert (first.action, first.cause, first.missing, dict(first.shards)) == ("embed", "recipe", (B,), {A: "one"})
     assert (second.action, dict(second.shards)) == ("keep", {A: "one", B: "two"})
 
 
 def test_another_recipe_embeds_everything() -> None:
-    plan = make_plan([item("a")], {}, known(row("a")), Target((B,), "judge"))
-    assert plan.steps[0].missing == (B,)
+    plan = planned([item("a")], {}, known(row("a")), Target((B,), "judge"))
+    assert steps(plan)["a"].missing == (B,)
     assert not plan.idle
 
 
@@ -149,7 +166,7 @@ def test_what_the_journal_has_is_not_made_again() -> None:
         row("same"), journal=(row("done", shards=[(A, "j")]), row("same", shards=[(A, "j")]), refused("bad"))
     )
     objects = [item("bad"), item("done"), item("done2"), item("same")]
-    plan = make_plan(objects, {}, before, WANTED)
+    plan = planned(objects, {}, before)
     assert causes(plan) == {
         "bad": ("refuse", "refused"),
         "done": ("keep", "resumed"),
@@ -157,21 +174,21 @@ def test_what_the_journal_has_is_not_made_again() -> None:
         "same": ("keep", "unchanged"),
     }
     # An object that was written to since is not what the journal speaks of.
-    changed = make_plan([item("done", mtime="t1", size=12)], {}, before, WANTED)
+    changed = planned([item("done", mtime="t1", size=12)], {}, before)
     assert causes(changed)["done"] == ("embed", "new")
 
 
 def test_another_modality_label_is_another_volume() -> None:
-    plan = make_plan([item("a")], {"a": "CT"}, known(row("a", modality="MRI")), WANTED)
+    plan = planned([item("a")], {"a": "CT"}, known(row("a", modality="MRI")))
     assert causes(plan)["a"][0] != "keep"
 
 
 def test_slices_drawn_by_name_are_never_shared() -> None:
     wanted = Target((A,), "judge", copies=False)
     before = known(row("old"))
-    plan = make_plan([item("moved")], {}, before, wanted)
+    plan = planned([item("moved")], {}, before, wanted)
     assert causes(plan)["moved"] == ("embed", "new")
-    assert causes(make_plan([item("old", mtime="t1")], {}, before, wanted))["old"] == ("check", "touched")
+    assert causes(planned([item("old", mtime="t1")], {}, before, wanted))["old"] == ("check", "touched")
 
 
 # --- layout ------------------------------------------------------------------------------------------------------
@@ -211,8 +228,14 @@ def test_a_small_shard_takes_in_what_is_added() -> None:
     assert plan_index_shards(pieces[:2], held, SETTINGS).kept == ("x", "y")  # nothing was added: nothing to do
 
 
+def everything(previous: BaseSnapshot, ledger: pa.Table) -> Live:
+    """All shards count as touched."""
+    shards = live_shards(ledger)
+    return Live(ledger, shards, shards.keys() | live_shards(previous.ledger).keys())
+
+
 def test_tombstones_are_the_rows_that_died() -> None:
-    before = pa.Table.from_pylist([row("a"), row("b"), row("c", shards=[(A, "two")]), row("d")], LEDGER)
+    before = [row("a"), row("b"), row("c", shards=[(A, "two")]), row("d")]
     now = pa.Table.from_pylist([row("a"), row("b", shards=[(A, "three")]), row("c", shards=[(A, "two")])], LEDGER)
     held = [("p1", "one", "x"), ("p2", "two", "y")]
     table = pa.Table.from_pylist(
@@ -220,7 +243,9 @@ def test_tombstones_are_the_rows_that_died() -> None:
           "indexed_in": key} for path, shard, key in held], FILES,
     )  # fmt: skip
     old = pa.Table.from_pylist([{"shard": "x", "volume_id": "z"}, {"shard": "w", "volume_id": "z"}], TOMBSTONES)
-    found = tombstones(["x", "y"], BaseSnapshot("id", None, before, table, old), table, live_shards(now)).to_pylist()
+    found = tombstones(
+        ["x", "y"], base(*before, files=table, tombstones=old), table, everything(base(*before), now)
+    ).to_pylist()
     assert {(one["shard"], one["volume_id"]) for one in found} == {("x", "z"), ("x", "b"), ("x", "d")}
 
 
@@ -236,18 +261,19 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
 ) -> None:
     """B4: embedding shards go and come back, volumes move between them and return; no live row stays hidden."""
     wanted = IndexSettings(shard_rows=shard_rows)
-    previous = BaseSnapshot(None, None, LEDGER.empty_table(), FILES.empty_table(), TOMBSTONES.empty_table())
+    previous = base()
     indices: dict[str, list[str]] = {}
     for generation, state in enumerate(history):
         ledger = pa.Table.from_pylist([row(v, shards=[(A, key)]) for v, key in state.items() if key], LEDGER)
-        live = live_shards(ledger)
+        now = everything(previous, ledger)
+        live = now.shards
         before = {(each["recipe"], each["shard"]): each["indexed_in"] for each in previous.files.to_pylist()}
         pool = pa.Table.from_pylist(
             [{"path": f"p-{key}", "kind": "volumes", "sha256": "", "size_bytes": 1, "rows": len(held), "recipe": A,
               "aggregation": "mean", "shard": key, "indexed_in": before.get((A, key))}
              for key, held in MEMBERS.items() if (A, key) in live], FILES,
         )  # fmt: skip
-        files = findable(pool, previous, live)
+        files = findable(pool, previous, now)
         members = live_files(files, live, A, "mean")
         plan = plan_index_shards(members, {key: len(held) for key, held in indices.items()}, wanted)
         placed = {m.file.path: m.file.indexed_in for m in members if m.file.indexed_in in plan.kept}
@@ -257,24 +283,28 @@ def test_what_lives_is_found_once_whatever_became_of_it_before(
             indices[key] = [v for member in group for v in live[member.file.key].volumes]
             placed |= dict.fromkeys((member.file.path for member in group), key)
         files = with_indexed_in(files, [placed.get(path) for path in files["path"].to_pylist()])
-        dead = tombstones(plan.kept, previous, files, live)
+        dead = tombstones(plan.kept, previous, files, now)
         hidden = {(each["shard"], each["volume_id"]) for each in dead.to_pylist()}
         found = [v for key, held in indices.items() for v in held if (key, v) not in hidden]
         assert sorted(found) == sorted(ledger["volume_id"].to_pylist())
         assert all(v in indices[key] for key, v in hidden)
-        previous = BaseSnapshot("id", None, ledger, files, dead)
+        previous = base(*ledger.to_pylist(), files=files, tombstones=dead)
 
 
 def test_dead_and_many_small_embedding_shards_are_written_again() -> None:
-    def table(*shards: tuple[str, int]) -> pa.Table:
+    def shards(volumes: dict[str, list[str]]) -> LiveShards:
+        rows = [row(name, shards=[(A, shard)]) for shard, names in volumes.items() for name in names]
+        return live_shards(pa.Table.from_pylist(rows, LEDGER))
+
+    def table(*pieces: tuple[str, int]) -> pa.Table:
         rows = [{"path": f"p-{s}", "kind": "slices", "sha256": "", "size_bytes": 1, "rows": n, "recipe": A, "shard": s}
-                for s, n in shards]  # fmt: skip
+                for s, n in pieces]  # fmt: skip
         return pa.Table.from_pylist(rows, FILES)
 
-    live = {(A, "full"): LiveShard({str(n): 2 for n in range(64)}), (A, "dead"): LiveShard(dict.fromkeys("abc", 2))}
+    live = shards({"full": [str(n) for n in range(64)], "dead": ["a", "b", "c"]})
     groups = compactions(table(("full", 128), ("dead", 10)), live, A, 64)
     assert [[file.shard for file in group] for group in groups] == [["dead"]]
-    small = {(A, f"s{n}"): LiveShard({f"v{n}": 2}) for n in range(8)}
+    small = shards({f"s{n}": [f"v{n}"] for n in range(8)})
     names = [(shard, 2) for _, shard in small]
     assert compactions(table(*names[:7]), small, A, 64) == []
     assert [len(group) for group in compactions(table(*names), small, A, 64)] == [8]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
 from medret.pipeline.embedding_shards import write_shard
 from medret.pipeline.materialize import lay_out
+from medret.pipeline.new_ledger import unchanged
+from medret.pipeline.store_state import read_base, store_state
 from medret.pipeline.write_stage import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
@@ -106,11 +109,15 @@ def test_slices_that_cancel_cost_their_volume_and_no_other(tmp_path: Path) -> No
     embedded = [volume("cancels", (1, 0), (-1, 0)), volume("sound", (1, 0), (0, 1))]
     shard, files = write_shard(store, {RECIPE: embedded}, [MAX])
     rows = [ledger_row(each.volume_id, shards=[(RECIPE.digest, shard)]) for each in embedded]
-    layout = lay_out(store, pa.Table.from_pylist(rows, LEDGER), files, [RECIPE], [MAX, MEAN], 64, "judge")
-    status = {row["volume_id"]: (row["status"], row["code"], row["shards"]) for row in layout.ledger.to_pylist()}
+    base, journal = read_base(store), read_journal(store)
+    ledger = replace(unchanged(store_state(base, journal), list), changed=pa.Table.from_pylist(rows, LEDGER))
+    layout = lay_out(store, ledger, files, [RECIPE], [MAX, MEAN], 64, "judge")
+    status = {
+        row["volume_id"]: (row["status"], row["code"], row["shards"]) for row in layout.ledger.changed.to_pylist()
+    }
     assert status["cancels"] == ("quarantined", "embedding_failed", [])
     assert status["sound"][0] == "embedded"
-    assert layout.live[RECIPE.digest, shard].volumes == {"sound": 2}
+    assert layout.live.shards[RECIPE.digest, shard].volumes == {"sound": 2}
     assert {row["aggregation"]: row["rows"] for row in layout.files.to_pylist()} == {None: 4, "max": 2, "mean": 1}
 
 

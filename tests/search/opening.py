@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from medret.errors import CorruptError, MedretError
-from medret.pipeline.store_state import read_known
+from medret.pipeline.store_state import read_base
 from medret.search import open_snapshot
-from medret.snapshot import verify_store
+from medret.snapshot import read_journal, verify_store
 from medret.snapshot.gc import gc
 from medret.snapshot.lease import leased
 from medret.snapshot.publish import history
@@ -26,7 +26,8 @@ def everything(store: Location) -> None:
     ways: list[Callable[[], object]] = [
         lambda: history(store),
         lambda: verify_store(store),
-        lambda: read_known(store),
+        lambda: read_base(store),
+        lambda: read_journal(store),
         lambda: sweep_it(store),
         lambda: search_it(store),
     ]
