@@ -28,7 +28,7 @@ def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
     object of equal size that will be compared is enough. quarantined: ids of the volumes that are quarantined now.
     """
     rows = plan.state.rows.slice(0, plan.state.journal_from)
-    live = rows.filter(pc.equal(rows["status"], "embedded")).select(["volume_id"])
+    live = pc.equal(rows["status"], "embedded")
     gone = rows_of(rows.select(["status", "content_sha256", "size_bytes"]), plan.gone)
     moved = pa.array({step.content_sha256 for step in plan.of("copy")}, pa.string())
     gone = gone.filter(
@@ -37,8 +37,9 @@ def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
     unsure = pc.and_(pa.array(plan.which("check")), pc.is_null(plan.table["row"]))
     possible = Counter(plan.table["size_bytes"].filter(unsure).to_pylist())
     sizes = Counter(gone["size_bytes"].to_pylist())
-    refused = 0 if quarantined is None else pc.sum(pc.is_in(live["volume_id"], value_set=quarantined)).as_py() or 0
-    return Losses(live.num_rows, (sizes - possible).total(), int(refused))
+    refused = pc.and_(live, pc.is_in(rows["volume_id"], value_set=quarantined)) if quarantined is not None else None
+    total, newly = (int(pc.sum(mask).as_py() or 0) if mask is not None else 0 for mask in (live, refused))
+    return Losses(total, (sizes - possible).total(), newly)
 
 
 def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:

@@ -40,7 +40,7 @@ class NewLedger:
     def select(self, *names: str) -> pa.Table:
         """Columns of all rows, out of store_state.PLANNED: first those that stay, then those that change."""
         kept = self.state.rows.slice(0, len(self.kept)).select(names).filter(pa.array(self.kept))
-        return pa.concat_tables([kept, self.changed.select(names)])
+        return pa.concat_tables([kept, self.changed.select(names).cast(kept.schema)])
 
     @property
     def touched(self) -> frozenset[ShardKey]:
@@ -279,11 +279,11 @@ def counts(listing: Listing, plan: Plan, ledger: NewLedger) -> Counts:
     stale = embedded & pc.is_valid(rows["code"]).to_numpy()
     copied = action == ACTIONS.index("copy")
     live = state.rows.slice(0, state.journal_from)
-    published = live["content_sha256"].filter(pc.equal(live["status"], "embedded"))
-    found = rows["content_sha256"].filter(pa.array(copied))
-    renamed = np.zeros(len(written), np.bool_)
-    renamed[copied] = pc.is_in(found, value_set=published).to_numpy() if copied.any() else False
-    renamed &= embedded & ~stale
+    renamed = embedded & ~stale & copied
+    if renamed.any():
+        found = rows["content_sha256"].filter(pa.array(renamed))
+        same = pc.and_(pc.equal(live["status"], "embedded"), pc.is_in(live["content_sha256"], value_set=found))
+        renamed[renamed] = pc.is_in(found, value_set=live["content_sha256"].filter(same)).to_numpy()
     older = copied & (_numbers(part["row"]) >= state.older_from)
     unchanged = np.isin(cause, [CAUSES.index(name) for name in ("unchanged", "touched", "returned")]) | older
     made = embedded & ~stale & ~renamed & ~unchanged

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from medret.archive import ArchiveObject, Listing
 from medret.pipeline.sql import query
 from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
-from medret.pipeline.store_state import StoreState, rows_of, with_digests
+from medret.pipeline.store_state import KNOWN, StoreState, rows_of, with_digests
 from medret.schemas import OBJECTS, in_order
 
 RANGE_ROWS = 1 << 18  # objects per query: the tables are sorted, so one range of ids is joined after the other
@@ -105,7 +105,8 @@ SELECT * FROM objects QUALIFY count(*) OVER (PARTITION BY size_bytes, etag) > 1 
 
 def make_plan(listing: Listing, labels: pa.Table, state: StoreState, target: Target) -> Plan:
     """Plan a run. labels: schemas.VOLUME_LABELS. Steps with action `check` need content hashes; see `resolve`."""
-    known = state.numbered().append_column("stored", pa.array(state.stored(target.recipes)))
+    names = [name for name in KNOWN.names if name not in ("slices", "shards", "ct_without_hu")]
+    known = state.numbered(*names).append_column("stored", pa.array(state.stored(target.recipes)))
     live, others = known.slice(0, state.journal_from), in_order(known.slice(state.journal_from), "volume_id")
     numbers = {"journal_from": state.journal_from, "older_from": state.older_from}
     judged = {"ruleset": target.ruleset_digest, "retry": target.retry, "transient": sorted(map(str, TRANSIENT_CODES))}
@@ -214,7 +215,7 @@ def resolve(plan: Plan, hashes: Mapping[str, str]) -> Plan:
 
 def _contents(plan: Plan, hashes: Collection[str]) -> dict[tuple[str, str | None], int]:
     """(content, modality) -> the first stored row that has vectors of all recipes, among these contents."""
-    rows = plan.state.numbered().select(["row", "content_sha256", "modality", "shards"])
+    rows = plan.state.numbered("content_sha256", "modality", "shards")
     rows = rows.filter(pc.is_in(rows["content_sha256"], value_set=pa.array(sorted(hashes), pa.string())))
     found: dict[tuple[str, str | None], int] = {}
     for row in rows.to_pylist():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medret.errors import VersionError
 from medret.pipeline.sql import query
-from medret.schemas import FILES, LABELS, LEDGER, TOMBSTONES, taken
+from medret.schemas import FILES, LABELS, LEDGER, PART_ROWS, TOMBSTONES, taken
 from medret.snapshot import (
     Journal,
     Manifest,
@@ -31,9 +31,11 @@ PLANNED = (
     "volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "modality", "slices", "shards",
     "judged_by",
 )  # fmt: skip
+CODED = pa.dictionary(pa.int32(), pa.string())  # texts with few different values
+TYPES = {"status": CODED, "code": CODED, "modality": CODED, "judged_by": CODED, "shards": pa.map_(CODED, CODED)}
 KNOWN = pa.schema(
     [
-        *(LEDGER.field(name) for name in PLANNED),
+        *(pa.field(name, TYPES.get(name, LEDGER.field(name).type)) for name in PLANNED),
         pa.field("labels", pa.uint64()),  # digest of the labels; null: it has none
         pa.field("ct_without_hu", pa.bool_()),  # of its facts
     ]
@@ -77,16 +79,18 @@ class StoreState:
 
     def stored(self, recipes: Collection[str]) -> NDArray[np.int64]:
         """The recipes (digests) that each row has vectors of: bit i is that of the i-th."""
-        found = entries(self.rows["shards"])
         bits = np.zeros(self.rows.num_rows, np.int64)
-        for bit, recipe in enumerate(recipes):
-            of_recipe = np.array([key[0] == recipe for key in found.keys], np.bool_)
-            bits[found.rows[of_recipe[found.places]]] |= 1 << bit
+        for at in range(0, len(bits), PART_ROWS):
+            found = entries(self.rows["shards"].slice(at, PART_ROWS))
+            for bit, recipe in enumerate(recipes):
+                of_recipe = np.array([key[0] == recipe for key in found.keys], np.bool_)
+                bits[at + found.rows[of_recipe[found.places]]] |= 1 << bit
         return bits
 
-    def numbered(self) -> pa.Table:
-        """The rows with their numbers, as the column `row`."""
-        return self.rows.append_column("row", pa.array(np.arange(self.rows.num_rows, dtype=np.int32)))
+    def numbered(self, *names: str) -> pa.Table:
+        """Columns of the rows, and their numbers as the column `row`."""
+        numbers = pa.array(np.arange(self.rows.num_rows, dtype=np.int32))
+        return self.rows.select(names).append_column("row", numbers)
 
 
 def live_manifest(store: Location) -> Manifest | None:
@@ -115,8 +119,12 @@ def read_base(store: Location) -> BaseSnapshot:
 
 def known_rows(ledger: pa.Table) -> pa.Table:
     """The columns KNOWN of a part of a ledger (schemas.LEDGER)."""
-    found = [*(ledger[name] for name in PLANNED), _digests(ledger), without_hu(ledger["facts"])]
-    return pa.table(found, schema=KNOWN)
+    columns = [*(ledger[name] for name in PLANNED), _digests(ledger), without_hu(ledger["facts"])]
+    return _known(columns)
+
+
+def _known(columns: Sequence[pa.ChunkedArray | pa.Array]) -> pa.Table:
+    return pa.table([column.cast(f.type) for column, f in zip(columns, KNOWN, strict=True)], schema=KNOWN)
 
 
 def without_hu(facts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -137,10 +145,9 @@ def _digests(table: pa.Table) -> pa.ChunkedArray:
 def store_state(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
     """Put the rows of all three together. older: rows of older snapshots (schemas.LEDGER)."""
     others = pa.concat_tables([journal.ledger, LEDGER.empty_table() if older is None else older])
-    columns = [
-        others[name] if name in PLANNED else pa.nulls(others.num_rows, KNOWN.field(name).type) for name in KNOWN.names
-    ]
-    rows = pa.concat_tables([base.ledger, pa.table(columns, schema=KNOWN)])
+    nothing = pa.nulls(others.num_rows)
+    known = _known([*(others[name] for name in PLANNED), nothing, nothing])
+    rows = pa.concat_tables([base.ledger, known])
     return StoreState(rows, base.ledger.num_rows, base.ledger.num_rows + journal.ledger.num_rows, others)
 
 

@@ -17,7 +17,6 @@ from medret.index import ROWS_KIND, read_rows
 from medret.snapshot.files import EMBEDDING_KINDS, ShardKey, StoredFile, stored_files
 from medret.storage import Location
 
-PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
 LIVE_COLUMNS = ["volume_id", "slices", "shards"]  # columns of the ledger that decide which rows are live
 
 
@@ -37,13 +36,15 @@ def entries(shards: pa.ChunkedArray) -> Entries:
     """Flatten the column `shards` of a ledger."""
     import pyarrow.compute as pc  # slower to import than everything that a search needs from here
 
-    lists = [chunk.cast(PAIRS) for chunk in shards.chunks]
+    texts = pa.field("key", shards.type.key_type, nullable=False), pa.field("value", shards.type.item_type)
+    lists = [chunk.cast(pa.list_(pa.struct(texts))) for chunk in shards.chunks]
     firsts = np.cumsum([0, *map(len, lists)])
     rows = [first + pc.list_parent_indices(pairs).to_numpy() for first, pairs in zip(firsts, lists, strict=False)]
     names, codes = [], []
     for part in (0, 1):  # recipes, then shards
-        texts = pa.chunked_array([pc.list_flatten(pairs).field(part) for pairs in lists], pa.string())
-        coded = texts.dictionary_encode().combine_chunks()
+        texts = pa.chunked_array([pc.list_flatten(pairs).field(part) for pairs in lists], shards.type.key_type)
+        coded = texts if pa.types.is_dictionary(texts.type) else texts.dictionary_encode()
+        coded = coded.unify_dictionaries().combine_chunks()
         names.append(coded.dictionary.to_pylist())
         codes.append(coded.indices.to_numpy().astype(np.int64))
     pairs, places = np.unique(codes[0] * len(names[1]) + codes[1], return_inverse=True)
