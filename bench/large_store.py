@@ -123,6 +123,7 @@ def make(folder: Path, number: int) -> dict[str, Any]:
 def listing(folder: Path, more: pa.Table | None = None) -> Listing:
     """The listing of the archive, with further objects."""
     objects = pq.read_table(folder / "objects.parquet").cast(OBJECTS)
+    pa.default_memory_pool().release_unused()  # a listing is not made from Parquet
     if more is not None:
         objects = pa.concat_tables([objects, more.select(OBJECTS.names)])
     return Listing(URI, objects, {})

@@ -1,6 +1,6 @@
 """Whether a volume costs the same in a large archive as in a small one, and what a run costs that finds nothing new.
 
-    python bench/scale.py [--volumes N] [--objects N] [--json]
+    python bench/scale.py [--volumes N] [--objects N] [--rows N] [--json]
 
 Phantoms of 12 x 12 x 8 voxels and a small network with random weights: what grows with the archive shows, not
 the model. The cost of a volume is the difference between two runs over the difference of their volumes, so that what
@@ -9,6 +9,10 @@ the smaller difference is that between a tenth and four tenths of the largest ar
 tenth. The run that finds nothing
 new lists an S3 endpoint on loopback (bench/listing.py) and compares with a ledger of as many volumes, made by repeating
 the rows of a small one.
+
+The driver's work on up to ten million volumes is measured without an archive and without vectors: listing and store are
+made on the spot (bench/large_store.py), and each size has processes of its own. The cost of a row is again a difference
+of two sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,6 +131,39 @@ def rerun_s(objects: int, scratch: Path, store: Path | None) -> float:
         return seconds
 
 
+def large_runs(sizes: list[int], new: int, scratch: Path) -> dict[str, list[dict[str, Any]]]:
+    """What bench/large_store.py reports of each size: a run with nothing new, and one with `new` new volumes."""
+    found: dict[str, list[dict[str, Any]]] = {"make": [], "idle": [], "daily": []}
+    for size in sizes:
+        folder = scratch / f"large-{size}"
+        folder.mkdir()
+        for command, *more in (("make", str(size)), ("idle",), ("daily", str(new))):
+            script = str(Path(__file__).with_name("large_store.py"))
+            words = [sys.executable, script, command, str(folder), *more]
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+            found[command].append(json.loads(done.stdout))
+        shutil.rmtree(folder)
+    return found
+
+
+def large_figures(found: dict[str, list[dict[str, Any]]]) -> list[Figure]:
+    """The bounds of issue 15, for the largest size."""
+    idle, daily = found["idle"], found["daily"]
+    rows, seconds = ([run[name] for run in idle] for name in ("rows", "seconds"))
+    costs = np.diff(seconds) / np.diff(rows)
+    made = f"{rows[-1]:,} synthetic ledger rows"
+    return [
+        Figure(f"run with nothing new, {rows[-1]:,} volumes", seconds[-1], 90, "a clock", False, "s"),
+        Figure("its peak memory", idle[-1]["peak_mib"] / 1024, 6, made, False, "GiB"),
+        Figure("its cost of a row", costs[-1] / costs[0] if len(costs) > 1 else 1.0, 1.1, "of fewer rows", False),
+        Figure(
+            f"{daily[-1]['new']:,} new among them, the driver's own work", daily[-1]["seconds"], 120, made, False, "s"
+        ),
+        Figure("what it writes", daily[-1]["written"] / 1e6, 100, made, False, "MB"),
+        Figure("its peak memory", daily[-1]["peak_mib"] / 1024, None, made, False, "GiB"),
+    ]
+
+
 def measured(arguments: argparse.Namespace) -> Measured:
     """Archives of several sizes, and a run with nothing to do."""
     most, objects = (24, 3000) if arguments.tiny else (arguments.volumes, arguments.objects)
@@ -135,6 +173,8 @@ def measured(arguments: argparse.Namespace) -> Measured:
         spent = np.divide(seconds, sizes) if arguments.tiny else np.diff(seconds) / np.diff(sizes)
         small, large = spent[[max(-2, -len(spent)), -1]].tolist()
         peaks = [report["driver_peak_mib"] for report in reports]
+        steps = [1000] if arguments.tiny else [arguments.rows // 100, arguments.rows // 10, arguments.rows]
+        large = large_runs(steps, 100 if arguments.tiny else 10_000, Path(scratch))
         rerun = rerun_s(objects, Path(scratch), Path(scratch) / f"store-{sizes[0]}-0" if arguments.tiny else None)
     phantoms, tenth = "phantoms, random weights", min(1, len(sizes) - 1)
     figures = [
@@ -148,8 +188,9 @@ def measured(arguments: argparse.Namespace) -> Measured:
             f"at {sizes[tenth]:,} ({phantoms})", at_least=False, why=ROWS,
         ),
         Figure(f"run over {objects:,} objects on S3 with nothing new", rerun, 20, "a clock", False, "s", why=LISTING),
+        *large_figures(large),
     ]  # fmt: skip
-    facts = {"sizes": sizes, "seconds": seconds, "driver_peak_mib": peaks, "objects": objects}
+    facts = {"sizes": sizes, "seconds": seconds, "driver_peak_mib": peaks, "objects": objects, "large": large}
     return Measured(figures, facts | {"phases_s": [report["phases_s"] for report in reports]})
 
 
@@ -157,4 +198,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=int, default=10_000, help="of the largest archive (default %(default)s)")
     parser.add_argument("--objects", type=int, default=100_000, help="that are listed (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the largest ledger (default %(default)s)")
     main(measured, parser)
