@@ -174,7 +174,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
         small, large = spent[[max(-2, -len(spent)), -1]].tolist()
         peaks = [report["driver_peak_mib"] for report in reports]
         steps = [1000] if arguments.tiny else [arguments.rows // 100, arguments.rows // 10, arguments.rows]
-        large = large_runs(steps, 100 if arguments.tiny else 10_000, Path(scratch))
+        found = large_runs(steps, 100 if arguments.tiny else 10_000, Path(scratch))
         rerun = rerun_s(objects, Path(scratch), Path(scratch) / f"store-{sizes[0]}-0" if arguments.tiny else None)
     phantoms, tenth = "phantoms, random weights", min(1, len(sizes) - 1)
     figures = [
@@ -188,9 +188,9 @@ def measured(arguments: argparse.Namespace) -> Measured:
             f"at {sizes[tenth]:,} ({phantoms})", at_least=False, why=ROWS,
         ),
         Figure(f"run over {objects:,} objects on S3 with nothing new", rerun, 20, "a clock", False, "s", why=LISTING),
-        *large_figures(large),
+        *large_figures(found),
     ]  # fmt: skip
-    facts = {"sizes": sizes, "seconds": seconds, "driver_peak_mib": peaks, "objects": objects, "large": large}
+    facts = {"sizes": sizes, "seconds": seconds, "driver_peak_mib": peaks, "objects": objects, "large": found}
     return Measured(figures, facts | {"phases_s": [report["phases_s"] for report in reports]})
 
 
