@@ -103,7 +103,8 @@ def findable_rows(store: Location, indices: Indices, ledger: NewLedger) -> list[
 def content_by_id(ledger: NewLedger, facts: Sequence[VectorFacts]) -> Mapping[str, str | None]:
     """volume_id -> content_sha256, for the volumes of these vectors."""
     rows = ledger.select("volume_id", "content_sha256")
-    rows = rows.filter(pc.is_in(rows["volume_id"], value_set=pa.array([one for each in facts for one in each.keys])))
+    ids = pa.array([volume_id for each in facts for volume_id in each.keys], pa.string())
+    rows = rows.filter(pc.is_in(rows["volume_id"], value_set=ids))
     return dict(zip(rows["volume_id"].to_pylist(), rows["content_sha256"].to_pylist(), strict=True))
 
 
