@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import cached_property, partial
@@ -54,7 +54,7 @@ class Contents:
     @cached_property
     def ledger(self) -> Ledger:
         """Labels, URIs and outcomes by volume_id."""
-        return Ledger(self._tables("ledger"), self._tables("changes"))
+        return Ledger(self._files("ledger"), self._files("changes"))
 
     @cached_property
     def labels(self) -> pa.Table:
@@ -73,7 +73,10 @@ class Contents:
         return dead
 
     def _tables(self, kind: TableKind) -> list[Path]:
-        return [self._local.path(table.path, table.sha256) for table in self.manifest.tables_of(kind)]
+        return [file() for file in self._files(kind)]
+
+    def _files(self, kind: TableKind) -> list[Callable[[], Path]]:
+        return [partial(self._local.path, table.path, table.sha256) for table in self.manifest.tables_of(kind)]
 
     def place(self, row: LedgerRow) -> str:
         """Where a volume is read, or `Refused`."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Self
@@ -38,6 +38,7 @@ MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABEL
 KEYS = ("volume_id", "uri", *LABELS)
 GROUPS_KEPT = 256  # decoded row groups, of some 16,000 rows and 4 MB each
 SUFFIXES = (".nii", ".nii.gz")  # of everything that an archive's listing accepts as a volume
+LocalFile = Callable[[], Path]
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # one endpoint for all of their buckets
 
 
@@ -54,9 +55,13 @@ class LedgerRow:
 
 
 class Ledger:
-    """The ledger of a snapshot. base, changes: its local Parquet files; the rows of `changes` replace others."""
+    """The ledger of a snapshot.
 
-    def __init__(self, base: Sequence[Path], changes: Sequence[Path] = ()) -> None:
+    base, changes: its Parquet files; rows of `changes` replace others. Each is a function that gives the local path: a
+    remote file is copied when it is first needed.
+    """
+
+    def __init__(self, base: Sequence[LocalFile], changes: Sequence[LocalFile] = ()) -> None:
         self._base, self._changes = _Rows(base), _Rows(changes)
 
     def rows(self, volume_ids: Iterable[str]) -> dict[str, LedgerRow]:
@@ -91,18 +96,19 @@ class Ledger:
 
 
 class _Rows:
-    """The rows of some Parquet files in volume_id order."""
+    """The rows of some Parquet files in volume_id order; a file is opened when it is first needed."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [_File(path) for path in paths]
-        self._groups = [(file, group) for file in self._files for group in range(file.groups)]
-        self._first_ids = [file.first_id(group).encode() for file, group in self._groups]
-        self._group = lru_cache(GROUPS_KEPT)(lambda place: _Group(*self._groups[place]))
+    def __init__(self, files: Sequence[LocalFile]) -> None:
+        self._numbers = range(len(files))
+        self._file = cache(lambda number: _File(files[number]()))
+        self._group = lru_cache(GROUPS_KEPT)(lambda number, group: _Group(self._file(number), group))
 
     def group_with(self, volume_id: str) -> _Group | None:
         """The row group that has a row of the volume; None if there is no such row."""
-        place = bisect_right(self._first_ids, volume_id.encode()) - 1
-        group = None if place < 0 else self._group(place)
+        key = volume_id.encode()
+        number = bisect_right(self._numbers, key, key=lambda number: self._file(number).first_id) - 1
+        place = -1 if number < 0 else bisect_right(self._file(number).first_ids, key) - 1
+        group = None if place < 0 else self._group(number, place)
         return group if group and volume_id in group else None
 
     def ids_with(self, sha256: str) -> list[str]:
@@ -110,8 +116,8 @@ class _Rows:
         import pyarrow.compute as pc
 
         ids: list[str] = []
-        for file in self._files:
-            table = file.read(["volume_id", "content_sha256", "status"])
+        for number in self._numbers:
+            table = self._file(number).read(["volume_id", "content_sha256", "status"])
             same = pc.and_(pc.equal(table["content_sha256"], sha256), pc.equal(table["status"], "embedded"))
             ids += table["volume_id"].filter(same).to_pylist()
         return ids
@@ -124,7 +130,8 @@ class _File:
         self._name, self._size_bytes = str(path), path.stat().st_size
         self._file = open_parquet(path, self._name, LEDGER, memory_map=True)
         self._reading = Lock()
-        self.groups: int = self._file.num_row_groups
+        self.first_ids = [self._first_id(group).encode() for group in range(self._file.num_row_groups)]
+        self.first_id = self.first_ids[0] if self.first_ids else b""
 
     def read(self, columns: list[str], group: int | None = None) -> pa.Table:
         """Columns of one row group, or of all of them."""
@@ -134,7 +141,7 @@ class _File:
             check_required(table, LEDGER)
             return table
 
-    def first_id(self, group: int) -> str:
+    def _first_id(self, group: int) -> str:
         """The smallest volume_id of a row group, from its statistics where it has them."""
         column = self._file.schema_arrow.names.index("volume_id")
         with as_corrupt(self._name):

@@ -234,13 +234,14 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
     tombstones = read_tombstones(work.store, old, manifest)
     base = [_erased(work, table) for table in manifest.tables_of("ledger")]
     changes = [_erased(work, table) for table in manifest.tables_of("changes")]
-    ledger = [table.entry for table in (*base, *changes)]
+    filled = [table.entry for table in base if table.entry.rows] or [base[0].entry]
+    ledger = [*filled, *(table.entry for table in changes if table.entry.rows)]
     parent = renamed.get(manifest.parent or "", manifest.parent)
     gates = [_scrubbed(work, gate) for gate in manifest.gates]
     dead = work.erased(tombstones)
     exclude = [work.mentions.scrub(pattern) for pattern in manifest.exclude]
     same = (parent, gates, exclude) == (manifest.parent, manifest.gates, manifest.exclude)
-    same = same and all(table in manifest.tables for table in ledger)
+    same = same and all(table.entry in manifest.tables for table in (*base, *changes))
     if same and dead is None and not any(map(work.touches, files)):
         return old
     dead = tombstones if dead is None else dead

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import pytest
 
 from medret.schemas import LEDGER
 from medret.search.ledger import Ledger, _File
+
+
+def _ledger(*base: Path, changes: Sequence[Path] = ()) -> Ledger:
+    return Ledger([partial(Path, path) for path in base], [partial(Path, path) for path in changes])
 
 
 def _write(path: Path, ids: list[str], *, statistics: bool = True) -> Path:
@@ -33,14 +39,14 @@ def test_rows_are_found_in_any_group_of_any_file(tmp_path: Path, statistics: boo
         _write(tmp_path / "0", ids[:8], statistics=statistics),
         _write(tmp_path / "1", ids[8:], statistics=statistics),
     ]
-    ledger = Ledger(paths)
+    ledger = _ledger(*paths)
     found = ledger.rows([*ids, "", "a/03x", "zz", "é/99"])
     assert list(found) == ids
     assert all(row.volume_id == volume_id and row.uri == f"/a/{volume_id}" for volume_id, row in found.items())
 
 
 def test_only_the_groups_that_are_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger([_write(tmp_path / "0", [f"{number:03d}" for number in range(60)])])
+    ledger = _ledger(_write(tmp_path / "0", [f"{number:03d}" for number in range(60)]))
     read: list[int] = []
     original = pq.ParquetFile.read_row_group
 
@@ -53,12 +59,26 @@ def test_only_the_groups_that_are_asked_for_are_decoded(tmp_path: Path, monkeypa
     assert read == [0, 19]
 
 
+def test_only_the_files_on_the_way_to_a_row_are_opened(tmp_path: Path) -> None:
+    paths = [_write(tmp_path / f"{first:02d}", [f"{first:02d}", f"{first + 1:02d}"]) for first in range(0, 32, 2)]
+    opened = []
+
+    def open_file(path: Path) -> Path:
+        opened.append(path.name)
+        return path
+
+    ledger = Ledger([partial(open_file, path) for path in paths])
+    assert ledger.rows(["11"]).keys() == {"11"}
+    assert "10" in opened
+    assert len(opened) <= 5, "bisection over 16 files"
+
+
 def test_a_row_is_one_group_of_the_changes_or_one_more_of_the_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = _write(tmp_path / "0", [f"{number:03d}" for number in range(60)])
     changes = _write(tmp_path / "1", [f"{number:03d}" for number in range(0, 90, 5)])
-    ledger, read = Ledger([base], [changes]), []
+    ledger, read = _ledger(base, changes=[changes]), []
     original = _File.read
 
     def counted(self: _File, columns: list[str], group: int | None = None) -> pa.Table:
@@ -73,7 +93,7 @@ def test_a_row_is_one_group_of_the_changes_or_one_more_of_the_base(
 
 
 def test_labels_and_problems(tmp_path: Path) -> None:
-    ledger = Ledger([_write(tmp_path / "0", ["a/bad", "b/good"])])
+    ledger = _ledger(_write(tmp_path / "0", ["a/bad", "b/good"]))
     good, bad = ledger.row("b/good"), ledger.row("a/bad")
     assert good is not None
     assert bad is not None
@@ -85,6 +105,6 @@ def test_labels_and_problems(tmp_path: Path) -> None:
 
 
 def test_content_is_found_among_embedded_volumes(tmp_path: Path) -> None:
-    ledger = Ledger([_write(tmp_path / "0", ["a/1", "a/2", "a/bad"]), _write(tmp_path / "1", ["b/1"])])
+    ledger = _ledger(_write(tmp_path / "0", ["a/1", "a/2", "a/bad"]), _write(tmp_path / "1", ["b/1"]))
     assert ledger.ids_with_content("a" * 64) == ["a/1", "a/2"]
     assert ledger.ids_with_content("c" * 64) == []

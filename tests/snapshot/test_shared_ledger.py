@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,7 +143,7 @@ def test_whatever_runs_do_the_merged_ledger_is_the_whole_one(tmp_path: Path, see
         base, changes = ([Path(store.path(path)) for path in tables(store, snapshot_id, kind)] for kind in
                          ("ledger", "changes"))  # fmt: skip
         kinds.add(bool(changes))
-        found = Ledger(base, changes)
+        found = Ledger([partial(Path, path) for path in base], [partial(Path, path) for path in changes])
         ids = [*rows, *(f"v{number:03d}.nii" for number in range(120)), "", "z"]
         assert found.rows(ids).keys() == rows.keys()
         assert all(found.rows(rows)[one].labels["organ"] == rows[one]["organ"] for one in rows)
@@ -272,6 +273,19 @@ def test_a_forgotten_volume_leaves_bases_and_changes_of_all_snapshots(tmp_path: 
         rest = read_ledger(store, one, read_manifest(store, one))["volume_id"].to_pylist()
         assert rest == sorted(ledger.keys() - {volume_id})
     assert len(before & set(store.files("tables"))) >= 5, "parts that do not name the volume stay"
+
+
+def test_parts_of_which_nothing_is_left_are_dropped(tmp_path: Path) -> None:
+    ledgers = [volumes(range(40)), volumes(range(42)), volumes(range(43))]
+    store, _ = store_of(tmp_path, *ledgers)
+    for gone, parts in ((range(8, 16), 4), (range(8), 3), (range(16, 40), 1)):
+        forget(store, set(volumes(gone)), NoLease())  # type: ignore[arg-type]
+        live = current_id(store) or ""
+        assert len(tables(store, live, "ledger")) == parts
+        assert verify_store(store) == []
+    assert read_ledger(store, live, read_manifest(store, live))["volume_id"].to_pylist() == [*volumes(range(40, 43))]
+    forget(store, set(volumes([41])), NoLease())  # type: ignore[arg-type]
+    assert open_snapshot(store.uri).labels()["volume_id"].to_pylist() == [*volumes([40, 42])]
 
 
 def read_all(store: Location, path: str) -> list[dict[str, Any]]:
