@@ -7,6 +7,7 @@ a share of the difference of two others, rotated at random into the requested wi
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.query_sets import Report
 from medret.evaluate.study import Row, Study, read_slices
-from medret.html.plots import Line, lines
+from medret.html.plots import lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
 from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
 from medret.index.build import RECALL_K, TIE_TOLERANCE, size_bytes, threads
@@ -135,20 +136,15 @@ def _searched(
 def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     plots = []
     for dim in dict.fromkeys(row["dim"] for row in rows):
-        of_dim = [row for row in rows if row["dim"] == dim]
-        variants = list(dict.fromkeys((row["index"], row["setting"]) for row in of_dim))
         for column, title, log in (
             ("recall_at_10", "recall@10 of exact search", False),
             ("p50_ms", "median latency, ms", True),
             ("build_seconds", "build time, s", True),
         ):
-            series = [
-                Line(
-                    f"{index} {setting}".strip(),
-                    [(r["vectors"], r[column]) for r in of_dim if (r["index"], r["setting"]) == (index, setting)],
-                )
-                for index, setting in variants
-            ]
+            series: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+            for row in rows:
+                if row["dim"] == dim:
+                    series[f"{row['index']} {row['setting']}".strip()].append((row["vectors"], row[column]))
             heading = f"dim {dim}: {title}"
             plots.append((heading, lines(series, "vectors", title, heading, log)))
     return plots

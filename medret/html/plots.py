@@ -6,7 +6,7 @@ They are built as element trees, whose serialiser escapes every text; `report.cs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -46,14 +46,6 @@ class Point:
     colour: int
     shape: int
     title: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One series of (x, y) points, drawn in the order of x."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
 
 
 def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> Markup:
@@ -140,10 +132,15 @@ def scatter(points: Sequence[Point], label: str) -> Markup:
     return _markup(plot)
 
 
-def lines(series: Sequence[Line], x_label: str, y_label: str, label: str, log_y: bool = False) -> Markup:
-    """Draw lines over a logarithmic x axis; y is logarithmic too, or runs from its least to its greatest value."""
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, label: str, log_y: bool = False
+) -> Markup:
+    """Draw lines over a logarithmic x axis; y is logarithmic too, or runs from its least to its greatest value.
+
+    series: name -> (x, y) points, drawn in the order of x.
+    """
     left, right, top, bottom, width, height = 70, 230, 16, 44, 460, 300
-    points = [point for line in series for point in line.points]
+    points = [point for line in series.values() for point in line]
     if not points:
         return _markup(_plot("lines", 200, 40, label))
 
@@ -165,15 +162,15 @@ def lines(series: Sequence[Line], x_label: str, y_label: str, label: str, log_y:
         _text(plot, f"{x:,.0f}", place(x, points[0][1])[0], top + height + 18, "tick", "middle")
     _text(plot, x_label, left + width / 2, top + height + 38, "", "middle")
     _text(plot, y_label, left, top - 4)
-    for number, line in enumerate(series):
-        spots, colour = [place(x, y) for x, y in sorted(line.points)], colour_of(number)
+    for number, (name, line) in enumerate(series.items()):
+        spots, colour = [place(x, y) for x, y in sorted(line)], colour_of(number)
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         _add(plot, "path", d=path, fill="none", stroke=colour, stroke_width=2)
         for x, y in spots:
             _add(plot, "circle", class_="mark", cx=x, cy=y, r=4, fill=colour)
         y = top + 14 + 20 * number
         _add(plot, "rect", x=left + width + 16, y=y - 9, width=12, height=12, fill=colour)
-        _text(plot, line.name, left + width + 36, y + 2)
+        _text(plot, name, left + width + 36, y + 2)
     return _markup(plot)
 
 
