@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_command, positive_int
+from medret.errors import MedretError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,8 +37,6 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.errors import UsageError
-
     try:
         run_demo(arguments.folder.resolve(), arguments.volumes_per_kind)
     except OSError as error:
@@ -50,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
 def run_demo(folder: Path, volumes_per_kind: int) -> None:
     """Make a small archive below `folder` (absolute), index it, search it and show the hits."""
     from medret.demo.phantoms import KINDS, write_corpus
-    from medret.errors import MedretError
     from medret.pipeline.request import IndexRequest
     from medret.pipeline.result import Reporter
     from medret.pipeline.run import run_index
@@ -101,8 +99,6 @@ def run_demo(folder: Path, volumes_per_kind: int) -> None:
 
 def _refuse_other_files(archive: Path, labels: Sequence[Row]) -> None:
     """Refuse an archive with other files: they would be indexed too, and the demo must not delete them."""
-    from medret.errors import UsageError
-
     known = {archive / row["path"] for row in labels}
     others = [path for path in archive.rglob("*") if path.is_file() and path not in known]
     if others:

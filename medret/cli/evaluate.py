@@ -8,7 +8,18 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, add_repeatable, add_store, note, parse_weights, positive_int
+from medret.cli.shared import (
+    add_command,
+    add_repeatable,
+    add_store,
+    clear,
+    note,
+    parse_weights,
+    positive_int,
+    report,
+    write_text,
+)
+from medret.errors import UsageError
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -101,8 +112,6 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.cli.shared import clear, report, write_text
-    from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
     from medret.evaluate.figures import late_notes
     from medret.evaluate.levels import SOURCE
@@ -145,8 +154,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _query_set(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:
-    from medret.cli.shared import report
-    from medret.errors import UsageError
     from medret.evaluate import archive_queries
     from medret.evaluate.query_sets import file_queries
 
@@ -164,8 +171,6 @@ def _query_set(arguments: argparse.Namespace, snapshot: Snapshot, selection: Sel
 
 def _names(path: Path | None) -> frozenset[str]:
     """The lines of a file, without blank ones."""
-    from medret.errors import UsageError
-
     if path is None:
         return frozenset()
     try:

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 
 from medret.cli.shared import add_command, add_store, count, note
+from medret.errors import UsageError
+from medret.storage import Location
 from medret.visible import say
 
 EXPORT = """\
@@ -110,7 +112,6 @@ def age(text: str) -> timedelta:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Run `medret export`."""
-    from medret.errors import UsageError
     from medret.search import open_snapshot
     from medret.search.export import export_rows
 
@@ -132,7 +133,6 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from medret.snapshot import current_id, verify_store
     from medret.snapshot.forget import FORGETTING
     from medret.snapshot.names import is_litter
-    from medret.storage import Location
 
     store = Location(arguments.store)
     findings = verify_store(store)
@@ -155,7 +155,6 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_snapshots(arguments: argparse.Namespace) -> int:
     """Run `medret snapshots`."""
     from medret.snapshot.publish import history
-    from medret.storage import Location
 
     snapshots = [
         {
@@ -187,7 +186,6 @@ def run_rollback(arguments: argparse.Namespace) -> int:
     """Run `medret rollback`."""
     from medret.snapshot import leased
     from medret.snapshot.publish import rollback
-    from medret.storage import Location
 
     store = Location(arguments.store)
     with leased(store, "rollback") as lease:
@@ -200,7 +198,6 @@ def run_gc(arguments: argparse.Namespace) -> int:
     """Run `medret gc`."""
     from medret.snapshot import leased
     from medret.snapshot.gc import gc
-    from medret.storage import Location
 
     store = Location(arguments.store)
     with leased(store, "gc") as lease:
@@ -224,7 +221,6 @@ def run_forget(arguments: argparse.Namespace) -> int:
     """Run `medret forget`."""
     from medret.snapshot import leased
     from medret.snapshot.forget import forget
-    from medret.storage import Location
 
     store = Location(arguments.store)
     with leased(store, "forget") as lease:
@@ -248,7 +244,6 @@ def run_forget(arguments: argparse.Namespace) -> int:
 def run_unlock(arguments: argparse.Namespace) -> int:
     """Run `medret unlock`."""
     from medret.snapshot.lease import unlock
-    from medret.storage import Location
 
     store = Location(arguments.store)
     holder, ran = unlock(store, force=arguments.force)

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, add_repeatable, add_store, note, positive_int
+from medret.cli.shared import add_command, add_repeatable, add_store, clear, note, positive_int, report, write_text
+from medret.errors import UsageError
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -97,8 +98,6 @@ def _add_duplicates(commands: Any) -> None:
 
 def run_study(arguments: argparse.Namespace) -> int:
     """Run `medret study`."""
-    from medret.cli.shared import clear, write_text
-
     study = _study(arguments)
     clear()
     if arguments.csv:
@@ -117,8 +116,6 @@ def run_study(arguments: argparse.Namespace) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    from medret.cli.shared import report
-    from medret.errors import UsageError
     from medret.evaluate import Bootstrap, Options
     from medret.search import open_snapshot
 
@@ -161,7 +158,6 @@ def _text(value: object) -> str:
 
 def run_duplicates(arguments: argparse.Namespace) -> int:
     """Run `medret duplicates`."""
-    from medret.cli.shared import clear, report, write_text
     from medret.evaluate.duplicates import find_duplicates
     from medret.search import open_snapshot
 
