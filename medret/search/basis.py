@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medret.embeddings import read_vectors
 from medret.errors import CorruptError
 from medret.index import EXACT, centred, pooled_centre, uncentred
-from medret.index.exact import build_exact
+from medret.index.exact import BATCH_ROWS, build_exact
 from medret.index.rows import RowTable, row_order
 from medret.schemas import ROWS
 from medret.search.cache import LocalFiles
@@ -70,5 +70,8 @@ def write_moved(path: Path, listed: ShardFiles, table: RowTable, stored: pa.Tabl
             "run `medret verify`"
         )
     vectors = np.zeros((len(table), len(centre)), np.float16)
-    vectors[alive] = centred(read_vectors(stored), centre).astype(np.float16)
+    raw = read_vectors(stored)
+    for start in range(0, len(alive), BATCH_ROWS):
+        part = slice(start, start + BATCH_ROWS)
+        vectors[alive[part]] = centred(raw[part], centre).astype(np.float16)
     path.write_bytes(faiss.serialize_index(build_exact(vectors)).data)
