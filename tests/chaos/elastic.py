@@ -5,8 +5,8 @@
 At `calm`, a run begins at zero workers of at most three. It must end with exit code 0, have used more than one node, by
 its report, and the workers must be gone soon afterwards. At `reclaimed`, a worker is killed at random every 20 seconds,
 and at `once`, the first one when the first volumes are written, as a cloud reclaims spot nodes. The run must end in the
-same way. It must always have the vectors, index files and counts of an undisturbed run on this machine alone (DIR/store
-of DIR/archive, made here if it does not exist).
+same way. Its vectors, counts, embedding files and index files must always be those of an undisturbed run on one machine
+(DIR/store of DIR/archive, made here if it does not exist).
 """
 
 from __future__ import annotations
@@ -108,12 +108,19 @@ def run(cloud: Cluster, folder: Path, point: str) -> dict[str, Any]:
         problems.append(f"said {errors[:2000]!r}")
     problems += [str(finding) for finding in verify_store(Location(store))]
     problems += [f"other {what}" for what in same(store, folder / "store")]
+    if embeddings(store) != embeddings(folder / "store"):
+        problems.append("other embedding files")
     ended = time.monotonic()
     while cloud.workers() and time.monotonic() - ended < IDLE_S + GONE_S:
         time.sleep(POLL_S)
     if left := cloud.workers():
         problems.append(f"{len(left)} workers are still there {IDLE_S + GONE_S:g} s after the run")
     return {"problems": problems, "seconds": seconds, "nodes": len(report["nodes"]), "reclaimed": reclaimed}
+
+
+def embeddings(store: Path) -> set[str]:
+    """The names of a store's embedding files, which are digests of their content."""
+    return {path.name for path in (store / "embeddings").rglob("*.parquet")}
 
 
 if __name__ == "__main__":
