@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medret.pipeline.counter import StageCount, Tally
+from medret.pipeline.counter import StageCount, StageCounter, Tally
 
 
 class Counter:
@@ -59,3 +59,11 @@ def test_a_tally_asks_now_and_then_whether_to_stop(clock: Any) -> None:
     clock.now += 1
     assert tally.is_stopping()  # a run that is to stop does not go on
     assert counter.asked == 2
+
+
+def test_the_counter_knows_which_node_worked_on_how_many_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medret.pipeline.counter.RunMetrics", lambda: SimpleNamespace(stage=lambda *_: None))
+    counter = StageCounter(0.0)
+    for stage, volumes, node in (("read", 2, "a"), ("read", 3, "b"), ("write", 5, "a"), ("read", 1, "a")):
+        counter.add(stage, StageCount(volumes), 1.0, node)
+    assert counter.nodes() == {"a": {"read": 3, "write": 5}, "b": {"read": 3}}
