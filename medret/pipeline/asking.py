@@ -84,20 +84,21 @@ def find_device(
     grows = autoscales or expected != Expected()
     capacity = capacity_of(ray.nodes(), grows=grows)
     wait_s = 60 * wait_minutes
-    if wanted == "cpu" or (wanted == "auto" and not wait_s and capacity.gpus <= 0):
-        device = "cpu"
-    elif capacity.gpus > 0:
-        device = "cuda"
-    elif wait_s and (task := offered(A_GPU, wait_s, sure=expected.gpus > 0, autoscales=autoscales)):
-        wait_for(task, "a GPU", wait_s, say)
+
+    def gpu_comes() -> bool:
+        task = offered(A_GPU, wait_s, sure=expected.gpus > 0, autoscales=autoscales) if wait_s else None
+        if task is not None:
+            wait_for(task, "a GPU", wait_s, say)
+        return task is not None
+
+    device = "cpu"
+    if wanted != "cpu" and (capacity.gpus > 0 or gpu_comes()):
         device = "cuda"
     elif wanted == "cuda":
         raise UsageError(
             "--device cuda was asked for, but the Ray cluster has no GPU; add GPU nodes, say --expect gpu=N if they "
             "come once they are needed, or use --device auto or cpu"
         )
-    else:
-        device = "cpu"
     if device == "cpu" and capacity.cpus <= 0:
         wait_for(waiting_task(A_CPU), "a CPU", wait_s, say)
     return device, capacity_of(ray.nodes(), grows=grows)
