@@ -18,7 +18,8 @@ from typing import Any
 from medret.storage.filesystems import Details, with_retries
 
 REQUESTS = 16  # at a time
-_PAGES = 4  # of a range before it is cut: a small archive needs no more requests than it has pages
+_PAGES = 4  # before the first cut: a small archive needs no more requests than it has pages
+_PAGES_OF_PART = 16  # before a part is cut again
 _FOLDER_PAGES = 10  # of common prefixes, for one cut
 
 
@@ -27,14 +28,15 @@ class _Range:
     """The keys after `after` up to and including `until` (None: to the end).
 
     folder: where to look for common prefixes to cut the range at; None if there are none. token: of the next page.
-    pages: how many it has given.
+    whole: how many more pages to give before it is cut. They count from the last page with nearly as many folders as
+    keys: finding such small folders takes as many requests as listing them.
     """
 
     folder: str | None
     after: str = ""
     until: str | None = None
     token: str | None = None
-    pages: int = 0
+    whole: int = _PAGES
 
     def has(self, key: str) -> bool:
         """Whether a key belongs to the range."""
@@ -72,7 +74,7 @@ def s3_pages(fs: Any, root: str) -> Iterator[Details]:
                     yield answer.files
                 for left in answer.rest:
                     idle = len(waiting) + len(running) < REQUESTS
-                    if idle and left.folder is not None and left.pages >= _PAGES:
+                    if idle and left.folder is not None and left.whole <= 0:
                         running.add(pool.submit(listing.cut, left))
                     else:
                         waiting.append(left)
@@ -93,26 +95,32 @@ class _Listing:
         answer = self._request(self.prefix, keys.after, keys.token)
         found = answer.get("Contents", [])
         files = {}
+        folders = set()
         for entry in found:
+            folders.add(_folder_below(keys.folder or "", entry["Key"]))
             if keys.has(entry["Key"]):
                 path = f"{self.bucket}/{entry['Key']}"
                 files[path] = {**entry, "name": path, "size": entry["Size"], "type": "file"}
         last = found[-1]["Key"] if found else keys.after
         if not answer.get("IsTruncated") or (keys.until is not None and last >= keys.until):
             return _Answer(files)
-        rest = replace(keys, after=max(last, keys.after), token=answer["NextContinuationToken"], pages=keys.pages + 1)
+        whole = keys.whole - 1 if 2 * len(folders) <= len(found) else _PAGES
+        rest = replace(keys, after=max(last, keys.after), token=answer["NextContinuationToken"], whole=whole)
         return _Answer(files, (rest,))
 
     def cut(self, keys: _Range) -> _Answer:
         """Cut a range at the common prefixes of its folder or, if it has no more of them, of the folders below it."""
-        keys = replace(keys, pages=0)
+        keys = replace(keys, whole=_PAGES_OF_PART)
         folder = keys.folder
         while folder is not None:
-            found = [prefix for prefix in self._common_prefixes(folder, keys.after) if keys.has(prefix)]
+            prefixes = self._common_prefixes(folder, keys.after)
+            found = [prefix for prefix in prefixes if keys.has(prefix) and prefix != keys.until]
             if found:
                 cuts = found[:: math.ceil(len(found) / REQUESTS)]
                 ends: list[str | None] = [*cuts[1:], keys.until]
-                others = [_Range(folder, start, end) for start, end in zip(cuts, ends, strict=True)]
+                others = [
+                    _Range(folder, start, end, whole=_PAGES_OF_PART) for start, end in zip(cuts, ends, strict=True)
+                ]
                 return _Answer({}, (replace(keys, folder=folder, until=cuts[0]), *others))
             folder = _folder_below(folder, keys.after)
         return _Answer({}, (replace(keys, folder=None),))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import pytest
@@ -27,11 +27,9 @@ class Server:
 
     req_kw: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, keys: list[str], *, deaf: bool = False, pause_s: float = 0.0) -> None:
-        self.keys, self.deaf, self.pause_s = sorted(keys), deaf, pause_s
+    def __init__(self, keys: list[str], *, deaf: bool = False) -> None:
+        self.keys, self.deaf = sorted(keys), deaf
         self.requests: list[dict[str, Any]] = []
-        self.under_way = self.most = 0
-        self.lock = threading.Lock()
 
     def invalidate_cache(self) -> None:
         """There is none."""
@@ -47,30 +45,29 @@ class Server:
 
     def call_s3(self, method: str, **request: Any) -> dict[str, Any]:
         assert method == "list_objects_v2"
-        with self.lock:
-            self.requests.append(request)
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
-        time.sleep(self.pause_s)
+        self.requests.append(request)
         prefix, delimiter = request["Prefix"], request.get("Delimiter")
         after = request.get("ContinuationToken") or ("" if self.deaf else request.get("StartAfter", ""))
-        entries: list[str] = []
-        for key in self.keys:
-            if key.startswith(prefix):
-                name, found, _ = key.removeprefix(prefix).partition("/")
-                entry = f"{prefix}{name}/" if delimiter and found else key
-                if entry > after and (not entries or entry != entries[-1]):
-                    entries.append(entry)
-        page = entries[:PAGE]
-        is_folder = {entry: bool(delimiter) and entry.endswith("/") and entry != prefix for entry in page}
-        answer: dict[str, Any] = {
-            "Contents": [{"Key": entry, "Size": 1} for entry in page if not is_folder[entry]],
-            "CommonPrefixes": [{"Prefix": entry} for entry in page if is_folder[entry]],
-            "IsTruncated": len(entries) > PAGE,
-        }
-        with self.lock:
-            self.under_way -= 1
-        return answer | ({"NextContinuationToken": page[-1]} if len(entries) > PAGE else {})
+        files: list[dict[str, Any]] = []
+        folders: list[dict[str, Any]] = []
+        last, more = "", False
+        for key in self.keys[max(bisect_left(self.keys, prefix), bisect_left(self.keys, after)) :]:
+            if not key.startswith(prefix):
+                break
+            name, slash, _ = key.removeprefix(prefix).partition("/")
+            entry = f"{prefix}{name}/" if delimiter and slash else key
+            if entry <= after or entry == last:
+                continue
+            if len(files) + len(folders) == PAGE:
+                more = True
+                break
+            last = entry
+            if delimiter and slash:
+                folders.append({"Prefix": entry})
+            else:
+                files.append({"Key": entry, "Size": 1})
+        answer = {"Contents": files, "CommonPrefixes": folders, "IsTruncated": more}
+        return answer | ({"NextContinuationToken": last} if more else {})
 
 
 def listed(server: Server, root: str) -> list[str]:
@@ -94,24 +91,56 @@ def test_every_key_is_listed_once(keys: list[str], root: str, deaf: bool) -> Non
     assert listed(server, root) == (below or ([root] if "/" in root else []))
 
 
-TREES = {
-    "flat": [f"n/{number:04d}" for number in range(600)],
-    "one folder in one folder": [f"n/x/y/z/{number:04d}" for number in range(600)],
-    "as many folders as files": [f"n/{number:04d}/a" for number in range(600)],
-    "large and small folders": [f"n/{number % 40 if number % 2 else 50:02d}/{number:04d}" for number in range(600)],
-    "deep": [f"n/{number % 3}/{number % 5}/{number % 7}/{number:04d}" for number in range(600)],
-    "files between folders": [f"n/{number:04d}" + ("/a" if number % 3 else "") for number in range(600)],
-}
+class Clock:
+    """In place of threads: a task takes as long as the requests that it makes, and tasks run side by side."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server, self.now = server, 0
+        self.left: dict[Future[Any], int] = {}
+        monkeypatch.setattr(s3_listing, "ThreadPoolExecutor", lambda _: nullcontext(self))
+        monkeypatch.setattr(s3_listing, "wait", self.wait)
+
+    def submit(self, task: Callable[[Any], Any], argument: Any) -> Future[Any]:
+        before, future = len(self.server.requests), Future[Any]()
+        future.set_result(task(argument))
+        self.left[future] = len(self.server.requests) - before
+        assert len(self.left) <= s3_listing.REQUESTS
+        return future
+
+    def wait(self, running: set[Future[Any]], return_when: str) -> tuple[set[Future[Any]], set[Future[Any]]]:
+        passed = min(self.left.values())
+        self.now += passed
+        self.left = {future: left - passed for future, left in self.left.items()}
+        done = {future for future, left in self.left.items() if not left}
+        self.left = {future: left for future, left in self.left.items() if left}
+        return done, running - done
 
 
-@pytest.mark.parametrize("tree", TREES)
-def test_requests_stay_few_and_run_side_by_side(tree: str) -> None:
-    """Never more at a time than allowed, and at most some two for each page. Only flat keys are listed in turn."""
-    server = Server(TREES[tree], pause_s=0.001)
-    assert listed(server, "bucket/n") == sorted(f"bucket/{key}" for key in TREES[tree])
-    assert server.most <= s3_listing.REQUESTS
-    assert len(server.requests) <= 2.5 * 600 / PAGE
-    assert (server.most > 1) == (tree not in ("flat", "one folder in one folder"))
+N = 6000  # keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "times_as_fast", "requests_per_page"),
+    [
+        pytest.param([f"n/{i // 60:03d}/{i:05d}" for i in range(N)], 9, 1.3, id="folders"),
+        pytest.param([f"n/x/y/z/{i // 60:03d}/{i:05d}" for i in range(N)], 9, 1.3, id="one folder in one folder"),
+        pytest.param([f"n/{i % 3}/{i % 5}/{i % 7}/{i:05d}" for i in range(N)], 9, 1.3, id="deep"),
+        pytest.param([f"n/{i % 7 // 5}/{i // 60:04d}/{i:05d}" for i in range(N)], 8, 1.3, id="most in one of two"),
+        pytest.param([f"n/{i // 10:04d}/{i:05d}" for i in range(N)], 4, 1.3, id="folders of ten"),
+        pytest.param([f"n/{i:05d}" for i in range(N)], 0.99, 1.01, id="flat"),
+        pytest.param([f"n/{i:05d}/a" for i in range(N)], 0.99, 1.01, id="a folder for each file"),
+    ],
+)
+def test_folders_are_listed_side_by_side(
+    keys: list[str], times_as_fast: float, requests_per_page: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with one request after the other, and never more at a time than allowed. Pages have five keys here."""
+    server = Server(keys)
+    clock = Clock(server, monkeypatch)
+    assert listed(server, "bucket/n") == sorted(f"bucket/{key}" for key in keys)
+    pages = N / PAGE
+    assert pages / clock.now >= times_as_fast
+    assert len(server.requests) / pages <= requests_per_page
 
 
 def test_a_small_archive_takes_as_many_requests_as_pages() -> None:
