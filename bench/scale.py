@@ -39,7 +39,6 @@ from msgspec.structs import replace
 from medret.archive import list_archive
 from medret.schemas import LEDGER
 from medret.snapshot import current_id, publish, read_files, read_ledger, read_manifest
-from medret.snapshot.changes import differences
 from medret.storage import Location
 
 SMALL = ("--model", "timm:test_vit", "--weights", "timm:test_vit=random", "--slices", "uniform:1")
@@ -98,8 +97,7 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
     live = current_id(location)
     assert live is not None
     manifest = read_manifest(location, live)
-    ledger, files = read_ledger(location, live, manifest), read_files(location, live, manifest)
-    rows = ledger.to_pylist()
+    rows, files = read_ledger(location, live, manifest).to_pylist(), read_files(location, live, manifest)
     repeated = [
         rows[number % len(rows)]
         | {"volume_id": item.volume_id, "uri": item.uri, "size_bytes": item.size_bytes}
@@ -109,8 +107,8 @@ def grow_ledger(store: Path, archive: str, environment: dict[str, str]) -> None:
     counts = replace(manifest.counts, listed=len(repeated), embedded=len(repeated), new=0)
     kept = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name not in ("created", "tables")}
     fields = kept | {"parent": live, "counts": counts, "archive_uri": listed.archive_uri}
-    changed, gone = differences(ledger.cast(LEDGER), pa.Table.from_pylist(repeated, schema=LEDGER))
-    publish(location, changed, gone, files, **fields)
+    gone = {row["volume_id"] for row in rows} - {row["volume_id"] for row in repeated}
+    publish(location, pa.Table.from_pylist(repeated, schema=LEDGER), sorted(gone), files, **fields)
 
 
 def rerun_s(objects: int, scratch: Path, store: Path | None) -> float:

@@ -1,4 +1,4 @@
-"""A ledger as a base and the changes since then: tell ledgers apart, collect changes, merge both. Pure functions.
+"""A ledger as a base and the changes since then: collect changes, and merge them into the base. Pure functions.
 
 A run over a large archive changes few rows. So snapshots share a base, and each has one table of everything that
 changed since the base was written. Both tables have schemas.LEDGER and are sorted by volume_id. A row of the changes
@@ -13,12 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from medret.schemas import GONE, LEDGER, PART_ROWS, in_order, in_pieces, taken
+from medret.schemas import GONE, LEDGER, PART_ROWS, in_order
 
 BASE_SHARE = 16  # a new base is written when more than one row in so many has changed
-PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))  # a map
 
 
 def needs_base(base_rows: int, changed_rows: int) -> bool:
@@ -26,30 +24,12 @@ def needs_base(base_rows: int, changed_rows: int) -> bool:
     return base_rows <= PART_ROWS or BASE_SHARE * changed_rows > base_rows
 
 
-def differences(before: pa.Table, after: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Compare two whole ledgers (schemas.LEDGER).
-
-    Returns the rows of `after` that `before` lacks or has otherwise, and the ids of `before` that `after` lacks.
-    """
-    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
-
-    places = pc.index_in(after["volume_id"], value_set=before["volume_id"])
-    known = pc.is_valid(places)
-    old, new = taken(before, pc.drop_null(places)), after.filter(known)
-    pairs = zip(in_pieces([old]), in_pieces([new]), strict=True)
-    differ = np.concatenate([_differ(*pair) for pair in pairs])
-    changed = ~known.to_numpy()
-    changed[~changed] = differ
-    gone = before["volume_id"].filter(pc.invert(pc.is_in(before["volume_id"], value_set=after["volume_id"])))
-    return after.filter(pa.array(changed)), gone.to_pylist()
-
-
 def collected(changes: pa.Table, changed: pa.Table, gone: Sequence[str]) -> pa.Table:
     """Add a run's changes to those since the base.
 
     changed: rows that are new or replace others (schemas.LEDGER). gone: ids of volumes that the run removes.
     """
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # slower to import than everything that a search needs from here
 
     ids = pa.array(gone, pa.string())
     nothing = {"uri": "", "size_bytes": 0, "status": GONE, "slices": 0}
@@ -94,29 +74,3 @@ def _replaced(part: pa.Table, changes: pa.Table) -> pa.Table:
     bounds = [*np.flatnonzero(np.diff(order, prepend=-2) != 1), len(order)]
     runs = [both.slice(order[begin], end - begin) for begin, end in pairwise(bounds)]
     return pa.concat_tables([part.schema.empty_table(), *runs]).combine_chunks()
-
-
-def _differ(before: pa.Table, after: pa.Table) -> NDArray[np.bool_]:
-    """Whether each row differs from the row at the same place; (rows,) bool."""
-    differ = np.zeros(after.num_rows, np.bool_)
-    for name in after.schema.names if after.num_rows else ():
-        differ |= _values_differ(*(table[name].combine_chunks() for table in (before, after)))
-    return differ
-
-
-def _values_differ(before: pa.Array, after: pa.Array) -> NDArray[np.bool_]:
-    """Whether each value differs from the value at the same place, null being equal to null; (rows,) bool."""
-    import pyarrow.compute as pc
-
-    if not pa.types.is_map(after.type):
-        both_null = pc.and_(pc.is_null(before), pc.is_null(after))
-        same: NDArray[np.bool_] = pc.coalesce(pc.equal(before, after), both_null).to_numpy(zero_copy_only=False)
-        return ~same
-    lists = [maps.cast(PAIRS) for maps in (before, after)]
-    differ = _values_differ(*map(pc.list_value_length, lists))
-    alike = np.flatnonzero(~differ)
-    lists = [values.take(pa.array(alike)) for values in lists]
-    owners = pc.list_parent_indices(lists[0]).to_numpy()
-    for pairs in zip(*(pc.list_flatten(values).flatten() for values in lists), strict=True):
-        differ[alike[owners[_values_differ(*pairs)]]] = True
-    return differ

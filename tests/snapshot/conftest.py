@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,6 @@ from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES
 from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish, read_files, read_ledger, read_manifest
-from medret.snapshot.changes import differences
 from medret.snapshot.journal import write_entry
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
@@ -117,6 +116,15 @@ def write_indices(store: Location, embedded: list[Slices], files: list[dict[str,
     return made
 
 
+def differences(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> tuple[pa.Table, list[str]]:
+    """What `publish` needs to know of two whole ledgers: the rows that are new or differ, and the ids that go."""
+    had, has = (
+        {row["volume_id"]: row for row in pa.Table.from_pylist([*rows], LEDGER).to_pylist()} for rows in (before, after)
+    )
+    changed = [row for volume_id, row in has.items() if row != had.get(volume_id)]
+    return pa.Table.from_pylist(changed, LEDGER), [volume_id for volume_id in had if volume_id not in has]
+
+
 def publish_more(
     store: Location,
     embedded: list[Slices],
@@ -127,10 +135,10 @@ def publish_more(
     gates: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Publish these volumes in shards of their own, beside what `parent` had; dead: what is gone since then."""
-    before, had = [], LEDGER.empty_table()
+    before, had = [], []
     if parent:
         manifest = read_manifest(store, parent)
-        before, had = read_files(store, parent, manifest).to_pylist(), read_ledger(store, parent, manifest)
+        before, had = (read(store, parent, manifest).to_pylist() for read in (read_files, read_ledger))
     key = f"{len(before):0>16}"
     for row in ledger:
         if row["volume_id"] in {volume.volume_id for volume in embedded}:
@@ -159,7 +167,7 @@ def publish_more(
     facts |= {"slices": slices, "gates": [GateEntry(name=name, found=found, limit="any") for name, found in gates]}
     kept = [row for row in before if row["kind"] != "quarantine"]
     snapshot_id, _ = publish(
-        store, *differences(had, pa.Table.from_pylist(ledger, LEDGER)), pa.Table.from_pylist(kept + files, FILES),
+        store, *differences(had, ledger), pa.Table.from_pylist(kept + files, FILES),
         pa.Table.from_pylist(tombstones, TOMBSTONES), parent=parent, **facts,
     )  # fmt: skip
     return snapshot_id

@@ -34,13 +34,12 @@ from medret.snapshot import (
     snapshot_ids,
     verify_store,
 )
-from medret.snapshot.changes import differences
 from medret.snapshot.forget import forget
 from medret.snapshot.gc import gc
 from medret.snapshot.publish import rollback
 from medret.storage import Location
 from tests.search.forging import forge_manifest, forge_table
-from tests.snapshot.conftest import fields
+from tests.snapshot.conftest import differences, fields
 
 PART, SHARE = 8, 4
 Rows = Mapping[str, dict[str, Any]]
@@ -90,7 +89,7 @@ def facts(rows: Rows) -> dict[str, Any]:
 
 def run(store: Location, before: Rows, after: Rows) -> str:
     """Publish `after` on top of the live snapshot, which holds `before`."""
-    changed, gone = differences(table_of(before), table_of(after))
+    changed, gone = differences(before.values(), after.values())
     return publish(store, changed, gone, FILES.empty_table(), parent=current_id(store), **facts(after))[0]
 
 
@@ -175,7 +174,7 @@ def test_equal_content_and_parent_give_equal_bytes(tmp_path: Path, makers: Simpl
         store = Location(tmp_path / name)
         before: Rows = {}
         for ledger in ledgers:
-            changed, gone = differences(table_of(before), table_of(ledger))
+            changed, gone = differences(before.values(), ledger.values())
             shuffled = changed.take(pa.array(range(changed.num_rows)[::step]))
             publish(store, shuffled, gone[::step], FILES.empty_table(), parent=current_id(store), **facts(ledger))
             before = ledger
