@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from medret.embeddings import read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import QuarantineCode
-from medret.pipeline import gates
-from medret.pipeline import new_ledger as ledgers
+from medret.pipeline import gates, outcomes
 from medret.pipeline.embedding_shards import read_volumes
 from medret.pipeline.gates import VectorFacts, lowest_cosine
 from medret.pipeline.indices import Indices
@@ -147,7 +146,7 @@ def all_gates(
     """Run every check before publication. pool: all stored and new embedding files. quarantine: schemas.QUARANTINE."""
     limits = request.gates
     facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
-    masks = ledgers.codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
+    masks = outcomes.codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
     return [
         gates.lost_gate(lost(log, plan, quarantine), limits),
         gates.quarantine_gate(counts, masks, limits),
@@ -161,5 +160,5 @@ def all_gates(
 
 def hints(request: IndexRequest, inputs: Inputs, state: State, quarantine: pa.Table) -> str:
     """Text to add to a refusal: quarantined volumes per code, and whether the archive may be the wrong one."""
-    codes = ", ".join(f"{count} {code}" for code, count in ledgers.codes(quarantine).items())
+    codes = ", ".join(f"{count} {code}" for code, count in outcomes.codes(quarantine).items())
     return (f" (quarantine: {codes})" if codes else "") + source_hint(request, inputs, state)

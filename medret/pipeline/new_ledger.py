@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.archive import Listing, labels_of
+from medret.archive import labels_of
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.steps import ACTIONS, CAUSES, TRANSIENT_CODES, Plan
+from medret.pipeline.steps import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
-from medret.schemas import LABELS, LEDGER, PART_ROWS, QUARANTINE, in_order, in_parts
-from medret.snapshot import Counts
+from medret.schemas import LABELS, LEDGER, PART_ROWS, QUARANTINE, in_order, in_parts, taken
 from medret.snapshot.files import ShardKey
 from medret.snapshot.liveness import entries
 
@@ -112,63 +112,81 @@ def assemble(
     """
     state, table = plan.state, plan.table
     as_before = plan.codes("cause") == CAUSES.index("unchanged")
-    as_before |= plan.which("refuse") & (_numbers(table["row"]) < state.journal_from)
+    as_before |= plan.which("refuse") & (row_numbers(table["row"]) < state.journal_from)
     written = ~as_before | table["relabelled"].to_numpy() | whole
     kept = np.zeros(state.journal_from, np.bool_)
-    kept[_numbers(table["live"])[~written]] = True
-    places = np.flatnonzero(written)
-    ids = made["volume_id"].combine_chunks()
-    parts = [
-        _with_labels(_rows_of_part(plan, places[at : at + PART_ROWS], made, ids, copied, rows), labels)
-        for at in range(0, len(places), PART_ROWS)
-    ]
+    kept[row_numbers(table["live"])[~written]] = True
+    sources = _sources(plan, np.flatnonzero(written), made)
+    stored, parts, first = rows(sources.number[~sources.made_now]), [LEDGER.empty_table()], 0
+    for part in sources.parts():
+        count = int((~part.made_now).sum())
+        ledger = _rows_of_part(plan, part, stored.slice(first, count), made, copied)
+        parts.append(_with_labels(ledger, labels))
+        first += count
     gone = rows_of(state.rows.select(["volume_id"]), plan.gone)["volume_id"].combine_chunks()
-    return NewLedger(state, kept, pa.concat_tables([LEDGER.empty_table(), *parts]), gone, rows)
+    return NewLedger(state, kept, pa.concat_tables(parts), gone, rows)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where ledger rows come from, one value per row to write.
+
+    places: rows of the plan. at: rows of what the stream made, of the volume or its leader; -1: none. made_now: whether
+    the row is taken from there. stale: whether the volume keeps its live row, because it could not be read. number:
+    row of StoreState.rows otherwise.
+    """
+
+    places: NDArray[np.int64]
+    at: NDArray[np.int64]
+    made_now: NDArray[np.bool_]
+    stale: NDArray[np.bool_]
+    number: NDArray[np.int64]
+
+    def parts(self) -> Iterator[_Sources]:
+        """Cut into parts."""
+        for first in range(0, len(self.places), PART_ROWS):
+            yield _Sources(*(values[first : first + PART_ROWS] for values in vars(self).values()))
+
+
+def _sources(plan: Plan, places: NDArray[np.int64], made: pa.Table) -> _Sources:
+    table = rows_of(plan.table.select(["volume_id", "modality", "row", "live", "leader"]), places)
+    names = pc.coalesce(table["leader"], table["volume_id"])
+    at = row_numbers(pc.index_in(names, value_set=made["volume_id"]))
+    made_now = plan.which("embed")[places] | pc.is_valid(table["leader"]).to_numpy()
+    unread = pc.is_in(made["code"], value_set=pa.array(sorted(map(str, TRANSIENT_CODES)))).to_numpy()
+    stale = np.zeros(len(places), np.bool_)
+    stale[made_now] = unread[at[made_now]]
+    stale[stale] = _can_stay(plan, table.filter(pa.array(stale)))
+    number = np.where(stale, row_numbers(table["live"]), row_numbers(table["row"]))
+    return _Sources(places, at, made_now & ~stale, stale, number)
 
 
 def _rows_of_part(
-    plan: Plan,
-    places: NDArray[np.int64],
-    made: pa.Table,
-    ids: pa.Array,
-    copied: Mapping[tuple[str, str], str],
-    rows: Rows,
+    plan: Plan, sources: _Sources, stored: pa.Table, made: pa.Table, copied: Mapping[tuple[str, str], str]
 ) -> pa.Table:
-    """The ledger rows of these rows of the plan (schemas.LEDGER without labels). ids: volumes of `made`."""
-    part = rows_of(plan.table, places).combine_chunks()
-    action = part["action"].cast(pa.string())
-    reads = pc.equal(action, "embed").to_numpy()
-    follows = pc.is_valid(part["leader"]).to_numpy()
-    at = _numbers(pc.index_in(pc.coalesce(part["leader"], part["volume_id"]), value_set=ids))
-    unread = pc.is_in(made["code"], value_set=pa.array(sorted(map(str, TRANSIENT_CODES)))).to_numpy()
-    live = _numbers(part["live"])
-    stale = np.zeros(len(places), np.bool_)
-    stale[reads | follows] = unread[at[reads | follows]]
-    stale[stale] = _can_stay(plan, part.filter(pa.array(stale)))
-    from_made = (reads | follows) & ~stale
-    number = np.where(stale, live, _numbers(part["row"]))
-    stored = rows(number[~from_made])
-    order = np.empty(len(places), np.int64)
-    order[~from_made] = np.arange(stored.num_rows)
-    order[from_made] = stored.num_rows + at[from_made]
-    ledger = picked(pa.concat_tables([stored, made]), order).combine_chunks()
-    ok = pc.equal(ledger["status"], "embedded")
-    columns: dict[str, Any] = {"uri": pc.if_else(_mask(~reads | stale), _uris(plan, part), ledger["uri"])}
+    """The ledger rows of a part (schemas.LEDGER without labels). stored: those that are taken from the store."""
+    part = rows_of(plan.table, sources.places).combine_chunks()
+    found = sources.at >= 0
+    made = picked(made, sources.at[found]).combine_chunks()
+    at = np.where(found, np.cumsum(found) - 1, -1)
+    order = np.where(sources.made_now, stored.num_rows + at, np.cumsum(~sources.made_now) - 1)
+    ledger = taken(pa.concat_tables([stored, made]), pa.array(order)).combine_chunks()
+    reads, stale = plan.which("embed")[sources.places], sources.stale
+    columns: dict[str, Any] = {"uri": pc.if_else(pa.array(~reads | stale), _uris(plan, part), ledger["uri"])}
     for name in IDENTITY:  # as read for objects that were read, as stored for stale ones, as listed for all others
-        columns[name] = pc.if_else(_mask(~reads), part[name], ledger[name])
+        columns[name] = pc.if_else(pa.array(~reads), part[name], ledger[name])
     for name in ("code", "reason"):
         now = made[name].take(pa.array(at, mask=~stale))
-        columns[name] = pc.if_else(ok, now, ledger[name])
+        columns[name] = pc.if_else(pc.equal(ledger["status"], "embedded"), now, ledger[name])
     settled = ~stale & reads & pc.not_equal(part["cause"].cast(pa.string()), "recipe").to_numpy()
-    columns["shards"] = _shards(
-        plan, places, np.flatnonzero(~settled), stale, ledger, made["shards"].take(pa.array(at, mask=at < 0)), copied
-    )
+    shards = made["shards"].take(pa.array(at, mask=~found))
+    columns["shards"] = _shards(plan, sources, np.flatnonzero(~settled), ledger, shards, copied)
     return _without_mixtures(_with_columns(ledger, columns), plan, part)
 
 
 def _can_stay(plan: Plan, part: pa.Table) -> NDArray[np.bool_]:
     """Whether each volume has a live row, with all vectors and the same label, to keep while it cannot be read."""
-    live = _numbers(part["live"])
+    live = row_numbers(part["live"])
     found = live >= 0
     stored = picked(plan.state.rows.select(["status", "modality", "shards"]), live[found]).to_pylist()
     modalities = part["modality"].filter(pa.array(found)).to_pylist()
@@ -181,8 +199,8 @@ def _can_stay(plan: Plan, part: pa.Table) -> NDArray[np.bool_]:
 
 
 def _shards(
-    plan: Plan, places: NDArray[np.int64], open_: NDArray[np.int64], stale: NDArray[np.bool_], ledger: pa.Table,
-    made: pa.ChunkedArray, copied: Mapping[tuple[str, str], str],
+    plan: Plan, sources: _Sources, open_: NDArray[np.int64], ledger: pa.Table, made: pa.ChunkedArray,
+    copied: Mapping[tuple[str, str], str],
 ) -> pa.ChunkedArray | list[Any]:  # fmt: skip
     """The shards of the rows of a part. open_: rows whose shards are not those of their ledger row.
 
@@ -192,10 +210,10 @@ def _shards(
         return ledger["shards"]
     shards, recipes = ledger["shards"].to_pylist(), plan.target.recipes
     embedded = pc.equal(ledger["status"], "embedded").to_numpy()
-    for at, step in zip(open_.tolist(), plan.steps(places[open_]), strict=True):
+    for at, step in zip(open_.tolist(), plan.steps(sources.places[open_]), strict=True):
         if not embedded[at]:
             shards[at] = []
-        elif stale[at]:
+        elif sources.stale[at]:
             shards[at] = [pair for pair in shards[at] if pair[0] in recipes]
         elif step.action == "copy":
             copies = (
@@ -214,7 +232,7 @@ def _without_mixtures(ledger: pa.Table, plan: Plan, part: pa.Table) -> pa.Table:
     """Refuse volumes that should get vectors of more recipes, but whose stored vectors are of other content."""
     extended = pc.equal(part["cause"].cast(pa.string()), "recipe")
     rows = ledger.select(["volume_id", "status", "content_sha256"]).filter(extended)
-    stored = picked(plan.state.rows.select(["content_sha256"]), _numbers(part["row"].filter(extended)))[
+    stored = picked(plan.state.rows.select(["content_sha256"]), row_numbers(part["row"].filter(extended)))[
         "content_sha256"
     ]
     mixed = pc.and_(pc.equal(rows["status"], "embedded"), pc.not_equal(rows["content_sha256"], stored))
@@ -236,8 +254,11 @@ def _refused(ledger: pa.Table, refused: Mapping[str, VolumeError], ruleset_diges
 
 
 def _with_labels(ledger: pa.Table, labels: pa.Table) -> pa.Table:
-    """Fill the label columns of the ledger. labels: schemas.VOLUME_LABELS."""
-    found = labels_of(ledger["volume_id"], labels)
+    """Fill the label columns of a part of the ledger, which is in order. labels: schemas.VOLUME_LABELS."""
+    ids, known = ledger["volume_id"], labels["volume_id"]
+    first = bisect_left(known, ids[0].as_py(), key=lambda one: one.as_py())
+    last = bisect_right(known, ids[-1].as_py(), first, key=lambda one: one.as_py())
+    found = labels_of(ids, labels.slice(first, last - first))
     return _with_columns(ledger, {name: found[name] for name in (*LABELS, "metadata")})
 
 
@@ -245,14 +266,10 @@ def _uris(plan: Plan, part: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(plan.listing.prefix, part["volume_id"], "")
 
 
-def _numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
+def row_numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
     """Row numbers; -1 for null."""
     numbers: NDArray[np.int64] = pc.fill_null(column, -1).to_numpy().astype(np.int64)
     return numbers
-
-
-def _mask(values: NDArray[np.bool_]) -> pa.Array:
-    return pa.array(values)
 
 
 def _with_columns(ledger: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
@@ -261,88 +278,3 @@ def _with_columns(ledger: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
         made = in_parts(values, field.type) if isinstance(values, list) else values
         ledger = ledger.set_column(LEDGER.get_field_index(name), field, made)
     return ledger
-
-
-def counts(listing: Listing, plan: Plan, ledger: NewLedger) -> Counts:
-    """Count what became of the listed objects.
-
-    Equal files with new content all count as embedded, although the model saw only one of them. Stale volumes count as
-    unchanged.
-    """
-    table, state = plan.table, plan.state
-    at = pc.index_in(table["volume_id"], value_set=ledger.changed["volume_id"])
-    written = np.flatnonzero(pc.is_valid(at).to_numpy())
-    rows = ledger.changed.select(["status", "code", "content_sha256"])
-    part = rows_of(table.select(["modality", "row", "live"]), written)
-    action, cause = plan.codes("action")[written], plan.codes("cause")[written]
-    embedded = pc.equal(rows["status"], "embedded").to_numpy()
-    stale = embedded & pc.is_valid(rows["code"]).to_numpy()
-    copied = action == ACTIONS.index("copy")
-    live = state.rows.slice(0, state.journal_from)
-    renamed = embedded & ~stale & copied
-    if renamed.any():
-        found = rows["content_sha256"].filter(pa.array(renamed))
-        same = pc.and_(pc.equal(live["status"], "embedded"), pc.is_in(live["content_sha256"], value_set=found))
-        renamed[renamed] = pc.is_in(found, value_set=live["content_sha256"].filter(same)).to_numpy()
-    older = copied & (_numbers(part["row"]) >= state.older_from)
-    unchanged = np.isin(cause, [CAUSES.index(name) for name in ("unchanged", "touched", "returned")]) | older
-    made = embedded & ~stale & ~renamed & ~unchanged
-    number = _numbers(part["live"])
-    had = number >= 0
-    before = picked(live.select(["status", "content_sha256", "modality"]), number[had])
-    was = np.zeros(len(written), np.bool_)
-    was[had] = pc.equal(before["status"], "embedded").to_numpy()
-    differs = np.zeros(len(written), np.bool_)
-    now = pa.table({"content_sha256": rows["content_sha256"], "modality": part["modality"]}).filter(pa.array(had))
-    differs[had] = _differ(now["content_sha256"], before["content_sha256"]) | _differ(
-        now["modality"], before["modality"]
-    )
-    gone = rows_of(live.select(["content_sha256"]), plan.gone)["content_sha256"]
-    moved = pc.is_in(gone, value_set=rows["content_sha256"].filter(pa.array(renamed))).to_numpy()
-    kept = live["status"].filter(pa.array(ledger.kept))
-    as_before = int(pc.sum(pc.equal(kept, "embedded")).as_py() or 0) + int((embedded & ~made).sum())
-    return Counts(
-        listed=listing.listed,
-        embedded=int(made.sum()),
-        new=int((made & ~was).sum()),
-        changed=int((made & was & differs).sum()),
-        unchanged=as_before,
-        renamed=int(renamed.sum()),
-        stale=int(stale.sum()),
-        gone=len(plan.gone) - int(moved.sum()),
-        quarantined=table.num_rows - as_before - int(made.sum()),
-        skipped=sum(listing.skipped.values()),
-    )
-
-
-def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Whether each value differs from the other at its place; null equals null."""
-    both_null = pc.and_(pc.is_null(one), pc.is_null(other))
-    same: NDArray[np.bool_] = pc.coalesce(pc.equal(one, other), both_null).to_numpy()
-    return ~same
-
-
-def quarantine(unusable: pa.Table) -> pa.Table:
-    """The quarantined volumes (schemas.QUARANTINE). unusable: see NewLedger."""
-    return unusable.filter(pc.equal(unusable["status"], "quarantined")).select(QUARANTINE.names).cast(QUARANTINE)
-
-
-def stale(unusable: pa.Table) -> pa.Table:
-    """The volumes that could not be read and keep their stored vectors (schemas.QUARANTINE)."""
-    return unusable.filter(pc.equal(unusable["status"], "embedded")).select(QUARANTINE.names).cast(QUARANTINE)
-
-
-def codes(quarantine: pa.Table) -> dict[str, int]:
-    """The number of quarantined volumes per code."""
-    return {item["values"]: item["counts"] for item in quarantine["code"].value_counts().to_pylist()}
-
-
-def slices_made(made: pa.Table) -> int:
-    """Count the slices that the stream embedded, summed over models. made: its ledger rows."""
-    return int(made["slices"].to_numpy()[entries(made["shards"]).rows].sum())
-
-
-def contents(made: pa.Table) -> dict[str, tuple[str | None, str | None]]:
-    """volume_id -> (code, content_sha256) in the output of the stream."""
-    columns = (made[name].to_pylist() for name in ("volume_id", "code", "content_sha256"))
-    return {volume_id: (code, content) for volume_id, code, content in zip(*columns, strict=True)}

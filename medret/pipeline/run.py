@@ -16,6 +16,7 @@ from msgspec.structs import asdict
 from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import new_ledger as ledgers
+from medret.pipeline import outcomes
 from medret.pipeline.asking import find_device
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import watching_nodes
@@ -147,18 +148,18 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
     return IndexOutcome(
         snapshot=base.id,
         published=False,
-        counts=ledgers.counts(run.inputs.listing, plan, ledger),
+        counts=outcomes.counts(run.inputs.listing, plan, ledger),
         touched=0,
         resumed=0,
         returned=0,
         lost=lost(run.log, plan),
-        stale=ledgers.stale(unusable),
+        stale=outcomes.stale(unusable),
         skipped=run.inputs.listing.skipped,
         labels=label_facts(run.inputs.labels, ledger.ct_without_hu),
         slices=0,
         seconds=time.monotonic() - run.clock,
         streaming_s=0.0,
-        quarantine=ledgers.quarantine(unusable),
+        quarantine=outcomes.quarantine(unusable),
         recipes=tuple(base.manifest.recipes),
         recall=worst_recall(base.manifest.indices),
         report=None,
@@ -181,7 +182,6 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     refuse_losing(request, inputs, state, log, plan)
 
     plan, made = _stream(run, plan, target, jobs, capacity)
-
     run.stop.check()
 
     with log.phase("arrange"):
@@ -199,11 +199,11 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         )  # fmt: skip
         ledger = layout.ledger
         unusable = ledger.unusable()
-        quarantine, stale = ledgers.quarantine(unusable), ledgers.stale(unusable)
+        quarantine, stale = outcomes.quarantine(unusable), outcomes.stale(unusable)
         for row in stale.to_pylist():
             fields = {**run.reporter.fields, "volume_id": row["volume_id"], "code": row["code"]}
             logger.warning("cannot be read now, keeps its stored vectors: %s", row["volume_id"], extra=fields)
-        counts = ledgers.counts(inputs.listing, plan, ledger)
+        counts = outcomes.counts(inputs.listing, plan, ledger)
         log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger.ct_without_hu)}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
@@ -254,7 +254,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         stale=stale,
         skipped=inputs.listing.skipped,
         labels=log.facts["labels"],
-        slices=ledgers.slices_made(made.ledger),
+        slices=outcomes.slices_made(made.ledger),
         seconds=time.monotonic() - run.clock,
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
@@ -314,7 +314,7 @@ def _stream(
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):
                 made = embed(_divide_work(run, plan, jobs, capacity), stages)
-                if orphaned := orphans(plan, ledgers.contents(made.ledger)):
+                if orphaned := orphans(plan, outcomes.contents(made.ledger)):
                     plan = embedded_instead(plan, orphaned)
                     alone = replace(plan, table=rows_of(plan.table, plan.places(orphaned)))
                     made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages)])

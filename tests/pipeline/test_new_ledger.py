@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medret.archive import Listing
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline import new_ledger as ledgers
+from medret.pipeline import outcomes
 from medret.pipeline.insist import losses
 from medret.pipeline.new_ledger import NewLedger
 from medret.pipeline.plan import make_plan, resolve
@@ -69,10 +70,10 @@ def test_rows_that_stay_are_not_read() -> None:
     assert ledger.select("volume_id", "status").to_pylist() == [
         {"volume_id": "a", "status": "embedded"}, {"volume_id": "b", "status": "quarantined"},
     ]  # fmt: skip
-    counts = ledgers.counts(run.listing, run.plan, ledger)
+    counts = outcomes.counts(run.listing, run.plan, ledger)
     assert (counts.unchanged, counts.quarantined, counts.gone, counts.embedded) == (1, 1, 1, 0)
     assert (losses(run.plan).live, losses(run.plan).gone) == (2, 1)
-    assert ledgers.quarantine(ledger.unusable())["reason"].to_pylist() == ["short"]
+    assert outcomes.quarantine(ledger.unusable())["reason"].to_pylist() == ["short"]
     assert run.read == [1]
 
 
@@ -102,9 +103,9 @@ def test_new_unreadable_and_extended_volumes() -> None:
     assert found["more"]["shards"] == [(A, "one"), (B, "three")]
     assert (found["mixed"]["status"], found["mixed"]["code"]) == ("quarantined", "changed_while_reading")
     assert found.keys() == {"away", "mixed", "more", "new", "stays"}
-    counts = ledgers.counts(run.listing, run.plan, ledger)
+    counts = outcomes.counts(run.listing, run.plan, ledger)
     assert (counts.embedded, counts.new, counts.unchanged, counts.stale, counts.quarantined) == (2, 1, 2, 1, 2)
-    assert ledgers.slices_made(pa.Table.from_pylist(made, LEDGER)) == 8
+    assert outcomes.slices_made(pa.Table.from_pylist(made, LEDGER)) == 8
 
 
 @pytest.mark.parametrize("whole", [False, True])
