@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -26,11 +27,15 @@ from medret.volume import Limits
 # each block, so a large archive gets large blocks, as long as there are enough to share. Actors come and go, and equal
 # runs must write equal shards: the size of a block depends on the work and the device alone. A GPU embeds 64 volumes of
 # 16 slices in a quarter of a second, a core 16 volumes in ten seconds; a kill should not lose more work than that, and
-# a run that is stopping should not wait for more. Powers of two, as batch sizes are: calls then fill their batches
-# even if each volume has a single slice.
+# a run that is stopping should not wait for more. Small volumes of few slices share larger blocks. Powers of two, as
+# batch sizes are: calls then fill their batches even if each volume has a single slice.
 LEAST_VOLUMES = 8
 MOST_VOLUMES = {"cpu": 16, "cuda": 64}
+SMALL_VOLUMES = 256  # most of a block, if they have at most these slices and bytes together
+SMALL_SLICES = {"cpu": 256, "cuda": 1024}
+SMALL_BYTES = 256 * 2**20
 BLOCKS = 256  # at least, of more than LEAST_VOLUMES
+USUAL_SLICES = 16  # per plane, if the slice plan depends on the volume
 READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
 IN_FLIGHT = 3  # calls queued per actor, so that transfers overlap with computing
 
@@ -99,17 +104,21 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         )
 
 
-def block_volumes(volumes: int, device: str) -> int:
-    """Volumes per block: what one task reads and one call embeds."""
+def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
+    """Volumes per block: what one task reads and one call embeds. source: batch_schema.SOURCE."""
+    kind, _, number = slices.slices.partition(":")
+    per_volume = len(slices.planes) * (int(number) if kind in ("uniform", "random") else USUAL_SLICES)
+    volumes, size_bytes = source.num_rows, pc.sum(source["size_bytes"]).as_py() or 1
+    small = min(SMALL_VOLUMES, SMALL_SLICES[device] // per_volume, SMALL_BYTES * volumes // size_bytes)
     size = LEAST_VOLUMES
-    while 2 * size <= min(MOST_VOLUMES[device], volumes // BLOCKS):
+    while 2 * size <= min(max(MOST_VOLUMES[device], small), volumes // BLOCKS):
         size *= 2
     return size
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
     sides = tuple(sorted({job.recipe.model.image_size for job in jobs}))
-    size = block_volumes(source.num_rows, jobs[0].device)
+    size = block_volumes(source, jobs[0].device, stages.slices)
     # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
     dataset = dataset.map_batches(

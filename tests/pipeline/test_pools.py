@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from medret.errors import UsageError
@@ -17,6 +19,7 @@ from medret.pipeline.pools import (
     wishes,
 )
 from medret.pipeline.stream import block_volumes
+from medret.recipe import SliceRecipe
 
 MANY = 10**6  # calls of a model
 DREAMSIM, DINOV2, DINOV1, SWIN, RESNET = 52.7, 23.2, 17.6, 15.4, 4.1
@@ -176,8 +179,15 @@ def test_places_of_a_wish() -> None:
 
 
 @pytest.mark.parametrize(
-    ("volumes", "device", "size"), [(1, "cpu", 8), (169, "cpu", 8), (4096, "cpu", 16), (10**6, "cuda", 64)]
-)
-def test_the_size_of_a_block_depends_on_the_work_alone(volumes: int, device: str, size: int) -> None:
+    ("volumes", "device", "slices", "mib", "size"),
+    [
+        (1, "cpu", 16, 1, 8), (169, "cpu", 16, 1, 8), (4096, "cpu", 16, 40, 16), (10**6, "cuda", 16, 40, 64),
+        (10**5, "cpu", 1, 1, 256), (10**5, "cpu", 1, 8, 32), (10**5, "cpu", 64, 1, 16), (10**4, "cuda", 1, 1, 32),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_block_depends_on_the_work_alone(
+    volumes: int, device: str, slices: int, mib: int, size: int
+) -> None:
     """Blocks can decide which volumes share a shard; equal runs write equal shards."""
-    assert block_volumes(volumes, device) == size
+    source = pa.table({"size_bytes": np.full(volumes, mib * 2**20)})
+    assert block_volumes(source, device, SliceRecipe(slices=f"uniform:{slices}")) == size
