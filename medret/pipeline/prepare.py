@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +23,17 @@ from medret.pipeline.steps import Plan, Target
 from medret.pipeline.store_state import BaseSnapshot, StoreState, read_base, store_state
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_journal, read_manifest, snapshot_ids
+from medret.snapshot import (
+    Journal,
+    Manifest,
+    ledger_parts,
+    read_files,
+    read_journal,
+    read_manifest,
+    snapshot_ids,
+)
 from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
+from medret.snapshot.tables import read_table
 from medret.storage import Location
 
 
@@ -42,19 +53,25 @@ class Older:
 NOTHING = Older(LEDGER.empty_table(), FILES.empty_table())
 
 
-def read_older(store: Location, live: str | None, plan: Plan) -> Older:
+def read_older(store: Location, base: BaseSnapshot, plan: Plan) -> Older:
     """Find stored vectors of these recipes (digests) for objects that the plan would embed, newest snapshot first.
 
     Takes only rows with the size of such an object, one row per content: memory grows with the objects to embed, not
-    with the history of the archive. Reads nothing if the plan embeds nothing.
+    with the history of the archive. Of ledgers that share the live one's base, reads only what differs. Reads nothing
+    if the plan embeds nothing.
     """
     recipes = plan.target.recipes
     sizes = plan.table["size_bytes"].filter(pa.array(plan.which("embed", "check"))).unique()
-    others = [other for other in reversed(snapshot_ids(store)) if other != live] if len(sizes) else []
+    others = [other for other in reversed(snapshot_ids(store)) if other != base.id] if len(sizes) else []
     if not others:
         return NOTHING
     present = {path for recipe in recipes for path in store.files(f"embeddings/{recipe}")}
-    seen = _contents(plan.state.rows.select(["size_bytes", "content_sha256", "shards"]), sizes)
+    bits = plan.state.stored(recipes)
+    complete = bits == (1 << len(recipes)) - 1
+    known = plan.state.rows.select(["size_bytes", "content_sha256", "shards"])
+    stored = known["content_sha256"].filter(pa.array(complete))
+    seen = _contents(known.filter(pa.array((bits > 0) & ~complete)), sizes)
+    hidden = cache(lambda: _hidden_rows(store, base.manifest))
     ledgers, files, unread = [NOTHING.ledger], [NOTHING.files], []
     for snapshot_id in others:
         try:
@@ -65,10 +82,16 @@ def read_older(store: Location, live: str | None, plan: Plan) -> Older:
             readable = [file for file in embedding_files if file.path in present]
             shards = {file.key for file in readable if file.kind == SLICES}
             rows: list[dict[str, Any]] = []
-            for piece in ledger_parts(store, snapshot_id, manifest):  # one at a time: they may be large
+            if base.manifest is not None and manifest.tables_of("ledger") == base.manifest.tables_of("ledger"):
+                changes = (read_table(store, entry) for entry in manifest.tables_of("changes"))
+                pieces: Iterable[pa.Table] = chain(changes, [hidden()])
+            else:
+                pieces = ledger_parts(store, snapshot_id, manifest)
+            for piece in pieces:  # one at a time: they may be large
                 useful = pc.and_(pc.equal(piece["status"], "embedded"), pc.is_in(piece["size_bytes"], value_set=sizes))
-                found = piece.filter(useful).cast(LEDGER).to_pylist()
-                rows += [row for row in found if _trimmed(row, shards, seen)["shards"]]
+                piece = piece.filter(useful).cast(LEDGER)
+                piece = piece.filter(pc.invert(pc.is_in(piece["content_sha256"], value_set=stored)))
+                rows += [row for row in piece.to_pylist() if _trimmed(row, shards, seen)["shards"]]
         except (MedretError, pa.ArrowInvalid, ValueError) as error:  # a snapshot of another medret, or damaged
             unread.append(f"{snapshot_id}: {error}")
             continue
@@ -77,6 +100,17 @@ def read_older(store: Location, live: str | None, plan: Plan) -> Older:
         ledgers.append(pa.Table.from_pylist(rows, schema=LEDGER))
         files.append(files_table(file for file in readable if file.key in used))
     return Older(pa.concat_tables(ledgers), pa.concat_tables(files), tuple(unread))
+
+
+def _hidden_rows(store: Location, base: Manifest | None) -> pa.Table:
+    """The rows in the base of a ledger that its changes replace or remove (schemas.LEDGER)."""
+    hidden = [LEDGER.empty_table()]
+    if base is None:
+        return hidden[0]
+    for changes in (read_table(store, entry, ["volume_id"]) for entry in base.tables_of("changes")):
+        parts = (read_table(store, entry) for entry in base.tables_of("ledger"))
+        hidden += [part.filter(pc.is_in(part["volume_id"], value_set=changes["volume_id"])) for part in parts]
+    return pa.concat_tables(hidden)
 
 
 def _contents(rows: pa.Table, sizes: pa.Array) -> set[tuple[str | None, str]]:
@@ -183,7 +217,7 @@ def plan_run(
     )
     plan = make_plan(inputs.listing, inputs.labels.labels, state.known, target)
     if state.older is None:
-        older = read_older(store, state.base.id, plan)
+        older = read_older(store, state.base, plan)
         state = replace(state, older=older)
         if older.ledger.num_rows:
             state = replace(state, known=store_state(state.base, state.journal, older.ledger))

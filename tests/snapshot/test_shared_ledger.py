@@ -18,8 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from medret.archive import Listing
 from medret.errors import CorruptError, GateError, MedretError
-from medret.schemas import FILES, LEDGER
+from medret.pipeline.plan import make_plan
+from medret.pipeline.prepare import read_older
+from medret.pipeline.steps import Target
+from medret.pipeline.store_state import read_base, store_state
+from medret.schemas import FILES, LEDGER, OBJECTS, VOLUME_LABELS
 from medret.search import open_snapshot
 from medret.search.cache import LocalFiles
 from medret.search.export import export_rows
@@ -29,6 +34,7 @@ from medret.snapshot import (
     current_id,
     ledger_parts,
     publish,
+    read_journal,
     read_ledger,
     read_manifest,
     snapshot_ids,
@@ -401,3 +407,20 @@ def test_a_manifest_names_one_table_of_changes_under_its_own_checksum(changing: 
         with pytest.raises(CorruptError, match=said):
             read_manifest(store, forged)
         store.write("CURRENT", before)
+
+
+def test_a_volume_that_returns_finds_its_vectors_in_the_shared_base(
+    changing: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an older ledger with the same base, only what differs is read."""
+    base, journal = read_base(changing.store), read_journal(changing.store)
+    assert base.manifest is not None
+    objects = [{"volume_id": f"v{number}.nii.gz", "size_bytes": 10} for number in range(9)]
+    listing, labels = Listing("/archive", pa.Table.from_pylist(objects, OBJECTS), {}), VOLUME_LABELS.empty_table()
+    target = Target((base.manifest.recipes[0].digest,), "judge")
+    plan = make_plan(listing, labels, store_state(base, journal), target)
+    monkeypatch.setattr("medret.pipeline.prepare.ledger_parts", None)
+    older = read_older(changing.store, base, plan)
+    assert (older.ledger["volume_id"].to_pylist(), older.unread) == (["v2.nii.gz"], ())
+    plan = make_plan(listing, labels, store_state(base, journal, older.ledger), target)
+    assert plan.causes() == {"unchanged": 8, "returned": 1}
