@@ -30,6 +30,7 @@ from medret.pipeline import outcomes
 from medret.pipeline.insist import losses
 from medret.pipeline.layout import Live, compactions, embedding_files, findable, plan_index_shards, tombstones
 from medret.pipeline.plan import make_plan
+from medret.pipeline.prepare import read_older
 from medret.pipeline.steps import Plan, Target
 from medret.pipeline.store_state import BaseSnapshot, StoreState, read_base, store_state, stored_rows
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
@@ -159,6 +160,7 @@ def daily(folder: Path, new: int) -> dict[str, Any]:
     before, began = written(folder / "store"), time.perf_counter()
     archive = listing(folder, made)
     base, state, plan = planned(store, archive)
+    read_older(store, base, plan)
     ledger = ledgers.assemble(plan, made, {}, VOLUME_LABELS.empty_table(), stored_rows(store, base, state), whole=False)
     now = ledger.select(*LIVE_COLUMNS)
     live = Live(now, live_shards(now), ledger.touched)

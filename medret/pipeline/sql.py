@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 # An empty temp_directory means that nothing is ever written to disk.
@@ -25,5 +24,7 @@ def query(text: str, tables: dict[str, pa.Table], **parameters: Any) -> pa.Table
 
 
 @cache
-def _database() -> duckdb.DuckDBPyConnection:
+def _database() -> Any:
+    import duckdb  # only where a query runs, not in every worker
+
     return duckdb.connect(config=CONFIG)
