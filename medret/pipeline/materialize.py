@@ -22,7 +22,7 @@ from medret.pipeline.pools import Capacity, PoolPlan, Wish, plan_pools, wishes
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.steps import Plan, recipes_of
 from medret.pipeline.store_state import rows_of
-from medret.pipeline.stream import LEAST_VOLUMES, ModelJob, Stages, Streamed, stream
+from medret.pipeline.stream import ModelJob, Stages, Streamed, block_volumes, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot.files import StoredFile, slices_files
@@ -66,7 +66,7 @@ def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, reques
         device = lacking[0].device
         source = source_of(plan, chosen, choose_canaries(plan))
         costs = [job.spec.gmacs for job in lacking]
-        calls = max(1, math.ceil(source.num_rows / LEAST_VOLUMES))
+        calls = max(1, math.ceil(source.num_rows / block_volumes(source, device, request.slices)))
         pools = plan_pools(capacity, costs, device, calls, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
         asked = wishes(pools, costs, calls, request.expect) if capacity.grows else ()
         works.append(Work(source, lacking, pools, asked))

@@ -3,10 +3,10 @@
     python -m tests.chaos.elastic [--points calm,reclaimed] [--folder DIR] [--volumes N]        (make chaos)
 
 At `calm`, a run begins at zero workers of at most three. It must end with exit code 0, have used more than one node, by
-its report, and the workers must be gone soon afterwards. At `reclaimed`, a worker is killed at random every 20 seconds,
-and at `once`, the first one when the first volumes are written, as a cloud reclaims spot nodes. The run must end in the
-same way. Its vectors, counts, embedding files and index files must always be those of an undisturbed run on one machine
-(DIR/store of DIR/archive, made here if it does not exist).
+its report, and the workers must be gone soon afterwards. A cloud reclaims spot nodes: at `reclaimed`, a worker of some
+age is killed at random every 20 seconds, and at `once`, the first one when the first volumes are written. The run must
+end in the same way. Its vectors, counts, embedding files and index files must always be those of an undisturbed run on
+one machine (DIR/store of DIR/archive, made here if it does not exist).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.chaos.cloud import IDLE_S, Cluster, cluster
 POINTS = ("calm", "reclaimed")
 WORKERS = 3
 RECLAIM_EVERY_S = 20.0
+LIVES_S = 40.0  # at least; a worker that is killed before it has started helps nobody
 POLL_S = 0.1
 RUN_S = 500.0
 GONE_S = 30.0
@@ -80,17 +81,19 @@ def run(cloud: Cluster, folder: Path, point: str) -> dict[str, Any]:
     process = subprocess.Popen(
         of(folder, point), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    last = began
+    last, since = began, dict[int, float]()
     while process.poll() is None and time.monotonic() - began < RUN_S:
-        workers = cloud.workers()
+        workers, now = cloud.workers(), time.monotonic()
+        since = {pid: since.get(pid, now) for pid in workers}
         seen = max(seen, len(workers))
+        old = workers if point == "once" else [pid for pid in workers if now - since[pid] > LIVES_S]
         due = {
             "once": not reclaimed and count(store, "journal", 0) > 0,
             "reclaimed": time.monotonic() - last > RECLAIM_EVERY_S,
         }
-        if workers and due.get(point):
+        if old and due.get(point):
             with suppress(ProcessLookupError):
-                os.kill(workers[0] if point == "once" else random.choice(workers), signal.SIGKILL)
+                os.kill(old[0] if point == "once" else random.choice(old), signal.SIGKILL)
             reclaimed, last = reclaimed + 1, time.monotonic()
         time.sleep(POLL_S)
     process.kill()
