@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.errors import MedretError
+from medret.extras import require
 from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
 from medret.pipeline.model_jobs import known_precisions, recipe_of
 from medret.pipeline.plan import make_plan
@@ -171,6 +172,7 @@ class State:
 
 def read_inputs(request: IndexRequest, log: Log) -> Inputs:
     """List the archive, join the labels, resolve the weights; raises UsageError."""
+    require("duckdb")
     specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
     for spec in specs:
         check_installed(spec)

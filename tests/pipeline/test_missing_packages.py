@@ -64,6 +64,8 @@ def test_every_command_names_the_extra_that_it_needs(store: Path, phantom_archiv
         ("ray", ["index", archive, new]),
         ("ray", ["plan", archive, new]),
         ("ray", ["demo", str(tmp_path / "demo")]),
+        ("duckdb", ["index", archive, new]),
+        ("duckdb", ["plan", archive, new]),
         ("torch", ["index", archive, new]),
         ("torch", ["search", str(store), image]),
         ("torch", ["evaluate", str(store), "--queries", archive]),
