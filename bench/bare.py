@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medret.models import ModelSpec, Weights
-from medret.models.encoder import is_convolutional
-from medret.models.loaders import load_model
+from medret.models.encoder import is_convolutional, load_model
 
 LAYOUTS: dict[str, Any] = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medret.models import Encoder, ModelSpec, default_batch_size, model_spec, resolve_device, resolve_weights
-from medret.models.loaders import load_model
+from medret.models.encoder import load_model
 from medret.recipe import SliceRecipe
 from medret.volume import read_volume
 

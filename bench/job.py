@@ -71,7 +71,7 @@ def usual_slices(data: bytes) -> list[NDArray[Any]]:
 def usual_model() -> Any:
     """timm's module in float32, without what medret adds to it."""
     from medret.models import model_spec, resolve_weights
-    from medret.models.loaders import load_model
+    from medret.models.encoder import load_model
 
     return load_model(dataclasses.replace(model_spec(MODEL), layers=()), resolve_weights(model_spec(MODEL)))
 
@@ -201,8 +201,7 @@ def _bare(_: int) -> tuple[float, float]:
     import torch
 
     from medret.models import model_spec, resolve_weights
-    from medret.models.encoder import Autocast, in_bf16, is_convolutional
-    from medret.models.loaders import load_model
+    from medret.models.encoder import Autocast, in_bf16, is_convolutional, load_model
 
     name, precision, batch_size, batches, threads, barrier = globals()["shared"]
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from medret.evaluate.query_sets import Report
 from medret.index import EXACT, HNSW
 from medret.schemas import LABELS
 from medret.search import Snapshot
-from medret.search.late import late_scores
+from medret.search.matching import late_scores
 from medret.snapshot import read_ledger
 from medret.storage import Location
 

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError
-from medret.evaluate.averages import MACRO, MICRO, Averages, average
 from medret.evaluate.configs import SearchConfig, configs_of, leading_config
 from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
 from medret.evaluate.levels import Options, ScoringPlan, scoring_plan
-from medret.evaluate.metrics import METRICS, RANKS_MIN
+from medret.evaluate.metrics import MACRO, METRICS, MICRO, RANKS_MIN, Averages, average
 from medret.evaluate.query_sets import QuerySet, Report
 from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers
 from medret.evaluate.scoring import Ranking, ScoredQueries, Tally, neighbours_found, rank, spliced

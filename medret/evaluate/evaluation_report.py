@@ -16,9 +16,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from medret.evaluate.averages import MACRO
 from medret.evaluate.figures import Evaluation, late_notes
-from medret.evaluate.metrics import NAMES
+from medret.evaluate.metrics import MACRO, NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
 from medret.html import render
 from medret.html.images import IMAGE_SIZE, ImageRequest, Tile

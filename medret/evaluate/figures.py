@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.evaluate.averages import MACRO, MICRO, Bootstrap, Figure
 from medret.evaluate.configs import SearchConfig
 from medret.evaluate.levels import Confound
-from medret.evaluate.metrics import METRICS
+from medret.evaluate.metrics import MACRO, METRICS, MICRO, Bootstrap, Figure
 from medret.evaluate.query_sets import QuerySet
 from medret.index import EXACT
 from medret.search.options import LATE, VOLUME, VOTE

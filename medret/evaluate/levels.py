@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from medret.errors import UsageError
-from medret.evaluate.averages import Bootstrap
 from medret.evaluate.configs import Selection
+from medret.evaluate.metrics import Bootstrap
 from medret.evaluate.query_sets import QuerySet
 from medret.evaluate.relevance import SELF, SUBJECT, Exclusion, exclusion_of, level_of, text_column, values_of
 from medret.evaluate.scoring import ScoredQueries, scored_queries

@@ -1,4 +1,4 @@
-"""Retrieval metrics per query, and their expected values for a random ranking. Pure functions.
+"""Retrieval metrics per query, their expected values for a random ranking, and their means. Pure functions.
 
 Relevance is binary. Each query has `relevant`, whether the hit at each rank is relevant, best first; `total`, how many
 relevant volumes there were to find, at least 1; `candidates`, how many volumes could be found at all, at least `total`.
@@ -9,10 +9,18 @@ relevant volumes there were to find, at least 1; `candidates`, how many volumes 
     precision@k    share of the first k that are relevant; unfilled ranks count as not relevant
     mAP            average precision; its denominator is all relevant volumes, found or not
     ndcg@10        discounted gain of the first 10, divided by that of the best possible order
+
+Means over queries are class, macro and micro means, with intervals from resampling subjects: scans of one subject
+resemble each other, so an interval over scans would be too narrow. Subjects are not drawn class by class, because
+labels may name several classes and few subjects have the same ones. A class that is missing from a draw enters the
+macro mean of that draw with its usual mean; otherwise the macro mean would be a different quantity. A class of one
+subject has no interval, nor has a macro mean over such a class: nothing tells how much another subject would differ.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +29,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Form = Literal["recall@1", "recall", "hit", "precision", "mAP", "ndcg"]
+
+MACRO, MICRO = "macro", "micro"
+PERCENTILES = (2.5, 97.5)
+BLOCK_NUMBERS = 4_000_000  # resampled subjects that are in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -125,3 +137,127 @@ def _discounts(ranks: int) -> Floats:
 def _ideal(total: NDArray[np.int64], cut: int) -> Floats:
     ideal: Floats = np.append(0.0, np.cumsum(_discounts(cut)))[np.minimum(total, cut)]
     return ideal
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Settings of the intervals: percentiles over `resamples` seeded draws of subjects."""
+
+    resamples: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One mean over queries. low, high: its 95 % interval over subjects. chance: the mean of a random ranking.
+
+    low and high are NaN if there is no interval: for a class of one subject, and a macro mean over such a class.
+    n: queries averaged. subjects: the number of their subjects.
+    """
+
+    value: float
+    low: float
+    high: float
+    chance: float
+    n: int
+    subjects: int
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether low and high are known."""
+        return not math.isnan(self.low)
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over queries. Row 0 is macro, row 1 is micro, then one row per class.
+
+    value, low, high, chance: (2 + classes, metrics); NaN for a class without queries; low and high are also NaN where
+    there is no interval. queries, subjects: (2 + classes,) how many were averaged.
+    """
+
+    value: Floats
+    low: Floats
+    high: Floats
+    chance: Floats
+    queries: NDArray[np.int64]
+    subjects: NDArray[np.int64]
+
+    def figure(self, row: int, metric: int) -> Figure:
+        """The mean of one row and one metric."""
+        parts = (self.value, self.low, self.high, self.chance)
+        value, low, high, chance = (float(part[row, metric]) for part in parts)
+        return Figure(value, low, high, chance, int(self.queries[row]), int(self.subjects[row]))
+
+
+def average(
+    values: Floats, chances: Floats, members: NDArray[np.bool_], subjects: NDArray[np.int64], bootstrap: Bootstrap
+) -> Averages:
+    """Average (q, metrics) values and chances.
+
+    members: (q, classes) bool, the classes of each query: one or several. subjects: (q,) numbers, from 0.
+    Macro is the mean of the classes that have queries, micro the mean of all queries.
+    """
+    groups = np.column_stack([np.ones(len(values), bool), members])  # micro, then the classes
+    count = int(subjects.max(initial=-1)) + 1
+    sums = _by_subject(values, groups, subjects, count)
+    sizes = _by_subject(np.ones((len(values), 1)), groups, subjects, count)
+    everyone = np.ones((1, count))
+    usual = _means(everyone, sums, sizes)
+    value = _with_macro(usual, usual)[0]
+    present = sizes[:, :, 0].astype(bool).sum(axis=0)
+    drawn = [_with_macro(_means(weights, sums, sizes), usual) for weights in _resamples(count, bootstrap)]
+    low, high = _interval(np.concatenate(drawn))
+    alone = np.concatenate([[(present[1:] == 1).any() or present[0] < 2], present < 2])
+    low[alone] = high[alone] = np.nan
+    chances_of = _means(everyone, _by_subject(chances, groups, subjects, count), sizes)
+    chance = _with_macro(chances_of, chances_of)[0]
+    queries = np.concatenate([[len(values)], groups.sum(axis=0)])
+    return Averages(value, low, high, chance, queries, np.concatenate([[present[0]], present]))
+
+
+def _by_subject(values: Floats, groups: NDArray[np.bool_], subjects: NDArray[np.int64], count: int) -> Floats:
+    """Sums of (q, m) values by subject and group: (subjects, groups, m)."""
+    sums = np.zeros((count, groups.shape[1], values.shape[1]))
+    for group in range(groups.shape[1]):
+        members = groups[:, group]
+        np.add.at(sums[:, group], subjects[members], values[members])
+    return sums
+
+
+def _means(weights: Floats, sums: Floats, sizes: Floats) -> Floats:
+    """Means of the groups under (b, subjects) weights: (b, groups, m). NaN for a group without weight."""
+    flat = weights @ sums.reshape(len(sums), -1)
+    total = flat.reshape(len(weights), *sums.shape[1:])
+    size = (weights @ sizes[:, :, 0])[:, :, None]
+    return np.where(size > 0, total / np.where(size > 0, size, 1), np.nan)
+
+
+def _with_macro(means: Floats, usual: Floats) -> Floats:
+    """Put the macro mean before (b, groups, m) means: (b, 1 + groups, m). usual: (1, groups, m), of all subjects."""
+    classes = np.where(np.isnan(means), usual, means)[:, 1:]
+    known = ~np.isnan(classes)
+    number = known.sum(axis=1)
+    macro = np.where(number > 0, np.where(known, classes, 0.0).sum(axis=1) / np.maximum(number, 1), np.nan)
+    return np.concatenate([macro[:, None], means], axis=1)
+
+
+def _interval(drawn: Floats) -> tuple[Floats, Floats]:
+    """Percentiles of (b, groups, m) means over the draws that have the class; NaN if none has."""
+    low, high = np.percentile(drawn, PERCENTILES, axis=0)
+    lacking = np.isnan(drawn[:, :, 0]) if drawn.shape[2] else np.zeros(drawn.shape[:2], bool)
+    for group in np.flatnonzero(lacking.any(axis=0)):  # in some draws the class does not occur
+        present = drawn[~lacking[:, group], group]
+        if len(present):
+            low[group], high[group] = np.percentile(present, PERCENTILES, axis=0)
+    return low, high
+
+
+def _resamples(count: int, bootstrap: Bootstrap) -> Iterator[Floats]:
+    """Yield how often each of `count` subjects is drawn: (b, subjects) per block. Equal seeds give equal draws."""
+    rng = np.random.default_rng(bootstrap.seed)
+    step = max(1, BLOCK_NUMBERS // max(count, 1))
+    for start in range(0, bootstrap.resamples, step):
+        draws = min(step, bootstrap.resamples - start)
+        drawn = rng.integers(max(count, 1), size=(draws, count)) + count * np.arange(draws)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.evaluate.averages import Averages, Bootstrap, average
 from medret.evaluate.configs import SearchConfig
-from medret.evaluate.metrics import METRICS, chance, measure
+from medret.evaluate.metrics import METRICS, Averages, Bootstrap, average, chance, measure
 from medret.evaluate.relevance import Exclusion, Level
 from medret.index import MISSING
 from medret.index.build import RECALL_K, TIE_TOLERANCE

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from medret.embeddings import Slices, plane_codes, read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
-from medret.evaluate.averages import Bootstrap, Figure
 from medret.evaluate.levels import Options, scoring_plan
-from medret.evaluate.metrics import NAMES
+from medret.evaluate.metrics import NAMES, Bootstrap, Figure
 from medret.evaluate.query_sets import archive_queries
 from medret.evaluate.relevance import subject_numbers
 from medret.evaluate.scoring import Ranking, Tally

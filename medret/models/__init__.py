@@ -2,8 +2,8 @@
 
     registry    name -> ModelSpec (plain data)                open_names  the same for `timm:NAME` and `hf:NAME`
     weights     ModelSpec -> Weights, on driver and nodes     hub         where their files are fetched from
-    checkpoint  files -> tensors, without running code        loaders     ModelSpec + Weights -> torch module
-    encoder     uint8 slices -> float32 vectors               devices     device, precision, batch size
+    checkpoint  files -> tensors, without running code        devices     device, precision, batch size
+    encoder     ModelSpec + Weights -> torch module; uint8 slices -> float32 vectors
 
 Importing this package does not import torch; using `Encoder`, `timm:` or `hf:` names does.
 """
@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from medret.models.devices import default_batch_size, gc_paused, resolve_device, resolve_precision, tune_malloc
-from medret.models.loaders import check_installed
-from medret.models.registry import DEFAULT_MODEL, model_names, model_spec
+from medret.models.registry import DEFAULT_MODEL, check_installed, model_names, model_spec
 from medret.models.spec import ModelSpec
 from medret.models.weights import Weights, read_contents, resolve_weights, stage_weights, staged_weights
 

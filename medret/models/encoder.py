@@ -1,4 +1,4 @@
-"""uint8 slices to vectors on one device, in float32 or bf16.
+"""From a spec and its weights to a torch module, and uint8 slices to vectors on one device, in float32 or bf16.
 
 bf16 is used where it is faster, float32 where bf16 would show. Transformers are cast whole: torch keeps the sums of
 their norms and softmaxes in float32. Convolutional networks run under autocast, their batch norms in float32.
@@ -10,6 +10,7 @@ at nine tenths of the speed and twice that of float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,39 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medret.errors import WeightsError
+from medret.extras import needs_extra
 from medret.models.fusing import fuse_batch_norms, fuse_layers
-from medret.models.loaders import load_model
-from medret.models.spec import ModelSpec
-from medret.models.weights import Weights
+from medret.models.spec import Family, ModelSpec
+from medret.models.weights import Weights, check_weights
 from medret.recipe import Precision
+
+
+def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """Load the model in float32 on the CPU, ready for inference.
+
+    It maps (n, 3, side, side) float32, normalised by the spec's mean and std, to (n, dim). Raises WeightsError when
+    the files have changed since they were resolved, are damaged, or hold another model.
+    """
+    if weights.model != spec.name:
+        raise WeightsError(f"these are weights of {weights.model}, not of {spec.name}")
+    check_weights(weights)
+    with needs_extra():
+        model = _loader(spec.family)(spec, weights)
+    return model.eval().requires_grad_(False)
+
+
+def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
+    if family == "timm":
+        from medret.models.timm_models import load_timm
+
+        return load_timm
+    if family == "dreamsim":
+        from medret.models.dreamsim import load_dreamsim
+
+        return load_dreamsim
+    from medret.models.hf_models import load_hf
+
+    return load_hf
 
 
 class Encoder:

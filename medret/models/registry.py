@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 
 from medret.errors import UsageError
+from medret.extras import require
 from medret.models.spec import (
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Family,
     HubFile,
     ModelSpec,
     PackageFile,
@@ -24,6 +26,7 @@ from medret.models.spec import (
 DEFAULT_MODEL = "efficientnet_lite0"
 _INNER = ("blocks.5",)  # the second-last stage of MobileNet-like networks
 OPEN_PREFIXES = ("timm:", "hf:")
+_PACKAGES: dict[Family, tuple[str, ...]] = {"timm": ("timm",), "dreamsim": ("dreamsim",), "hf": ("transformers",)}
 
 _DINO_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
 _DINOV2_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"
@@ -204,3 +207,8 @@ _MODELS: dict[str, ModelSpec] = {
         ),
     )
 }  # fmt: skip
+
+
+def check_installed(spec: ModelSpec) -> None:
+    """Raise MissingPackageError unless the packages that build the model are installed; imports nothing."""
+    require("torch", "torchvision", "safetensors", *_PACKAGES[spec.family])

@@ -4,7 +4,7 @@
     vote     each slice of the query finds its `per_slice` nearest slices; score: the volume's share of them
     max      the same, score: the best cosine among them
     sum      the same, score: the sum of their cosines, divided by the number of slices searched for
-    late     candidates from both indices, then the late-interaction score (MaxSim) over all their slices (`late.py`)
+    late     candidates from both indices, then the late-interaction score over all slices (`matching.late_scores`)
 
 The weights of a query's slices (Gaussian, for example) count in vote, sum and late. All scores are at most 1.
 

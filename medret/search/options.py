@@ -48,7 +48,7 @@ class SearchOptions:
     where: keeps only matching volumes: a filter such as "modality = 'CT' and organ in ('liver', 'lung')" (see
     `medret.search.filters`), or a `pyarrow.compute.Expression` over the columns of `Snapshot.labels()`.
     per_slice: nearest slices that each slice of the query finds. candidates: volumes that `late`, and a fusion, compare
-    in full. symmetric, same_plane: for `late`, see `medret.search.late`.
+    in full. symmetric, same_plane: for `late`, see `medret.search.matching`.
 
     How a query is read:
     modality, device: for queries that are files. slices: only a part of the query, `FIRST:LAST` as slice indices or

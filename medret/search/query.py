@@ -216,7 +216,7 @@ def within(slices: Slices, slice_range: SliceRange) -> Slices:
 
 def chosen_slices(plan: str, slices: Slices, label: str) -> Slices:
     """The slices that a slice plan keeps, in each plane on its own."""
-    from medret.volume.slice_plan import parse_slice_plan
+    from medret.volume.slicing import parse_slice_plan
 
     parsed = parse_slice_plan(plan)
     chosen = []

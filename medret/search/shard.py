@@ -36,7 +36,7 @@ from medret.index import (
 from medret.index.neighbours import best_first
 from medret.search.cache import LocalFiles
 from medret.search.candidates import CandidateFilter
-from medret.search.late import late_scores
+from medret.search.matching import late_scores
 from medret.search.query import Volume
 
 # Up to this many excluded rows per query are searched in excess and then removed; beyond that, each group of queries

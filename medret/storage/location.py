@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from medret.errors import CorruptError, NotFoundError
-from medret.storage.conditional import CONDITIONAL, S3Store
 from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
-from medret.storage.s3_listing import s3_pages
+from medret.storage.s3 import CONDITIONAL, S3Store, s3_pages
 from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16

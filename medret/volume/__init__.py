@@ -1,8 +1,7 @@
 """NIfTI bytes to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
 
+from medret.volume.header import Limits
 from medret.volume.intensity import CT_WINDOWS
-from medret.volume.limits import Limits
 from medret.volume.nifti import fetch_volume, read_judged
 from medret.volume.read import SlicedVolume, VolumeFacts, read_volume
-from medret.volume.slice_plan import SlicePlan, parse_slice_plan
-from medret.volume.slicing import SliceRef
+from medret.volume.slicing import SlicePlan, SliceRef, parse_slice_plan

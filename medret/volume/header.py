@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 headers: 348 or 540 bytes to a checked `NiftiHeader`.
+"""NIfTI-1 and NIfTI-2 headers: 348 or 540 bytes to a checked `NiftiHeader`, within the limits for a volume.
 
 Field offsets come from nifti1.h and nifti2.h (https://nifti.nimh.nih.gov). Only fields that decide voxels and geometry
 are read. A bad header is refused before any voxel is decoded.
@@ -15,8 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.limits import Limits
+from medret.volume.inflate import MIB
 from medret.volume.signatures import describe
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits per volume.
+
+    max_voxels_bytes: decoded size that a header may declare (all time points). No more than that is inflated, so this
+        also bounds the memory, however well a volume compresses.
+    max_header_bytes: maximum size of header and extensions, before the voxels.
+    max_slices: maximum number of slices from one volume, all planes together.
+    min_side_voxels: minimum number of voxels of each of the two longest sides.
+    min_finite_share: minimum share of finite voxels; many programs write NaN outside the brain.
+    refuse_masks: whether to refuse a volume that looks like a segmentation.
+    """
+
+    max_voxels_bytes: int = 4096 * MIB
+    max_header_bytes: int = 16 * MIB
+    max_slices: int = 8192
+    min_side_voxels: int = 8
+    min_finite_share: float = 0.05
+    refuse_masks: bool = False
+
 
 # Field -> (struct format, offset). sizeof_hdr, the first field, tells the two versions apart.
 _NIFTI1 = {

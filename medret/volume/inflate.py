@@ -16,7 +16,11 @@ import deflate
 from isal import isal_zlib
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.limits import MIB
+
+MIB = 1 << 20
+
+# A deflate symbol of at most 258 bytes takes at least two bits, so no valid stream expands further than this.
+DEFLATE_MAX_RATIO = 1032
 
 Content = bytes | mmap  # an object's bytes, or a memory-mapped file, of which only the accessed pages are read
 

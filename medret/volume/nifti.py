@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.storage import StoredObject, reaching
-from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, check_extensions, nifti_version, parse_header
-from medret.volume.inflate import Content, End, inflate, inflate_up_to, is_gzip
-from medret.volume.limits import DEFLATE_MAX_RATIO, MIB, Limits
+from medret.volume.header import (
+    LONGEST_HEADER_BYTES,
+    Limits,
+    NiftiHeader,
+    check_extensions,
+    nifti_version,
+    parse_header,
+)
+from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, Content, End, inflate, inflate_up_to, is_gzip
 from medret.volume.signatures import describe
 
 JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first

@@ -13,16 +13,24 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume.foreground import foreground_box, threshold, whole
+from medret.volume.header import Limits
 from medret.volume.inflate import Content
 from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
-from medret.volume.limits import Limits
 from medret.volume.modality import modality_of
 from medret.volume.nifti import NiftiFile, open_nifti
 from medret.volume.orientation import AffineSource, Geometry, geometry_of
 from medret.volume.region import Region
 from medret.volume.sample import Sample, check_not_constant, check_not_mask, count_non_finite, take_sample
-from medret.volume.slice_plan import parse_slice_plan
-from medret.volume.slicing import AXIS, SliceRef, draw_squares, extract, in_plane_axes, planes_of, slice_refs
+from medret.volume.slicing import (
+    AXIS,
+    SliceRef,
+    draw_squares,
+    extract,
+    in_plane_axes,
+    parse_slice_plan,
+    planes_of,
+    slice_refs,
+)
 
 _LIMITS = Limits()
 

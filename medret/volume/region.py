@@ -12,7 +12,7 @@ import numpy as np
 
 from medret.errors import UsageError, VolumeError
 from medret.volume.foreground import Box
-from medret.volume.limits import Limits
+from medret.volume.header import Limits
 from medret.volume.nifti import open_nifti
 from medret.volume.orientation import Geometry, geometry_of
 from medret.volume.slicing import PLANE_OF_AXIS

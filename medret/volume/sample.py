@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.header import NiftiHeader
-from medret.volume.limits import Limits
+from medret.volume.header import Limits, NiftiHeader
 
 MOST_PER_AXIS = 48
 MOST_ORDERED = 32_768

@@ -28,7 +28,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, code: int, *names: str) -> None:
             raise OSError(code, os.strerror(code), path)
         return scandir(path)
 
-    monkeypatch.setattr("medret.archive.local_walk.os.scandir", refuse)
+    monkeypatch.setattr("medret.archive.listing.os.scandir", refuse)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_folder_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     """A21."""
     read_end, write_end = os.pipe()
     monkeypatch.setattr(local_files, "STALL_S", 0.2)
-    monkeypatch.setattr("medret.archive.local_walk.os.scandir", lambda _: os.read(read_end, 1))
+    monkeypatch.setattr("medret.archive.listing.os.scandir", lambda _: os.read(read_end, 1))
     with pytest.raises(StorageError, match=r"cannot be listed: .*does its mount still answer"):
         list_archive(str(tmp_path))
     os.write(write_end, b"x")

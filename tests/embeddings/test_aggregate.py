@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError, VolumeError
-from medret.volume.slice_plan import parse_slice_plan
+from medret.volume.slicing import parse_slice_plan
 
 NAMES = ["mean", "max", "gaussian:0.5,0.2", "uniform:5", "random:5", "random:5,3"]
 

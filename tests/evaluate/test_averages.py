@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.evaluate.averages import Bootstrap, average
+from medret.evaluate.metrics import Bootstrap, average
 
 
 def test_macro_is_the_mean_of_classes_and_micro_of_queries() -> None:

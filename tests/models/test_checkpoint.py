@@ -12,7 +12,7 @@ import torch
 
 from medret.errors import WeightsError
 from medret.models import Encoder, model_spec, resolve_weights
-from medret.models.loaders import load_model
+from medret.models.encoder import load_model
 
 SMALL = "timm:test_efficientnet"  # timm's own miniature, a megabyte
 

@@ -226,7 +226,7 @@ def test_an_adapter_of_unknown_layers_is_refused(release: Path, tmp_path: Path) 
 
 
 def test_attention_is_fused_everywhere() -> None:
-    from medret.models.loaders import load_model
+    from medret.models.encoder import load_model
 
     spec = model_spec("dreamsim_clip_vitb32")
     model = load_model(spec, resolve_weights(spec, "random"))

@@ -128,7 +128,7 @@ def test_importing_models_and_resolving_the_default_imports_no_torch() -> None:
 
 
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medret.models.loaders import load_model
+    from medret.models.encoder import load_model
     from medret.models.weights import random_weights
 
     spec = model_spec("resnet50")

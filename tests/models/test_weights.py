@@ -20,7 +20,7 @@ from medret.models import (
     model_spec,
     resolve_weights,
 )
-from medret.models.loaders import load_model
+from medret.models.encoder import load_model
 from medret.models.weights import combined_sha256
 
 SMALL = "timm:test_efficientnet"  # timm's own miniature, a megabyte

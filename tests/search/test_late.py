@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import Slices, plane_codes
-from medret.search.late import late_scores
+from medret.search.matching import late_scores
 
 
 def _sets(lengths: list[int], planes: int, seed: int, *, weighted: bool = False) -> Slices:

@@ -11,7 +11,7 @@ import numpy as np
 
 from medret.embeddings import Slices, plane_codes
 from medret.search import open_snapshot
-from medret.volume.slice_plan import parse_slice_plan
+from medret.volume.slicing import parse_slice_plan
 from tests.walk import walk
 
 SLICES = (1, 2, 5, 18, 22, 27, 33, 41, 60, 90, 170, 400)

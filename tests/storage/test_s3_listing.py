@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from medret.archive import list_archive
 from medret.errors import NotFoundError
-from medret.storage import Location, s3_listing
+from medret.storage import Location, s3
 from medret.storage.filesystems import _moment
-from medret.storage.s3_listing import s3_pages
+from medret.storage.s3 import s3_pages
 from tests.failing_s3 import FailingProxy
 
 PAGE = 5
@@ -97,14 +97,14 @@ class Clock:
     def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server, self.now = server, 0
         self.left: dict[Future[Any], int] = {}
-        monkeypatch.setattr(s3_listing, "ThreadPoolExecutor", lambda _: nullcontext(self))
-        monkeypatch.setattr(s3_listing, "wait", self.wait)
+        monkeypatch.setattr(s3, "ThreadPoolExecutor", lambda _: nullcontext(self))
+        monkeypatch.setattr(s3, "wait", self.wait)
 
     def submit(self, task: Callable[[Any], Any], argument: Any) -> Future[Any]:
         before, future = len(self.server.requests), Future[Any]()
         future.set_result(task(argument))
         self.left[future] = len(self.server.requests) - before
-        assert len(self.left) <= s3_listing.REQUESTS
+        assert len(self.left) <= s3.REQUESTS
         return future
 
     def wait(self, running: set[Future[Any]], return_when: str) -> tuple[set[Future[Any]], set[Future[Any]]]:

@@ -12,8 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, parse_header
-from medret.volume.limits import Limits
+from medret.volume.header import LONGEST_HEADER_BYTES, Limits, NiftiHeader, parse_header
 
 
 def parse(data: bytes, limits: Limits | None = None) -> NiftiHeader:

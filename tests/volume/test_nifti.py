@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume import inflate as inflate_module
-from medret.volume.inflate import End, inflate, inflate_up_to
-from medret.volume.limits import MIB, Limits
+from medret.volume.header import Limits
+from medret.volume.inflate import MIB, End, inflate, inflate_up_to
 from medret.volume.nifti import NiftiFile, open_nifti
 
 VOXELS = np.random.default_rng(0).integers(0, 4000, (20, 24, 16)).astype(np.int16)
