@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
-from medret.pipeline.asking import asking
 from medret.pipeline.batch_schema import CANARIES, SOURCE
+from medret.pipeline.cluster import asking
 from medret.pipeline.embedding_shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
 from medret.pipeline.judge import choose_canaries
 from medret.pipeline.layout import Live, compactions, embedding_files

@@ -17,9 +17,8 @@ from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import new_ledger as ledgers
 from medret.pipeline import outcomes
-from medret.pipeline.asking import find_device
 from medret.pipeline.batch_schema import CANARIES
-from medret.pipeline.cluster import watching_nodes
+from medret.pipeline.cluster import find_device, watching_nodes
 from medret.pipeline.connect import connected
 from medret.pipeline.content_hashes import content_hashes, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting

@@ -8,9 +8,7 @@ import pytest
 import ray
 
 from medret.errors import UnreachableError, UsageError
-from medret.pipeline import asking
-from medret.pipeline.asking import find_device, missing
-from medret.pipeline.cluster import Node
+from medret.pipeline.cluster import Node, find_device, missing
 from medret.pipeline.pools import Expected, Wish
 
 HEAD: Node = {"Alive": True, "Resources": {"node:__internal_head__": 1.0}}
@@ -42,11 +40,11 @@ def found(
 ) -> tuple[str, float]:
     """The device, and the CPUs that are there then."""
     monkeypatch.setattr(ray, "nodes", lambda: cluster.nodes)
-    monkeypatch.setattr(asking, "_status", lambda: None)
-    monkeypatch.setattr(asking, "autoscaler_answers", lambda _: cluster.autoscales)
-    monkeypatch.setattr(asking, "offered", cluster.offered)
-    monkeypatch.setattr(asking, "waiting_task", lambda _: "task")
-    monkeypatch.setattr(asking, "wait_for", cluster.wait_for)
+    monkeypatch.setattr(cluster, "_status", lambda: None)
+    monkeypatch.setattr(cluster, "autoscaler_answers", lambda _: cluster.autoscales)
+    monkeypatch.setattr(cluster, "offered", cluster.offered)
+    monkeypatch.setattr(cluster, "waiting_task", lambda _: "task")
+    monkeypatch.setattr(cluster, "wait_for", cluster.wait_for)
     device, capacity = find_device(wanted, expected or Expected(), minutes, lambda _: None)
     return device, capacity.cpus
 
