@@ -40,11 +40,11 @@ def found(
 ) -> tuple[str, float]:
     """The device, and the CPUs that are there then."""
     monkeypatch.setattr(ray, "nodes", lambda: cluster.nodes)
-    monkeypatch.setattr(cluster, "_status", lambda: None)
-    monkeypatch.setattr(cluster, "autoscaler_answers", lambda _: cluster.autoscales)
-    monkeypatch.setattr(cluster, "offered", cluster.offered)
-    monkeypatch.setattr(cluster, "waiting_task", lambda _: "task")
-    monkeypatch.setattr(cluster, "wait_for", cluster.wait_for)
+    monkeypatch.setattr("medret.pipeline.cluster._status", lambda: None)
+    monkeypatch.setattr("medret.pipeline.cluster.autoscaler_answers", lambda _: cluster.autoscales)
+    monkeypatch.setattr("medret.pipeline.cluster.offered", cluster.offered)
+    monkeypatch.setattr("medret.pipeline.cluster.waiting_task", lambda _: "task")
+    monkeypatch.setattr("medret.pipeline.cluster.wait_for", cluster.wait_for)
     device, capacity = find_device(wanted, expected or Expected(), minutes, lambda _: None)
     return device, capacity.cpus
 
