@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from medret.demo.phantoms import KINDS, write_phantom
 from tests.failing_s3 import FailingProxy
@@ -21,12 +22,20 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112  # Ray spells it so
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests that need Ray to one of the two processes of `make test`, so that one Ray serves them all."""
-    for item in items:
-        if item.get_closest_marker("ray") or "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+WITH_RAY = ("tests/pipeline/", "tests/demo/", "tests/test_golden.py", "tests/test_readme.py")
+
+
+class _ByFile(LoadScopeScheduling):
+    """`make test` runs two processes. Each takes whole files; one takes all that share a Ray, so that there is one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Files go to the processes in the order in which they are collected: the long ones come first."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
