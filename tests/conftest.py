@@ -25,7 +25,7 @@ os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM1
 WITH_RAY = ("tests/pipeline/", "tests/demo/", "tests/test_golden.py", "tests/test_readme.py")
 
 
-class _ByFile(LoadScopeScheduling):
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
     """`make test` runs two processes. Each takes whole files; one takes all that share a Ray, so that there is one."""
 
     def _split_scope(self, nodeid: str) -> str:
