@@ -22,18 +22,20 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112  # Ray spells it so
 
 
-WITH_RAY = ("tests/pipeline/", "tests/demo/", "tests/test_golden.py", "tests/test_readme.py")
+WITH_RAY = tuple(
+    f"tests/{name}" for name in ("bench/", "chaos/", "demo/", "pipeline/", "test_golden.py", "test_readme.py")
+)
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """`make test` runs two processes. Each takes whole files; one takes all that share a Ray, so that there is one."""
+    """`make test` runs two processes. Each takes whole files; one takes all that use Ray: no two Rays run together."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Files go to the processes in the order in which they are collected: the long ones come first."""
+    """Files go to the processes in the order in which they are collected."""
     config.option.loadscopereorder = False
     return _ByFile(config, log)
 

@@ -24,7 +24,7 @@ _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 _FLAT = 1e-6
 _LEAST_MM, _MOST_MM = 1e-6, 1e6
 _SAME = 1e-3  # of a voxel spacing
-_HALF_TURN = 3 * 1.1920929e-07  # float32 rounding of the stored parts; nibabel has the same threshold
+_HALF_TURN = {1: 3 * 2.0**-23, 2: 3 * 2.0**-52}  # rounding of the stored floats per version; nibabel has the same
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _qform(header: NiftiHeader) -> _Placement | None:
     spacing, spacing_assumed = _spacing(header)
     handedness = -1.0 if header.pixdim[0] < 0 else 1.0  # 0 means 1 (nifti1.h)
     affine = np.eye(4)
-    affine[:3, :3] = _rotation(header.quatern) * spacing * (1.0, 1.0, handedness)
+    affine[:3, :3] = _rotation(header) * spacing * (1.0, 1.0, handedness)
     affine[:3, 3] = np.array(header.qoffset) * header.unit_mm
     return _Placement(affine, "qform", spacing_assumed)
 
@@ -186,11 +186,13 @@ def _spacing(header: NiftiHeader) -> tuple[NDArray[np.float64], bool]:
     return spacing, not usable.all()
 
 
-def _rotation(quatern: tuple[float, ...]) -> NDArray[np.float64]:
+def _rotation(header: NiftiHeader) -> NDArray[np.float64]:
     """(3, 3) rotation from the three stored parts of a unit quaternion (nifti1.h, method 2)."""
-    b, c, d = quatern
+    b, c, d = header.quatern
     square = b * b + c * c + d * d
-    if square > 1 - _HALF_TURN:  # a half turn up to rounding: its real part is 0 (non-finite values fail later)
+    if (
+        square > 1 - _HALF_TURN[header.version]
+    ):  # a half turn up to rounding: its real part is 0 (non-finite values fail later)
         scale = 1 / math.sqrt(square)
         b, c, d = b * scale, c * scale, d * scale
         square = 1.0

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -99,7 +100,8 @@ def cluster(workers_most: int, resources: Mapping[str, float]) -> Iterator[Clust
         with Path(short, "head.log").open("wb") as log:
             head = subprocess.Popen(
                 [
-                    "ray", "start", "--head", "--block", "--num-cpus=0", f"--port={port}", f"--temp-dir={short}",
+                    str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0",
+                    f"--port={port}", f"--temp-dir={short}",
                     "--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--object-store-memory={OBJECTS}",
                     f"--autoscaling-config={settings}",
                 ],

@@ -30,6 +30,7 @@ from tests.chaos.campaign import KNOWN, command, count, make_archive
 from tests.processes import family, is_alive, open_to_others
 
 POINTS = ("imports", "ray+", "reading", "embedding+", "indices")
+GONE_S = 10.0  # for the last processes of a run to be gone after it; a worker under load takes seconds
 ENDED_S = 60.0
 RUN_S = 300.0
 LINE = "medret index: stopped by SIGTERM"
@@ -97,8 +98,11 @@ def stopped(folder: Path, point: str, environment: dict[str, str], temporary: Pa
     refuse_if_held(Location(store))  # raises if the lease was not given back
     if (store / "CURRENT").exists():
         problems.append(f"{point}: published all the same")
-    time.sleep(0.5)
-    left = [name[:60] for pid, name in around.items() if is_alive(pid) and pid != process.pid]
+    del around[process.pid]
+    deadline = time.monotonic() + GONE_S
+    while any(map(is_alive, around)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [name[:60] for pid, name in around.items() if is_alive(pid)]
     left += [str(path) for path in temporary.glob("medret-*")]
     return problems + ([f"{point}: left {left}"] if left else [])
 

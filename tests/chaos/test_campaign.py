@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def campaign(name: str, points: str, folder: Path, *options: str) -> dict[str, Any]:
+def campaign(name: str, points: str, folder: Path) -> dict[str, Any]:
     """The report of a campaign that went well."""
-    command = [sys.executable, "-m", f"tests.chaos.{name}", "--points", points, "--folder", str(folder), *options]
+    command = [sys.executable, "-m", f"tests.chaos.{name}", "--points", points, "--folder", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -50,8 +50,4 @@ def test_killed_runs_lose_nothing_and_repeat_nothing(folder: Path) -> None:
 
 def test_a_lost_node_costs_one_line_and_changes_nothing(folder: Path) -> None:
     """A4: the counter lay on the lost node; or Ray's logs came to the terminal, and repeated slices counted twice."""
-    campaign("nodes", "b:indices", folder)
-
-
-def test_a_run_begins_at_no_node_outlives_a_reclaimed_one_and_lets_the_others_go(tmp_path: Path) -> None:
-    campaign("elastic", "once", tmp_path, "--volumes", "160")
+    campaign("nodes", "a:embedding,b:indices", folder)

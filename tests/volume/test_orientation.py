@@ -116,6 +116,7 @@ UNITS_MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
     st.tuples(*[st.floats(-200, 200)] * 3),
     st.sampled_from([-1.0, 1.0]),
 )
+@example((1, 0), 2, 2, 3.130859375, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 1.0)  # not quite a half turn, in float64
 @settings(max_examples=80, deadline=None)
 def test_any_header_is_placed_where_nibabel_places_it(
     phantoms: Any,
