@@ -28,10 +28,15 @@ WITH_RAY = tuple(
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """`make test` runs two processes. Each takes whole files; one takes all that use Ray: no two Rays run together."""
+    """`make test` runs two processes. Each takes whole files; one takes all that share a Ray, so that there is one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Benchmarks come last: beside other tests with Ray, and not beside the campaigns, which time what they see."""
+    items.sort(key=lambda item: item.nodeid.startswith("tests/bench/"))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
