@@ -35,6 +35,7 @@ POINTS = [f"{who}:{moment}" for moment in MOMENTS for who in ("a", "b", "driver"
 WORKER: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 120 * 2**20}
 POLL_S = 0.02
 RUN_S = 300.0
+DECLARED_S = 90.0  # for Ray to declare a killed node dead
 
 
 def main() -> int:
@@ -66,6 +67,7 @@ def main() -> int:
                 found = run(cluster, folder, point.replace(":", "-"), nodes.get(name), moment)
                 if name in nodes:
                     nodes[name] = cluster.add_node(**WORKER)
+                    cluster.wait_for_nodes(timeout=DECLARED_S)  # the next run must not see this one's node die
                 if name in nodes and not found["problems"]:
                     found["problems"] = [f"other {what}" for what in same(folder / found["name"], calm)]
                 said = "; ".join(found["problems"]) or ("as undisturbed" if name in nodes else "stopped well")
