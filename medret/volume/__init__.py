@@ -1,5 +1,6 @@
 """NIfTI bytes to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
 
+from medret.volume.content import Content, Part, content_sha256
 from medret.volume.header import Limits
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.nifti import fetch_volume, read_judged

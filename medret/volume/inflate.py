@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import zlib
 from enum import Enum
-from mmap import mmap
 from typing import Any
 
 import deflate
 from isal import isal_zlib
 
 from medret.errors import QuarantineCode, VolumeError
+from medret.volume.content import Bytes
 
 MIB = 1 << 20
 
 # A deflate symbol of at most 258 bytes takes at least two bits, so no valid stream expands further than this.
 DEFLATE_MAX_RATIO = 1032
-
-Content = bytes | mmap  # an object's bytes, or a memory-mapped file, of which only the accessed pages are read
 
 _MAGIC = b"\x1f\x8b"
 _WBITS = 31  # deflate with a gzip header and trailer
@@ -39,12 +37,12 @@ class End(Enum):
     BOUND = "at the bound"
 
 
-def is_gzip(data: Content) -> bool:
+def is_gzip(data: Bytes) -> bool:
     """Whether the bytes begin like a gzip stream."""
     return data[:2] == _MAGIC
 
 
-def inflate(data: Content, expected_bytes: int, tolerated_bytes: int) -> bytearray | bytes:
+def inflate(data: Bytes, expected_bytes: int, tolerated_bytes: int) -> bytearray | bytes:
     """Decompress the whole stream and check its CRC.
 
     expected_bytes: size according to the NIfTI header. tolerated_bytes: how many more are usual. The result may be
@@ -75,7 +73,7 @@ def inflate(data: Content, expected_bytes: int, tolerated_bytes: int) -> bytearr
     return content
 
 
-def inflate_up_to(data: Content, bound_bytes: int) -> tuple[bytearray, End]:
+def inflate_up_to(data: Bytes, bound_bytes: int) -> tuple[bytearray, End]:
     """Decompress at most `bound_bytes` bytes, from one or more gzip members; raises VolumeError GZIP_CORRUPT."""
     content = bytearray()
     view = memoryview(data)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.storage import StoredObject, reaching
+from medret.volume.content import Bytes
 from medret.volume.header import (
     LONGEST_HEADER_BYTES,
     Limits,
@@ -23,7 +24,7 @@ from medret.volume.header import (
     nifti_version,
     parse_header,
 )
-from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, Content, End, inflate, inflate_up_to, is_gzip
+from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, End, inflate, inflate_up_to, is_gzip
 from medret.volume.signatures import describe
 
 JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first
@@ -54,14 +55,14 @@ class NiftiFile:
         return np.frombuffer(self.content, self.header.dtype, count, start).reshape(shape, order="F")
 
 
-def open_nifti(data: Content, limits: Limits) -> NiftiFile:
+def open_nifti(data: Bytes, limits: Limits) -> NiftiFile:
     """Decompress gzip, check header and length; raises only VolumeError, whatever the bytes."""
     if not data:
         raise VolumeError(QuarantineCode.EMPTY, "the object has no bytes")
     compressed = is_gzip(data)
     header = parse_header(_start(data, compressed), limits)
     tolerated = _tolerated_bytes(header)
-    content: Content | bytearray = data
+    content: Bytes | bytearray = data
     if compressed:
         _check_length(header, len(data))
         content = inflate(data, header.file_bytes, tolerated)
@@ -118,7 +119,7 @@ def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
         )
 
 
-def _start(data: Content, compressed: bool) -> bytes:
+def _start(data: Bytes, compressed: bool) -> bytes:
     """The first decompressed bytes, enough for any header."""
     head, end = data[:LONGEST_HEADER_BYTES], End.DONE
     if compressed:

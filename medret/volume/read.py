@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
+from medret.volume.content import Content
 from medret.volume.foreground import foreground_box, threshold, whole
 from medret.volume.header import Limits
-from medret.volume.inflate import Content
 from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
 from medret.volume.modality import modality_of
 from medret.volume.nifti import NiftiFile, open_nifti
@@ -83,11 +83,16 @@ class VolumeFacts:
 
 @dataclass(frozen=True)
 class SlicedVolume:
-    """A volume ready for the models. pixels: side in px -> (n, side, side) uint8, one image per slice, in order."""
+    """A volume ready for the models.
+
+    pixels: side in px -> (n, side, side) uint8, one image per slice, in order.
+    labels: found in the volume's own tags, under medret's names (subject, modality, body_region, StudyDate, ...).
+    """
 
     slices: tuple[SliceRef, ...]
     pixels: Mapping[int, NDArray[np.uint8]]
     facts: VolumeFacts
+    labels: Mapping[str, str]
 
 
 @contextmanager
@@ -100,7 +105,7 @@ def _within_memory() -> Iterator[None]:
 
 @_within_memory()
 def read_volume(
-    data: Content,
+    content: Content,
     volume_id: str,
     recipe: SliceRecipe,
     sides_px: Sequence[int],
@@ -109,10 +114,11 @@ def read_volume(
     limits: Limits = _LIMITS,
     region: Region | None = None,
 ) -> SlicedVolume:
-    """Slice one NIfTI volume.
+    """Slice one volume.
 
-    data: the .nii or .nii.gz object. Of a memory-mapped .nii file, only the pages of the sample and of the planned
-        slices are read, unless its voxels are floating-point numbers: those are all checked.
+    content: the bytes of a .nii or .nii.gz object, or the instances of a DICOM series. Of a memory-mapped .nii file,
+        only the pages of the sample and of the planned slices are read, unless its voxels are floating-point numbers:
+        those are all checked.
     volume_id: part of the seed of `random:N`.
     sides_px: sizes of the square images; all are made from the same decoded slices.
     modality: the label, if there is one.
@@ -124,7 +130,9 @@ def read_volume(
     check_percentiles(recipe.percentiles)
     if min(sides_px, default=1) < 1:
         raise UsageError(f"image sides {list(sides_px)} px are not all positive")
-    nifti = open_nifti(data, limits)
+    if isinstance(content, tuple):
+        raise VolumeError(QuarantineCode.NOT_NIFTI, f"the {len(content)} instances of a series cannot be read yet")
+    nifti = open_nifti(content, limits)
     header = nifti.header
     geometry = geometry_of(header)
     time_point, voxels, sample, non_finite = _first_image(nifti, geometry, limits)
@@ -190,7 +198,7 @@ def read_volume(
         crop_box=(box.first, box.last),
         planes=planes,
     )
-    return SlicedVolume(tuple(slices), pixels, facts)
+    return SlicedVolume(tuple(slices), pixels, facts, labels={})
 
 
 def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:

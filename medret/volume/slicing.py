@@ -47,12 +47,15 @@ class SliceRef:
     relative_position: 0 for the first slice of the uncropped volume, 1 for the last, 0.5 for a single one. On disk:
         `relative`.
     position_mm: scanner coordinate of the slice's centre along that axis, in mm.
+    source: the SOPInstanceUID of the DICOM instance that the slice is, `UID#7` for its frame 7 (counted from 1); None
+        for a slice across instances, and for NIfTI.
     """
 
     plane: str
     slice_index: int
     relative_position: float
     position_mm: float
+    source: str | None = None
 
 
 def in_plane_axes(plane: str) -> tuple[int, int]:
