@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from medret.errors import UsageError
 from medret.extras import needs_extra
@@ -84,6 +84,7 @@ def evaluate_snapshot(
     queries: str | None = None,
     labels: str | None = None,
     weights: Mapping[str, str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Score how often a search finds volumes of the query's modality, body region and organ.
 
@@ -105,6 +106,7 @@ def evaluate_snapshot(
         without: Ids of volumes that are neither queries nor hits.
         queries: Folder or URI of NIfTI files to query with; by default the snapshot's own volumes are the queries.
         labels: The table of labels of `queries`.
+        storage_options: For `queries` and `labels`, as for `open_snapshot`.
         weights: For `queries`, model name to path or URI of its weights, where they are not at their usual place.
 
     Raises:
@@ -112,12 +114,14 @@ def evaluate_snapshot(
     """
     from medret.evaluate import Options, Selection, archive_queries, evaluate
     from medret.evaluate.query_sets import file_queries
+    from medret.storage import use_options
 
     selection = Selection(models, aggregations, indices, modes)
     options = Options(levels=levels, excludes=excludes, selection=selection)
     if min_relevant is not None:
         options = replace(options, min_relevant=min_relevant)
     if queries is not None:
+        use_options(storage_options or {}, others=[place for place in (queries, labels) if place])
         query_set = file_queries(
             snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None
         )

@@ -119,7 +119,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.seed < 0:
         raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
-    snapshot = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
+    snapshot = open_snapshot(
+        arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
+    )
     selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
     query_set = _query_set(arguments, snapshot, selection)
     options = Options(

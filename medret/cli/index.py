@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
-from medret.cli.shared import add_command, parse_weights, positive_float, positive_int, share
+from medret.cli.shared import add_command, add_storage_options, parse_weights, positive_float, positive_int, share
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what to index").add_argument
+    group = parser.add_argument_group("what to index")
+    add = group.add_argument
     add(
         "--labels",
         metavar="TABLE",
@@ -89,6 +90,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="manifest.json of an S3 Inventory (CSV or Parquet) of ARCHIVE's bucket, to read in place of a listing",
     )
+    add_storage_options(group)
     add("--glob", dest="pattern", metavar="PATTERN", help="index only volumes whose path below ARCHIVE matches")
     add(
         "--exclude",

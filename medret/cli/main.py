@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from medret._version import __version__
 from medret.cli import demo, evaluate, index, models, search, store, study
-from medret.cli.shared import logging_to_stderr, note
+from medret.cli.shared import logging_to_stderr, note, use_storage_options
 from medret.errors import MedretError, MissingPackageError
 from medret.extras import needs_extra, require
 from medret.storage import redacted
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         with needs_extra():
+            use_storage_options(arguments)
             code: int = arguments.run(arguments)
         return code
     except MedretError as error:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, parse_weights
+from medret.cli.shared import add_command, add_storage_options, parse_weights
 from medret.errors import UsageError
 from medret.search.options import DEFAULT_K, LATE, SearchOptions
 from medret.storage import redacted
@@ -76,6 +76,7 @@ def add_parser(commands: Any) -> None:
         help="where the volumes of STORE lie, for --html, --box and --mask (default: where it says, if that is on this "
         "machine's disks or on the store's own server)",
     )
+    add_storage_options(parser)
     parser.add_argument("--snapshot", metavar="ID", help="an older snapshot of STORE (default: the live one)")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
@@ -153,7 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.search import Snapshots, open_snapshot, open_snapshots
 
     options = _options(arguments)
-    snapshot: Snapshots = open_snapshot(arguments.store, arguments.snapshot, archive=arguments.archive)
+    snapshot: Snapshots = open_snapshot(
+        arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
+    )
     if arguments.also:
         snapshot = open_snapshots([snapshot, *arguments.also])
     answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))

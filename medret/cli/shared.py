@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medret.errors import UsageError
-from medret.storage import redacted
+from medret.storage import parse_options, redacted, use_options
 from medret.visible import say, visible
 
 Number = TypeVar("Number", int, float)
@@ -44,10 +44,38 @@ def add_command(
 def add_store(parser: argparse.ArgumentParser, *, snapshot: bool = True, as_json: bool = True) -> None:
     """Add STORE and, for commands that read it, --snapshot and --json."""
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
+    add_storage_options(parser)
     if snapshot:
         parser.add_argument("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
     if as_json:
         parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
+
+
+def add_storage_options(parser: Any) -> None:
+    """Add --storage-option. `use_storage_options` gives its values to the filesystems."""
+    parser.add_argument(
+        "--storage-option",
+        dest="storage_options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the filesystems behind remote URIs, such as anon=true for public buckets; archive.KEY=VALUE "
+        "and store.KEY=VALUE are for one of them; repeatable",
+    )
+
+
+def use_storage_options(arguments: argparse.Namespace) -> None:
+    """Parse --storage-option, and use its values for all places that the command names; raises UsageError."""
+    arguments.storage_options = parse_options(getattr(arguments, "storage_options", ()))
+    if not arguments.storage_options:
+        return
+
+    def named(*names: str) -> list[str]:
+        values = (getattr(arguments, name, None) for name in names)
+        return [text for value in values if value for text in ([value] if isinstance(value, str) else value)]
+
+    others = named("archive", "labels", "inventory", "queries", "query", "mask")
+    use_options(arguments.storage_options, stores=named("store", "also"), others=others)
 
 
 def add_repeatable(parser: Any, option: str, metavar: str, text: str | None = None) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import ray
 
 from medret.archive import ArchiveObject
-from medret.storage import Identity, StoredObject
+from medret.storage import Identity, StoredObject, add_options, given_options
 
 SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
@@ -39,7 +40,8 @@ def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
 def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
     """Compute volume_id -> sha256 in Ray tasks, without objects that are unreadable or have changed."""
     task = ray.remote(num_cpus=1)(_hash_all)
-    refs = [task.remote(items[at : at + OBJECTS_PER_TASK]) for at in range(0, len(items), OBJECTS_PER_TASK)]
+    options = given_options()
+    refs = [task.remote(items[at : at + OBJECTS_PER_TASK], options) for at in range(0, len(items), OBJECTS_PER_TASK)]
     return {volume_id: sha256 for hashes in ray.get(refs) for volume_id, sha256 in hashes.items()}
 
 
@@ -52,7 +54,8 @@ def _sample(item: ArchiveObject) -> bytes | None:
     return hashlib.sha256(data).digest()
 
 
-def _hash_all(items: Sequence[ArchiveObject]) -> dict[str, str]:
+def _hash_all(items: Sequence[ArchiveObject], options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    add_options(options)
     hashes = {}
     for item in items:
         with suppress(Exception):  # as above

@@ -142,7 +142,7 @@ class IndexPlan:
 
 def plan_index(request: IndexRequest) -> IndexPlan:
     """Plan a run: list the archive, read the store, compare. Loads no model, writes nothing; raises MedretError."""
-    store = Location(request.store)
+    store = request.open_store()
     request = with_models(request, live_manifest(store))
     inputs = read_inputs(request, begin())
     state = read_state(request, store, inputs)

@@ -12,10 +12,10 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SLICED, SOURCE, STOPPED, pixels_column
 from medret.pipeline.counter import MOST_BEGINNINGS, Tally
 from medret.recipe import SliceRecipe
-from medret.storage import Identity, StoredObject, in_words
+from medret.storage import Identity, StoredObject, add_options, given_options, in_words
 from medret.volume import Limits, SlicedVolume, read_judged, read_volume
 
 READ_AT_ONCE = 4  # objects read from an object store in parallel, all in memory
@@ -46,9 +46,11 @@ class ReadStage:
     image_sizes: tuple[int, ...]
     limits: Limits
     counter: Any
+    storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=given_options, repr=False)
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
         """Yield one single-row table per volume, so that a large one moves on early. table: SOURCE columns."""
+        add_options(self.storage_options)
         tally = Tally(self.counter, "read")
         fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.image_sizes)]
         schema = pa.schema(fields)

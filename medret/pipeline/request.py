@@ -14,7 +14,7 @@ from medret.pipeline.gates import GateLimits
 from medret.pipeline.pools import ActorRange, Expected
 from medret.recipe import SliceRecipe
 from medret.snapshot import LEASE_S
-from medret.storage import refuse_secrets
+from medret.storage import Location, refuse_secrets, use_options
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 
@@ -31,7 +31,8 @@ class IndexRequest:
 
     archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive. exclude: globs to
     leave out. include_masks: index what is named as a mask, or looks like one, too. inventory: URI of the manifest.json
-    of an S3 Inventory, to read in place of a listing. models: distinct names; empty means those of the live snapshot,
+    of an S3 Inventory, to read in place of a listing. storage_options: of the filesystems of remote places
+    (`medret.storage.storage_options`). models: distinct names; empty means those of the live snapshot,
     else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
@@ -48,6 +49,7 @@ class IndexRequest:
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
     inventory: str | None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     models: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     slices: SliceRecipe = field(default_factory=SliceRecipe)
@@ -115,6 +117,12 @@ class IndexRequest:
         if not 0 <= self.wait_minutes < math.inf:
             raise UsageError(f"--wait-minutes is {self.wait_minutes}, expected 0 or more")
 
+    def open_store(self) -> Location:
+        """The store; from now on, all places of the run are opened with the storage options."""
+        others = [place for place in (self.archive, self.labels, self.inventory) if place]
+        use_options(self.storage_options, stores=[self.store], others=others)
+        return Location(self.store)
+
     @property
     def volume_limits(self) -> Limits:
         """`limits`, and whether volumes that look like masks are quarantined."""
@@ -138,6 +146,7 @@ class IndexKeywords(TypedDict, total=False):
     exclude: str | Sequence[str]
     include_masks: bool
     inventory: str | None
+    storage_options: Mapping[str, Any]
     max_volume_gib: float
     models: str | Sequence[str]
     weights: Mapping[str, str]

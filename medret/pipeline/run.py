@@ -98,7 +98,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Sto
 def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: ExitStack) -> IndexOutcome:
     """stack: holds the lease until the run ends."""
     stop.check()
-    log, clock, store = begin(), time.monotonic(), Location(request.store)
+    log, clock, store = begin(), time.monotonic(), request.open_store()
     reporter.fields = {"run": log.run}
     logger.info("run %s: index %s", log.run, store.uri, extra=reporter.fields)
     refuse_if_held(store)

@@ -7,9 +7,10 @@ first needs them; ray is never imported, and torch only for queries that are fil
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -29,7 +30,7 @@ from medret.search.query import Query, QueryVectors, is_file
 from medret.search.resolve import Resolver, sha256_of
 from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
-from medret.storage import Location, normalise_uri, redacted
+from medret.storage import Location, normalise_uri, redacted, use_options
 
 if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
@@ -45,17 +46,20 @@ def open_snapshot(
     snapshot_id: str | None = None,
     *,
     archive: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     spread: Spread | None = None,
 ) -> Snapshot:
     """Open the live snapshot of a store, or an older one by its id.
 
     archive: where the volumes are read, for pages of hits and for a part of a stored volume; None: where the store
-    says, if that is on this machine's disks or on the store's own server. spread: runs tasks, one per index shard, in
-    other processes, each with `Snapshot.run`, and returns their answers in the same order; None: in this process.
+    says, if that is on this machine's disks or on the store's own server. storage_options: of the filesystems of the
+    store and of its archive, such as `{"anon": True}`, or for one of them, `{"archive": {"anon": True}}`. spread: runs
+    tasks, one per index shard, in other processes, each with `Snapshot.run`, and returns their answers in the same
+    order; None: in this process.
     Raises UsageError when there is no store, nothing was published, or the store has no such snapshot; CorruptError
     when the store is damaged.
     """
-    return Snapshot(Corpus([_opened(uri, snapshot_id, archive)], spread))
+    return Snapshot(Corpus([_opened(uri, snapshot_id, archive, storage_options or {})], spread))
 
 
 def open_snapshots(
@@ -78,8 +82,12 @@ def open_snapshots(
 
 
 def _opened(
-    uri: str | os.PathLike[str], snapshot_id: str | None = None, archive: str | os.PathLike[str] | None = None
+    uri: str | os.PathLike[str],
+    snapshot_id: str | None = None,
+    archive: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Contents:
+    use_options(storage_options, stores=[uri])
     store = Location(uri)
     place = None if archive is None else normalise_uri(archive)
     try:
@@ -92,7 +100,9 @@ def _opened(
             if chosen_id != live and not store.exists(f"{snapshot_folder(chosen_id)}/{MANIFEST}"):
                 raise UsageError(f"{store.uri} has no snapshot '{chosen_id}'; its live one is {live}")
             try:
-                return Contents(store, chosen_id, read_manifest(store, chosen_id), place)
+                manifest = read_manifest(store, chosen_id)
+                use_options(storage_options, others=[place or manifest.archive_uri])
+                return Contents(store, chosen_id, manifest, place)
             except (CorruptError, FileNotFoundError):
                 if chosen_id != live or current_id(store) == live:
                     raise  # otherwise another one was published, and this one removed, while it was opened

@@ -20,7 +20,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache, partial
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError
 from medret.extras import missing_package
+from medret.storage.storage_options import check_names, options_at
 from medret.storage.uris import redacted, scheme_of
 
 logger = logging.getLogger(__name__)
@@ -108,17 +109,35 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = scheme_of(uri)
+    given = options_at(uri)
     try:
         kind = fsspec.get_filesystem_class(scheme or "file")
-        options = dict(options_of(scheme))
+        check_names(uri, given, kind)
     except ImportError as error:
         needed = MissingPackageError(f"{redacted(uri)} needs a library that is not installed: {in_words(error)}")
         raise missing_package(error) or needed from error
     except ValueError as error:
         raise UsageError(f"{redacted(uri)}: medret knows no filesystem for {scheme}://") from error
-    options |= kind._get_kwargs_from_urls(uri)  # noqa: SLF001  # such as the host
-    with reaching(uri, "opened"):
-        return fsspec.filesystem(scheme or "file", **options), str(kind._strip_protocol(uri))
+    with reaching(uri, "opened"), _understood(uri, given):
+        options = options_of(scheme, given) | kind._get_kwargs_from_urls(uri)  # noqa: SLF001  # such as the host
+        fs = fsspec.filesystem(scheme or "file", **options)
+        if given and hasattr(fs, "connect"):  # a wrong option of S3 shows when its client is made
+            fs.connect()
+        return fs, str(kind._strip_protocol(uri))
+
+
+@contextmanager
+def _understood(uri: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a library says about options that it does not understand into a UsageError."""
+    try:
+        yield
+    except Exception as error:
+        if not given or isinstance(error, OSError):
+            raise
+        names = ", ".join(sorted(given))
+        raise UsageError(
+            f"{redacted(uri)} cannot be opened with the storage options {names}: {in_words(error)}"
+        ) from error
 
 
 def tree(fs: Any, root: str) -> Details:
@@ -198,25 +217,30 @@ def with_retries(operation: Callable[[], Result]) -> Result:
     return operation()
 
 
-def options_of(protocol: str) -> dict[str, Any]:
-    """fsspec options that make filesystems of this protocol retry and count their requests."""
-    return _s3_options() if protocol in ("s3", "s3a") else {}
-
-
-@cache
-def _s3_options() -> dict[str, Any]:
-    from aiobotocore.session import AioSession
-
-    session = AioSession()
-    session.register("needs-retry.s3", _seen)
-    # Half of the time that a page of a listing takes is spent in botocore's own parser of times.
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+def options_of(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """fsspec options that make filesystems of this protocol retry and count their requests, and the `given` ones."""
+    if protocol not in ("s3", "s3a"):
+        return dict(given)
+    options = dict(given)
     config = {
         "retries": {"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
     }
-    return {"session": session, "config_kwargs": config}
+    config |= options.pop("config_kwargs", {})
+    return {"session": _s3_session(options.pop("profile", None)), "config_kwargs": config, **options}
+
+
+@cache
+def _s3_session(profile: str | None) -> Any:
+    """A session of the S3 client. profile: of the user's AWS configuration."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession(profile=profile)
+    session.register("needs-retry.s3", _seen)
+    # Half of the time that a page of a listing takes is spent in botocore's own parser of times.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+    return session
 
 
 def _moment(value: Any) -> datetime:

@@ -21,6 +21,7 @@ from medret.errors import CorruptError, NotFoundError
 from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
 from medret.storage.s3 import CONDITIONAL, S3Store, s3_pages
+from medret.storage.storage_options import add_options, given_options
 from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
@@ -58,8 +59,8 @@ class Location:
     def _opened(self) -> tuple[Any, str]:
         return open_filesystem(self.uri)
 
-    def __reduce__(self) -> tuple[type[Location], tuple[str]]:
-        return Location, (self.uri,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.uri, given_options())
 
     def path(self, relative: str) -> str:
         """The filesystem's own path of `relative`; raises CorruptError if it does not stay below the root."""
@@ -239,6 +240,12 @@ class Location:
             yield
         finally:
             os.close(file)
+
+
+def _received(uri: str, options: dict[str, dict[str, Any]]) -> Location:
+    """A location that came from another process, with the storage options in use there."""
+    add_options(options)
+    return Location(uri)
 
 
 def read_checked(location: Location, relative: str, sha256: str, size_bytes: int | None = None) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 from medret.errors import CorruptError, UsageError
 
@@ -17,6 +18,9 @@ LOCAL_SCHEMES = ("file", "local")
 WRAPPING = frozenset(
     {"blockcache", "cached", "dir", "filecache", "generic", "libarchive", "reference", "simplecache", "tar", "zip"}
 )
+
+HIDDEN_LETTERS = 6  # of a secret at least: a shorter text may be part of any word
+_hidden: set[str] = set()  # secrets that were given to this process
 
 # user:password@, also if the password contains a slash; a port is not a password.
 _PASSWORD = re.compile(r"(://)[^\s/@:\[]*:(?!\d+(?:[/\s?#]|$))(?:[^\s/@]*(?:@[^\s/@]*)*@|[^\s@]*@)")
@@ -75,22 +79,34 @@ def escaped(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", r"\x00")
 
 
+def hide(secrets: Iterable[str]) -> None:
+    """Hide these texts in everything that `redacted` returns from now on."""
+    _hidden.update(secret for secret in secrets if len(secret) >= HIDDEN_LETTERS)
+
+
 def redacted(text: str) -> str:
-    """The text with `***` in place of passwords, and of secrets in the queries of URIs."""
+    """The text with `***` in place of passwords, of secrets in the queries of URIs, and of those given to `hide`."""
+    text = _without_credentials(text)
+    for secret in _hidden:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _without_credentials(text: str) -> str:
     text = _PASSWORD.sub(r"\1***@", text)
     return _QUERY_SECRET.sub(r"\1***", _WEB_USER.sub(r"\1***@", text))
 
 
 def refuse_secrets(uri: str, what: str) -> None:
     """Raise UsageError if a URI carries a credential, which the store would record. what: names the URI, in words."""
-    if redacted(uri) == uri:
+    if _without_credentials(uri) == uri:
         return
     scheme = scheme_of(uri)
     how = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme in ("s3", "s3a") else ""
     how = how or f"FSSPEC_{scheme.upper()}_USERNAME and FSSPEC_{scheme.upper()}_PASSWORD, or the library's own profile"
     raise UsageError(
         f"{what} {redacted(uri)} carries a credential, which the store would record for others to read; set it in the "
-        f"environment instead ({how})"
+        f"environment instead ({how}), or give it with --storage-option"
     )
 
 
