@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume.inflate import MIB
 from medret.volume.signatures import describe
+from medret.volume.stored import Scaling
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,6 @@ class NiftiHeader:
     byte_order: "<" or ">".
     shape: sides in voxels as stored, without trailing ones: three, or four with time.
     dtype: of one voxel, with its byte order.
-    slope, inter: real value = stored * slope + inter.
     unit_mm: length of the header's unit: 1000 for metres, 0.001 for microns, 1 for millimetres and if none is named.
     pixdim: pixdim[0] is the handedness of the qform; pixdim[1:4] the spacing.
     srow: row-major 3x4.
@@ -115,8 +114,7 @@ class NiftiHeader:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     vox_offset: int
-    slope: float
-    inter: float
+    scaling: Scaling
     unit_mm: float
     pixdim: tuple[float, ...]
     qform_code: int
@@ -134,20 +132,6 @@ class NiftiHeader:
     def file_bytes(self) -> int:
         """Bytes from the start of the (inflated) file to the end of the last voxel."""
         return self.vox_offset + self.voxels_bytes
-
-    @property
-    def time_points(self) -> int:
-        """1 for a 3D volume."""
-        return self.shape[3] if len(self.shape) == 4 else 1
-
-    def scaled(self, stored: NDArray[Any]) -> NDArray[np.float64]:
-        """Stored values to real ones, in a new array; not finite where they exceed the range of float64."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            real = stored.astype(np.float64)
-            if (self.slope, self.inter) != (1.0, 0.0):
-                real *= self.slope
-                real += self.inter
-        return real
 
 
 def nifti_version(head: bytes) -> tuple[int, str] | None:
@@ -183,7 +167,6 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
     dtype = _dtype(field("datatype")[0], order)
     shape = _shape(field("dim"))
     offset = _vox_offset(version, field("vox_offset")[0], limits)
-    slope, inter = _scaling(*field("scl"))
     qform_code, sform_code = field("form_codes")
     header = NiftiHeader(
         version=version,
@@ -191,8 +174,7 @@ def parse_header(head: bytes, limits: Limits) -> NiftiHeader:
         shape=shape,
         dtype=dtype,
         vox_offset=offset,
-        slope=slope,
-        inter=inter,
+        scaling=_scaling(*field("scl")),
         unit_mm=_MM_PER_UNIT.get(field("xyzt_units")[0] & 0x07, 1.0),
         qform_code=qform_code,
         sform_code=sform_code,
@@ -277,11 +259,11 @@ def _vox_offset(version: int, declared: float, limits: Limits) -> int:
     return int(declared)
 
 
-def _scaling(slope: float, inter: float) -> tuple[float, float]:
+def _scaling(slope: float, inter: float) -> Scaling:
     """A slope of 0, or one that is not finite, means that voxels are not scaled (nifti1.h)."""
     if slope == 0 or not math.isfinite(slope):
-        return 1.0, 0.0
-    return slope, inter if math.isfinite(inter) else 0.0
+        return Scaling()
+    return Scaling(slope, inter if math.isfinite(inter) else 0.0)
 
 
 def _check_size(header: NiftiHeader, limits: Limits) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.volume.header import NiftiHeader
 from medret.volume.sample import Sample, quantile
+from medret.volume.stored import Scaling
 
 _ORDINARY = 1e30  # far from the range of float32
 
@@ -71,24 +71,24 @@ def percentile_window(sample: Sample, above: float, percentiles: tuple[float, fl
     return Window("percentile", low, high) if low < high and math.isfinite(high - low) else None
 
 
-def extremes_window(voxels: NDArray[Any], header: NiftiHeader) -> Window:
+def extremes_window(voxels: NDArray[Any], scaling: Scaling) -> Window:
     """The window between the least and the greatest finite voxel. voxels: stored values, not all equal.
 
     Raises VolumeError HEADER_INVALID if scaling takes them beyond the range of float64.
     """
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     with np.errstate(all="ignore"):
-        ends = np.array([finite.min(), finite.max()], dtype=np.float64) * header.slope + header.inter
+        ends = np.array([finite.min(), finite.max()], dtype=np.float64) * scaling.slope + scaling.inter
     low, high = float(ends.min()), float(ends.max())
     if not math.isfinite(high - low) or low == high:
         raise VolumeError(
             QuarantineCode.HEADER_INVALID,
-            f"scl_slope {header.slope:g} and scl_inter {header.inter:g} map voxels to values from {low:g} to {high:g}",
+            f"slope {scaling.slope:g} and intercept {scaling.inter:g} map voxels to values from {low:g} to {high:g}",
         )
     return Window("percentile", low, high)
 
 
-def to_grey(values: NDArray[Any], header: NiftiHeader, window: Window, *, all_finite: bool) -> NDArray[np.uint8]:
+def to_grey(values: NDArray[Any], scaling: Scaling, window: Window, *, all_finite: bool) -> NDArray[np.uint8]:
     """Stored values of any shape -> uint8 of the same shape and memory order; non-finite values become 0.
 
     all_finite: the values are known to be finite.
@@ -96,8 +96,8 @@ def to_grey(values: NDArray[Any], header: NiftiHeader, window: Window, *, all_fi
     # float32 holds 16-bit integers and stored float32 exactly; wider types need float64.
     narrow = values.dtype.itemsize <= 2 or (values.dtype.kind == "f" and values.dtype.itemsize == 4)
     with np.errstate(all="ignore"):  # values that overflow lie far outside the window and are clipped
-        zero = (np.float64(window.low) - header.inter) / header.slope
-        gain = 255.0 * header.slope / (window.high - window.low)
+        zero = (np.float64(window.low) - scaling.inter) / scaling.slope
+        gain = 255.0 * scaling.slope / (window.high - window.low)
         ordinary = abs(zero) < _ORDINARY and 1 / _ORDINARY < abs(gain) < _ORDINARY
         work = np.float32 if narrow and ordinary else np.float64
         grey = np.subtract(values, work(zero), dtype=work)

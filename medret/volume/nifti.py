@@ -7,7 +7,7 @@ it declares are compared with the limits and with the stream before memory is al
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.storage import StoredObject, reaching
 from medret.volume.content import Bytes
+from medret.volume.forms import placement_of
 from medret.volume.header import (
     LONGEST_HEADER_BYTES,
     Limits,
@@ -26,37 +27,15 @@ from medret.volume.header import (
 )
 from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, End, inflate, inflate_up_to, is_gzip
 from medret.volume.signatures import describe
+from medret.volume.stored import StoredVolume
 
 JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first
 START_BYTES = 256 << 10  # start of an object: enough for any header, also after a gzip header with a long name
 _ALWAYS_TOLERATED_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class NiftiFile:
-    """A decompressed file. content: header, extensions and voxels, `header.file_bytes` long or a little longer."""
-
-    header: NiftiHeader
-    content: memoryview
-
-    @property
-    def trailing_bytes(self) -> int:
-        """Bytes after the last voxel."""
-        return len(self.content) - self.header.file_bytes
-
-    def voxels(self, time_point: int = 0) -> NDArray[Any]:
-        """(x, y, z) stored values of a time point: a view of the file's memory, first axis fastest.
-
-        Time is NIfTI's slowest axis, so a time point is x * y * z consecutive voxels.
-        """
-        shape = self.header.shape[:3]
-        count = math.prod(shape)
-        start = self.header.vox_offset + time_point * count * self.header.dtype.itemsize
-        return np.frombuffer(self.content, self.header.dtype, count, start).reshape(shape, order="F")
-
-
-def open_nifti(data: Bytes, limits: Limits) -> NiftiFile:
-    """Decompress gzip, check header and length; raises only VolumeError, whatever the bytes."""
+def open_nifti(data: Bytes, limits: Limits) -> StoredVolume:
+    """Decompress gzip, check header, length and affine; raises only VolumeError, whatever the bytes."""
     if not data:
         raise VolumeError(QuarantineCode.EMPTY, "the object has no bytes")
     compressed = is_gzip(data)
@@ -78,7 +57,23 @@ def open_nifti(data: Bytes, limits: Limits) -> NiftiFile:
         )
     view = memoryview(content)
     check_extensions(view, header)
-    return NiftiFile(header, view)
+    return StoredVolume(
+        format=f"NIfTI-{header.version}",
+        shape=header.shape,
+        dtype=header.dtype,
+        scaling=header.scaling,
+        placement=placement_of(header),
+        voxels=partial(_voxels, view, header),
+        trailing_bytes=len(content) - header.file_bytes,
+    )
+
+
+def _voxels(content: memoryview, header: NiftiHeader, time_point: int) -> NDArray[Any]:
+    """(x, y, z) stored values: a view of the content's memory, as time is the slowest of NIfTI's axes."""
+    shape = header.shape[:3]
+    count = math.prod(shape)
+    start = header.vox_offset + time_point * count * header.dtype.itemsize
+    return np.frombuffer(content, header.dtype, count, start).reshape(shape, order="F")
 
 
 def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:

@@ -17,7 +17,7 @@ from medret.volume.foreground import foreground_box, threshold, whole
 from medret.volume.header import Limits
 from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
 from medret.volume.modality import modality_of
-from medret.volume.nifti import NiftiFile, open_nifti
+from medret.volume.open import open_volume
 from medret.volume.orientation import AffineSource, Geometry, geometry_of
 from medret.volume.region import Region
 from medret.volume.sample import Sample, check_not_constant, check_not_mask, count_non_finite, take_sample
@@ -31,6 +31,7 @@ from medret.volume.slicing import (
     planes_of,
     slice_refs,
 )
+from medret.volume.stored import StoredVolume
 
 _LIMITS = Limits()
 
@@ -39,6 +40,7 @@ _LIMITS = Limits()
 class VolumeFacts:
     """How a volume was stored and how it was read.
 
+    format: "NIfTI-1", "NIfTI-2" or "DICOM".
     shape: as stored, without trailing ones; the fourth side is time.
     time_point: the one that was used, from 0: the first that contains an image.
     spacing_mm: along the RAS+ axes (x, y, z).
@@ -56,11 +58,11 @@ class VolumeFacts:
     planes: the planes that were sliced.
     """
 
+    format: str
     shape: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     orientation: str
     datatype: str
-    nifti_version: int
     affine_source: AffineSource
     affine_passed_over: str | None
     spacing_assumed: bool
@@ -130,12 +132,9 @@ def read_volume(
     check_percentiles(recipe.percentiles)
     if min(sides_px, default=1) < 1:
         raise UsageError(f"image sides {list(sides_px)} px are not all positive")
-    if isinstance(content, tuple):
-        raise VolumeError(QuarantineCode.NOT_NIFTI, f"the {len(content)} instances of a series cannot be read yet")
-    nifti = open_nifti(content, limits)
-    header = nifti.header
-    geometry = geometry_of(header)
-    time_point, voxels, sample, non_finite = _first_image(nifti, geometry, limits)
+    stored = open_volume(content, limits)
+    geometry = geometry_of(stored.placement, stored.shape)
+    time_point, voxels, sample, non_finite = _first_image(stored, geometry, limits)
     ras = geometry.to_ras(voxels)
     if limits.refuse_masks:
         check_not_mask(voxels, sample)
@@ -145,7 +144,7 @@ def read_volume(
     if shown_as.is_hu:
         window = hu_window
     else:
-        window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, header)
+        window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, stored.scaling)
     box = foreground_box(sample, above, ras.shape) if recipe.crop == "foreground" else whole(ras.shape)
     if region is not None:
         box = region.within(box, geometry, ras.shape)
@@ -164,29 +163,30 @@ def read_volume(
         )
     pixels = {side: np.zeros((count, side, side), dtype=np.uint8) for side in sides_px}
     slices: list[SliceRef] = []
+    sources = stored.sources[time_point] if stored.sources else ()
     shows_something = not non_finite
     for plane, slice_indices in chosen.items():
         images = extract(voxels, geometry, box, plane, slice_indices)
         shows_something = shows_something or any(np.isfinite(image).any() for image in images)
-        grey = [to_grey(image, header, window, all_finite=not non_finite) for image in images]
+        grey = [to_grey(image, stored.scaling, window, all_finite=not non_finite) for image in images]
         across, down = in_plane_axes(plane)
         for squares in pixels.values():
             onto = squares[len(slices) : len(slices) + len(grey)]
             draw_squares(grey, (geometry.spacing_mm[across], geometry.spacing_mm[down]), onto)
-        slices += slice_refs(geometry, ras.shape, plane, slice_indices)
+        slices += slice_refs(geometry, ras.shape, plane, slice_indices, sources)
     if not shows_something:
         raise VolumeError(QuarantineCode.NON_FINITE, f"none of the {count} planned slices has a finite voxel")
 
     facts = VolumeFacts(
-        shape=header.shape,
+        format=stored.format,
+        shape=stored.shape,
         spacing_mm=geometry.spacing_mm,
         orientation=geometry.orientation,
-        datatype=header.dtype.name,
-        nifti_version=header.version,
-        affine_source=geometry.source,
-        affine_passed_over=geometry.passed_over,
-        spacing_assumed=geometry.spacing_assumed,
-        time_points=header.time_points,
+        datatype=stored.dtype.name,
+        affine_source=stored.placement.source,
+        affine_passed_over=stored.placement.passed_over,
+        spacing_assumed=stored.placement.spacing_assumed,
+        time_points=stored.time_points,
         time_point=time_point,
         modality=shown_as.name,
         modality_source=shown_as.source,
@@ -194,25 +194,25 @@ def read_volume(
         intensity_range=(window.low, window.high),
         ct_without_hu=shown_as.is_ct_without_hu,
         non_finite_voxels=non_finite,
-        trailing_bytes=nifti.trailing_bytes,
+        trailing_bytes=stored.trailing_bytes,
         crop_box=(box.first, box.last),
         planes=planes,
     )
-    return SlicedVolume(tuple(slices), pixels, facts, labels={})
+    return SlicedVolume(tuple(slices), pixels, facts, stored.labels)
 
 
-def _first_image(nifti: NiftiFile, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:
+def _first_image(stored: StoredVolume, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:
     """The first time point that is not empty: dynamic series begin before the tracer or contrast agent arrives.
 
     Also returns its voxels as stored, their sample, and the number of NaN or infinite voxels. If all time points are
     empty, raises the first one's error, NON_FINITE or CONSTANT.
     """
     refusal: VolumeError | None = None
-    for time_point in range(nifti.header.time_points):
-        voxels = nifti.voxels(time_point)
+    for time_point in range(stored.time_points):
+        voxels = stored.voxels(time_point)
         try:
             non_finite = count_non_finite(voxels, limits)
-            sample = take_sample(geometry.to_ras(voxels), nifti.header)
+            sample = take_sample(geometry.to_ras(voxels), stored.scaling)
             check_not_constant(voxels, sample)
         except VolumeError as error:
             refusal = refusal or error

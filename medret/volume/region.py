@@ -6,15 +6,15 @@ Windows and percentiles still come from the whole volume, so a part looks the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor
 
 import numpy as np
 
 from medret.errors import UsageError, VolumeError
+from medret.volume.content import Content
 from medret.volume.foreground import Box
 from medret.volume.header import Limits
-from medret.volume.nifti import open_nifti
-from medret.volume.orientation import Geometry, geometry_of
+from medret.volume.open import open_volume
+from medret.volume.orientation import Geometry, geometry_of, slice_centres_mm
 from medret.volume.slicing import PLANE_OF_AXIS
 
 Bounds = tuple[float, float] | None
@@ -38,37 +38,31 @@ class Region:
         for axis, bounds in enumerate(self.bounds):
             if bounds is None:
                 continue
-            start, step = _line(axis, geometry, shape) if self.mm else (0.0, 1.0)
-            low, high = ((bound - start) / step for bound in (bounds if step > 0 else reversed(bounds)))
-            first[axis] = max(0, ceil(max(low, -1.0) - _NEAR))
-            last[axis] = min(shape[axis], floor(min(high, float(shape[axis])) + _NEAR) + 1)
-            if first[axis] >= last[axis]:
-                unit, end = " mm" if self.mm else "", start + step * (shape[axis] - 1)
+            places, near = np.arange(shape[axis], dtype=np.float64), _NEAR
+            if self.mm:
+                places = slice_centres_mm(geometry, shape, axis, np.arange(shape[axis]))
+                near *= float(abs(geometry.affine_ras[axis, axis]))
+            inside = np.flatnonzero((places >= bounds[0] - near) & (places <= bounds[1] + near))
+            if not len(inside):
+                unit = " mm" if self.mm else ""
                 raise UsageError(
                     f"{bounds[0]:g}:{bounds[1]:g}{unit} holds no slice: the volume's {PLANE_OF_AXIS[axis]} slices lie "
-                    f"at {start:g} to {end:g}{unit}"
+                    f"at {places[0]:g} to {places[-1]:g}{unit}"
                 )
+            first[axis], last[axis] = int(inside[0]), int(inside[-1]) + 1
         return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
-def _line(axis: int, geometry: Geometry, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Scanner coordinate of the first slice's centre along the axis, and mm per slice; as slicing.slice_refs."""
-    centre = np.array([(side - 1) / 2 for side in shape] + [1.0])
-    centre[axis] = 0
-    return float(geometry.affine_ras[axis] @ centre), float(geometry.affine_ras[axis, axis])
-
-
-def mask_region(mask: bytes, volume: bytes) -> Region:
+def mask_region(mask: Content, volume: Content) -> Region:
     """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
     try:
-        mask_file = open_nifti(mask, Limits())
-        mask_geometry = geometry_of(mask_file.header)
-        volume_header = open_nifti(volume, Limits()).header
+        marks, imaged = open_volume(mask, Limits()), open_volume(volume, Limits())
+        voxels = marks.voxels(0)
     except VolumeError as error:
         raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from error
-    voxels = mask_geometry.to_ras(mask_file.voxels())
-    geometry = geometry_of(volume_header)
-    shape = tuple(volume_header.shape[axis] for axis in geometry.axes)
+    mask_geometry, geometry = (geometry_of(each.placement, each.shape) for each in (marks, imaged))
+    voxels = mask_geometry.to_ras(voxels)
+    shape = tuple(imaged.shape[axis] for axis in geometry.axes)
     if voxels.shape != shape or not np.allclose(mask_geometry.affine_ras, geometry.affine_ras, atol=_SAME_MM):
         raise UsageError(
             f"mask has {' x '.join(map(str, voxels.shape))} voxels, the query {' x '.join(map(str, shape))} (RAS+ "

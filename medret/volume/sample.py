@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.header import Limits, NiftiHeader
+from medret.volume.header import Limits
+from medret.volume.stored import Scaling
 
 MOST_PER_AXIS = 48
 MOST_ORDERED = 32_768
@@ -46,7 +47,7 @@ class Sample:
         return 1 - float(np.count_nonzero(np.isfinite(self.values))) / self.values.size
 
 
-def take_sample(ras: NDArray[Any], header: NiftiHeader) -> Sample:
+def take_sample(ras: NDArray[Any], scaling: Scaling) -> Sample:
     """Sample at most `MOST_PER_AXIS` voxels along each axis. ras: (x, y, z) stored values in RAS+ order."""
     steps = [-(-side // MOST_PER_AXIS) for side in ras.shape]
     starts = [(side - 1) % step // 2 for side, step in zip(ras.shape, steps, strict=True)]
@@ -58,12 +59,12 @@ def take_sample(ras: NDArray[Any], header: NiftiHeader) -> Sample:
         longest = int(np.argmax(some.shape))
         some = some[tuple(slice(None, None, 2) if axis == longest else slice(None) for axis in range(3))]
     # Stable sorting of 8 and 16 bits is a radix sort, many times faster than other sorts.
-    ordered = header.scaled(np.sort(some, axis=None, kind="stable" if stored.itemsize <= 2 else "quicksort"))
+    ordered = scaling.real(np.sort(some, axis=None, kind="stable" if stored.itemsize <= 2 else "quicksort"))
     if ordered.size and not np.isfinite(ordered[[0, -1]]).all():  # NaN is sorted to the end
         ordered = ordered[np.isfinite(ordered)]
     return Sample(
-        values=header.scaled(stored),
-        ordered=ordered if header.slope > 0 else ordered[::-1],
+        values=scaling.real(stored),
+        ordered=ordered if scaling.slope > 0 else ordered[::-1],
         starts=(starts[0], starts[1], starts[2]),
         steps=(steps[0], steps[1], steps[2]),
     )

@@ -30,7 +30,7 @@ from PIL import Image
 from medret.errors import UsageError
 from medret.recipe import middles
 from medret.volume.foreground import Box
-from medret.volume.orientation import Geometry
+from medret.volume.orientation import Geometry, slice_centres_mm
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis along which its slices are counted
 PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
@@ -75,17 +75,29 @@ def planes_of(shape: tuple[int, ...], requested: Sequence[str]) -> tuple[str, ..
 
 
 def slice_refs(
-    geometry: Geometry, shape: tuple[int, ...], plane: str, slice_indices: NDArray[np.int64]
+    geometry: Geometry, shape: tuple[int, ...], plane: str, slice_indices: NDArray[np.int64], sources: Sequence[str]
 ) -> list[SliceRef]:
-    """One reference per slice. shape: of the uncropped volume, in RAS+ order. slice_indices: along the plane's axis."""
+    """One reference per slice.
+
+    shape: of the uncropped volume, in RAS+ order. slice_indices: along the plane's axis. sources: of the stored slices.
+    """
     axis, last = AXIS[plane], shape[AXIS[plane]] - 1
-    centres = np.tile([(side - 1) / 2 for side in shape] + [1.0], (len(slice_indices), 1))
-    centres[:, axis] = slice_indices
-    positions_mm = (centres * geometry.affine_ras[axis]).sum(axis=1).tolist()
+    positions_mm = slice_centres_mm(geometry, shape, axis, slice_indices).tolist()
+    found = _sources(sources, geometry, axis, shape[axis], slice_indices)
     return [
-        SliceRef(plane, index, index / last if last else 0.5, position_mm)
-        for index, position_mm in zip(slice_indices.tolist(), positions_mm, strict=True)
+        SliceRef(plane, index, index / last if last else 0.5, position_mm, source)
+        for index, position_mm, source in zip(slice_indices.tolist(), positions_mm, found, strict=True)
     ]
+
+
+def _sources(
+    sources: Sequence[str], geometry: Geometry, axis: int, side: int, slice_indices: NDArray[np.int64]
+) -> Sequence[str | None]:
+    """The source of each slice along a RAS+ axis. A slice across stored slices has one if they all come from one."""
+    if sources and geometry.axes[axis] == 2:
+        return [sources[index] for index in geometry.stored_indices(axis, side, slice_indices)]
+    instances = {source.partition("#")[0] for source in sources}
+    return [instances.pop() if len(instances) == 1 else None] * len(slice_indices)
 
 
 def extract(
@@ -101,7 +113,7 @@ def extract(
     bounds = list(box.slices)
     if geometry.axes[axis] == 0 and len(slice_indices) > 1:
         # Neighbours in memory belong to different slices: gather all slices in one pass through memory.
-        stored = voxels.shape[0] - 1 - slice_indices[::-1] if geometry.flips[axis] else slice_indices
+        stored = np.sort(geometry.stored_indices(axis, voxels.shape[0], slice_indices))
         voxels = np.take(voxels.T, stored, axis=2).T
         slice_indices = np.arange(len(slice_indices))
     bounds[axis] = slice(None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.volume.header import Limits, NiftiHeader, parse_header
+from medret.volume.header import Limits, parse_header
 from medret.volume.intensity import CT_WINDOWS, Window, ct_window, extremes_window, percentile_window, to_grey
 from medret.volume.sample import (
     MOST_ORDERED,
@@ -23,17 +23,18 @@ from medret.volume.sample import (
     quantile,
     take_sample,
 )
+from medret.volume.stored import Scaling
 
 SHAPE = (12, 14, 10)
 
 
-def header_of(phantoms: Any, dtype: str = "i2", slope: float = 1, inter: float = 0) -> NiftiHeader:
+def scaling_of(phantoms: Any, dtype: str = "i2", slope: float = 1, inter: float = 0) -> Scaling:
     data = phantoms.nifti(np.zeros(SHAPE, dtype), slope=slope, inter=inter, compress=False)
-    return parse_header(data[:544], Limits())
+    return parse_header(data[:544], Limits()).scaling
 
 
 def sample_of(phantoms: Any, values: NDArray[Any], slope: float = 1, inter: float = 0) -> Sample:
-    return take_sample(values, header_of(phantoms, "i2", slope, inter))
+    return take_sample(values, scaling_of(phantoms, "i2", slope, inter))
 
 
 # --- sample ----------------------------------------------------------------------------------------------------
@@ -136,13 +137,13 @@ def test_without_two_values_in_the_sample_the_extremes_serve(phantoms: Any) -> N
     assert percentile_window(sample_of(phantoms, values), -1.0, (0.5, 99.5)) is None
     assert percentile_window(sample_of(phantoms, values), 1.0, (0.5, 99.5)) is None
     values[1, 1, 1] = 9
-    assert extremes_window(values, header_of(phantoms, slope=-2, inter=1)) == Window("percentile", -17, 1)
+    assert extremes_window(values, scaling_of(phantoms, slope=-2, inter=1)) == Window("percentile", -17, 1)
 
 
 def test_scaling_beyond_the_range_of_numbers_is_refused(phantoms: Any) -> None:
     data = phantoms.nifti(np.zeros(SHAPE), version=2, slope=1e308, compress=False)
     with pytest.raises(VolumeError) as caught:
-        extremes_window(np.array([1.0, 1e10]), parse_header(data[:544], Limits()))
+        extremes_window(np.array([1.0, 1e10]), parse_header(data[:544], Limits()).scaling)
     assert caught.value.code == QuarantineCode.HEADER_INVALID
 
 
@@ -151,7 +152,7 @@ def test_scaling_beyond_the_range_of_numbers_is_refused(phantoms: Any) -> None:
 def test_grey_is_the_window_whatever_the_storage(phantoms: Any, dtype: str, slope: float, inter: float) -> None:
     stored = np.arange(0, 120, dtype=dtype).reshape(10, 12)
     window = Window("percentile", -10.0, 60.0)
-    grey = to_grey(stored, header_of(phantoms, slope=slope, inter=inter), window, all_finite=True)
+    grey = to_grey(stored, scaling_of(phantoms, slope=slope, inter=inter), window, all_finite=True)
     real = stored.astype(float) * slope + inter
     exact = np.clip((real + 10) / 70, 0, 1) * 255
     assert grey.dtype == np.uint8
@@ -164,25 +165,25 @@ def test_grey_keeps_the_order_and_reaches_both_ends(
     phantoms: Any, low: float, width: float, values: list[float]
 ) -> None:
     stored = np.sort(np.array([*values, low - width, low + 3 * width]))
-    grey = to_grey(stored, header_of(phantoms), Window("percentile", low, low + width), all_finite=True)
+    grey = to_grey(stored, scaling_of(phantoms), Window("percentile", low, low + width), all_finite=True)
     assert np.all(np.diff(grey.astype(int)) >= 0)
     assert (grey[0], grey[-1]) == (0, 255)
 
 
 def test_what_is_not_finite_is_black(phantoms: Any) -> None:
     stored = np.array([[np.nan, np.inf, -np.inf, 5.0, 10.0]], np.float32)
-    grey = to_grey(stored, header_of(phantoms), Window("percentile", 0, 10), all_finite=False)
+    grey = to_grey(stored, scaling_of(phantoms), Window("percentile", 0, 10), all_finite=False)
     assert grey.tolist() == [[0, 0, 0, 128, 255]]
 
 
 def test_extreme_numbers_do_not_break_the_window(phantoms: Any) -> None:
     stored = np.array([-3e38, 0, 3e38], np.float32)
-    grey = to_grey(stored, header_of(phantoms), Window("percentile", -3e38, 3e38), all_finite=True)
+    grey = to_grey(stored, scaling_of(phantoms), Window("percentile", -3e38, 3e38), all_finite=True)
     assert grey.tolist() in ([0, 127, 255], [0, 128, 255])
-    tiny = to_grey(np.array([0.0, 5e-320]), header_of(phantoms), Window("percentile", 0, 5e-320), all_finite=True)
+    tiny = to_grey(np.array([0.0, 5e-320]), scaling_of(phantoms), Window("percentile", 0, 5e-320), all_finite=True)
     assert tiny[0] == 0
 
 
 def test_slope_of_the_header_is_read_as_float32(phantoms: Any) -> None:
     data = phantoms.nifti(np.zeros(SHAPE, "i2"), compress=False, patch={112: struct.pack("<2f", 0.1, 1)})
-    assert parse_header(data[:544], Limits()).slope == pytest.approx(0.1)
+    assert parse_header(data[:544], Limits()).scaling.slope == pytest.approx(0.1)

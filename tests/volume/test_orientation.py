@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.recipe import PLANES, SliceRecipe
 from medret.volume import read_volume
+from medret.volume.forms import placement_of
 from medret.volume.header import Limits, parse_header
 from medret.volume.orientation import Geometry, closest_canonical, geometry_of
 
@@ -28,7 +29,8 @@ OBLIQUE = np.array([[0.9, 0.12, -0.1, -12], [-0.1, 1.15, 0.2, -30], [0.05, -0.18
 
 
 def geometry(data: bytes) -> Geometry:
-    return geometry_of(parse_header(data[:544], Limits()))
+    header = parse_header(data[:544], Limits())
+    return geometry_of(placement_of(header), header.shape)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -76,7 +78,7 @@ def test_voxels_and_affine_agree_with_nibabel(phantoms: Any, mr: NDArray[np.uint
     assert np.array_equal(ours.to_ras(stored), np.asanyarray(theirs.dataobj))
     assert not ours.to_ras(stored).flags.owndata
     assert np.allclose(ours.spacing_mm, theirs.header.get_zooms())
-    assert ours.source == "sform"
+    assert ours.placement.source == "sform"
 
 
 @given(ANGLE, ANGLE, ANGLE, st.sampled_from([-1.0, 1.0]))
@@ -89,7 +91,7 @@ def test_qform_agrees_with_nibabel(phantoms: Any, x: float, y: float, z: float, 
     data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), affine, codes=(1, 0), compress=False)
     theirs = nib.as_closest_canonical(nib.Nifti1Image.from_stream(io.BytesIO(data)))
     ours = geometry(data)
-    assert ours.source == "qform"
+    assert ours.placement.source == "qform"
     cosines = np.sort(np.abs(affine[:3, :3] / [0.7, 1.1, 3.0]), axis=0)
     assume(np.all(cosines[2] - cosines[1] > 0.05) and len(set(np.argmax(np.abs(affine[:3, :3]), axis=0))) == 3)
     assert np.allclose(ours.affine_ras, theirs.affine, atol=1e-3)
@@ -99,8 +101,8 @@ def test_sform_counts_before_qform(phantoms: Any) -> None:
     flipped = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), np.diag([-2.0, 1, 1, 1]), codes=(1, 1), compress=False)
     only_q = bytearray(flipped)
     only_q[254:256] = struct.pack("<h", 0)
-    assert geometry(flipped).source == "sform"
-    assert geometry(bytes(only_q)).source == "qform"
+    assert geometry(flipped).placement.source == "sform"
+    assert geometry(bytes(only_q)).placement.source == "qform"
     assert geometry(flipped).orientation == geometry(bytes(only_q)).orientation == "LAS"
 
 
@@ -145,15 +147,15 @@ def test_any_header_is_placed_where_nibabel_places_it(
     expected = np.diag([UNITS_MM[unit]] * 3 + [1.0]) @ nib.as_closest_canonical(image).affine
     ours = geometry(data)
     assert np.allclose(ours.affine_ras / UNITS_MM[unit], expected / UNITS_MM[unit], atol=1e-3)
-    assert ours.source == ("sform" if codes[1] else "qform" if codes[0] else "assumed")
-    assert (ours.spacing_assumed, ours.passed_over) == (False, None)
+    assert ours.placement.source == ("sform" if codes[1] else "qform" if codes[0] else "assumed")
+    assert (ours.placement.spacing_assumed, ours.placement.passed_over) == (False, None)
 
 
 def test_no_affine_is_assumed_to_be_las(phantoms: Any) -> None:
     """C13."""
     data = phantoms.nifti(np.zeros((9, 10, 11), np.uint8), spacing=(0.5, 2, 3), codes=(0, 0), compress=False)
     found = geometry(data)
-    assert (found.source, found.orientation, found.spacing_assumed) == ("assumed", "LAS", False)
+    assert (found.placement.source, found.orientation, found.placement.spacing_assumed) == ("assumed", "LAS", False)
     assert np.allclose(found.spacing_mm, (0.5, 2, 3))
     assert np.allclose(found.affine_ras[:3, 3], (-2, -9, -15))
 
@@ -174,9 +176,9 @@ def test_an_sform_that_is_none_gives_way_to_a_good_qform(phantoms: Any, srow: li
     patch = {280: struct.pack("<12f", *srow)}
     voxels = np.zeros((9, 10, 11), np.uint8)
     found = geometry(phantoms.nifti(voxels, affine, codes=(1, 1), compress=False, patch=patch))
-    assert found.source == "qform"
+    assert found.placement.source == "qform"
     assert np.allclose(found.affine_ras, affine)
-    assert why in (found.passed_over or "")
+    assert why in (found.placement.passed_over or "")
 
 
 def test_a_unit_matrix_is_an_sform_where_nothing_contradicts_it(phantoms: Any) -> None:
@@ -184,15 +186,15 @@ def test_a_unit_matrix_is_an_sform_where_nothing_contradicts_it(phantoms: Any) -
     voxels = np.zeros((9, 10, 11), np.uint8)
     unit = {280: struct.pack("<12f", 1, 0, 0, 5, 0, 1, 0, 0, 0, 0, 1, 0)}
     found = geometry(phantoms.nifti(voxels, np.diag([1.0, 1, -1, 1]), codes=(1, 1), compress=False, patch=unit))
-    assert (found.source, found.orientation, found.passed_over) == ("sform", "RAS", None)
+    assert (found.placement.source, found.orientation, found.placement.passed_over) == ("sform", "RAS", None)
     found = geometry(phantoms.nifti(voxels, np.diag([2.0, 2, 2, 1]), codes=(0, 1), compress=False, patch=unit))
-    assert (found.source, found.passed_over, list(found.spacing_mm)) == ("sform", None, [1, 1, 1])
+    assert (found.placement.source, found.placement.passed_over, list(found.spacing_mm)) == ("sform", None, [1, 1, 1])
 
 
 def test_a_bad_qform_beside_a_good_sform_does_not_matter(phantoms: Any) -> None:
     patch = {256: struct.pack("<f", float("nan"))}
     found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(1, 1), compress=False, patch=patch))
-    assert (found.source, found.passed_over) == ("sform", None)
+    assert (found.placement.source, found.placement.passed_over) == ("sform", None)
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (1, 0)])
@@ -202,7 +204,7 @@ def test_a_spacing_that_cannot_be_is_1_mm(phantoms: Any, codes: tuple[int, int],
     patch = {80: struct.pack("<3f", *spacing)}
     found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=codes, compress=False, patch=patch))
     assert np.allclose(found.spacing_mm, (0.5, 2, 1))
-    assert found.spacing_assumed
+    assert found.placement.spacing_assumed
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def test_without_affine_and_spacing_voxels_are_cubes_of_1_mm(phantoms: Any, spac
     patch = {80: struct.pack("<3f", *spacing)}
     found = geometry(phantoms.nifti(np.zeros((9, 10, 11), np.uint8), codes=(0, 0), compress=False, patch=patch))
     assert list(found.spacing_mm) == [1, 1, 1]
-    assert found.spacing_assumed
+    assert found.placement.spacing_assumed
 
 
 def test_negative_spacing_counts_as_its_size(phantoms: Any) -> None:

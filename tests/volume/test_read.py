@@ -241,7 +241,7 @@ def test_facts_tell_how_the_volume_was_stored(phantoms: Any, mr: NDArray[np.uint
     facts = read(phantoms.nifti(stored, affine, version=2)).facts
     assert facts.shape == (44, 28, 36)
     assert list(facts.spacing_mm) == pytest.approx([1, 1.5, 2])
-    assert (facts.orientation, facts.datatype, facts.nifti_version) == ("PIR", "uint16", 2)
+    assert (facts.orientation, facts.datatype, facts.format) == ("PIR", "uint16", "NIfTI-2")
     assert (facts.affine_source, facts.spacing_assumed) == ("sform", False)
     assert (facts.modality, facts.modality_source) == ("MRI", "guessed")
     assumed = read(phantoms.nifti(mr, codes=(0, 0))).facts

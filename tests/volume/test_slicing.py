@@ -22,7 +22,7 @@ def sampled(phantoms: Any) -> Any:
     header = parse_header(phantoms.nifti(np.zeros((9, 9, 9), np.int16), compress=False)[:544], Limits())
 
     def sample(values: NDArray[Any]) -> Sample:
-        return take_sample(values, header)
+        return take_sample(values, header.scaling)
 
     return sample
 

@@ -1,0 +1,58 @@
+"""A decoded volume as it was stored: what sampling, windows and slices need to know, of NIfTI and DICOM alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.volume.orientation import Placement
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Stored values to real ones: real = stored * slope + inter."""
+
+    slope: float = 1.0
+    inter: float = 0.0
+
+    def real(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        """Real values in a new array; not finite where they exceed the range of float64."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            real = stored.astype(np.float64)
+            if (self.slope, self.inter) != (1.0, 0.0):
+                real *= self.slope
+                real += self.inter
+        return real
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume before it is sampled, windowed and sliced. All its sizes are within the limits.
+
+    format: "NIfTI-1", "NIfTI-2" or "DICOM".
+    shape: sides in voxels as stored, without trailing ones: three, or four with time.
+    dtype: of one voxel.
+    voxels: time point -> (x, y, z) stored values, first axis fastest in memory. Those of DICOM are decoded by the call.
+    trailing_bytes: bytes in the file after the last voxel.
+    sources: time point -> per stored slice (along z) what it was made from; empty for NIfTI. See SliceRef.source.
+    labels: found in the volume's own tags, under medret's names.
+    """
+
+    format: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scaling: Scaling
+    placement: Placement
+    voxels: Callable[[int], NDArray[Any]]
+    trailing_bytes: int = 0
+    sources: tuple[tuple[str, ...], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def time_points(self) -> int:
+        """1 for a 3D volume."""
+        return self.shape[3] if len(self.shape) == 4 else 1
