@@ -73,7 +73,7 @@ class ExactIndex:
         return self._codes[rows]
 
     def vectors(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float16]:
-        """The stored unit vectors of `rows`: (len(rows), dim) float16, a copy."""
+        """The stored unit vectors of `rows`: (n, dim) float16, a copy of numbered rows, a read-only view of a slice."""
         picked: NDArray[np.uint8] = np.ascontiguousarray(self._codes[rows])
         return picked.view(np.float16)
 

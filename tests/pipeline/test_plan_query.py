@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medret.archive import Listing
+from medret.errors import MedretError
 from medret.pipeline import plan as plans
+from medret.pipeline import sql
 from medret.pipeline.plan import make_plan
 from medret.pipeline.steps import TRANSIENT_CODES, Target
 from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
@@ -135,3 +137,11 @@ def test_the_query_says_what_the_rules_say(range_rows: int, monkeypatch: pytest.
         assert [rows[number]["volume_id"] for number in plan.gone] == sorted(set(live) - set(names))
 
     check()
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sql.CONFIG, "memory_limit", "1MB")
+    monkeypatch.setattr(sql, "_database", sql._database.__wrapped__)
+    text = "SELECT number, count(*) AS n FROM numbers GROUP BY number ORDER BY n, number DESC"
+    with pytest.raises(MedretError, match=r"needs more memory than there is here: Out of Memory Error: .*; start it"):
+        sql.query(text, {"numbers": pa.table({"number": range(300_000)})})
