@@ -107,6 +107,7 @@ class QuarantineCode(StrEnum):
     NON_FINITE = "non_finite"  # more than the allowed share is NaN or infinite
     LABEL_MASK = "label_mask"  # few distinct whole numbers in uniform regions, like a segmentation
     AFFINE_INVALID = "affine_invalid"  # singular or non-finite
+    MIXED_SERIES = "mixed_series"  # the folder holds several DICOM series
     EMBEDDING_FAILED = "embedding_failed"  # the model gave NaN, infinity or zero vectors
 
 

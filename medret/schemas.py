@@ -19,6 +19,8 @@ OBJECTS = pa.schema(
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("etag", pa.string()),  # without quotes; null if the store has none
         pa.field("mtime", pa.string()),  # ISO 8601, UTC
+        pa.field("parts", pa.int32()),  # objects of a series; null: the volume is one object
+        pa.field("names", pa.list_(pa.string())),  # of these objects; null: all instances in the volume's folder
     ]
 )
 

@@ -9,7 +9,7 @@ import os
 import posixpath
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medret.archive.grouping import SERIES, Grouping, as_objects
 from medret.archive.inventory import read_inventory
-from medret.archive.skip_rules import found, found_tables, matcher, rules_of
+from medret.archive.series import packed
+from medret.archive.skip_rules import found, found_tables, is_nifti, matcher, rules_of
 from medret.errors import NotFoundError, UsageError
 from medret.schemas import OBJECTS, in_order
 from medret.storage import Location, reaching
@@ -33,13 +35,19 @@ DESCRIPTION = "dataset.json"  # of the Medical Segmentation Decathlon, at the ro
 
 @dataclass(frozen=True)
 class ArchiveObject:
-    """A volume as the store lists it. etag: without quotes, if the store has one. mtime: ISO 8601 in UTC."""
+    """A volume as the store lists it. etag: without quotes, if the store has one. mtime: ISO 8601 in UTC.
+
+    parts: number of objects of a series; None: the volume is one object. names: of these objects, if other candidates
+    lie in their folder too.
+    """
 
     volume_id: str
     uri: str
     size_bytes: int
     etag: str | None
     mtime: str | None
+    parts: int | None = None
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Listing:
     surprises: rule -> example paths, for the rules that users may not expect; names that are not text are escaped.
     single: whether archive_uri is that of a single volume.
     notes: lines for the user on what was listed.
+    series: the DICOM series that were looked at (grouping.SERIES); those that are known are not.
     """
 
     archive_uri: str
@@ -61,10 +70,11 @@ class Listing:
     surprises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     single: bool = False
     notes: tuple[str, ...] = ()
+    series: pa.Table = field(default_factory=SERIES.empty_table)
 
     @property
     def listed(self) -> int:
-        """All objects, volumes or not."""
+        """All volumes, and all objects that are none."""
         return int(self.objects.num_rows) + sum(self.skipped.values())
 
     @property
@@ -81,8 +91,9 @@ class Listing:
         table = (self.objects if rows is None else rows).select(OBJECTS.names)
         for batch in table.to_batches(_BATCH):
             columns = [column.to_pylist() for column in batch.columns]
-            for volume_id, size_bytes, etag, mtime in zip(*columns, strict=True):
-                yield ArchiveObject(volume_id, self.uri_of(volume_id), size_bytes, etag, mtime)
+            for volume_id, size_bytes, etag, mtime, parts, names in zip(*columns, strict=True):
+                within = None if names is None else tuple(names)
+                yield ArchiveObject(volume_id, self.uri_of(volume_id), size_bytes, etag, mtime, parts, within)
 
 
 def list_archive(
@@ -92,6 +103,7 @@ def list_archive(
     exclude: Sequence[str] = (),
     include_masks: bool = False,
     inventory: str | None = None,
+    known: Callable[[], pa.Table] | None = None,
 ) -> Listing:
     """List an archive.
 
@@ -100,6 +112,8 @@ def list_archive(
         a folder and `**` stands for any number of folders.
     include_masks: also list files whose names are those of masks.
     inventory: URI of the manifest.json of an S3 Inventory, which is read in place of a listing.
+    known: gives volume_id, size_bytes, etag, mtime and code of the live snapshot's volumes, if there is something to
+        look at. Folders and zips that it has with the same identity are not looked at.
 
     Raises UsageError for a URI, glob or inventory that is not understood, NotFoundError when nothing is there,
     StorageError when the archive or the inventory cannot be read.
@@ -109,6 +123,14 @@ def list_archive(
     location = Location(uri)
     volumes = [OBJECTS.empty_table()]
     skipped: Counter[str] = Counter()
+
+    def rules_for(part: pa.Table) -> pa.ChunkedArray:
+        return rules_of(part, masks=include_masks or single, keep=keep, drop=drop)
+
+    def uri_of(path: str) -> str:
+        return location.uri if single else location.uri_of(path)
+
+    grouping = Grouping(uri_of, rules_for, known)
     examples: defaultdict[str, list[str]] = defaultdict(list)
     descriptions: list[str] = []
     single = False
@@ -116,27 +138,48 @@ def list_archive(
     for part in source.tables() if source else _everything(location):
         if single := part["volume_id"][0].as_py() == "":
             part = part.set_column(0, part.schema.field(0), [[posixpath.basename(location.root)]])
-        rules = rules_of(part, masks=include_masks or single, keep=keep, drop=drop)
-        volumes.append(part.filter(pc.is_null(rules)).select(OBJECTS.names))
+        rules = rules_for(part)
+        volumes.append(_sorted_out(part, rules, grouping, single=single))
         skipped.update({row["values"]: row["counts"] for row in rules.value_counts().to_pylist() if row["values"]})
         for rule in _SURPRISING:
             paths = part["volume_id"].filter(pc.equal(rules, rule))
             examples[rule] = sorted([*examples[rule], *paths.to_pylist()])[:_SHOWN]
         descriptions += part["volume_id"].filter(_are_descriptions(part)).to_pylist()
-    objects = _sorted(volumes)
+    objects = _sorted([*volumes, grouping.volumes()])
+    skipped.update(grouping.skipped)
     if not objects.num_rows and not skipped:
-        hint = f"inventory {source.uri} names no object there" if source else "expected a folder of NIfTI files"
+        hint = (
+            f"inventory {source.uri} names no object there"
+            if source
+            else "expected a folder of NIfTI files or DICOM series"
+        )
         raise NotFoundError(f"archive {location.uri} does not exist or holds no objects; {hint}")
     note = source.age_note(datetime.now(UTC)) if source else None
     return Listing(
         location.uri,
         objects,
-        dict(skipped),
+        {rule: count for rule, count in skipped.items() if count},
         tuple(sorted(descriptions)),
         {rule: tuple(paths) for rule, paths in examples.items() if paths},
         single,
         (note,) if note else (),
+        grouping.looked_at,
     )
+
+
+def _sorted_out(part: pa.Table, rules: pa.ChunkedArray, grouping: Grouping, *, single: bool) -> pa.Table:
+    """The NIfTI files of a part that no rule leaves out (schemas.OBJECTS); what may be DICOM goes to the grouping."""
+    lower = pc.utf8_lower(part["volume_id"])
+    nifti, is_packed, free = is_nifti(lower), packed(lower), pc.is_null(rules)
+    files = part.filter(pc.and_(nifti, free))
+    if pc.all(nifti).as_py():
+        return as_objects(files)
+    alone = pc.invert(nifti) if single else is_packed
+    grouping.add_single(part.filter(pc.and_(alone, free)))
+    by_pattern = pc.is_in(rules, value_set=pa.array(["label_mask", "excluded", "outside_glob"]))
+    in_folder = pc.and_(pc.invert(pc.or_(nifti, alone)), pc.or_(free, by_pattern))
+    grouping.add(part.filter(in_folder), rules.filter(in_folder))
+    return as_objects(files)
 
 
 def _everything(location: Location) -> Iterator[pa.Table]:
@@ -176,7 +219,9 @@ def walk(root: str) -> list[pa.Table]:
         try:
             return with_stall_limit(lambda beat: list(found_tables(_walk(root, beat))), root)
         except FileNotFoundError as error:
-            raise NotFoundError(f"archive {root} does not exist; expected a folder of NIfTI files") from error
+            raise NotFoundError(
+                f"archive {root} does not exist; expected a folder of NIfTI files or DICOM series"
+            ) from error
 
 
 def _walk(root: str, beat: Beat) -> Iterator[tuple[Any, ...]]:

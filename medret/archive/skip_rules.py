@@ -3,14 +3,16 @@
     rule             leaves out
     hidden           paths with a part that begins with a dot: `._case.nii.gz`, `.cache/...`
     no_access        folders that may not be entered, each counted as one object
-    not_nifti_name   names that do not end in .nii or .nii.gz
+    not_a_volume     what is neither NIfTI by its name nor DICOM by its first bytes (names of other kinds are not read)
+    not_an_image     DICOM objects that are no images of a volume: DICOMDIR, secondary captures, reports, ...
+    localizer        DICOM images that only show where others lie
     not_a_file       FIFOs, sockets and devices, whatever their name
     not_text_name    names that are not UTF-8, which no table could hold
     label_mask       segmentations, by the name of the file or of a folder (see `mask_names`)
     excluded         paths that match a pattern of `exclude`
     outside_glob     paths that do not match the given pattern
 
-The first rule that applies is counted.
+The first rule that applies is counted. What DICOM objects are is found out last, by looks (medret.archive.grouping).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from medret import schemas
+from medret.archive.series import candidates, packed
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
 from medret.storage import escaped, identity_of, is_text
@@ -33,7 +36,9 @@ Matcher = Callable[[str], object]
 
 # Everything that a listing finds, volume or not. volume_id: its path below the archive, escaped if it is not text; ""
 # if the archive is a single object. rule: why it cannot be a volume, if the listing itself shows that.
-FOUND = pa.schema([*OBJECTS, pa.field("rule", pa.string())])
+FOUND = pa.schema(
+    [*(OBJECTS.field(name) for name in ("volume_id", "size_bytes", "etag", "mtime")), pa.field("rule", pa.string())]
+)
 
 
 def found(path: str, detail: Mapping[str, Any], rule: str | None = None) -> tuple[Any, ...]:
@@ -52,15 +57,18 @@ def found_tables(rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.Table]:
 
 
 def rules_of(table: pa.Table, *, masks: bool, keep: Sequence[Matcher] = (), drop: Sequence[Matcher] = ()) -> pa.Array:
-    """The rule that leaves out each row of FOUND; null for a volume.
+    """The rule that leaves out each row of FOUND; null for a NIfTI file, and for what may be DICOM.
 
     masks: do not leave out segmentations. keep, drop: see `matcher`; a volume must match all of `keep`, none of `drop`.
+    What may be an instance of a series matches by its own path or by that of its folder.
     """
     paths, lower = table["volume_id"], pc.utf8_lower(table["volume_id"])
+    nifti = is_nifti(lower)
     cases = {
         "hidden": pc.match_substring_regex(paths, r"(^|/)\."),
         "no_access": pc.equal(table["rule"], "no_access"),
-        "not_nifti_name": pc.invert(pc.match_substring_regex(lower, r"\.nii(\.gz)?$")),
+        "not_an_image": pc.match_substring_regex(lower, r"(^|/)dicomdir$"),
+        "not_a_volume": pc.invert(pc.or_(pc.or_(nifti, candidates(lower)), packed(lower))),
         "not_a_file": pc.equal(table["rule"], "not_a_file"),
         "not_text_name": pc.equal(table["rule"], "not_text_name"),
     }
@@ -70,16 +78,21 @@ def rules_of(table: pa.Table, *, masks: bool, keep: Sequence[Matcher] = (), drop
     rules = pc.case_when(conditions, *cases)
     if not (keep or drop):
         return rules
-    by_pattern = [
-        rule or _pattern_rule(path, keep, drop) for path, rule in zip(paths.to_pylist(), rules.to_pylist(), strict=True)
-    ]
-    return pa.array(by_pattern, pa.string())
+    rows = zip(paths.to_pylist(), rules.to_pylist(), pc.invert(nifti).to_pylist(), strict=True)
+    by_pattern = [rule or _pattern_rule(path, keep, drop, in_series=in_series) for path, rule, in_series in rows]
+    return pa.chunked_array([by_pattern], pa.string())
 
 
-def _pattern_rule(path: str, keep: Sequence[Matcher], drop: Sequence[Matcher]) -> str | None:
-    if any(matches(path) for matches in drop):
+def is_nifti(lower: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each path is that of a NIfTI file. lower: in lower case."""
+    return pc.match_substring_regex(lower, r"\.nii(\.gz)?$")
+
+
+def _pattern_rule(path: str, keep: Sequence[Matcher], drop: Sequence[Matcher], *, in_series: bool) -> str | None:
+    paths = [path, folder] if in_series and (folder := path.rpartition("/")[0]) else [path]
+    if any(matches(each) for matches in drop for each in paths):
         return "excluded"
-    return None if all(matches(path) for matches in keep) else "outside_glob"
+    return None if all(any(map(matches, paths)) for matches in keep) else "outside_glob"
 
 
 def matcher(pattern: str) -> Matcher:

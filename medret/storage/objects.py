@@ -105,6 +105,47 @@ def read_uri(uri: str) -> bytes:
         return StoredObject(uri).read()
 
 
+def folder_entries(uri: str) -> dict[str, Identity]:
+    """The objects directly in a folder: name -> identity. It has none if there is no such folder, or if it is a file.
+
+    A link to nothing has the size 0. Raises whatever the folder's filesystem library raises.
+    """
+    if not scheme_of(uri):
+        path = plain_path(uri)
+        try:
+            return with_retries(lambda: with_stall_limit(lambda beat: _entries(path, beat), path))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    fs, path = open_filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        listed = with_retries(lambda: fs.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    below = f"{path.rstrip('/')}/"
+    files = {
+        detail["name"].removeprefix(below): detail
+        for detail in listed
+        if detail["type"] == "file" and detail["name"].startswith(below) and detail["name"] != below
+    }
+    return {name: identity_of(detail) for name, detail in files.items()}
+
+
+def _entries(folder: str, beat: Beat) -> dict[str, Identity]:
+    found = {}
+    with os.scandir(folder) as scanned:
+        for entry in scanned:
+            beat()
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nothing: reported when it is read
+                found[entry.name] = Identity(0, None, None)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found[entry.name] = identity_of({"size": status.st_size, "mtime": status.st_mtime})
+    return found
+
+
 def identity_of(detail: Mapping[str, Any]) -> Identity:
     """The identity in an entry of an fsspec listing."""
     return Identity(int(detail.get("size") or 0), _etag(detail), _mtime(detail))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from medret.archive.dicom_head import HEAD_BYTES, DicomHead, is_uid, kind_of, read_head
+from tests.dicom_bytes import CT, EXPLICIT, element, file_of
 
 DICOM = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"
 
-CT = "1.2.840.10008.5.1.4.1.1.2"
 SERIES = "1.2.826.0.1.3680043.8.498.1"
-EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+IMPLICIT = "1.2.840.10008.1.2"
 BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 HEAD = DicomHead(SERIES, CT, "CT", ("ORIGINAL", "PRIMARY", "AXIAL"), "Thorax 1.0")
 VALUES = [
@@ -28,25 +28,10 @@ VALUES = [
 ]
 
 
-def element(group: int, number: int, vr: bytes, value: bytes, *, explicit: bool = True, order: str = "<") -> bytes:
-    value += b"\0" if len(value) % 2 and vr == b"UI" else b" " * (len(value) % 2)
-    tag = struct.pack(f"{order}HH", group, number)
-    if not explicit:
-        return tag + struct.pack(f"{order}I", len(value)) + value
-    if vr in (b"SQ", b"UN", b"OB"):
-        return tag + vr + b"\0\0" + struct.pack(f"{order}I", len(value)) + value
-    return tag + vr + struct.pack(f"{order}H", len(value)) + value
-
-
 def data_set(more: bytes = b"", *, explicit: bool = True, order: str = "<") -> bytes:
     """VALUES, with `more` before the series."""
     *first, last = (element(*each, explicit=explicit, order=order) for each in VALUES)
     return b"".join([*first, more, last])
-
-
-def file_of(content: bytes, syntax: str) -> bytes:
-    meta = element(0x0002, 0x0010, b"UI", syntax.encode())
-    return bytes(128) + b"DICM" + element(0x0002, 0x0000, b"UL", struct.pack("<I", len(meta))) + meta + content
 
 
 def deflated(content: bytes) -> bytes:

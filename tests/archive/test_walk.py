@@ -70,7 +70,7 @@ def test_one_odd_thing_stops_nothing(
     ids = listing.objects["volume_id"].to_pylist()
     assert ids == ["good/a.nii", "long.nii", "nowhere.nii", "one.nii", "self.nii", "two.nii"]
     assert listing.skipped == {
-        "hidden": 1, "no_access": 1, "not_nifti_name": 3, "not_a_file": 3, "not_text_name": 2,
+        "hidden": 1, "no_access": 1, "not_a_volume": 2, "not_a_file": 4, "not_text_name": 2,
     }  # fmt: skip
     assert listing.surprises["not_text_name"] == (r"M\xfcller.nii", r"\x8a\xb3\x8e\xd2/b.nii")
     assert listing.surprises["no_access"] == ("lost+found",)

@@ -1,0 +1,256 @@
+"""DICOM series in folders: which objects can be instances, what identifies a series, and how a folder is divided.
+
+A folder with one series is that volume; of a folder with several, each is FOLDER/SeriesInstanceUID. To tell the two
+apart, the first and the last candidate of each suffix are looked at, and all of them only if these differ. What is read
+of an object is its first bytes. Pure functions, but for the two that they are given: `look` and `entries`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medret.archive.dicom_head import DicomHead, is_uid, kind_of
+from medret.storage import Identity, is_text
+
+Look = Callable[[Collection[str]], Mapping[str, DicomHead | None]]  # names -> heads; None: not DICOM
+Entries = Callable[[], Mapping[str, Identity]]  # the candidates of a folder, listed now
+
+UNREAD = DicomHead()  # this very value: of an object that cannot be read. What is wrong shows when its volume is read
+_DICOM_SUFFIXES = (".dcm", ".dic", ".dicom", ".ima")  # an object that cannot be read is DICOM by its suffix
+RULES = {"localizer": "localizer", "other": "not_an_image"}
+
+# Names of objects of other kinds. All others, with any suffix or none, may be instances: their first bytes tell.
+_OTHER_SUFFIX = (
+    "7z|avi|bak|bids|bmp|bval|bvec|bz2|c|cfg|conf|csv|dat|db|doc|docx|edf|fif|gif|gii|gz|h5|hdf5|hdr|html?|ini|ipynb|"
+    "jpe?g|js|json|jsonl|lnk|lock|log|lut|m|mat|md|md5|mgh|mgz|mha|mhd|mp4|mps|nhdr|nii|npy|npz|nrrd|obj|odt|parquet|pdf|"
+    "pkl|ply|png|pptx?|ps1|pt|pth|py|pyc|r|rar|rda|rds|rst|rtf|sav|scl|set|sh|sha1|sha256|sql|stl|surf|svg|tck|tex|tiff?|"
+    "toml|trk|tsv|txt|url|vtk|vtp|vtu|xls|xlsx|xml|xz|ya?ml|zst"
+)
+_OTHER_NAME = (
+    "authors|changelog|changes|copying|install|licen[cs]e|lockfile|makefile|notice|readme|todo|version|_success"
+)
+_OTHER = rf"(\.({_OTHER_SUFFIX})|(^|/)({_OTHER_NAME})|~|/)$"
+_PACKED = r"\.(zip|tar|tgz|tar\.gz)$"
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}$")
+_ETAG = re.compile(r"(W/)?([0-9]+)-([0-9a-f]{32})")
+_MODULUS = 1 << 128
+
+
+def candidates(lower: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each path may be that of an instance, by its last part. lower: in lower case."""
+    return pc.invert(pc.or_(pc.match_substring_regex(lower, _OTHER), packed(lower)))
+
+
+def packed(lower: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each path ends as that of a zip or tar does. lower: in lower case."""
+    return pc.match_substring_regex(lower, _PACKED)
+
+
+def is_candidate(name: str) -> bool:
+    """Whether an object of this name may be an instance: it is not hidden and has no suffix of another kind."""
+    lower = name.lower()
+    other = re.search(_OTHER, lower) or re.search(_PACKED, lower) or lower == "dicomdir"
+    return is_text(name) and not name.startswith(".") and not other
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a name in lower case; "" for none, and for the number that ends a UID or counts instances."""
+    found = _SUFFIX.search(name.lower())
+    return found[0] if found else ""
+
+
+@dataclass
+class Whole:
+    """Several objects as one: what tells one version of all of them from another, whatever their order and folder.
+
+    digest: sum of the objects' digests modulo 2^128, so that wholes add up. weak: some object has no etag.
+    """
+
+    count: int = 0
+    size_bytes: int = 0
+    digest: int = 0
+    mtime: str | None = None
+    weak: bool = False
+
+    def add(self, name: str, size_bytes: int, etag: str | None, mtime: str | None) -> None:
+        """Add one object. name: below the folder."""
+        said = f"{name}\0{size_bytes}\0{etag or mtime}".encode()
+        self.digest = (self.digest + int.from_bytes(blake2b(said, digest_size=16).digest())) % _MODULUS
+        self.count += 1
+        self.size_bytes += size_bytes
+        self.mtime = max(self.mtime or "", mtime or "") or None
+        self.weak |= not etag
+
+    def __add__(self, other: Whole) -> Whole:
+        return Whole(
+            self.count + other.count,
+            self.size_bytes + other.size_bytes,
+            (self.digest + other.digest) % _MODULUS,
+            max(self.mtime or "", other.mtime or "") or None,
+            self.weak or other.weak,
+        )
+
+    def identity(self) -> Identity:
+        """As of one object. The etag is weak, in the words of HTTP, if it was made from times of objects on disk."""
+        return Identity(self.size_bytes, f"{'W/' * self.weak}{self.count}-{self.digest:032x}", self.mtime)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Identity], names: Iterable[str] | None = None) -> Whole:
+        """Of the objects in a folder. names: only of these, of which some may be gone."""
+        whole = cls()
+        for name in entries if names is None else names:
+            if one := entries.get(name):
+                whole.add(name, one.size_bytes, one.etag, one.mtime)
+        return whole
+
+    @classmethod
+    def parse(cls, identity: Identity) -> Whole | None:
+        """From an identity that was recorded; None if it is that of one object."""
+        found = _ETAG.fullmatch(identity.etag or "")
+        if found is None:
+            return None
+        return cls(int(found[2]), identity.size_bytes, int(found[3], 16), identity.mtime, found[1] is not None)
+
+    def is_same(self, other: Whole) -> bool:
+        """Whether both are of the same objects. Their times count where they have no etag: in the digest."""
+        return replace(self, mtime=None) == replace(other, mtime=None)
+
+
+@dataclass
+class Group:
+    """The candidates of a folder that have one suffix. first, last: in the order of their names."""
+
+    whole: Whole = field(default_factory=Whole)
+    first: str = ""
+    last: str = ""
+
+    def add(self, name: str, size_bytes: int, etag: str | None, mtime: str | None) -> None:
+        """Add one candidate."""
+        self.first = min(self.first or name, name)
+        self.last = max(self.last, name)
+        self.whole.add(name, size_bytes, etag, mtime)
+
+
+Groups = dict[str, Group]  # by suffix
+
+
+def grouped(entries: Mapping[str, Identity]) -> Groups:
+    """The candidates of a folder by suffix."""
+    groups: Groups = defaultdict(Group)
+    for name, one in entries.items():
+        groups[suffix_of(name)].add(name, one.size_bytes, one.etag, one.mtime)
+    return groups
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series in a folder.
+
+    uid: empty if it is unknown. names: of its objects; None: all candidates of the folder. alone: whether it is the
+    only series of its folder. modality: as DICOM says it, if it does.
+    """
+
+    uid: str
+    whole: Whole
+    names: tuple[str, ...] | None
+    alone: bool
+    modality: str | None
+
+
+@dataclass(frozen=True)
+class Division:
+    """What is in a folder. strays: objects that are DICOM, or cannot be read, and belong to no series of several."""
+
+    series: tuple[Series, ...] = ()
+    strays: Mapping[str, Identity] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+def divided(
+    groups: Mapping[str, Group], look: Look, entries: Entries, *, partial: bool = False, mixed: bool = False
+) -> Division:
+    """Divide a folder into its series.
+
+    partial: some of the objects in the folder that could be instances are not in `groups`, nor in `entries`.
+    mixed: the folder is known to hold more than the objects at the ends of its groups show.
+    """
+    heads = look({name for group in groups.values() for name in (group.first, group.last)})
+    ends = {suffix: (heads[group.first], heads[group.last]) for suffix, group in groups.items()}
+    dicom = {suffix: group for suffix, group in groups.items() if _may_be_dicom(suffix, ends)}
+    others = sum(group.whole.count for suffix, group in groups.items() if suffix not in dicom)
+    skipped = Counter(not_a_volume=others)
+    seen = [head for suffix in dicom for head in ends[suffix]]
+    head = seen[0] if seen and not mixed else None
+    if head is None or not _are_alike(seen):
+        chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom} if dicom else {}
+        return _by_series(chosen, look, skipped, partial)
+    whole = sum((group.whole for group in dicom.values()), Whole())
+    if (kind := kind_of(head)) != "image":
+        return Division(skipped=_counted(skipped, {RULES[kind]: whole.count}))
+    names = None
+    if others or partial:
+        chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom}
+        names, whole = tuple(sorted(chosen)), Whole.of(chosen)
+    return Division((Series(head.series_uid, whole, names, True, head.modality or None),), {}, _counted(skipped))
+
+
+def _are_alike(heads: Collection[DicomHead | None]) -> bool:
+    """Whether all are of one series, or all of one kind that is no image of a volume."""
+    kinds = {(kind := kind_of(head), head.series_uid if kind == "image" else "") if head else None for head in heads}
+    return len(kinds) == 1 and not kinds & {None, ("image", "")}
+
+
+def is_dicom(head: DicomHead | None) -> bool:
+    """Whether an object was read and is DICOM."""
+    return head is not None and head is not UNREAD
+
+
+def _may_be_dicom(suffix: str, ends: Mapping[str, tuple[DicomHead | None, ...]]) -> bool:
+    """Whether some object with a suffix is DICOM, or cannot be read beside others that are."""
+    if any(head is UNREAD for head in ends[suffix]) and suffix not in _DICOM_SUFFIXES:
+        return any(is_dicom(head) for heads in ends.values() for head in heads)
+    return any(head is not None for head in ends[suffix])
+
+
+def _by_series(chosen: Mapping[str, Identity], look: Look, skipped: Counter[str], partial: bool) -> Division:
+    """Divide by looking at every object. chosen: the candidates with a suffix of which some are DICOM."""
+    heads = look(chosen)
+    named: dict[str, list[str]] = defaultdict(list)
+    unknown = []
+    more: Counter[str] = Counter()
+    for name in sorted(chosen):
+        head = heads[name]
+        if head is None:
+            more["not_a_volume"] += 1
+        elif (kind := kind_of(head)) != "image":
+            more[RULES[kind]] += 1
+        elif is_uid(head.series_uid):
+            named[head.series_uid].append(name)
+        else:
+            unknown.append(name)
+    if len(named) <= 1:  # what does not say its series is taken for a damaged part of the one that is there
+        names = tuple(sorted([*unknown, *(name for names in named.values() for name in names)]))
+        if not names:
+            return Division(skipped=_counted(skipped, more))
+        named, unknown = {next(iter(named), ""): list(names)}, []
+    everything = not (partial or skipped.total() or more.total())
+    series = []
+    for uid, of_series in sorted(named.items()):
+        modalities = {head.modality for name in of_series if (head := heads[name]) and head.modality}
+        names_ = None if everything and len(named) == 1 and not unknown else tuple(of_series)
+        series.append(Series(uid, Whole.of(chosen, of_series), names_, len(named) == 1, min(modalities, default=None)))
+    return Division(tuple(series), {name: chosen[name] for name in unknown}, _counted(skipped, more))
+
+
+def _counted(*counts: Mapping[str, int]) -> Mapping[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return {rule: count for rule, count in total.items() if count}
