@@ -33,19 +33,19 @@ SERIES = pa.schema(
 )
 
 Row = tuple[object, ...]
-Wanted = Callable[[pa.Table], pa.ChunkedArray]  # rows of FOUND -> the rule that leaves out each
+RulesOf = Callable[[pa.Table], pa.ChunkedArray]  # rows of FOUND -> the rule that leaves out each
 
 
 @dataclass
 class Grouping:
     """What a listing's candidates turn out to be.
 
-    uri_of: path below the archive -> URI. wanted: see Wanted. known: the live ledger's volume_id, size_bytes, etag,
+    uri_of: path below the archive -> URI. wanted: see RulesOf. known: the live ledger's volume_id, size_bytes, etag,
     mtime and code; asked for if there is a candidate. skipped: rule -> objects. looked_at: SERIES.
     """
 
     uri_of: Callable[[str], str]
-    wanted: Wanted
+    wanted: RulesOf
     known: Callable[[], pa.Table] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
     looked_at: pa.Table = field(default_factory=SERIES.empty_table)
@@ -76,7 +76,8 @@ class Grouping:
         known = _Known(self.known() if self.known else None, self._folders, [path for path, _ in self._single])
         rows, unknown = [], []
         for folder, groups in sorted(self._folders.items()):
-            if stored := known.series(folder, _whole_of(groups)):
+            stored = [] if folder in self._partial else known.series(folder, _whole_of(groups))
+            if stored:
                 rows += [_row(volume_id, whole, None) for volume_id, whole in stored]
             else:
                 unknown.append((folder, folder in known.mixed))
@@ -89,7 +90,7 @@ class Grouping:
         """The volumes in folders, each with whether it is known to be mixed."""
         rows, looked_at = [], []
         with ThreadPoolExecutor(AT_ONCE) as pool, ThreadPoolExecutor(AT_ONCE) as looking:
-            divisions = pool.map(lambda each: self._divide(*each, looking), folders)
+            divisions = pool.map(lambda each: self._divide(each[0], each[1], looking), folders)
             for (folder, _), division in zip(folders, divisions, strict=True):
                 self.skipped.update(division.skipped)
                 for one in division.series:

@@ -39,6 +39,7 @@ _OTHER_NAME = (
 _OTHER = rf"(\.({_OTHER_SUFFIX})|(^|/)({_OTHER_NAME})|~|/)$"
 _PACKED = r"\.(zip|tar|tgz|tar\.gz)$"
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}$")
+WEAK = "W/"  # begins an etag, in the words of HTTP, that does not tell the content
 _ETAG = re.compile(r"(W/)?([0-9]+)-([0-9a-f]{32})")
 _MODULUS = 1 << 128
 
@@ -58,6 +59,11 @@ def is_candidate(name: str) -> bool:
     lower = name.lower()
     other = re.search(_OTHER, lower) or re.search(_PACKED, lower) or lower == "dicomdir"
     return is_text(name) and not name.startswith(".") and not other
+
+
+def is_weak(etag: str) -> bool:
+    """Whether objects with the same etag may differ in content."""
+    return etag.startswith(WEAK)
 
 
 def suffix_of(name: str) -> str:
@@ -98,8 +104,8 @@ class Whole:
         )
 
     def identity(self) -> Identity:
-        """As of one object. The etag is weak, in the words of HTTP, if it was made from times of objects on disk."""
-        return Identity(self.size_bytes, f"{'W/' * self.weak}{self.count}-{self.digest:032x}", self.mtime)
+        """As of one object. The etag is weak if it was made from times of objects, not from their etags."""
+        return Identity(self.size_bytes, f"{WEAK * self.weak}{self.count}-{self.digest:032x}", self.mtime)
 
     @classmethod
     def of(cls, entries: Mapping[str, Identity], names: Iterable[str] | None = None) -> Whole:

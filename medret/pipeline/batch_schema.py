@@ -3,7 +3,7 @@
 Nothing is shuffled, and a volume that failed stays in its row, with a code. These tables are private to the pipeline;
 the ledger, files and journal that are made from them have their schemas in medret.schemas.
 
-    read    in:  volume_id, uri, size_bytes, etag, mtime, modality, canary
+    read    in:  volume_id, uri, size_bytes, etag, mtime, parts, names, modality, canary
             out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<size>...
     embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
     write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from medret.recipe import Recipe
+from medret.schemas import OBJECTS
 
 SOURCE = pa.schema(
     [
@@ -26,6 +27,8 @@ SOURCE = pa.schema(
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("mtime", pa.string()),
+        OBJECTS.field("parts"),
+        OBJECTS.field("names"),
         pa.field("modality", pa.string()),
         pa.field("canary", pa.bool_()),  # embedded again to compare with the stored vectors; not written
     ]

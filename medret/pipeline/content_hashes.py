@@ -11,7 +11,9 @@ from typing import Any
 import ray
 
 from medret.archive import ArchiveObject
-from medret.storage import Identity, StoredObject, add_options, given_options
+from medret.archive.series import is_weak
+from medret.storage import Identity, add_options, given_options
+from medret.volume import VolumeSource
 
 SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
@@ -21,12 +23,12 @@ OBJECTS_PER_TASK = 16
 def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
     """Find the volume_ids of objects whose middle bytes equal those of another object in their group.
 
-    Reads nothing if the storage has etags: the objects of a group then have the same etag.
+    Reads nothing if the storage has etags of contents: the objects of a group then have the same etag.
     """
     alike: set[str] = set()
     with ThreadPoolExecutor(SAMPLERS) as pool:
         for group in groups:
-            if group[0].etag is not None:
+            if group[0].etag is not None and not is_weak(group[0].etag):
                 alike |= {item.volume_id for item in group}
                 continue
             by_sample: dict[bytes, list[str]] = {}
@@ -46,21 +48,24 @@ def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
 
 
 def _sample(item: ArchiveObject) -> bytes | None:
-    start = max(0, (item.size_bytes - SAMPLE_BYTES) // 2)
     try:
-        data = StoredObject(item.uri).read(start, start + SAMPLE_BYTES)
+        data = _source_of(item).sample(item.size_bytes, SAMPLE_BYTES)
     except Exception:  # noqa: BLE001  # the read stage reports the reason
         return None
     return hashlib.sha256(data).digest()
 
 
-def _hash_all(items: Sequence[ArchiveObject], options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    add_options(options)
+def _hash_all(items: Sequence[ArchiveObject], options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    add_options(options or {})
     hashes = {}
     for item in items:
         with suppress(Exception):  # as above
-            source = StoredObject(item.uri)
+            source = _source_of(item)
             sha256 = source.sha256()
             if source.identity().is_same(Identity(item.size_bytes, item.etag, item.mtime)):
                 hashes[item.volume_id] = sha256
     return hashes
+
+
+def _source_of(item: ArchiveObject) -> VolumeSource:
+    return VolumeSource(item.uri, item.parts, item.names)

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.archive import ArchiveObject, Listing
+from medret.archive.series import WEAK, is_weak
 from medret.pipeline.sql import query
 from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
 from medret.pipeline.store_state import KNOWN, StoreState, rows_of, with_digests
@@ -159,23 +160,30 @@ def _perhaps_stored(plan: Plan, known: pa.Table) -> Plan:
     undecided = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
     if not plan.target.copies or not len(undecided) or not known.num_rows:
         return plan
-    objects = rows_of(plan.table.select(["size_bytes", "etag"]), undecided).append_column("place", pa.array(undecided))
+    objects = _contents_of(rows_of(plan.table, undecided)).append_column("place", pa.array(undecided))
     complete = pc.equal(known["stored"], (1 << len(plan.target.recipes)) - 1)
     sizes = pc.is_in(known["size_bytes"], value_set=objects["size_bytes"].unique())
-    alike = known.select(["size_bytes", "etag"]).filter(pc.and_(complete, sizes))
+    alike = _contents_of(known.filter(pc.and_(complete, sizes)))
     if not alike.num_rows:
         return plan
     return _checked(plan, query(PERHAPS_STORED, {"objects": objects, "known": alike})["place"].to_numpy())
 
 
+def _contents_of(table: pa.Table) -> pa.Table:
+    """Size and etag of each row, as far as they tell its content: an etag that was made from times does not."""
+    weak = pc.starts_with(table["etag"], WEAK)
+    return pa.table({"size_bytes": table["size_bytes"], "etag": pc.if_else(weak, None, table["etag"])})
+
+
 def twins(plan: Plan) -> list[list[ArchiveObject]]:
     """Group objects to embed that may be equal: same size and, if the storage has etags, same etag."""
     chosen = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
-    objects = rows_of(plan.table.select(["size_bytes", "etag"]), chosen).append_column("place", pa.array(chosen))
+    objects = _contents_of(rows_of(plan.table, chosen)).append_column("place", pa.array(chosen))
     places = query(ALIKE, {"objects": objects})["place"].to_numpy()
     groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
     for item in plan.listing.items(rows_of(plan.table, places)):
-        groups.setdefault((item.size_bytes, item.etag), []).append(item)
+        etag = None if item.etag is not None and is_weak(item.etag) else item.etag
+        groups.setdefault((item.size_bytes, etag), []).append(item)
     return list(groups.values())
 
 

@@ -21,7 +21,7 @@ from medret.pipeline.plan import make_plan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
 from medret.pipeline.steps import Plan, Target
-from medret.pipeline.store_state import BaseSnapshot, StoreState, read_base, store_state
+from medret.pipeline.store_state import BaseSnapshot, StoreState, listed_before, read_base, store_state
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import (
@@ -183,6 +183,7 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
             exclude=request.exclude,
             include_masks=request.include_masks,
             inventory=request.inventory,
+            known=lambda: listed_before(Location(request.store)),
         )
         labels = read_labels(request.labels, listing)
     with log.phase("weights"):

@@ -8,7 +8,6 @@ reader DEATHS times is quarantined; the others are read.
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import json
 import sys
 import time
@@ -26,15 +25,16 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SLICED, SOURCE, STOPPED, pixels_column
 from medret.pipeline.counter import MOST_BEGINNINGS, Tally
 from medret.recipe import SliceRecipe
-from medret.storage import Identity, StoredObject, add_options, given_options, in_words
-from medret.volume import Limits, SlicedVolume, read_judged, read_volume
+from medret.storage import Identity, add_options, given_options, in_words
+from medret.volume import Limits, SlicedVolume, VolumeSource, content_sha256, read_volume, size_of
+from medret.volume.content import Content as VolumeContent
 
-READ_AT_ONCE = 4  # objects read from an object store in parallel, all in memory
+READ_AT_ONCE = 4  # objects read from an object store in parallel, all in memory; of a series, its parts are
 READINGS = 3  # attempts to read an object that someone is writing to
 DEATHS = 2  # of a reader that read this volume alone; the task had died once before, with others
 HANG_S = 900.0  # to fetch a group of objects or to decode one; a process that takes longer ends itself
 
-Content = bytes | VolumeError
+Content = VolumeContent | VolumeError
 Contents = Iterator[tuple[dict[str, Any], Content]]
 
 
@@ -62,7 +62,7 @@ class ReadStage:
                 continue
             with ended_if_hung():
                 columns, n = self._read(row, content)
-            size = len(content) if isinstance(content, bytes) else 0
+            size = 0 if isinstance(content, VolumeError) else size_of(content)
             tally.add(1, n, size, time.monotonic() - started)
             yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)
             started = time.monotonic()
@@ -76,7 +76,7 @@ class ReadStage:
         try:
             if isinstance(content, VolumeError):
                 raise content
-            sha256 = hashlib.sha256(content).hexdigest()
+            sha256 = content_sha256(content)
             volume = read_volume(
                 content, row["volume_id"], self.recipe, self.image_sizes, modality=row["modality"], limits=self.limits
             )
@@ -114,34 +114,49 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
 
 
 def _with_contents(rows: Sequence[dict[str, Any]], limits: Limits) -> Iterator[tuple[dict[str, Any], Content]]:
-    """Each row with the bytes of its object, or with the reason why it cannot be read.
+    """Each row with the content of its volume, or with the reason why it cannot be read.
 
     If an object was replaced since the listing, its row gets size, etag and mtime of what was read.
     """
-    if not rows or StoredObject(rows[0]["uri"]).is_local:  # one after the other: one file in memory
+    if not rows or _source_of(rows[0]).is_local:  # one after the other: one file in memory
         yield from ((row, _steady(row, limits)) for row in rows)
         return
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        for at in range(0, len(rows), READ_AT_ONCE):
-            group = rows[at : at + READ_AT_ONCE]
+        for group in _groups(rows):
             contents = list(pool.map(lambda row: _steady(row, limits), group))
             while contents:
                 yield group[-len(contents)], contents.pop(0)
 
 
+def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """What is read side by side: a few objects, or the parts of one series."""
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        if group and (row["parts"] is not None or group[0]["parts"] is not None or len(group) == READ_AT_ONCE):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _source_of(row: dict[str, Any]) -> VolumeSource:
+    return VolumeSource(row["uri"], row["parts"], None if row["names"] is None else tuple(row["names"]))
+
+
 def _steady(row: dict[str, Any], limits: Limits) -> Content:
-    """The bytes of an object that did not change while it was read, or the reason why it cannot be used."""
+    """The content of a volume that did not change while it was read, or the reason why it cannot be used."""
     try:
-        source = StoredObject(row["uri"])
+        source = _source_of(row)
         for _ in range(READINGS):
             before = Identity(row["size_bytes"], row["etag"], row["mtime"])
             content: Content
             try:
-                content = read_judged(source, before.size_bytes, limits)
+                content = source.read(before.size_bytes, limits)
             except VolumeError as refusal:
                 content = refusal
             found = source.identity()
-            if found.is_same(before) and (isinstance(content, VolumeError) or len(content) == found.size_bytes):
+            if found.is_same(before) and (isinstance(content, VolumeError) or size_of(content) == found.size_bytes):
                 return content
             row |= asdict(found)
     except MemoryError:

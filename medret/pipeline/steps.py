@@ -143,7 +143,7 @@ class Plan:
     def _step(self, place: int, values: dict[str, Any], known: Mapping[int, Mapping[str, Any]]) -> Step:
         item = ArchiveObject(
             values["volume_id"], self.listing.uri_of(values["volume_id"]), values["size_bytes"], values["etag"],
-            values["mtime"],
+            values["mtime"], values["parts"], None if values["names"] is None else tuple(values["names"]),
         )  # fmt: skip
         row, recipes = values["row"], self.target.recipes
         sources = (

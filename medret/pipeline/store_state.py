@@ -99,6 +99,13 @@ def live_manifest(store: Location) -> Manifest | None:
     return None if live is None else read_manifest(store, live)
 
 
+def listed_before(store: Location) -> pa.Table:
+    """The volumes of the live snapshot with their identities and codes, as `list_archive` takes them."""
+    live, names = current_id(store), ["volume_id", "size_bytes", "etag", "mtime", "code"]
+    parts = [] if live is None else ledger_parts(store, live, read_manifest(store, live), names)
+    return pa.concat_tables([LEDGER.empty_table().select(names), *parts])
+
+
 def read_base(store: Location) -> BaseSnapshot:
     """Read the live snapshot. Raises VersionError if another medret wrote it, CorruptError if it is damaged."""
     live = current_id(store)

@@ -90,13 +90,22 @@ class StoredObject:
         return digest.hexdigest()
 
     def identity(self) -> Identity:
-        """Ask the store now; an earlier listing is never used."""
+        """Ask the store now; an earlier listing is never used. Raises IsADirectoryError for a folder."""
         if self.is_local:
             status = with_retries(lambda: with_stall_limit(lambda _: Path(plain_path(self.uri)).stat(), self.uri))
+            if stat.S_ISDIR(status.st_mode):
+                raise _is_folder(self.uri)
             return identity_of({"size": status.st_size, "mtime": status.st_mtime})
         fs, path = self._opened
         fs.invalidate_cache(fs._parent(path))  # noqa: SLF001
-        return identity_of(with_retries(lambda: fs.info(path)))
+        detail = with_retries(lambda: fs.info(path))
+        if detail.get("type") == "directory":
+            raise _is_folder(self.uri)
+        return identity_of(detail)
+
+
+def _is_folder(path: str) -> IsADirectoryError:
+    return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
 
 def read_uri(uri: str) -> bytes:
@@ -257,7 +266,7 @@ def _opened(path: str) -> io.FileIO:
         return io.FileIO(file)
     os.close(file)
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise _is_folder(path)
     raise NotAFileError(errno.EINVAL, "it is not a regular file, but a FIFO, a socket or a device", path)
 
 

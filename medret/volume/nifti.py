@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.storage import StoredObject, reaching
+from medret.storage import StoredObject
 from medret.volume.content import Bytes
 from medret.volume.forms import placement_of
 from medret.volume.header import (
@@ -84,13 +84,6 @@ def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
     if size_bytes > JUDGED_FIRST_BYTES:
         judge_start(source.read(0, START_BYTES), size_bytes, limits)
     return source.read()
-
-
-def fetch_volume(uri: str, limits: Limits) -> bytes:
-    """Read the object behind a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
-    source = StoredObject(uri)
-    with reaching(uri, "read"):
-        return read_judged(source, source.identity().size_bytes, limits)
 
 
 def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from medret.archive import Listing, grouping, list_archive, looks
 from medret.archive.looks import find_series
 from medret.archive.series import Whole, is_candidate, suffix_of
 from medret.errors import QuarantineCode, UnreachableError, UsageError
-from medret.storage import Identity
+from medret.storage import Identity, StoredObject
 from tests.dicom_bytes import SR, instance, write_series
 
 A, B, C = "1.2.3.1", "1.2.3.2", "1.2.3.3"
@@ -34,7 +34,7 @@ def series_of(listing: Listing) -> dict[str, tuple[int | None, list[str] | None]
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The URIs that are looked at."""
     uris: list[str] = []
     look = looks.head_at
@@ -232,14 +232,14 @@ def test_a_large_zip_is_read_in_ranges(tmp_path: Path, monkeypatch: pytest.Monke
         for number in range(50):
             packed.writestr(str(number), instance(A, number) + random.Random(number).randbytes(200_000))
     read = []
-    original = looks.StoredObject.read
+    original = StoredObject.read
 
     def spied(self: Any, start: int | None = None, end: int | None = None) -> bytes:
         data: bytes = original(self, start, end)
         read.append(len(data))
         return data
 
-    monkeypatch.setattr(looks.StoredObject, "read", spied)
+    monkeypatch.setattr(StoredObject, "read", spied)
     assert list(series_of(list_archive(str(tmp_path)))) == ["ct.zip"]
     assert (len(read) < 8, sum(read) < 500_000) == (True, True)
 
@@ -260,7 +260,7 @@ def test_objects_that_cannot_be_read_are_not_passed_over(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(looks.StoredObject, "read", refuse)
+            patch.setattr(StoredObject, "read", refuse)
             listing = list_archive(str(tmp_path))
         assert series_of(listing) == {"ct": (3, None)}
         assert listing.skipped == {"not_a_volume": 3}
@@ -272,7 +272,7 @@ def test_a_store_that_stops_answering_ends_the_listing(monkeypatch: pytest.Monke
     for number in range(3):
         fs.pipe_file(f"{root}/ct/{number}", instance(A, number))
     assert series_of(list_archive(root)) == {"ct": (3, None)}
-    monkeypatch.setattr(looks.StoredObject, "read", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
+    monkeypatch.setattr(StoredObject, "read", lambda *_: (_ for _ in ()).throw(TimeoutError("no answer")))
     with pytest.raises(UnreachableError, match="no answer"):
         list_archive(root)
 
