@@ -97,8 +97,13 @@ LEDGER = pa.schema(
     ]
 )
 
-# The labels of volumes, in memory only: columns of the ledger.
-VOLUME_LABELS = pa.schema([LEDGER.field(name) for name in ("volume_id", *LABELS, "metadata")])
+# The labels of volumes, in memory only: columns of the ledger, and where each label comes from.
+VOLUME_LABELS = pa.schema(
+    [
+        *(LEDGER.field(name) for name in ("volume_id", *LABELS, "metadata")),
+        pa.field("origins", pa.map_(pa.string(), pa.string())),  # name -> table | dicom | bids | msd | path
+    ]
+)
 
 # One row per file of the snapshot.
 FILES = pa.schema(

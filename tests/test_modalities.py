@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medret.archive.label_sources import msd_task
+from medret.archive.msd import msd_task
 from medret.modalities import modality_label, modality_of
 from medret.volume.modality import modality_of as of_volume
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from medret.archive.grouping import SERIES, Grouping, as_objects
 from medret.archive.inventory import read_inventory
 from medret.archive.series import packed
-from medret.archive.skip_rules import found, found_tables, is_nifti, matcher, rules_of
+from medret.archive.skip_rules import found, found_tables, in_derivatives, is_nifti, matcher, rules_of
 from medret.errors import NotFoundError, UsageError
 from medret.schemas import OBJECTS, in_order
 from medret.storage import Location, reaching
@@ -30,7 +30,12 @@ from medret.storage.objects import Beat, with_stall_limit
 _SURPRISING = ("no_access", "not_a_file", "not_text_name")
 _SHOWN = 3  # example paths per rule
 _BATCH = 10_000  # rows that become values at once
-DESCRIPTION = "dataset.json"  # of the Medical Segmentation Decathlon, at the root or one folder below
+# Files that describe volumes: of the Medical Segmentation Decathlon and nnU-Net, and of BIDS.
+DESCRIPTION, DATA_SET, PARTICIPANTS = "dataset.json", "dataset_description.json", "participants.tsv"
+_DESCRIPTIONS = (
+    r"^(?:[^./][^/]*/)?(?:dataset\.json|dataset_description\.json|participants\.tsv)$"
+    r"|^[^./][^/]*/(?i:task|dataset)\d+_[^/]*/dataset\.json$"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Listing:
 
     objects: the volumes (schemas.OBJECTS), sorted by volume_id.
     skipped: rule -> number of objects that it left out (never 0).
-    descriptions: paths below the archive of the dataset.json files found.
+    descriptions: paths below the archive of the files found that describe volumes: dataset.json, participants.tsv, ...
     surprises: rule -> example paths, for the rules that users may not expect; names that are not text are escaped.
     single: whether archive_uri is that of a single volume.
     notes: lines for the user on what was listed.
@@ -110,7 +115,7 @@ def list_archive(
     uri: any fsspec URI or local path, of a folder or of a single volume.
     pattern, exclude: globs. Without a slash they match file names, else paths below the archive, where `*` stays within
         a folder and `**` stands for any number of folders.
-    include_masks: also list files whose names are those of masks.
+    include_masks: also list files whose names are those of masks, and the derivatives of BIDS data sets.
     inventory: URI of the manifest.json of an S3 Inventory, which is read in place of a listing.
     known: gives volume_id, size_bytes, etag, mtime and code of the live snapshot's volumes, if there is something to
         look at. Folders and zips that it has with the same identity are not looked at.
@@ -147,6 +152,10 @@ def list_archive(
         descriptions += part["volume_id"].filter(_are_descriptions(part)).to_pylist()
     objects = _sorted([*volumes, grouping.volumes()])
     skipped.update(grouping.skipped)
+    derived = in_derivatives(objects["volume_id"])
+    if not include_masks and pc.any(derived).as_py():
+        skipped["derivatives"] = pc.sum(pc.fill_null(objects["parts"].filter(derived), 1)).as_py()
+        objects = objects.filter(pc.invert(derived))
     if not objects.num_rows and not skipped:
         hint = (
             f"inventory {source.uri} names no object there"
@@ -192,9 +201,11 @@ def _everything(location: Location) -> Iterator[pa.Table]:
 
 
 def _are_descriptions(part: pa.Table) -> pa.Array:
-    """Whether each row of FOUND is a dataset.json at the archive's root or in a folder there that is not hidden."""
-    named = pc.match_substring_regex(part["volume_id"], rf"^([^./][^/]*/)?{DESCRIPTION.replace('.', '[.]')}$")
-    return pc.and_(named, pc.is_null(part["rule"]))
+    """Whether each row of FOUND is such a file at the archive's root or in a folder there that is not hidden.
+
+    The dataset.json of an nnU-Net data set may lie one folder deeper (nnUNet_raw/Dataset001_X).
+    """
+    return pc.and_(pc.match_substring_regex(part["volume_id"], _DESCRIPTIONS), pc.is_null(part["rule"]))
 
 
 def _sorted(parts: Sequence[pa.Table]) -> pa.Table:

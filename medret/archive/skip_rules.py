@@ -11,6 +11,7 @@
     label_mask       segmentations, by the name of the file or of a folder (see `mask_names`)
     excluded         paths that match a pattern of `exclude`
     outside_glob     paths that do not match the given pattern
+    derivatives      volumes in the folder derivatives/ of a BIDS data set (see `in_derivatives`)
 
 The first rule that applies is counted. What DICOM objects are is found out last, by looks (medret.archive.grouping).
 """
@@ -18,6 +19,7 @@ The first rule that applies is counted. What DICOM objects are is found out last
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -104,15 +106,37 @@ def matcher(pattern: str) -> Matcher:
         raise UsageError(f"pattern {pattern!r} is not a valid glob: {error}") from error
 
 
+def in_derivatives(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each volume lies in the folder derivatives/ beside the subjects (sub-01/, rawdata/sub-01/) of a data set.
+
+    What lies there was made from their images, or is none. paths: of all volumes below the archive, sorted.
+    """
+    likely = pc.match_substring(paths, "derivatives/")
+    if not pc.any(likely).as_py():
+        return likely
+    folders = pc.replace_substring_regex(paths, r"(?s)^((?:[^/]+/)*?)derivatives/.*$", r"/\1")
+    folders = pc.if_else(pc.starts_with(folders, "/"), folders, None)  # ids do not begin with a slash
+    of_bids = [one for one in pc.unique(folders).drop_null().to_pylist() if _has_subjects(paths, one[1:])]
+    return pc.is_in(folders, pa.array(of_bids, pa.string()))
+
+
+def _has_subjects(paths: pa.ChunkedArray, folder: str) -> bool:
+    for start in (f"{folder}sub-", f"{folder}rawdata/sub-"):
+        place = bisect_left(paths, start, key=lambda one: one.as_py())
+        if place < len(paths) and "/" in (path := paths[place].as_py()).removeprefix(start) and path.startswith(start):
+            return True
+    return False
+
+
 _FOLDER = (
     r"(^|/)(gt[_-]?)?(label|mask|seg|segmentation|ground[_-]?truth|gt|annotation)s?"
     r"([_-]?(tr|ts|te|va|val|train|training|test|testing|validation))?/"
 )
 _LAST_WORD = (
     r"(^|/)([^/]*[_.+ -])?((seg|segmentation|mask|label)s?|segm|msk|labelmap|gt|ground_?truth|dseg|probseg|aseg|"
-    r"synthseg)(\.nii)?(\.gz)?$"
+    r"synthseg|defacemask)(\.nii)?(\.gz)?$"
 )
-_NUMBERED = r"(^|/)(segmentation|seg|label|mask)s?[_ -]?\d+(\.nii)?(\.gz)?$"
+_NUMBERED = r"(^|/)((segmentation|seg|label|mask)s?[_ -]?|[a-z]+_instance-\d+_annotation-)\d+(\.nii)?(\.gz)?$"
 _MASK = f"({_FOLDER})|({_LAST_WORD})|({_NUMBERED})"
 
 
@@ -121,10 +145,10 @@ def mask_names(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
         MSD, nnU-Net, AMOS          labelsTr/, labelsTs/, labelsVa/, gt_segmentations/
         TotalSegmentator            CASE/segmentations/liver.nii.gz
-        KiTS                        case_00000/segmentation.nii.gz
+        KiTS                        case_00000/segmentation.nii.gz, kidney_instance-1_annotation-1.nii.gz
         LiTS, Synapse               segmentation-0.nii, label0001.nii.gz
         BraTS, ISLES, ACDC, MM-WHS  CASE_seg.nii.gz, CASE-seg.nii.gz, CASE_msk.nii.gz, CASE_gt.nii.gz, CASE_label.nii.gz
-        BIDS derivatives            SUBJECT_desc-brain_mask.nii.gz, SUBJECT_dseg.nii.gz, SUBJECT_label-GM_probseg.nii.gz
+        BIDS                        SUBJECT_desc-brain_mask.nii.gz, SUBJECT_dseg.nii.gz, SUBJECT_label-GM_probseg.nii.gz
         FreeSurfer, 3D Slicer       aparc+aseg.nii.gz, CASE_synthseg.nii.gz, CASE-label.nii.gz
 
     Only a whole last word counts: `segmented_liver.nii.gz`, `T1_masked.nii.gz` and `mask_ct.nii.gz` are images.

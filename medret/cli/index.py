@@ -83,7 +83,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--labels",
         metavar="TABLE",
         help="CSV or Parquet table with a column path or volume_id, and any of subject, modality, body_region, "
-        "organ; further columns are kept for filters (default: a dataset.json of MSD or nnU-Net, if there is one)",
+        "organ; further columns are kept for filters. Its labels count before those that medret finds in paths (BIDS, "
+        "MSD, nnU-Net, KiTS, BraTS)",
     )
     add(
         "--inventory",

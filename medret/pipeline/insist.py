@@ -20,6 +20,8 @@ from medret.pipeline.store_state import rows_of
 from medret.recipe import Recipe
 from medret.snapshot import Manifest
 
+PLACES = {"dicom": "DICOM tags", "bids": "BIDS", "msd": "dataset.json", "path": "paths"}  # of labels without a table
+
 
 def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
     """The volumes that the run would lose; before contents are compared, a lower bound.
@@ -135,7 +137,7 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
     gate = label_gate(len(had), kept, limits)
     if not gate.passed:
         why = labels.mismatch or f"{labels.unmatched_rows} rows match no volume"
-        hint = why if labels.source else "no table was given (--labels), and no dataset.json was found"
+        hint = why if labels.source else "no table was given (--labels), and paths give none"
         raise GateError(
             f"refused to publish: {gate.found}, expected {gate.limit}; {hint}; the live snapshot stays as it is"
         )
@@ -149,21 +151,27 @@ def label_facts(labels: LabelJoin, ct_without_hu: int) -> dict[str, Any]:
 
 
 def say_labels(reporter: Reporter, labels: LabelJoin) -> None:
-    """Report what the table of labels, or the dataset.json files, gave."""
+    """Report which labels were found, and where."""
     for line in label_lines(labels):
         reporter.say(line)
 
 
 def label_lines(labels: LabelJoin) -> list[str]:
-    """What the table of labels, or the dataset.json files, gave, as lines of text."""
+    """Which labels were found, and where, as lines of text."""
     lines = [f"{path} is ignored: {reason}" for path, reason in labels.ignored.items()]
+    for origin, found in labels.origins.items():
+        if origin in PLACES:
+            counts = ", ".join(f"{name} of {count}" for name, count in found.items() if name != "volumes")
+            lines.append(f"labels from {PLACES[origin]} for {found['volumes']} volumes: {counts}")
     if labels.source is None:
-        return [*lines, f"no labels: {labels.unlabelled_volumes} volumes have none (--labels TABLE gives them)"]
+        if not labels.labels.num_rows:
+            lines.append(f"no labels: {labels.unlabelled_volumes} volumes have none (--labels TABLE gives them)")
+        return lines
     several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""
     such = f", such as {labels.unmatched_example!r}" if labels.unmatched_example else ""
     lines.append(
-        f"labels from {labels.source}: {len(labels.labels)} volumes matched, {labels.unlabelled_volumes} have none; "
-        f"{labels.unmatched_rows} rows match no volume{several}{such}"
+        f"labels from {labels.source}: {labels.matched_volumes} volumes matched, {labels.unlabelled_volumes} have "
+        f"none; {labels.unmatched_rows} rows match no volume{several}{such}"
     )
     if labels.root:
         lines.append(f"paths below {labels.root} in the table are read as paths below the archive")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
-from medret.archive.label_sources import ORGANS, msd_task
+from medret.archive.msd import ORGANS, msd_task
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
 
@@ -36,7 +36,8 @@ def labels(
 
 def by_id(join: LabelJoin) -> dict[str, dict[str, Any]]:
     """volume_id -> its labels."""
-    rows = [row | {"metadata": dict(row["metadata"])} for row in join.labels.to_pylist()]
+    columns = join.labels.drop_columns("origins")
+    rows = [row | {"metadata": dict(row["metadata"])} for row in columns.to_pylist()]
     return {row.pop("volume_id"): row for row in rows}
 
 
@@ -217,8 +218,12 @@ def test_an_msd_archive_labels_itself(tmp_path: Path) -> None:
     (tmp_path / "own.nii.gz").write_bytes(b"x")
     join = read_labels(None, list_archive(str(tmp_path)))
     assert by_id(join) == {
-        "Task02_Heart/imagesTr/leftatrium_1.nii.gz": labels(None, "MRI", "Chest", "Heart", {"task": "Heart"}),
-        "Task09_Spleen/imagesTr/spleen_1.nii.gz": labels(None, "CT", "Abdomen", "Spleen", {"task": "Spleen"}),
+        "Task02_Heart/imagesTr/leftatrium_1.nii.gz": labels(
+            "leftatrium_1", "MRI", "Chest", "Heart", {"task": "Heart", "split": "training"}
+        ),
+        "Task09_Spleen/imagesTr/spleen_1.nii.gz": labels(
+            "spleen_1", "CT", "Abdomen", "Spleen", {"task": "Spleen", "split": "training"}
+        ),
     }
     assert (join.unmatched_rows, join.unlabelled_volumes) == (0, 1)
 
@@ -348,5 +353,5 @@ def test_real_labels_join_every_real_volume(shared_data: Path) -> None:
     everything = list_archive(str(shared_data))
     assert everything.skipped["label_mask"] == 71
     join = read_labels(str(shared_data / "labels.csv"), everything)
-    assert (len(by_id(join)), join.unmatched_rows) == (169, 0)
+    assert (join.origins["table"]["modality"], join.unmatched_rows) == (169, 0)
     assert by_id(join)["volumes/sts_006_pet.nii.gz"]["modality"] == "PET"

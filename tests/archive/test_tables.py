@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medret.archive.label_sources import MISSING, Table, read_table
+from medret.archive.label_table import MISSING, Table, read_table
 from medret.errors import UsageError
 
 FRAME = pd.DataFrame(

@@ -1,0 +1,169 @@
+"""Where labels come from, and how those of several origins become one.
+
+    table    a table of the user (--labels)
+    dicom    tags of a DICOM series, found when it is read
+    bids     names in the paths of a BIDS data set, and its participants.tsv
+    msd      dataset.json and file names of the Medical Segmentation Decathlon and nnU-Net
+    path     names in the paths of KiTS, BraTS and TotalSegmentator
+
+Per volume and name, the first origin in this order counts. Pure functions over Arrow columns.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from medret.schemas import LABELS, PART_ROWS, VOLUME_LABELS
+
+ORIGINS = TABLE, DICOM, BIDS, MSD, PATH = ("table", "dicom", "bids", "msd", "path")
+
+PAIRS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())]))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Labels in the long form. Per entry: the number of its volume, the name, the text, and where it comes from."""
+
+    rows: NDArray[np.int64]
+    names: pa.Array
+    texts: pa.Array
+    origins: pa.Array
+
+
+def from_columns(ids: pa.Array, columns: Mapping[str, pa.Array], origin: str) -> pa.Table:
+    """Labels (schemas.VOLUME_LABELS) from columns of text, one row per volume; null cells carry no label.
+
+    columns: by name; names that are not in LABELS become metadata.
+    """
+    return _labels(ids, [_of_column(name, column, origin) for name, column in columns.items()])
+
+
+def merged(ids: pa.ChunkedArray, tables: Sequence[pa.Table]) -> pa.Table:
+    """The labels of those of these volumes that have some (schemas.VOLUME_LABELS), put together from several tables.
+
+    ids: sorted. tables: VOLUME_LABELS, sorted by volume_id, one row per volume.
+    """
+    parts = [VOLUME_LABELS.empty_table()]
+    for at in range(0, len(ids), PART_ROWS):
+        part = _array(ids.slice(at, PART_ROWS))
+        slices = [between(table, part[0].as_py(), part[-1].as_py()) for table in tables]
+        rows = [_array(pc.index_in(each["volume_id"], part)) for each in slices]
+        entries = [_entries(each, numbers) for each, numbers in zip(slices, rows, strict=True)]
+        labels = _labels(part, [each for one in entries for each in one])
+        known = pa.concat_arrays([pa.array([], pa.string()), *(_array(each["volume_id"]) for each in slices)])
+        parts.append(labels.filter(pc.is_in(part, known)))
+    return pa.concat_tables(parts)
+
+
+def with_found(labels: pa.Table, found: pa.ChunkedArray) -> pa.Table:
+    """The same labels, and those that were found in the volumes' own tags. found: a map per row: name -> text."""
+    pairs = _pairs(found)
+    if not pc.any(pc.greater(pc.list_value_length(pairs), 0)).as_py():
+        return labels
+    ids = _array(labels["volume_id"])
+    rows = pa.array(np.arange(len(ids)))
+    return _labels(ids, [*_entries(labels, rows), _of_pairs(pairs, rows, DICOM)])
+
+
+def between(labels: pa.Table, first: str, last: str) -> pa.Table:
+    """The rows whose ids lie in this range, both ends included. labels: sorted by volume_id."""
+    ids = labels["volume_id"]
+    start = bisect_left(ids, first, key=lambda one: one.as_py())
+    return labels.slice(start, bisect_right(ids, last, start, key=lambda one: one.as_py()) - start)
+
+
+def counts(labels: pa.Table) -> dict[str, dict[str, int]]:
+    """Origin -> label, `metadata` or `volumes` (any of them) -> number of volumes. labels: VOLUME_LABELS."""
+    found: Counter[tuple[str, str]] = Counter()
+    for batch in labels.select(["origins"]).to_batches(PART_ROWS):
+        pairs = _pairs(batch["origins"])
+        entries = _of_pairs(pairs, pa.array(np.arange(len(pairs))), "")
+        known = pc.is_in(entries.names, pa.array(LABELS))
+        names = pc.if_else(known, entries.names, "metadata")
+        each = pa.table({"row": entries.rows, "origin": entries.texts, "name": names})
+        each = pa.concat_tables([each, each.set_column(2, "name", pa.repeat("volumes", len(names)))])
+        volumes = each.group_by(["row", "origin", "name"]).aggregate([]).group_by(["origin", "name"])
+        for group in volumes.aggregate([([], "count_all")]).to_pylist():
+            found[group["origin"], group["name"]] += group["count_all"]
+    order = ("volumes", *LABELS, "metadata")
+    return {
+        origin: {name: found[origin, name] for name in order if (origin, name) in found}
+        for origin in ORIGINS
+        if any(key[0] == origin for key in found)
+    }
+
+
+def _labels(ids: pa.Array, entries: Sequence[_Entries]) -> pa.Table:
+    """Labels (schemas.VOLUME_LABELS), one row per id. Of entries with one name, that of the first origin counts."""
+    rows = np.concatenate([np.zeros(0, np.int64), *(each.rows for each in entries)])
+    none = pa.array([], pa.string())
+    names, texts, origins = (
+        pa.concat_arrays([none, *(getattr(each, name) for each in entries)]) for name in ("names", "texts", "origins")
+    )
+    order = np.argsort(pc.index_in(origins, pa.array(ORIGINS)).to_numpy(), kind="stable")
+    words = pa.array([*LABELS, *sorted(set(pc.unique(names).to_pylist()).difference(LABELS))], pa.string())
+    codes = pc.index_in(names, words).to_numpy().astype(np.int64)
+    keys, first = np.unique((rows * len(words) + codes)[order], return_index=True)  # the first of each
+    chosen, rows, codes = order[first], keys // len(words), keys % len(words)
+    columns = [_scattered(texts, chosen[codes == code], rows[codes == code], len(ids)) for code in range(len(LABELS))]
+    other = codes >= len(LABELS)
+    metadata = _maps(rows[other], names, texts, chosen[other], len(ids))
+    return pa.table([ids, *columns, metadata, _maps(rows, names, origins, chosen, len(ids))], schema=VOLUME_LABELS)
+
+
+def _scattered(texts: pa.Array, chosen: NDArray[np.int64], rows: NDArray[np.int64], count: int) -> pa.Array:
+    """A column of `count` rows, with the chosen texts in these rows and nulls elsewhere."""
+    places = np.full(count, -1, np.int64)
+    places[rows] = chosen
+    return texts.take(pa.array(places, mask=places < 0))
+
+
+def _maps(rows: NDArray[np.int64], names: pa.Array, texts: pa.Array, chosen: NDArray[np.int64], count: int) -> pa.Array:
+    """One map per row: name -> text of the chosen entries, which are in the order of their rows."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))])
+    taken = pa.array(chosen)
+    return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), names.take(taken), texts.take(taken))
+
+
+def _entries(labels: pa.Table, rows: pa.Array) -> list[_Entries]:
+    """The entries of a table (schemas.VOLUME_LABELS). rows: the number of each row's volume."""
+    origins = _array(labels["origins"])
+    named = [
+        _of_column(name, _array(labels[name]), pc.coalesce(pc.map_lookup(origins, name, "first"), TABLE), rows)
+        for name in LABELS
+    ]
+    others = _of_pairs(_pairs(labels["metadata"]), rows, TABLE)
+    marks = _of_pairs(_pairs(labels["origins"]), rows, "")
+    ours = marks.texts.filter(pc.invert(pc.is_in(marks.names, pa.array(LABELS))))  # in the order of the metadata
+    return [*named, replace(others, origins=ours) if len(ours) == len(others.rows) else others]
+
+
+def _of_column(name: str, column: pa.Array, origin: pa.Array | str, rows: pa.Array | None = None) -> _Entries:
+    valid = pc.is_valid(column)
+    places = pc.indices_nonzero(valid) if rows is None else rows.filter(valid)
+    count = len(places)
+    origins = pa.repeat(origin, count) if isinstance(origin, str) else origin.filter(valid)
+    return _Entries(places.to_numpy().astype(np.int64), pa.repeat(name, count), column.drop_null(), origins)
+
+
+def _of_pairs(pairs: pa.Array, rows: pa.Array, origin: str) -> _Entries:
+    flat = pc.list_flatten(pairs)
+    places = rows.take(pc.list_parent_indices(pairs)).to_numpy().astype(np.int64)
+    return _Entries(places, flat.field("key"), flat.field("value"), pa.repeat(origin, len(flat)))
+
+
+def _pairs(maps: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Maps as lists, whose length Arrow can tell."""
+    return _array(maps).cast(PAIRS)
+
+
+def _array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

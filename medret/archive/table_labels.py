@@ -1,0 +1,167 @@
+"""Join the rows of a user's table to the volumes of a listing.
+
+A row names its volume in the column `volume_id` or `path`. Ids are joined by column; `medret.archive.volume_names`
+finds the volumes of the rows that write them in another way. The columns subject, modality, body_region and organ
+become labels, all others metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medret.archive.label_origins import TABLE, from_columns
+from medret.archive.label_table import ID_COLUMNS, Table, read_table
+from medret.archive.listing import Listing
+from medret.archive.volume_names import Finder, Match
+from medret.errors import UsageError
+from medret.modalities import modality_label
+from medret.schemas import LABELS, VOLUME_LABELS, in_order, in_pieces
+
+
+@dataclass(frozen=True)
+class TableJoin:
+    """What a table gives.
+
+    name: its URI, without secrets. labels: of the volumes that have a row (schemas.VOLUME_LABELS), sorted by volume_id.
+    unmatched_rows: rows that do not name one volume of the listing; ambiguous_rows of them fit several equally well.
+    unmatched_example: the first unmatched name. root: for a table from another machine, the folder before the ids.
+    """
+
+    name: str
+    labels: pa.Table
+    unmatched_rows: int
+    ambiguous_rows: int
+    unmatched_example: str | None
+    root: str | None
+
+
+def join_table(uri: str, listing: Listing) -> TableJoin:
+    """Read a table and join it to the listed volumes.
+
+    Raises UsageError, naming file and column, for an unreadable file, no id column, or two rows that disagree on one
+    volume.
+    """
+    table = read_table(uri)
+    columns = _known_columns(table)
+    rows = _joined(columns, table, listing)
+    labels = _distinct(table.name, _labelled(columns, table, rows.volume_ids))
+    unmatched = pc.indices_nonzero(pc.is_null(rows.volume_ids))
+    example = next(iter(_names(columns, table, unmatched[:1])[0]), "") if len(unmatched) else None
+    return TableJoin(table.name, labels, len(unmatched), rows.ambiguous, example, rows.root)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """volume_ids: one per row, null if it names none or several. ambiguous: number of rows that name several."""
+
+    volume_ids: pa.Array
+    ambiguous: int
+    root: str | None
+
+
+def _joined(columns: Mapping[str, int], table: Table, listing: Listing) -> _Joined:
+    """Decide which volume each row is about.
+
+    Paths of another machine count only if they share one root, no row contains the archive's own location, and no
+    plainer name means the same volume: a table over several archives must not label one with the rows of another.
+    """
+    cells = [table.cells.column(columns[name]) for name in ID_COLUMNS if name in columns]
+    first = pc.coalesce(*cells).combine_chunks()
+    exact = pc.if_else(pc.is_in(first, listing.objects["volume_id"]), first, pa.scalar(None, pa.string()))
+    left = pc.indices_nonzero(pc.is_null(exact))
+    names = _names(columns, table, left)
+    finder = Finder(listing, {name for row in names for name in row})
+    matches = [_match(row, finder) for row in names]
+    plain = {match.volume_ids[0] for match in matches if len(match.volume_ids) == 1 and match.root is None}
+    named = {match.volume_ids[0] for match in matches if len(match.volume_ids) == 1 and match.root is not None}
+    plain |= set(exact.filter(pc.is_in(exact, pa.array(named, pa.string()))).to_pylist())
+    roots = {match.root for match in matches if match.root is not None}
+    trusted = len(roots) == 1 and not any(match.located for match in matches)
+    volume_ids: list[str | None] = []
+    for match in matches:
+        volume_id = match.volume_ids[0] if len(match.volume_ids) == 1 else None
+        volume_ids.append(volume_id if match.root is None or (trusted and volume_id not in plain) else None)
+    pairs = list(zip(matches, volume_ids, strict=True))
+    ambiguous = sum(bool(match.volume_ids) and volume_id is None for match, volume_id in pairs)
+    used = any(match.root is not None and volume_id is not None for match, volume_id in pairs)
+    found = pc.replace_with_mask(exact, pc.is_null(exact), pa.array(volume_ids, pa.string()))
+    return _Joined(found, ambiguous, roots.pop() if used else None)
+
+
+def _names(columns: Mapping[str, int], table: Table, rows: pa.Array) -> list[list[str]]:
+    """The names of their volume that some rows give. rows: numbers."""
+    cells = [table.cells.column(columns[name]).take(rows).to_pylist() for name in ID_COLUMNS if name in columns]
+    return [[cell for cell in row if cell] for row in zip(*cells, strict=True)]
+
+
+def _match(names: Sequence[str], finder: Finder) -> Match:
+    """The match of the first of a row's names that fits one volume; paths of another machine are tried last."""
+    matches = [match for name in names if (match := finder.find(name)).volume_ids]
+    return min(matches, key=lambda match: (len(match.volume_ids) > 1, match.root is not None), default=Match())
+
+
+def _known_columns(table: Table) -> dict[str, int]:
+    """Known column name -> its number. Case does not matter."""
+    columns: dict[str, int] = {}
+    for number, name in enumerate(table.cells.column_names):
+        known = name.lower()
+        if known not in (*ID_COLUMNS, *LABELS):
+            continue
+        if known in columns:
+            raise UsageError(f"{table.name}: column {known} appears twice")
+        columns[known] = number
+    if not any(name in columns for name in ID_COLUMNS):
+        raise UsageError(
+            f"{table.name}: there is no column volume_id or path to name each row's volume; "
+            f"its columns are {', '.join(table.cells.column_names)}"
+        )
+    return columns
+
+
+def _labelled(columns: Mapping[str, int], table: Table, volume_ids: pa.Array) -> pa.Table:
+    """The labels of the rows that name a volume (schemas.VOLUME_LABELS), in the order of the rows."""
+    rows = table.cells.append_column("", volume_ids).filter(pc.is_valid(volume_ids))
+    named = {name: columns[name] for name in LABELS if name in columns}
+    used = columns.values()
+    named |= {name: number for number, name in enumerate(table.cells.column_names) if number not in used}
+    parts = [VOLUME_LABELS.empty_table()]
+    for part in in_pieces([rows]):
+        texts = {name: part.column(number).combine_chunks() for name, number in named.items()}
+        if "modality" in texts:
+            texts["modality"] = _modality_labels(texts["modality"])
+        parts.append(from_columns(part[""].combine_chunks(), texts, TABLE))
+    return pa.concat_tables(parts)
+
+
+def _modality_labels(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The column in medret's words for modalities."""
+    words = pc.unique(column)
+    labels = [None if word is None else modality_label(word) for word in words.to_pylist()]
+    return pa.array(labels, pa.string()).take(pc.index_in(column, words))
+
+
+def _distinct(name: str, labels: pa.Table) -> pa.Table:
+    """One row per volume, sorted; raises UsageError if two rows disagree. labels: VOLUME_LABELS. name: of the table."""
+    labels = in_order(labels, "volume_id")
+    ids = labels["volume_id"]
+    again = pc.equal(ids[1:], ids[:-1]) if len(ids) > 1 else pa.chunked_array([], pa.bool_())
+    for number in pc.indices_nonzero(again).to_pylist():
+        one, other = labels.slice(number, 2).to_pylist()
+        if one != other:
+            raise UsageError(
+                f"{name}: two rows for {one['volume_id']} disagree: {_difference(one, other)}; keep one of them"
+            )
+    return labels.filter(pc.invert(pa.chunked_array([pa.array([False]), *again.chunks]))) if len(ids) else labels
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The first column in which two rows differ, and both values."""
+    values, others = ({**row, **dict(row["metadata"])} for row in (one, other))
+    names = [*LABELS, *sorted(dict([*one["metadata"], *other["metadata"]]))]
+    name = next(name for name in names if values.get(name) != others.get(name))
+    return f"{name} is {values.get(name)!r} and {others.get(name)!r}"
