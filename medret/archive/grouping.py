@@ -34,6 +34,7 @@ SERIES = pa.schema(
 
 Row = tuple[object, ...]
 RulesOf = Callable[[pa.Table], pa.ChunkedArray]  # rows of FOUND -> the rule that leaves out each
+SHOWN = 3  # example paths per rule
 
 
 @dataclass
@@ -41,13 +42,15 @@ class Grouping:
     """What a listing's candidates turn out to be.
 
     uri_of: path below the archive -> URI. wanted: see RulesOf. known: the live ledger's volume_id, size_bytes, etag,
-    mtime and code; asked for if there is a candidate. skipped: rule -> objects. looked_at: SERIES.
+    mtime and code; asked for if there is a candidate. skipped: rule -> objects. examples: rule -> paths of such
+    objects, or of folders with them. looked_at: SERIES.
     """
 
     uri_of: Callable[[str], str]
     wanted: RulesOf
     known: Callable[[], pa.Table] | None = None
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     looked_at: pa.Table = field(default_factory=SERIES.empty_table)
     _folders: dict[str, Groups] = field(default_factory=dict)
     _partial: set[str] = field(default_factory=set)
@@ -92,7 +95,7 @@ class Grouping:
         with ThreadPoolExecutor(AT_ONCE) as pool, ThreadPoolExecutor(AT_ONCE) as looking:
             divisions = pool.map(lambda each: self._divide(each[0], each[1], looking), folders)
             for (folder, _), division in zip(folders, divisions, strict=True):
-                self.skipped.update(division.skipped)
+                self._leave_out(division.skipped, folder)
                 for one in division.series:
                     volume_id = folder if one.alone else posixpath.join(folder, one.uid)
                     rows.append(_row(volume_id, one.whole, one.names))
@@ -107,12 +110,19 @@ class Grouping:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for (path, identity), head in zip(objects, pool.map(self._look, objects), strict=True):
                 if not (head and is_dicom(head)):
-                    self.skipped["not_a_volume"] += 1
+                    self._leave_out({"not_a_volume": 1}, path)
                 elif (kind := kind_of(head)) == "image":
                     rows.append(_object(path, identity))
                 else:
-                    self.skipped[RULES[kind]] += 1
+                    self._leave_out({RULES[kind]: 1}, path)
         return rows
+
+    def _leave_out(self, skipped: Mapping[str, int], path: str) -> None:
+        """Count objects that are no volumes. path: of the object, or of the folder of all of them."""
+        self.skipped.update(skipped)
+        for rule in skipped:
+            if path and len(shown := self.examples.setdefault(rule, [])) < SHOWN:
+                shown.append(path)
 
     def _divide(self, folder: str, mixed: bool, pool: ThreadPoolExecutor) -> Division:
         uri = self.uri_of(folder)

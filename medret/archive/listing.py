@@ -18,17 +18,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.archive.grouping import SERIES, Grouping, as_objects
+from medret.archive.grouping import SERIES, SHOWN, Grouping, as_objects
 from medret.archive.inventory import read_inventory
 from medret.archive.series import packed
-from medret.archive.skip_rules import found, found_tables, in_derivatives, is_nifti, matcher, rules_of
+from medret.archive.skip_rules import (
+    NOT_A_VOLUME,
+    first_paths,
+    found,
+    found_tables,
+    in_derivatives,
+    is_nifti,
+    matcher,
+    rules_of,
+    suffixes_of,
+)
 from medret.errors import NotFoundError, UsageError
 from medret.schemas import OBJECTS, in_order
 from medret.storage import Location, reaching
 from medret.storage.objects import Beat, with_stall_limit
 
 _SURPRISING = ("no_access", "not_a_file", "not_text_name")
-_SHOWN = 3  # example paths per rule
 _BATCH = 10_000  # rows that become values at once
 # Files that describe volumes: of the Medical Segmentation Decathlon and nnU-Net, and of BIDS.
 DESCRIPTION, DATA_SET, PARTICIPANTS = "dataset.json", "dataset_description.json", "participants.tsv"
@@ -62,7 +71,9 @@ class Listing:
     objects: the volumes (schemas.OBJECTS), sorted by volume_id.
     skipped: rule -> number of objects that it left out (never 0).
     descriptions: paths below the archive of the files found that describe volumes: dataset.json, participants.tsv, ...
-    surprises: rule -> example paths, for the rules that users may not expect; names that are not text are escaped.
+    examples: rule -> the first paths that it left out, or folders of such DICOM objects; names that are not text are
+        escaped.
+    suffixes: suffix in lower case, or "" -> number of objects whose names say that they are no volumes.
     single: whether archive_uri is that of a single volume.
     notes: lines for the user on what was listed.
     series: the DICOM series that were looked at (grouping.SERIES); those that are known are not.
@@ -72,15 +83,21 @@ class Listing:
     objects: pa.Table
     skipped: Mapping[str, int]
     descriptions: tuple[str, ...] = ()
-    surprises: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     single: bool = False
     notes: tuple[str, ...] = ()
     series: pa.Table = field(default_factory=SERIES.empty_table)
+    suffixes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def listed(self) -> int:
         """All volumes, and all objects that are none."""
         return int(self.objects.num_rows) + sum(self.skipped.values())
+
+    @property
+    def surprises(self) -> dict[str, tuple[str, ...]]:
+        """The examples of those rules that users may not expect."""
+        return {rule: self.examples[rule] for rule in _SURPRISING if rule in self.examples}
 
     @property
     def prefix(self) -> str:
@@ -137,6 +154,7 @@ def list_archive(
 
     grouping = Grouping(uri_of, rules_for, known)
     examples: defaultdict[str, list[str]] = defaultdict(list)
+    suffixes: Counter[str] = Counter()
     descriptions: list[str] = []
     single = False
     source = read_inventory(inventory, location) if inventory is not None else None
@@ -145,15 +163,19 @@ def list_archive(
             part = part.set_column(0, part.schema.field(0), [[posixpath.basename(location.root)]])
         rules = rules_for(part)
         volumes.append(_sorted_out(part, rules, grouping, single=single))
-        skipped.update({row["values"]: row["counts"] for row in rules.value_counts().to_pylist() if row["values"]})
-        for rule in _SURPRISING:
+        left_out = {row["values"]: row["counts"] for row in rules.value_counts().to_pylist() if row["values"]}
+        skipped.update(left_out)
+        for rule in left_out:
             paths = part["volume_id"].filter(pc.equal(rules, rule))
-            examples[rule] = sorted([*examples[rule], *paths.to_pylist()])[:_SHOWN]
+            examples[rule] = sorted([*examples[rule], *first_paths(paths, SHOWN)])[:SHOWN]
+            if rule == NOT_A_VOLUME:
+                suffixes.update(suffixes_of(paths))
         descriptions += part["volume_id"].filter(_are_descriptions(part)).to_pylist()
     objects = _sorted([*volumes, grouping.volumes()])
     skipped.update(grouping.skipped)
     derived = in_derivatives(objects["volume_id"])
     if not include_masks and pc.any(derived).as_py():
+        examples["derivatives"] = first_paths(objects["volume_id"].filter(derived), SHOWN)
         skipped["derivatives"] = pc.sum(pc.fill_null(objects["parts"].filter(derived), 1)).as_py()
         objects = objects.filter(pc.invert(derived))
     if not objects.num_rows and not skipped:
@@ -169,10 +191,11 @@ def list_archive(
         objects,
         {rule: count for rule, count in skipped.items() if count},
         tuple(sorted(descriptions)),
-        {rule: tuple(paths) for rule, paths in examples.items() if paths},
+        {rule: tuple(paths) for rule, paths in {**grouping.examples, **examples}.items() if paths},
         single,
         (note,) if note else (),
         grouping.looked_at,
+        dict(suffixes),
     )
 
 

@@ -34,6 +34,7 @@ from medret.errors import UsageError
 from medret.schemas import OBJECTS
 from medret.storage import escaped, identity_of, is_text
 
+NOT_A_VOLUME = "not_a_volume"
 Matcher = Callable[[str], object]
 
 # Everything that a listing finds, volume or not. volume_id: its path below the archive, escaped if it is not text; ""
@@ -95,6 +96,19 @@ def _pattern_rule(path: str, keep: Sequence[Matcher], drop: Sequence[Matcher], *
     if any(matches(each) for matches in drop for each in paths):
         return "excluded"
     return None if all(any(map(matches, paths)) for matches in keep) else "outside_glob"
+
+
+def first_paths(paths: pa.ChunkedArray, most: int) -> list[str]:
+    """The first paths in alphabetical order."""
+    first = pc.select_k_unstable(paths, most, [("", "ascending")])
+    return [str(path) for path in paths.take(first).to_pylist()]
+
+
+def suffixes_of(paths: pa.ChunkedArray) -> dict[str, int]:
+    """How many paths have each suffix, in lower case; "" for those without one."""
+    names = pc.replace_substring_regex(pc.utf8_lower(paths), r"(?s)^.*/", "")
+    suffixes = pc.struct_field(pc.extract_regex(names, r"[^.](?P<suffix>\.[a-z][a-z0-9_]{0,9}(?:\.gz)?)$"), "suffix")
+    return {row["values"]: row["counts"] for row in pc.fill_null(suffixes, "").value_counts().to_pylist()}
 
 
 def matcher(pattern: str) -> Matcher:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
-from medret.cli.shared import add_command, add_storage_options, parse_weights, positive_float, positive_int, share
+from medret.cli.shared import add_choice, add_command, parse_weights, positive_float, positive_int, share
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -79,32 +79,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to index")
     add = group.add_argument
-    add(
-        "--labels",
-        metavar="TABLE",
-        help="CSV or Parquet table with a column path or volume_id, and any of subject, modality, body_region, "
-        "organ; further columns are kept for filters. Its labels count before those that medret finds in paths (BIDS, "
-        "MSD, nnU-Net, KiTS, BraTS)",
-    )
-    add(
-        "--inventory",
-        metavar="URI",
-        help="manifest.json of an S3 Inventory (CSV or Parquet) of ARCHIVE's bucket, to read in place of a listing",
-    )
-    add_storage_options(group)
-    add("--glob", dest="pattern", metavar="PATTERN", help="index only volumes whose path below ARCHIVE matches")
-    add(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="leave out volumes whose path below ARCHIVE matches; repeatable",
-    )
-    add(
-        "--include-masks",
-        action="store_true",
-        help="index segmentations too; without this they are recognised by name and content and left out",
-    )
+    add_choice(group)
     add(
         "--max-volume-gib",
         type=positive_float,

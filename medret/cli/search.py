@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medret.archive.looks import head_at
 from medret.cli.shared import add_command, add_storage_options, parse_weights
 from medret.errors import UsageError
 from medret.search.options import DEFAULT_K, LATE, SearchOptions
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 DEFAULTS = SearchOptions()
 
 DESCRIPTION = """\
-Search the live snapshot of STORE for the volumes most similar to each QUERY: a NIfTI file or URI, the id of a
-volume that is in the snapshot (its stored vectors are used), or a .npy file with a vector or slice vectors. A file is
-read, sliced and embedded exactly as the snapshot's recipe says. Every hit says which of its slices matched which of
-the query's, and the contiguous range that matches best.
+Search the live snapshot of STORE for the volumes most similar to each QUERY: a NIfTI file, a folder with a DICOM
+series, FOLDER/SeriesInstanceUID, a zip or tar of a series, a URI of any of these, the id of a volume that is in the
+snapshot (its stored vectors are used), or a .npy file with a vector or slice vectors. A file is read, sliced and
+embedded exactly as the snapshot's recipe says. Every hit says which of its slices matched which of the query's, and
+the contiguous range that matches best.
 
 modes:
   volume   one vector per volume; score: their cosine
@@ -47,6 +49,7 @@ examples:
   medret search ~/ct-store case.nii.gz --mask lesion.nii.gz            the box around a mask on the same grid
   medret search ~/ct-store case.nii.gz --model dinov2=0.7 --model dreamsim=0.3
   medret search ~/ct-store case.nii.gz --also ~/mr-store --also s3://hospital/medret     as if it were one store
+  medret search ~/ct-store export/patient7/series3                     a folder with a DICOM series
   medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
 
 filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
@@ -59,7 +62,9 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "search", run, "find similar volumes", DESCRIPTION, EPILOG)
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
-    parser.add_argument("query", metavar="QUERY", nargs="+", help="NIfTI file or URI, volume id, or .npy of vectors")
+    parser.add_argument(
+        "query", metavar="QUERY", nargs="+", help="NIfTI file, DICOM folder or URI, volume id, or .npy of vectors"
+    )
     parser.add_argument("-k", type=int, default=DEFAULT_K, metavar="K", help="how many hits (default %(default)s)")
     parser.add_argument(
         "--also",
@@ -159,6 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.also:
         snapshot = open_snapshots([snapshot, *arguments.also])
+    _refuse_instances(arguments.query)
     answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))
     results = list(zip(arguments.query, answers, strict=True))
     if arguments.html:
@@ -182,6 +188,22 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.html:
             say(f"page: {arguments.html.resolve()}")
     return 0
+
+
+def _refuse_instances(queries: Sequence[str]) -> None:
+    """Raise UsageError if several of the queries are files of one DICOM series: each would be a query of its own."""
+    by_series: dict[str, list[Path]] = {}
+    for path in map(Path, queries if len(queries) > 1 else ()):
+        if not path.name.endswith((".nii", ".nii.gz", ".npy")) and path.is_file():
+            head = head_at(str(path))
+            by_series.setdefault(head.series_uid if head else "", []).append(path)
+    by_series.pop("", None)
+    for instances in by_series.values():
+        if len(instances) > 1:
+            raise UsageError(
+                f"{len(instances)} of the queries, such as {instances[0]}, are instances of one DICOM series, and each "
+                f"would be a query of its own: give their folder, {instances[0].parent}"
+            )
 
 
 def _document(query: str, hits: Sequence[Hit]) -> dict[str, Any]:

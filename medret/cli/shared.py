@@ -64,9 +64,41 @@ def add_storage_options(parser: Any) -> None:
     )
 
 
+def add_choice(group: Any) -> None:
+    """Add the options that say what of an archive is taken, and with which labels."""
+    add = group.add_argument
+    add(
+        "--labels",
+        metavar="TABLE",
+        help="CSV or Parquet table with a column path or volume_id, and any of subject, modality, body_region, "
+        "organ; further columns are kept for filters. Its labels count before those that medret finds in tags of DICOM "
+        "series and in paths (BIDS, MSD, nnU-Net, KiTS, BraTS)",
+    )
+    add(
+        "--inventory",
+        metavar="URI",
+        help="manifest.json of an S3 Inventory (CSV or Parquet) of ARCHIVE's bucket, to read in place of a listing",
+    )
+    add("--glob", dest="pattern", metavar="PATTERN", help="index only volumes whose path below ARCHIVE matches")
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out volumes whose path below ARCHIVE matches; repeatable",
+    )
+    add(
+        "--include-masks",
+        action="store_true",
+        help="index segmentations too; without this they are recognised by name and content and left out",
+    )
+    add_storage_options(group)
+
+
 def use_storage_options(arguments: argparse.Namespace) -> None:
     """Parse --storage-option, and use its values for all places that the command names; raises UsageError."""
-    arguments.storage_options = parse_options(getattr(arguments, "storage_options", ()))
+    arguments.storage_texts = list(getattr(arguments, "storage_options", ()))
+    arguments.storage_options = parse_options(arguments.storage_texts)
     if not arguments.storage_options:
         return
 
