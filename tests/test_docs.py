@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from medret import schemas
+from medret.cli.main import _parser
 from medret.errors import QuarantineCode
 from medret.index.rows import ROW_FILE
 
@@ -60,3 +65,23 @@ def test_links_between_documents_lead_somewhere() -> None:
         targets = [part.split(")")[0].split("#")[0] for part in path.read_text(encoding="utf-8").split("](")[1:]]
         local = [target for target in targets if target and "://" not in target]
         assert not [target for target in local if not (path.parent / target).exists()], path.name
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """The medret commands in the indented lines of a document; a line that ends in a backslash goes on."""
+    for line in re.sub(r"\\\n *", " ", text).splitlines():
+        if line.startswith("    medret "):
+            words = shlex.split(line, comments=True)[1:]
+            stops = [words.index(word) for word in ("|", "&&", ">") if word in words]
+            yield words[: min(stops, default=len(words))]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
+)
+def test_commands_in_documents_can_be_given(path: Path) -> None:
+    for command in _commands(path.read_text(encoding="utf-8")):
+        with contextlib.suppress(SystemExit):
+            _parser().parse_args(command)
+            continue
+        pytest.fail(f"medret {shlex.join(command)}")

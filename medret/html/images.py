@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medret.errors import VolumeError
+from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.storage import in_words
-from medret.volume import Limits, SliceRef, fetch_volume, read_volume
+from medret.volume import Content, SliceRef, read_volume
 
 IMAGE_SIZE = 160  # px
 READERS = 4  # volumes that are read at the same time, because archives may be far away
@@ -66,26 +66,28 @@ def load_images(
     requests: Sequence[ImageRequest],
     recipe: SliceRecipe,
     *,
-    locate: Callable[[ImageRequest], str],
-    identify: Callable[[str, bytes], Identity],
+    fetch: Callable[[ImageRequest], Content],
+    identify: Callable[[str, Content], Identity],
 ) -> dict[ImageRequest, VolumeImages | str]:
     """Read several volumes in parallel; the value is the reason as text where a volume cannot be shown.
 
-    locate: returns the URI to read, or raises `NotShownError`. identify: URI and bytes to identity, where a request
-    has none.
+    fetch: reads what a volume is made from, or raises `NotShownError`. identify: URI and content to identity, where a
+    request has none.
     """
 
     def load(request: ImageRequest) -> VolumeImages | str:
         try:
-            data = fetch_volume(locate(request), Limits())
-            volume_id, modality = request.identity or identify(request.uri, data)
-            volume = read_volume(data, volume_id, recipe, [IMAGE_SIZE], modality=modality)
+            content = fetch(request)
+            volume_id, modality = request.identity or identify(request.uri, content)
+            volume = read_volume(content, volume_id, recipe, [IMAGE_SIZE], modality=modality)
         except NotShownError as error:
             return str(error)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotFoundError):
             return "the file is no longer there"
         except VolumeError as error:
             return f"{error.code}: {error.reason}"
+        except UsageError as error:
+            return str(error)
         except Exception as error:  # noqa: BLE001  # whatever a file system raises, the page is made without the image
             return f"cannot be read: {type(error).__name__}: {in_words(error)}"
         keys = [(ref.plane, ref.slice_index) for ref in volume.slices]

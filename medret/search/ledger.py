@@ -31,13 +31,15 @@ from medret.index.columns import Coded, Maps, index_array, int32_view
 from medret.schemas import GONE, LABELS, LEDGER
 from medret.snapshot.changes import merged
 from medret.storage import normalise_uri
+from medret.storage.objects import read_file
 from medret.storage.uris import is_text, scheme_of
 
 COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
 MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABELS)
 KEYS = ("volume_id", "uri", *LABELS)
 GROUPS_KEPT = 256  # decoded row groups, of some 16,000 rows and 4 MB each
-SUFFIXES = (".nii", ".nii.gz")  # of everything that an archive's listing accepts as a volume
+SUFFIXES = (".nii", ".nii.gz")
+PACKED_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")  # of a DICOM series in one object
 LocalFile = Callable[[], Path]
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # one endpoint for all of their buckets
 
@@ -284,8 +286,16 @@ def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive
     uri: from the ledger. archive: from the manifest. store: URI of the store. user_archive: the archive that the user
     named; if there is one, volumes are read from it whatever the store says.
     """
-    if not _is_volume_path(volume_id):
-        return Refused(uri, "its id is not the path of a NIfTI file below an archive")
+    if not _is_path_below(volume_id):
+        return Refused(uri, "its id is not a path below an archive")
+    place = _place_of(volume_id, uri, archive, store, user_archive)
+    named = volume_id.lower().endswith((*SUFFIXES, *PACKED_SUFFIXES))
+    if named or isinstance(place, Refused) or scheme_of(place) or not _is_other_file(Path(place)):
+        return place
+    return Refused(uri, "it is neither NIfTI, by its name, nor DICOM")
+
+
+def _place_of(volume_id: str, uri: str, archive: str, store: str, user_archive: str | None) -> str:
     if user_archive is not None:
         root = normalise_uri(user_archive)
         return root if _is_single(root, volume_id) else f"{root}/{volume_id}"
@@ -296,10 +306,18 @@ def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive
     return uri
 
 
-def _is_volume_path(volume_id: str) -> bool:
-    parts = volume_id.split("/")
-    plain = is_text(volume_id) and "\0" not in volume_id and not {"", ".", ".."} & set(parts)
-    return plain and volume_id.lower().endswith(SUFFIXES)
+def _is_other_file(path: Path) -> bool:
+    """Whether a path is that of a file that is not DICOM."""
+    from medret.archive.dicom_head import HEAD_BYTES, read_head
+
+    try:
+        return path.is_file() and read_head(read_file(str(path), end=HEAD_BYTES)) is None
+    except OSError:
+        return True
+
+
+def _is_path_below(volume_id: str) -> bool:
+    return is_text(volume_id) and "\0" not in volume_id and not {"", ".", ".."} & set(volume_id.split("/"))
 
 
 def _is_single(archive: str, volume_id: str) -> bool:

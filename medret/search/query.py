@@ -1,4 +1,4 @@
-"""What a search can be asked for: a NIfTI file or URI, a volume of the snapshot, a volume vector, or slice vectors.
+"""What a search can be asked for: a file or DICOM folder, a volume of the snapshot, a volume vector, or slice vectors.
 
 A query may be narrowed to a part of a volume (`slices`, `box`, `mask`), to the slices of a slice plan, and its slices
 may have weights.
@@ -7,10 +7,9 @@ may have weights.
 from __future__ import annotations
 
 import io
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from medret.embeddings.slices import UNKNOWN, Slices, slice_weights
 from medret.errors import UsageError, VolumeError
 from medret.recipe import PLANES
 from medret.search.hit import Range
-from medret.storage import normalise_uri
+from medret.search.query_files import File
 
 if TYPE_CHECKING:
+    from medret.volume import Content
     from medret.volume.region import Region
 
-Query = str | os.PathLike[str] | NDArray[Any]
+Query = File | Sequence[File] | NDArray[Any]  # a sequence: the files of one DICOM series
 Volume = tuple[str, int]  # a volume_id and the number of its store, 0 in a search of one store
 
 
@@ -59,21 +59,6 @@ class QueryVectors:
     def slice_weights(self) -> NDArray[np.float64]:
         """The weight of each slice, summing to 1."""
         return slice_weights(self.slices)
-
-
-def is_file(query: str | os.PathLike[str]) -> bool:
-    """Whether a text or path names a file (or any URI) rather than a volume_id; raises UsageError for a folder."""
-    text = os.fspath(query)
-    if not text:
-        raise UsageError("query is empty: give a NIfTI file or URI, a volume_id or an array of vectors")
-    if "://" in text:
-        return True
-    path = Path(normalise_uri(text))
-    if path.is_file():
-        return True
-    if isinstance(query, os.PathLike):
-        raise UsageError(f"query {text}: no such file")
-    return False
 
 
 def vector_query(query: NDArray[Any], dim: int, aggregation: Aggregation) -> QueryVectors:
@@ -119,9 +104,9 @@ def load_array(data: bytes, name: str) -> NDArray[Any]:
     return array
 
 
-def refuse_table(data: bytes, name: str, digest: str) -> None:
+def refuse_table(data: Content, name: str, digest: str) -> None:
     """Raise UsageError for a Parquet file, which holds the vectors of many volumes, perhaps of another recipe."""
-    if not data.startswith(b"PAR1"):
+    if isinstance(data, tuple) or data[:4] != b"PAR1":
         return
     try:
         recipe = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(RECIPE_KEY, b"").decode()
@@ -133,7 +118,8 @@ def refuse_table(data: bytes, name: str, digest: str) -> None:
             "recipes cannot be compared"
         )
     raise UsageError(
-        f"query {name} is a Parquet file, not a volume: give a NIfTI file, a volume_id or a .npy of vectors"
+        f"query {name} is a Parquet file, not a volume: give a NIfTI file, a DICOM folder, a volume_id or a .npy of "
+        "vectors"
     )
 
 
@@ -163,7 +149,8 @@ class SliceRange:
 
     def region(self) -> Region:
         """The same as bounds of a volume."""
-        from medret.volume.region import Region
+        from medret.volume import Content
+    from medret.volume.region import Region
 
         x, y, z = ((self.first, self.last) if plane == self.plane else None for plane in AXES)
         return Region((x, y, z), self.mm)
@@ -186,6 +173,7 @@ def parse_range(text: str, plane: str) -> SliceRange:
 
 def parse_box(text: str) -> Region:
     """`x0:x1,y0:y1,z0:z1`; raises UsageError."""
+    from medret.volume import Content
     from medret.volume.region import Region
 
     matches = [_VOXELS.fullmatch(part.strip()) for part in text.split(",")]

@@ -5,7 +5,6 @@ Only files need torch, so it is imported only for them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.embeddings import Slices, parse_aggregation, plane_codes, unit_slices
-from medret.errors import NotFoundError, UsageError, VolumeError, WeightsError
+from medret.errors import UsageError, VolumeError, WeightsError
 from medret.recipe import Plane, Recipe
 from medret.search.corpus import Corpus, Member
 from medret.search.hit import Range
@@ -29,7 +28,6 @@ from medret.search.query import (
     Volume,
     aggregated,
     chosen_slices,
-    is_file,
     load_array,
     parse_box,
     parse_range,
@@ -39,12 +37,13 @@ from medret.search.query import (
     whole_volume,
     within,
 )
+from medret.search.query_files import File, is_file, is_series_in_folder, read_files, read_query, read_volume_query
 from medret.snapshot import RecipeEntry
-from medret.storage import normalise_uri, read_uri, redacted
+from medret.storage import normalise_uri, redacted
 
 if TYPE_CHECKING:
     from medret.models import Encoder
-    from medret.volume import SlicedVolume
+    from medret.volume import Content, SlicedVolume
     from medret.volume.region import Region
 
 
@@ -73,6 +72,9 @@ class Resolver:
         """The vectors of a query as the recipe gives them, not centred."""
         if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
             query = load_array(read_query(normalise_uri(query)), os.fspath(query))
+        if isinstance(query, list | tuple):
+            name = f"{os.fspath(query[0])} and {len(query) - 1} more" if len(query) > 1 else str(*query)
+            return self._file(name, read_files(query), None, entry, aggregation, options)
         if isinstance(query, np.ndarray):
             if options.parts:
                 raise UsageError(
@@ -80,9 +82,13 @@ class Resolver:
                 )
             return _narrowed(vector_query(query, entry.dim, parse_aggregation(aggregation)), aggregation, options)
         if not isinstance(query, str | os.PathLike):
-            raise UsageError(f"query is a {type(query).__name__}, expected a path, a URI, a volume_id or a numpy array")
-        if not self._corpus.is_qualified(os.fspath(query)) and is_file(query):
-            return self._file(normalise_uri(query), None, entry, aggregation, options)
+            raise UsageError(
+                f"query is a {type(query).__name__}, expected a path, a URI, a list of a "
+                "series' files, a volume_id or a numpy array"
+            )
+        if self.names_file(query):
+            uri = normalise_uri(query)
+            return self._file(uri, read_volume_query(uri), None, entry, aggregation, options)
         return self._volume(os.fspath(query), entry, aggregation, options)
 
     def _volume(self, text: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
@@ -90,7 +96,7 @@ class Resolver:
         if found is None:
             raise UsageError(
                 f"query '{text}' is neither a file nor a volume of {self._corpus}: give the path or URI of a NIfTI "
-                "file, or a volume_id as hits show it"
+                "file or of a DICOM folder, or a volume_id as hits show it"
             )
         volume, row = found
         volume_id, contents = volume[0], self._corpus.stores[volume[1]]
@@ -98,7 +104,8 @@ class Resolver:
         if rows is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
-            return self._file(contents.readable(row), volume, entry, aggregation, options)
+            place = contents.readable(row)
+            return self._file(place, read_volume_query(place), volume, entry, aggregation, options)
         vector = self._corpus.index(entry, aggregation).uncentred(_stored(rows).vectors)
         slices = whole_volume(vector)
         (rows,) = self._corpus.stored(entry, None, [found])
@@ -118,14 +125,22 @@ class Resolver:
         return _narrowed(query, aggregation, options)
 
     def _file(
-        self, uri: str, stored: Volume | None, entry: RecipeEntry, aggregation: str, options: SearchOptions
+        self,
+        uri: str,
+        data: Content,
+        stored: Volume | None,
+        entry: RecipeEntry,
+        aggregation: str,
+        options: SearchOptions,
     ) -> QueryVectors:
+        """uri: of what was read, or another name for messages. stored: the volume of the snapshot that it is."""
+        from medret.volume import content_sha256
+
         recipe = entry.load()
         slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
-        data = read_volume_query(uri)
         refuse_table(data, uri, recipe.digest)
-        volumes = [stored] if stored else self._corpus.with_content(sha256_of(data))
+        volumes = [stored] if stored else self._corpus.with_content(content_sha256(data))
         volume_id, label = self._corpus.identify(uri, volumes)
         region = box or _region(options, slice_range, data)
         planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
@@ -139,6 +154,13 @@ class Resolver:
         if not volume.facts.spacing_assumed:
             query = replace(query, spacing_mm=volume.facts.spacing_mm)
         return _narrowed(query, aggregation, options)
+
+    def names_file(self, query: File) -> bool:
+        """Whether a query is a file, a folder or a URI, and not a volume of the snapshots."""
+        text = os.fspath(query)
+        if self._corpus.is_qualified(text) or not is_file(query):
+            return False
+        return "://" in text or not is_series_in_folder(text) or self._corpus.find(text) is None
 
     def _encoder(self, entry: RecipeEntry, options: SearchOptions) -> Encoder:
         weights, device = options.weights_of(entry.model), options.device
@@ -179,7 +201,7 @@ def _range(options: SearchOptions, planes: Sequence[str]) -> SliceRange | None:
     return slice_range
 
 
-def _region(options: SearchOptions, slice_range: SliceRange | None, data: bytes) -> Region | None:
+def _region(options: SearchOptions, slice_range: SliceRange | None, data: Content) -> Region | None:
     mask = options.mask
     if mask:
         from medret.volume.region import mask_region
@@ -199,31 +221,6 @@ def _sliced(plane: str, crop_box: tuple[Sequence[int], Sequence[int]]) -> Range:
 
 
 RANDOM = re.compile(r"random(:[0-9]{1,18})?")
-
-
-def read_query(uri: str) -> bytes:
-    """The bytes of a query; raises UsageError or StorageError naming it."""
-    try:
-        return read_uri(uri)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"query {redacted(uri)}: no such file") from error
-
-
-def read_volume_query(uri: str) -> bytes:
-    """The bytes of a query that is a volume, as `read_query`; a file that cannot be a volume is not read whole."""
-    from medret.volume import Limits, fetch_volume
-
-    try:
-        return fetch_volume(uri, Limits())
-    except FileNotFoundError as error:
-        raise NotFoundError(f"query {redacted(uri)}: no such file") from error
-    except VolumeError as error:
-        raise UsageError(f"query {redacted(uri)} cannot be used: {error.code}: {error.reason}") from error
-
-
-def sha256_of(data: bytes) -> str:
-    """The sha256 of a file's bytes, as the ledger's content_sha256."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> Encoder:
@@ -256,7 +253,7 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
 
 
 def slice_query(
-    data: bytes,
+    data: Content,
     name: str,
     volume_id: str,
     recipe: Recipe,
@@ -265,7 +262,7 @@ def slice_query(
     region: Region | None = None,
     planes: Sequence[Plane] | None = None,
 ) -> SlicedVolume:
-    """Bytes to slices; raises UsageError naming the file, the quarantine code and the reason.
+    """A volume to slices; raises UsageError naming the file, the quarantine code and the reason.
 
     region: the part of the volume that is the query. planes: those that are sliced, by default the recipe's.
     """

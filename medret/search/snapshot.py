@@ -13,7 +13,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
 import pyarrow as pa
 
 from medret.embeddings import Slices
@@ -26,16 +25,18 @@ from medret.search.hit import Hit, Hits, query_request
 from medret.search.index_search import ScoredRow, Spread, Task
 from medret.search.ledger import LedgerRow, Refused
 from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
-from medret.search.query import Query, QueryVectors, is_file
-from medret.search.resolve import Resolver, sha256_of
+from medret.search.query import Query, QueryVectors
+from medret.search.query_files import read_volume_query
+from medret.search.resolve import Resolver
 from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
 from medret.storage import Location, normalise_uri, redacted, use_options
 
 if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
+    from medret.volume import Content
 
-NO_VOXELS = "the query is an array of vectors: it has no voxels"
+NO_VOXELS = "the query has no voxels to show: it is an array of vectors, or a list of files"
 OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
 
 Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, hits
@@ -142,9 +143,10 @@ class Snapshots:
     ) -> list[Hits]:
         """The k hits most similar to each query, best first; the indices are searched once for all queries.
 
-        A query is the path or URI of a NIfTI file, the volume_id of a volume of this snapshot (its stored vectors are
-        used: no model), a (dim,) volume vector or an (n, dim) array of slice vectors. A text that names both a file
-        and a volume is the file. options: `SearchOptions` says what each means.
+        A query is the path or URI of a NIfTI file, of a folder with a DICOM series or of a zip of one, a list of the
+        files of a series, the volume_id of a volume of this snapshot (its stored vectors are used: no model), a (dim,)
+        volume vector or an (n, dim) array of slice vectors. A text that names both a file or folder and a volume is the
+        file. options: `SearchOptions` says what each means.
         Raises UsageError for a query or options that do not fit; CorruptError when a file of the snapshot is damaged;
         DroppedError when the snapshot was removed from the store: open it again.
         """
@@ -188,10 +190,10 @@ class Snapshots:
         return self.corpus.identify(uri, self.corpus.with_content(sha256))
 
     def uri_of_query(self, query: Query) -> str | None:
-        """Where a query's voxels can be read: its own path or URI, that of the volume it names, None for an array."""
-        if isinstance(query, np.ndarray) or os.fspath(query).endswith(".npy"):
+        """Where a query's voxels are read: its path or URI, that of the volume it names; None for an array or list."""
+        if not isinstance(query, str | os.PathLike) or os.fspath(query).endswith(".npy"):
             return None
-        if not self.corpus.is_qualified(os.fspath(query)) and is_file(query):
+        if self._resolver.names_file(query):
             return normalise_uri(query)
         with self.corpus.reading():
             found = self.corpus.find(os.fspath(query))
@@ -208,17 +210,18 @@ class Snapshots:
     ) -> dict[ImageRequest, VolumeImages | str]:
         """Read the images of volumes and query files, sliced as for `model`; as text, why a volume cannot be shown."""
         from medret.html.images import NotShownError, load_images
+        from medret.volume import content_sha256
 
-        def locate(request: ImageRequest) -> str:
+        def fetch(request: ImageRequest) -> Content:
             place = request.uri if request.identity is None else self.place(request.identity[0], request.uri)
             if isinstance(place, Refused):
                 raise NotShownError(place.reason)
-            return place
+            return read_volume_query(place)
 
-        def identify(uri: str, data: bytes) -> tuple[str, str | None]:
-            return self.identify(uri, sha256_of(data))
+        def identify(uri: str, content: Content) -> tuple[str, str | None]:
+            return self.identify(uri, content_sha256(content))
 
-        return load_images(requests, self.recipe(model).slices, locate=locate, identify=identify)
+        return load_images(requests, self.recipe(model).slices, fetch=fetch, identify=identify)
 
     def _show(self, query: Query, hits: Sequence[Hit]) -> str:
         """Hits as HTML for a notebook."""

@@ -22,7 +22,7 @@ from medret.html.images import ImageRequest, load_images
 from medret.pipeline.content_hashes import _hash_all, equal_samples
 from medret.pipeline.read_stage import Content, _with_contents
 from medret.recipe import SliceRecipe
-from medret.search.resolve import read_query
+from medret.search.query_files import read_query
 from medret.storage import Location, StoredObject
 from medret.volume import Limits
 from medret.volume.nifti import START_BYTES
@@ -70,7 +70,7 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     assert equal_samples([unlike]) == set()
     requests = [ImageRequest(item.uri, ("x", None)) for item in objects]
     images = load_images(
-        requests, SliceRecipe(), locate=lambda request: request.uri, identify=lambda uri, data: (uri, None)
+        requests, SliceRecipe(), fetch=lambda request: read_query(request.uri), identify=lambda uri, _: (uri, None)
     )
     assert all("not_nifti" in str(shown) for shown in images.values())
 

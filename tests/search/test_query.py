@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
-from medret.search.query import is_file, vector_query
+from medret.search.query import vector_query
+from medret.search.query_files import is_file
 
 MEAN = parse_aggregation("mean")
 
@@ -67,8 +68,10 @@ def test_files_and_volume_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest
     assert is_file("s3://bucket/case.nii.gz")
     assert not is_file("patient7/ct.nii.gz")
     assert not is_file("study:7/ct.nii.gz")
-    assert not is_file(str(tmp_path))
-    with pytest.raises(UsageError, match="no such file"):
+    assert is_file(str(tmp_path))
+    assert is_file(f"{tmp_path}/1.2.840.7")
+    assert not is_file(f"{tmp_path}/1.2.840.7/1.2.840.8")
+    with pytest.raises(UsageError, match="no such file or folder"):
         is_file(tmp_path / "gone.nii.gz")
     with pytest.raises(UsageError, match="query is empty"):
         is_file("")

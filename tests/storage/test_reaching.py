@@ -12,7 +12,7 @@ import pytest
 from medret.archive import list_archive
 from medret.cli import main
 from medret.errors import MissingPackageError, UnreachableError, UsageError
-from medret.search.resolve import read_volume_query
+from medret.search.query_files import read_volume_query
 from medret.storage import Location, is_store_failure, read_uri
 
 
