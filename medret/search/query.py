@@ -149,8 +149,7 @@ class SliceRange:
 
     def region(self) -> Region:
         """The same as bounds of a volume."""
-        from medret.volume import Content
-    from medret.volume.region import Region
+        from medret.volume.region import Region
 
         x, y, z = ((self.first, self.last) if plane == self.plane else None for plane in AXES)
         return Region((x, y, z), self.mm)
@@ -173,7 +172,6 @@ def parse_range(text: str, plane: str) -> SliceRange:
 
 def parse_box(text: str) -> Region:
     """`x0:x1,y0:y1,z0:z1`; raises UsageError."""
-    from medret.volume import Content
     from medret.volume.region import Region
 
     matches = [_VOXELS.fullmatch(part.strip()) for part in text.split(",")]
