@@ -95,7 +95,7 @@ class QuarantineCode(StrEnum):
     UNREADABLE = "unreadable"  # the object disappeared, or its bytes could not be read
     CHANGED_WHILE_READING = "changed_while_reading"  # it changed during every attempt to read it
     EMPTY = "empty"  # zero bytes
-    NOT_NIFTI = "not_nifti"  # the first bytes are neither NIfTI-1/2 nor gzip of one
+    NOT_NIFTI = "not_nifti"  # the first bytes are neither NIfTI-1/2, nor DICOM, nor a gzip, zip or tar of one
     GZIP_CORRUPT = "gzip_corrupt"  # the gzip stream is damaged (bad block, bad CRC)
     TRUNCATED = "truncated"  # fewer bytes than the header says
     HEADER_INVALID = "header_invalid"  # impossible dimensions, offset or spacing
@@ -105,6 +105,11 @@ class QuarantineCode(StrEnum):
     TOO_SMALL = "too_small"  # too few voxels per slice for an image
     CONSTANT = "constant"  # every voxel has the same value
     NON_FINITE = "non_finite"  # more than the allowed share is NaN or infinite
+    INSTANCE_DAMAGED = "instance_damaged"  # an instance of a DICOM series cannot be read; the reason names it
+    INSTANCE_MISSING = "instance_missing"  # positions and instance numbers of a series skip the same slices
+    NO_IMAGE = "no_image"  # reports, localizers, segmentations, ... but no image of a volume
+    SYNTAX_UNSUPPORTED = "syntax_unsupported"  # pixels encoded in a way for which there is no decoder
+    BUNDLE_CORRUPT = "bundle_corrupt"  # a damaged zip or tar
     LABEL_MASK = "label_mask"  # few distinct whole numbers in uniform regions, like a segmentation
     AFFINE_INVALID = "affine_invalid"  # singular or non-finite
     MIXED_SERIES = "mixed_series"  # the folder holds several DICOM series

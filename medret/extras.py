@@ -22,6 +22,10 @@ EXTRAS = {
     "transformers": "hf",
     "dreamsim": "dreamsim",
     "s3fs": "s3",
+    "pydicom": "dicom",
+    "libjpeg": "dicom",
+    "openjpeg": "dicom",
+    "jpeg_ls": "dicom",
     "shtab": "completion",
 }
 

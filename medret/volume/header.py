@@ -205,6 +205,15 @@ def check_extensions(content: memoryview, header: NiftiHeader) -> None:
         at += size
 
 
+def check_sides(sides: tuple[int, ...], limits: Limits) -> None:
+    """Raise VolumeError TOO_SMALL if two of three sides, in voxels, are too short for an image."""
+    if sorted(sides)[1] < limits.min_side_voxels:
+        raise VolumeError(
+            QuarantineCode.TOO_SMALL,
+            f"{' x '.join(map(str, sides))} voxels; two sides must have at least {limits.min_side_voxels}",
+        )
+
+
 def _check_magic(version: int, magic: bytes) -> None:
     if magic == _MAGIC[version]:
         return
@@ -267,11 +276,7 @@ def _scaling(slope: float, inter: float) -> Scaling:
 
 
 def _check_size(header: NiftiHeader, limits: Limits) -> None:
-    if sorted(header.shape[:3])[1] < limits.min_side_voxels:
-        raise VolumeError(
-            QuarantineCode.TOO_SMALL,
-            f"{' x '.join(map(str, header.shape[:3]))} voxels; two sides must have at least {limits.min_side_voxels}",
-        )
+    check_sides(header.shape[:3], limits)
     if header.voxels_bytes > limits.max_voxels_bytes:
         raise VolumeError(
             QuarantineCode.TOO_LARGE,

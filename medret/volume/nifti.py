@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.storage import StoredObject
 from medret.volume.content import Bytes
 from medret.volume.forms import placement_of
 from medret.volume.header import (
@@ -29,7 +28,6 @@ from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, End, inflate, inflate_
 from medret.volume.signatures import describe
 from medret.volume.stored import StoredVolume
 
-JUDGED_FIRST_BYTES = 64 * MIB  # for larger objects a second request costs little beside the first
 START_BYTES = 256 << 10  # start of an object: enough for any header, also after a gzip header with a long name
 _ALWAYS_TOLERATED_BYTES = 4096
 
@@ -76,17 +74,7 @@ def _voxels(content: memoryview, header: NiftiHeader, time_point: int) -> NDArra
     return np.frombuffer(content, header.dtype, count, start).reshape(shape, order="F")
 
 
-def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
-    """Read an object; a large one only after its first bytes proved to be those of a volume.
-
-    Raises VolumeError, or whatever the object's filesystem raises.
-    """
-    if size_bytes > JUDGED_FIRST_BYTES:
-        judge_start(source.read(0, START_BYTES), size_bytes, limits)
-    return source.read()
-
-
-def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
+def judge_nifti(start: bytes, size_bytes: int, limits: Limits) -> None:
     """Refuse an object by its first bytes and its size, before the rest is read; raises VolumeError.
 
     start: its first `START_BYTES`. An object that passes is within the limits, and is checked again after reading. A

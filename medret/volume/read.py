@@ -31,7 +31,7 @@ from medret.volume.slicing import (
     planes_of,
     slice_refs,
 )
-from medret.volume.stored import StoredVolume
+from medret.volume.stored import SeriesFacts, StoredVolume
 
 _LIMITS = Limits()
 
@@ -48,7 +48,7 @@ class VolumeFacts:
     affine_source: "assumed" if the file has neither sform nor qform.
     affine_passed_over: why the preferred form was not used; None if it was.
     spacing_assumed: whether 1 mm was taken along an axis without a usable spacing.
-    modality_source: where `modality` comes from.
+    modality_source: where `modality` comes from: the label that was given, the DICOM tags, or the voxels.
     intensity: "hu:<preset>" or "percentile".
     intensity_range: real values shown as black and white.
     ct_without_hu: labelled CT, but the voxels are not Hounsfield units.
@@ -56,6 +56,7 @@ class VolumeFacts:
     trailing_bytes: bytes in the file after the last voxel.
     crop_box: ((x, y, z) first, (x, y, z) last) RAS+ voxel bounds, last exclusive.
     planes: the planes that were sliced.
+    series: how a DICOM series was read; None for NIfTI.
     """
 
     format: str
@@ -69,7 +70,7 @@ class VolumeFacts:
     time_points: int
     time_point: int
     modality: str
-    modality_source: Literal["label", "guessed"]
+    modality_source: Literal["label", "dicom", "guessed"]
     intensity: str
     intensity_range: tuple[float, float]
     ct_without_hu: bool
@@ -77,6 +78,7 @@ class VolumeFacts:
     trailing_bytes: int
     crop_box: tuple[tuple[int, int, int], tuple[int, int, int]]
     planes: tuple[str, ...]
+    series: SeriesFacts | None
 
     def to_json(self) -> dict[str, Any]:
         """The facts as a JSON object."""
@@ -123,7 +125,7 @@ def read_volume(
         those are all checked.
     volume_id: part of the seed of `random:N`.
     sides_px: sizes of the square images; all are made from the same decoded slices.
-    modality: the label, if there is one.
+    modality: the label, if there is one; else the DICOM tags and the voxels decide.
     region: the part to slice, instead of the whole body; UsageError if it lies outside the volume.
 
     For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
@@ -139,7 +141,7 @@ def read_volume(
     if limits.refuse_masks:
         check_not_mask(voxels, sample)
 
-    shown_as = modality_of(modality, sample.ordered)
+    shown_as = modality_of(modality or stored.labels.get("modality"), sample.ordered)
     above = threshold(sample, is_hu=shown_as.is_hu)
     if shown_as.is_hu:
         window = hu_window
@@ -189,7 +191,7 @@ def read_volume(
         time_points=stored.time_points,
         time_point=time_point,
         modality=shown_as.name,
-        modality_source=shown_as.source,
+        modality_source="dicom" if shown_as.source == "label" and not modality else shown_as.source,
         intensity=window.name,
         intensity_range=(window.low, window.high),
         ct_without_hu=shown_as.is_ct_without_hu,
@@ -197,6 +199,7 @@ def read_volume(
         trailing_bytes=stored.trailing_bytes,
         crop_box=(box.first, box.last),
         planes=planes,
+        series=stored.series,
     )
     return SlicedVolume(tuple(slices), pixels, facts, stored.labels)
 

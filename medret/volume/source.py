@@ -13,19 +13,17 @@ from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
-from medret.archive.dicom_head import HEAD_BYTES, kind_of, read_head
 from medret.archive.looks import find_series
 from medret.archive.series import Whole
 from medret.errors import QuarantineCode, VolumeError
 from medret.storage import Identity, StoredObject, in_words, reaching, scheme_of
 from medret.volume.content import Content, Part
 from medret.volume.header import Limits
-from medret.volume.nifti import read_judged
+from medret.volume.open import read_judged
 
 Result = TypeVar("Result")
 
 PARTS_AT_ONCE = 16  # objects of a series that are read side by side, unless they lie on disk
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,8 @@ class VolumeSource:
                 QuarantineCode.TOO_LARGE,
                 f"its {len(found)} objects have {size_bytes} bytes, the limit is {limits.max_voxels_bytes}",
             )
-        content = tuple(
-            Part(name, data) for name, data in zip(found, self._each(folder, found, StoredObject.read), strict=True)
-        )
-        _check_one_series(content)
-        return content
+        contents = self._each(folder, found, StoredObject.read)
+        return tuple(Part(name, data) for name, data in zip(found, contents, strict=True))
 
     def sha256(self) -> str:
         """As `content_sha256` of what `read` gives, in little memory."""
@@ -117,15 +112,3 @@ def fetch_volume(uri: str, limits: Limits) -> Content:
 def size_of(content: Content) -> int:
     """Bytes of all objects."""
     return sum(len(part.data) for part in content) if isinstance(content, tuple) else len(content)
-
-
-def _check_one_series(parts: Iterable[Part]) -> None:
-    """Refuse what proves to be several series: a listing looks at two objects of each suffix in a folder."""
-    heads = [head for part in parts if (head := read_head(part.data[:HEAD_BYTES]))]
-    uids = sorted({head.series_uid for head in heads if head.series_uid and kind_of(head) == "image"})
-    if len(uids) > 1:
-        raise VolumeError(
-            QuarantineCode.MIXED_SERIES,
-            f"its folder holds {len(uids)} series ({', '.join(uids[:_SHOWN])}{', ...' * (len(uids) > _SHOWN)}): run "
-            "medret index again, which then looks at every object in the folder and indexes each series",
-        )

@@ -30,6 +30,33 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class SeriesFacts:
+    """How a DICOM series was read.
+
+    instances: images of the series. syntaxes: UIDs of their transfer syntaxes.
+    left_out: kind -> number of other objects: localizer, other, colour, not DICOM.
+    duplicates: instances that are there more than once.
+    repeated_frames: beyond whole volumes; at some positions there are more frames than at others.
+    frames_of_other_stacks: of another shape, orientation or spacing.
+    taken: which of several volumes is the first, in words; None if there is one.
+    tilt_degrees: between the line through the slices and their normal: a gantry tilt.
+    gaps_mm: least and greatest distance between slices along their normal if they are uneven; None if they are not.
+    missing_slices: how many the gaps have room for.
+    """
+
+    instances: int
+    syntaxes: tuple[str, ...]
+    left_out: Mapping[str, int]
+    duplicates: int
+    repeated_frames: int
+    frames_of_other_stacks: int
+    taken: str | None
+    tilt_degrees: float
+    gaps_mm: tuple[float, float] | None
+    missing_slices: int
+
+
+@dataclass(frozen=True)
 class StoredVolume:
     """A volume before it is sampled, windowed and sliced. All its sizes are within the limits.
 
@@ -40,6 +67,7 @@ class StoredVolume:
     trailing_bytes: bytes in the file after the last voxel.
     sources: time point -> per stored slice (along z) what it was made from; empty for NIfTI. See SliceRef.source.
     labels: found in the volume's own tags, under medret's names.
+    series: how a DICOM series was read; None for NIfTI.
     """
 
     format: str
@@ -51,6 +79,7 @@ class StoredVolume:
     trailing_bytes: int = 0
     sources: tuple[tuple[str, ...], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    series: SeriesFacts | None = None
 
     @property
     def time_points(self) -> int:

@@ -1,0 +1,277 @@
+"""Decode the pixels of DICOM instances: native, RLE, and the JPEG family by pydicom's decoders.
+
+The size in a compressed stream is compared with the header before anything is decoded. Of the decoders that pydicom
+offers, those are named here that survive damaged streams: gdcm and the RLE decoder of pylibjpeg end or abort the
+process (docs/decisions/0020).
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medret.errors import QuarantineCode, VolumeError
+from medret.extras import require
+from medret.volume.frames import Frame
+from medret.volume.instances import Instance, element_value, numbers_of, text_of, values_of
+from medret.volume.stored import Scaling
+
+_NATIVE: dict[str, Literal["<", ">"]] = {
+    "1.2.840.10008.1.2": "<",
+    "1.2.840.10008.1.2.1": "<",
+    "1.2.840.10008.1.2.2": ">",
+}
+_IMPLICIT = "1.2.840.10008.1.2"
+_RLE = "1.2.840.10008.1.2.5"
+# transfer syntax -> (pydicom's name of the decoder, the package that it imports)
+_JPEG, _JPEG2000, _JPEG_LS = ("pylibjpeg", "libjpeg"), ("pylibjpeg", "openjpeg"), ("pyjpegls", "jpeg_ls")
+_DECODERS = {
+    **{f"1.2.840.10008.1.2.4.{number}": _JPEG for number in (50, 51, 57, 70)},
+    **{f"1.2.840.10008.1.2.4.{number}": _JPEG_LS for number in (80, 81)},
+    **{f"1.2.840.10008.1.2.4.{number}": _JPEG2000 for number in (90, 91, 201, 202, 203)},
+}
+_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
+_WITHIN_BYTES = 1 << 16  # where a codestream begins in a file of boxes
+_LEAST_FRAGMENT_BYTES = 8
+_OUTSIDE = 0.05  # of the range of the other voxels: padding that is nearer to them changes no window
+
+
+def check_pixels(instance: Instance) -> None:
+    """Refuse an instance whose pixels cannot be those of its header, before memory is taken for them.
+
+    Raises VolumeError INSTANCE_DAMAGED, SYNTAX_UNSUPPORTED.
+    """
+    if instance.syntax not in _NATIVE and instance.syntax != _RLE and instance.syntax not in _DECODERS:
+        raise VolumeError(
+            QuarantineCode.SYNTAX_UNSUPPORTED,
+            f"its pixels are encoded as {_syntax_name(instance.syntax)}, for which there is no decoder",
+        )
+    value, _ = _value(instance)
+    if instance.syntax not in _NATIVE:
+        needed, kind = instance.frames * _LEAST_FRAGMENT_BYTES, "at least"
+    else:
+        needed, kind = instance.voxels_bytes, "expected"
+    if len(value) < needed:
+        raise instance.damaged(f"its pixels have {len(value)} bytes, {kind} {needed} for {instance.frames} frames")
+
+
+def decoded(frames: Sequence[Frame], dtype: np.dtype[Any], scaling: Scaling) -> NDArray[Any]:
+    """(x, y, z) voxels of a volume, first axis fastest in memory. frames: its slices in order, of one shape.
+
+    dtype: of the result. Values are stored ones if all frames have this scaling; else, as float32, real ones.
+    MONOCHROME1 is turned, so that greater values are brighter. Padding becomes the darkest value.
+    Raises VolumeError INSTANCE_DAMAGED.
+    """
+    rows, columns = frames[0].shape
+    slices = np.empty((len(frames), rows, columns), dtype=dtype)
+    paddings: dict[int, NDArray[np.bool_]] = {}
+    by_instance: defaultdict[Instance, list[tuple[int, Frame]]] = defaultdict(list)
+    for number, frame in enumerate(frames):
+        by_instance[frame.instance].append((number, frame))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about values that it corrects
+        for instance, numbered in by_instance.items():
+            images = _images(instance, {frame.number for _, frame in numbered})
+            is_dark = text_of(instance.header, "PhotometricInterpretation") == "MONOCHROME1"
+            for number, frame in numbered:
+                top, left = frame.tile
+                image = images[frame.number][top : top + rows, left : left + columns]
+                padding = _padding(instance, image)
+                if padding is not None:
+                    paddings[number] = padding
+                if is_dark:
+                    image = _turned(image, instance)
+                slices[number] = image if frame.scaling == scaling else frame.scaling.real(image)
+    if paddings:
+        _darken(slices, paddings)
+    return slices.T
+
+
+def _value(instance: Instance) -> tuple[memoryview, bool]:
+    """The bytes of the pixels' element, and whether 8-bit values lie in big-endian words."""
+    order = _NATIVE.get(instance.syntax, "<")
+    vr, value, is_encapsulated = element_value(instance, is_explicit=instance.syntax != _IMPLICIT, order=order)
+    if is_encapsulated == (instance.syntax in _NATIVE):
+        raise instance.damaged(
+            f"its pixels are not encoded as its transfer syntax says ({_syntax_name(instance.syntax)})"
+        )
+    return value, order == ">" and vr == "OW"
+
+
+def _images(instance: Instance, wanted: set[int]) -> dict[int, NDArray[Any]]:
+    """Frame number -> (rows, columns) stored values."""
+    value, in_words = _value(instance)
+    dtype, rows, columns = instance.dtype, instance.rows, instance.columns
+    if instance.syntax in _NATIVE:
+        count = instance.frames * rows * columns
+        if in_words and dtype.itemsize == 1:
+            flat = np.frombuffer(value, np.uint16, len(value) // 2).byteswap().view(dtype)[:count]
+        else:
+            flat = np.frombuffer(value, dtype.newbyteorder(_NATIVE[instance.syntax]), count)
+        images = flat.reshape(-1, rows, columns)
+        return {number: _significant(images[number], instance) for number in wanted}
+    decode: Callable[[Instance, bytes], NDArray[Any]] = _rle if instance.syntax == _RLE else _jpeg
+    images_by_number = {}
+    for number, data in enumerate(_encoded_frames(instance, value)):
+        if number in wanted:
+            images_by_number[number] = decode(instance, data)
+    if missing := wanted - set(images_by_number):
+        raise instance.damaged(f"it has no pixels for frame {min(missing) + 1} of {instance.frames}")
+    return images_by_number
+
+
+def _encoded_frames(instance: Instance, value: memoryview) -> Iterator[bytes]:
+    from pydicom.encaps import generate_frames
+
+    names = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+    offsets, lengths = (next(iter(values_of(instance.header, name)), None) for name in names)
+    extended = (offsets, lengths) if isinstance(offsets, bytes) and isinstance(lengths, bytes) else None
+    try:
+        yield from generate_frames(bytes(value), number_of_frames=instance.frames, extended_offsets=extended)
+    except Exception as error:  # whatever pydicom raises about these bytes
+        raise instance.damaged(f"its compressed pixels are damaged ({error})") from error
+
+
+def _jpeg(instance: Instance, data: bytes) -> NDArray[Any]:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    plugin, package = _DECODERS[instance.syntax]
+    require(package)
+    stated, found = (instance.rows, instance.columns, 1), coded_size(data)
+    if found != stated:
+        raise instance.damaged(
+            f"its compressed stream has {found or 'no'} rows, columns and components, expected {stated}"
+        )
+    bits = 8 * instance.dtype.itemsize
+    options: dict[str, Any] = {
+        "rows": instance.rows,
+        "columns": instance.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": bits,
+        "bits_stored": instance.number("BitsStored", 1, bits, default=bits),
+        "pixel_representation": int(instance.dtype.kind == "i"),
+        "pixel_keyword": "PixelData",
+    }
+    try:
+        decoder = get_decoder(instance.syntax)
+        image, _ = decoder.as_array(encapsulate([data]), index=0, decoding_plugin=plugin, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the decoder raises about these bytes
+        raise instance.damaged(f"its compressed pixels are damaged ({error})") from error
+    return image
+
+
+def coded_size(data: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components of a JPEG, JPEG-LS or JPEG 2000 stream, from its header; None if it tells none."""
+    start = data.find(_SIZ, 0, _WITHIN_BYTES)
+    if data[:2] != b"\xff\xd8" and start >= 0:
+        if len(data) < start + 42:
+            return None
+        right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
+        (components,) = struct.unpack_from(">H", data, start + 40)
+        return bottom - top, right - left, components
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # alone, without a length
+            at += 2
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # start of a frame
+            rows, columns, components = struct.unpack_from(">HHB", data, at + 5)
+            return rows, columns, components
+        elif marker in (0xD9, 0xDA, 0xDE):  # the end, a scan, or a hierarchy of frames
+            return None
+        else:
+            at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+    return None
+
+
+def _rle(instance: Instance, data: bytes) -> NDArray[Any]:
+    """One segment per byte of a voxel, the highest first, each in PackBits, as in TIFF (PS3.5, annex G)."""
+    dtype, pixels = instance.dtype, instance.rows * instance.columns
+    count, *offsets = struct.unpack_from("<16I", data.ljust(64, b"\0"))
+    segments = list(zip(offsets, [*offsets[1:count], len(data)], strict=False))
+    if count != dtype.itemsize or any(not 64 <= start < end <= len(data) for start, end in segments):
+        raise instance.damaged(f"its RLE stream has {count} segments, expected {dtype.itemsize}, one after the other")
+    planes = np.empty((pixels, count), np.uint8)
+    for segment, (start, end) in enumerate(segments):
+        try:
+            plane = Image.frombytes("L", (pixels, 1), data[start:end], "packbits", "L")
+        except (ValueError, OSError) as error:
+            raise instance.damaged(f"its RLE stream is damaged ({error})") from error
+        planes[:, count - 1 - segment] = np.frombuffer(plane.tobytes(), np.uint8)
+    image = planes.view(dtype.newbyteorder("<")).reshape(instance.rows, instance.columns)
+    return _significant(image, instance)
+
+
+def _significant(image: NDArray[Any], instance: Instance) -> NDArray[Any]:
+    """Without the bits beside the stored ones, which old scanners filled with overlays."""
+    bits = image.dtype.itemsize * 8
+    stored = instance.number("BitsStored", 1, bits, default=bits)
+    if stored == bits:
+        return image
+    high = instance.number("HighBit", stored - 1, bits - 1, default=stored - 1)
+    native = image.astype(image.dtype.newbyteorder("="))
+    native <<= native.dtype.type(bits - 1 - high)
+    native >>= native.dtype.type(bits - stored)
+    return native
+
+
+def _turned(image: NDArray[Any], instance: Instance) -> NDArray[Any]:
+    """The values of MONOCHROME1 in reverse, within the stored bits."""
+    if image.dtype.kind == "i":
+        return ~image
+    bits = image.dtype.itemsize * 8
+    greatest = (1 << instance.number("BitsStored", 1, bits, default=bits)) - 1
+    turned: NDArray[Any] = image.dtype.type(greatest) - image
+    return turned
+
+
+def _padding(instance: Instance, image: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which stored values are padding; None if none is."""
+    header = instance.header
+    value = numbers_of(header, "PixelPaddingValue")
+    if not value:
+        return None
+    bounds = [*value[:1], *(numbers_of(header, "PixelPaddingRangeLimit")[:1] or value[:1])]
+    least = np.iinfo(image.dtype).min
+    low, high = sorted((int(bound) - least) % (1 << (8 * image.dtype.itemsize)) + least for bound in bounds)
+    padding: NDArray[np.bool_] = (image >= low) & (image <= high) if low < high else image == low
+    return padding if padding.any() else None
+
+
+def _darken(slices: NDArray[Any], paddings: dict[int, NDArray[np.bool_]]) -> None:
+    """Set padding to the least of the other values, where it lies outside their range and would distort a window."""
+    padded: list[float] = []
+    inside: list[float] = []
+    for number, image in enumerate(slices):
+        mask = paddings.get(number)
+        parts = ((image, inside),) if mask is None else ((image[~mask], inside), (image[mask], padded))
+        for part, ends in parts:
+            if part.size:
+                ends += [float(part.min()), float(part.max())]
+    if not inside or not padded:
+        return
+    least, most = min(inside), max(inside)
+    margin = _OUTSIDE * (most - least)
+    if min(padded) < least - margin or max(padded) > most:
+        for number, mask in paddings.items():
+            slices[number][mask] = least
+
+
+def _syntax_name(uid: str) -> str:
+    from pydicom.uid import UID
+
+    return UID(uid).name or "nothing known"
