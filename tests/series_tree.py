@@ -39,7 +39,7 @@ def write_phantom_series(
     paths = []
     for z in range(slices):
         uid = f"{series_uid(number)}.{z + 1}"
-        meta = FileMetaDataset()
+        meta: Any = FileMetaDataset()
         ds: Any = pydicom.Dataset()
         ds.file_meta = meta
         meta.MediaStorageSOPClassUID = ds.SOPClassUID = CT if kind.modality == "CT" else MR

@@ -156,10 +156,8 @@ def test_the_read_stage_gets_the_parts_of_each_series_and_nothing_else(tmp_path:
         "alone": ["001.dcm", "002.dcm", "003.dcm"], "study/1.2.4": ["001.dcm", "002.dcm"],
         "study/1.2.5": ["003.dcm", "004.dcm"], "1.2.6": ["root1", "root2"],
     }  # fmt: skip
-    contents = read_all(plan)
-    assert {
-        step.item.volume_id: content_sha256(contents[step.item.volume_id]) for step in plan.of("embed")
-    } == _hash_all([step.item for step in plan.of("embed")])
+    hashes = {name: content_sha256(one) for name, one in read_all(plan).items() if isinstance(one, tuple)}
+    assert hashes == _hash_all([step.item for step in plan.of("embed")])
 
 
 def refusal(content: Content) -> VolumeError:
