@@ -146,8 +146,11 @@ def images_of(parts: Sequence[Part], limits: Limits) -> tuple[list[Instance], Co
         found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
         raise VolumeError(QuarantineCode.NO_IMAGE, f"none of its {len(parts)} objects is an image of a volume: {found}")
     series = Counter(text_of(instance.header, "SeriesInstanceUID") for instance in images)
+    if len(series) > 1 and "" in series:
+        unknown = next(instance for instance in images if not text_of(instance.header, "SeriesInstanceUID"))
+        raise unknown.damaged("it does not say its SeriesInstanceUID, as the others do")
     if len(series) > 1:
-        named = ", ".join(f"{visible(uid) or 'none'} ({count})" for uid, count in series.most_common(_MOST_NAMED))
+        named = ", ".join(f"{visible(uid)} ({count})" for uid, count in series.most_common(_MOST_NAMED))
         raise VolumeError(
             QuarantineCode.MIXED_SERIES,
             f"it holds images of {len(series)} series ({named}), expected one: run medret index again, which then "
