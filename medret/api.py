@@ -24,7 +24,7 @@ Place = str | os.PathLike[str]
 def index_archive(
     archive: Place, store: Place, *, progress: bool = False, **options: Unpack[IndexKeywords]
 ) -> IndexOutcome:
-    """Bring a store up to date with an archive of NIfTI volumes, and publish a snapshot if anything changed.
+    """Bring a store up to date with an archive of NIfTI files and DICOM series, and publish what has changed.
 
         outcome = medret.index_archive("nifti/", "store/", labels="labels.csv", models=["dinov2"], slices="uniform:20")
         print(outcome.snapshot, outcome.counts.embedded, "embedded,", outcome.counts.quarantined, "in quarantine")
@@ -33,7 +33,7 @@ def index_archive(
     cannot be used is a row of `outcome.quarantine`, with a code and a reason, and never stops the run.
 
     Args:
-        archive: Folder or fsspec URI with .nii and .nii.gz files below it.
+        archive: Folder or fsspec URI with NIfTI files (.nii, .nii.gz) and DICOM series below it.
         store: Folder or URI to publish in; made if it is missing.
         progress: Show on standard error what `medret index` shows. Otherwise these lines go to the log.
         **options: What `medret index --help` explains, with defaults from there. `IndexKeywords` lists them.

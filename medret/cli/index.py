@@ -27,8 +27,9 @@ If `medret index` would refuse, for example because the archive has lost many vo
 """
 
 INDEX = """\
-Read every NIfTI volume below ARCHIVE, embed slices of it with pretrained models, aggregate the slice vectors to
-volume vectors, build HNSW, LSH and exact indices over both, and publish everything in STORE as one snapshot.
+Read every NIfTI file and DICOM series below ARCHIVE, embed slices of it with pretrained models, aggregate the slice
+vectors to volume vectors, build HNSW, LSH and exact indices over both, and publish everything in STORE as one
+snapshot.
 
 ARCHIVE and STORE are folders or fsspec URIs (s3://bucket/prefix). A file that cannot be used goes into quarantine
 with a code and a reason. It never stops the run, and no file is left out silently.
@@ -68,7 +69,9 @@ def add_parser(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a run. Their destinations are the names of `medret.pipeline.request.IndexKeywords`."""
-    parser.add_argument("archive", metavar="ARCHIVE", help="folder or URI with .nii and .nii.gz files below it")
+    parser.add_argument(
+        "archive", metavar="ARCHIVE", help="folder or URI with NIfTI files (.nii, .nii.gz) and DICOM series below it"
+    )
     parser.add_argument("store", metavar="STORE", help="folder or URI to publish in; created if it is missing")
     _add_choices(parser)
     _add_models(parser)

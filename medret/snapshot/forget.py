@@ -122,7 +122,8 @@ def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     """Write new files without the volumes, and a note of the old files that they replace. Deletes nothing."""
     snapshots, unreadable = _readable(store)
     stay = {volume_id for volume_id, _ in _ledger_rows(store)}
-    work = Erasure(store, lease, Mentions(ids, stay))
+    archives = {manifest.archive_uri for manifest in snapshots.values()}
+    work = Erasure(store, lease, Mentions(ids, stay, archives))
     erase_tables(work, "embeddings", "embeddings")
     erase_tables(work, "quarantine", "quarantine")
     erase_indices(work, snapshots)
@@ -139,7 +140,7 @@ def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     erase_journal(work)
     erase_reports(work)
     doomed = _doomed(store, work, set(renamed.values()))
-    left = _files_naming(store, Mentions(ids, stay | work.stay), set(doomed))
+    left = _files_naming(store, Mentions(ids, stay | work.stay, archives), set(doomed))
     note = Note(
         volumes=tuple(sorted(map(digest, ids))),
         doomed=tuple(doomed),

@@ -2,6 +2,9 @@
 
 A name is found in every spelling that medret's files use (UTF-8, and the escapes of JSON and URIs), with one exception:
 inside the longer name of a volume that stays (`b/a.nii.gz` contains `a.nii.gz`).
+
+The name of a DICOM series is that of a folder, and may be a word that means something else, too, such as `CT` or `12`.
+A path such as `p1/ct` is found where it stands alone, a single word only within its URI.
 """
 
 from __future__ import annotations
@@ -28,21 +31,25 @@ FORGOTTEN = "(forgotten)"
 IDENTITY = ("volume_id", "uri")  # columns that say which volume a row belongs to
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, CorruptError)  # errors of reading a damaged table
 CHUNK_BYTES = 16 * 2**20
+FILE = re.compile(r"\.(nii|nii\.gz|zip|tar|tgz|tar\.gz)\Z", re.IGNORECASE)  # ends the names of volumes that are objects
 
 
 class Mentions:
-    """Finds the names of some volumes, and removes them. stay: ids of other volumes."""
+    """Finds the names of some volumes, and removes them. stay: ids of others. archives: URIs of their archives."""
 
-    def __init__(self, ids: AbstractSet[str], stay: Iterable[str]) -> None:
+    def __init__(self, ids: AbstractSet[str], stay: Iterable[str], archives: Iterable[str] = ()) -> None:
         longer = {other for other in stay if other not in ids and any(volume_id in other for volume_id in ids)}
+        roots = [uri.rstrip("/") for uri in archives]
+        names = {name for volume_id in ids for name in _names(volume_id, roots)}
+        others = longer | {f"{root}/{other}" for other in longer for root in roots}
         self.ids = ids
-        self._forgotten = frozenset(text for volume_id in ids for text in _spellings(volume_id))
-        words = self._forgotten | {text for volume_id in longer for text in _spellings(volume_id)}
-        pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        self._forgotten = frozenset(text for name in names for text in _spellings(name))
+        words = self._forgotten | {text for other in others for text in _spellings(other)}
+        pattern = "|".join(map(_alone, sorted(words, key=len, reverse=True))) or r"(?!)"
         self._text = re.compile(pattern)
         self._bytes = re.compile(pattern.encode("utf-8", "surrogateescape"))
         self._raw = frozenset(_encoded(word) for word in self._forgotten)
-        self._longest = max(len(_encoded(word)) for word in words)
+        self._longest = max((len(_encoded(word)) for word in words), default=0) + 1  # what follows tells, too
 
     def scrub(self, text: str) -> str:
         """Replace the names in the text."""
@@ -128,6 +135,20 @@ def read_table(path: str, data: bytes) -> pa.Table | None:
         return None
     names = pq.read_schema(pa.BufferReader(data)).names
     return read_parquet(data, [name for name in names if name != "vector"], name=path)
+
+
+def _names(volume_id: str, archives: Iterable[str]) -> Iterator[str]:
+    """What names a volume wherever it stands: its id, or only its URIs if the id may mean something else."""
+    if FILE.search(volume_id) or "/" in volume_id:
+        yield volume_id
+    else:
+        yield from (f"{archive}/{volume_id}" for archive in archives)
+
+
+def _alone(word: str) -> str:
+    """A pattern for a name; of a folder only where no longer name goes on."""
+    escaped = re.escape(word)
+    return escaped if FILE.search(word) else rf"(?<![\w.-]){escaped}(?![\w-])"
 
 
 def _spellings(volume_id: str) -> frozenset[str]:

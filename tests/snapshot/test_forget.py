@@ -326,6 +326,30 @@ def test_names_are_found_however_they_are_written() -> None:
     assert not mentions.in_bytes(f"{LONGER} v1.nii.gz.old/x.nii".encode())
 
 
+def test_the_name_of_a_series_is_found_where_it_can_mean_nothing_else() -> None:
+    """It is a folder's: `CT` is also a modality, and `p1/ct` the beginning of `p1/ct2`."""
+    mentions = Mentions({"CT", "12", "p1/ct"}, {"p1/ct/1.2.3", "p1/ct2", "p7/CT", "CT/1.2.4", "x.nii"}, ["/data/dicom"])
+    for text in (
+        "/data/dicom/CT/001.dcm: PermissionError",
+        '{"uri": "/data/dicom/CT"}',
+        "/data/dicom/12",
+        "p1/ct",
+        "0.99998 (p1/ct) of 3",
+        "/data/dicom/p1/ct/001.dcm",
+    ):
+        assert mentions.in_text(text), text
+        assert mentions.in_bytes(text.encode())
+        assert not mentions.in_text(mentions.scrub(text))
+    for text in (
+        '{"modality": "CT", "shape": [12, 12, 12]}', "12 of 40 (PET/CT)", "p1/ct2", "p1/ct/1.2.3", "p1/ct-thin",
+        "up1/ct", "/data/dicom/p7/CT", "/data/dicom/CT/1.2.4", "/data/dicom/CT2", "/data/dicom/p1/ct/1.2.3",
+        "/data/dicom/x.nii",
+    ):  # fmt: skip
+        assert not mentions.in_text(text), text
+        assert mentions.scrub(text) == text
+    assert not Mentions({"CT"}, ()).in_text("CT")
+
+
 def test_large_files_are_searched_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B10: a name is found wherever a part ends, and never inside a longer one."""
     store = Location(tmp_path)
