@@ -72,7 +72,7 @@ def suffix_of(name: str) -> str:
     return found[0] if found else ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Whole:
     """Several objects as one: what tells one version of all of them from another, whatever their order and folder.
 
@@ -129,7 +129,7 @@ class Whole:
         return replace(self, mtime=None) == replace(other, mtime=None)
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
     """The candidates of a folder that have one suffix. first, last: in the order of their names."""
 
@@ -192,25 +192,23 @@ def divided(
     dicom = {suffix: group for suffix, group in groups.items() if _may_be_dicom(suffix, ends)}
     others = sum(group.whole.count for suffix, group in groups.items() if suffix not in dicom)
     skipped = Counter(not_a_volume=others)
-    seen = [head for suffix in dicom for head in ends[suffix]]
-    head = seen[0] if seen and not mixed else None
-    if head is None or not _are_alike(seen):
+    seen = {head for suffix in dicom for head in ends[suffix]}
+    head = _of_one_series(seen)
+    if head is None or mixed:
         chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom} if dicom else {}
         return _by_series(chosen, look, skipped, partial)
-    whole = sum((group.whole for group in dicom.values()), Whole())
-    if (kind := kind_of(head)) != "image":
-        return Division(skipped=_counted(skipped, {RULES[kind]: whole.count}))
-    names = None
+    names, whole = None, sum((group.whole for group in dicom.values()), Whole())
     if others or partial:
         chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom}
         names, whole = tuple(sorted(chosen)), Whole.of(chosen)
     return Division((Series(head.series_uid, whole, names, True, head.modality or None),), {}, _counted(skipped))
 
 
-def _are_alike(heads: Collection[DicomHead | None]) -> bool:
-    """Whether all are of one series, or all of one kind that is no image of a volume."""
-    kinds = {(kind := kind_of(head), head.series_uid if kind == "image" else "") if head else None for head in heads}
-    return len(kinds) == 1 and not kinds & {None, ("image", "")}
+def _of_one_series(heads: Collection[DicomHead | None]) -> DicomHead | None:
+    """One of these heads if all are images of one series. What is skipped is not taken for the whole of its folder."""
+    images = [head for head in heads if head and head.series_uid and kind_of(head) == "image"]
+    one = len(images) == len(heads) and len({head.series_uid for head in images}) == 1
+    return images[0] if one else None
 
 
 def is_dicom(head: DicomHead | None) -> bool:

@@ -20,6 +20,7 @@ from medret.archive import Listing, list_archive
 from medret.cli import main
 from medret.errors import NotFoundError, StorageError, UsageError
 from medret.storage import Location
+from tests.dicom_bytes import instance
 
 pytestmark = pytest.mark.s3
 
@@ -59,6 +60,9 @@ def bucket(s3: Callable[[str], str]) -> str:
     store = Location(uri)
     for number, key in enumerate(KEYS):
         store.fs.pipe_file(f"{store.root}/{key}", b"x" * number)
+    for number in range(6):  # one series, and two in one folder
+        store.write(f"nifti/ct/{number}.dcm", instance("1.2.3", number))
+        store.write(f"nifti/mixed/{number}", instance("1.2.4" if number < 3 else "1.2.5", number))
     return uri
 
 
@@ -136,6 +140,7 @@ def test_it_lists_what_a_listing_lists(bucket: str, kind: str) -> None:
         assert facts(known) == facts(listed)
         assert (known.archive_uri, known.notes) == (archive, ())
         assert list(known.items()) == list(listed.items())
+        assert listed.series.num_rows == (0 if archive.endswith("sub") else 3)
 
 
 def test_an_inventory_of_current_versions_has_no_flags(bucket: str) -> None:

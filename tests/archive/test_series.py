@@ -134,6 +134,16 @@ def test_what_is_no_image_of_a_volume_is_counted_object_by_object(tmp_path: Path
     assert list(find_series(f"{tmp_path}/ct")[1]) == ["001.dcm", "002.dcm", "003.dcm", "004.dcm"]
 
 
+def test_what_is_skipped_hides_nothing(tmp_path: Path) -> None:
+    """A study in one folder, whose first and last objects are reports."""
+    write_series(tmp_path / "study", A, 4)
+    for name in ("000.dcm", "999.dcm"):
+        (tmp_path / "study" / name).write_bytes(instance(C, sop_class=SR))
+    listing = list_archive(str(tmp_path))
+    assert series_of(listing) == {"study": (4, ["001.dcm", "002.dcm", "003.dcm", "004.dcm"])}
+    assert listing.skipped == {"not_an_image": 2}
+
+
 def test_other_files_beside_a_series_cost_two_looks_per_suffix(tmp_path: Path, looked: list[str]) -> None:
     write_series(tmp_path / "ct", A, 30)
     for number in range(30):
