@@ -35,7 +35,7 @@ WORKERS = 3
 RECLAIM_EVERY_S = 20.0
 LIVES_S = 40.0  # at least; a worker that is killed before it has started helps nobody
 POLL_S = 0.1
-RUN_S = 500.0
+RUN_S = 1200.0  # a kill every 20 s costs a small machine most of its time: starting nodes takes it
 GONE_S = 30.0
 
 
