@@ -25,7 +25,6 @@ EXTRAS = {
     "pydicom": "dicom",
     "libjpeg": "dicom",
     "openjpeg": "dicom",
-    "jpeg_ls": "dicom",
     "shtab": "completion",
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +42,13 @@ SYNTAXES = {
     "JPEG 2000": JPEG2000Lossless,
 }
 _NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
+# 16 x 18 pixels, (column * 37 + row * row * 11) % 3000 - 1000, as JPEG Lossless SV1. pydicom does not write it.
+JPEG_LOSSLESS = base64.b85decode(
+    "|JeV-01FTR5C9SZ0TBTI!~hxq0RaF40{{R300000000001_%cU1Pl-V+5iXv0RRC20QbR!sZym%l`2%JQl(0jDpb6*sZym%l`2%JQl(0jDpaUarAn15"
+    "RH;&>N|h>9sZzH}l`2%JQl(0jDpaXbrAw1irAn15RH;&>N|h>9sZ!=NsZym%l`2%JQl(0jDpa}UDpaXbrAn15RH;&>N|h}hl`2%JQl(0jDpaXbrAn5i"
+    "N|h>9sZym%l`2%JQl(2>rAn15RH;&>N|h>9sZyo1Ql(0jDpaXbrAn15RH;(j=~AUil`2%JQl(0jDpaX&)TvUXN|h>9sZym%l`2%b6H1jTRH;&>N|h>9"
+    "sZym&vXrS(rAn15RH;&>N|h>9yFW^mDpaXbrAn15RH=H6iBkUn|Je"
+)
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 _CLASSES = {("CT", False): CTImageStorage, ("CT", True): EnhancedCTImageStorage, ("MR", False): MRImageStorage,
             ("MR", True): EnhancedMRImageStorage}  # fmt: skip
@@ -110,6 +119,37 @@ def enhanced(
             items.append(item)
     data.PerFrameFunctionalGroupsSequence = Items(items)
     return data
+
+
+def mosaic(voxels: NDArray[Any], normal: tuple[float, float, float] | None) -> list[Dataset]:
+    """A Siemens mosaic of 3 x 3 tiles with its CSA header. normal: the direction in which the slices follow."""
+    width, height, count = voxels.shape
+    image = np.zeros((3 * height, 3 * width), np.int16)
+    for number in range(count):
+        top, left = height * (number // 3), width * (number % 3)
+        image[top : top + height, left : left + width] = voxels[:, :, number].T
+    affine = affine_of()
+    corner = affine.copy()
+    corner[:3, 3] -= affine[:3, 0] * width + affine[:3, 1] * height  # of an image around the same centre
+    data = single_frames(image.T[:, :, np.newaxis], corner, modality="MR")[0]
+    data.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    data.SpacingBetweenSlices = 2.5
+    block = data.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    elements = {"NumberOfImagesInMosaic": [str(count)]}
+    if normal:
+        elements["SliceNormalVector"] = [f"{value:.8f}" for value in normal]
+    block.add_new(0x10, "OB", _csa(elements))
+    return [data]
+
+
+def _csa(elements: dict[str, list[str]]) -> bytes:
+    out = b"SV10\4\3\2\1" + struct.pack("<2I", len(elements), 77)
+    for name, values in elements.items():
+        out += name.encode().ljust(64, b"\0") + struct.pack("<i4s3i", len(values), b"US", 0, len(values) + 1, 77)
+        for value in [*values, ""]:
+            text = value.encode() + b"\0" * bool(value)
+            out += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + b"\0" * (-len(text) % 4)
+    return out
 
 
 def with_item(data_set: Dataset, sequence: str, **tags: Any) -> None:

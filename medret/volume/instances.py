@@ -83,7 +83,7 @@ class Instance:
     @cached_property
     def frames(self) -> int:
         """The number of frames that the header declares."""
-        return self.number("NumberOfFrames", 1, 1 << 24, default=1) if self.header.get("NumberOfFrames") else 1
+        return self.number("NumberOfFrames", 0, 1 << 24, default=1) or 1
 
     @cached_property
     def rows(self) -> int:

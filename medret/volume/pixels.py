@@ -1,8 +1,7 @@
-"""Decode the pixels of DICOM instances: native, RLE, and the JPEG family by pydicom's decoders.
+"""Decode the pixels of DICOM instances: native ones here, compressed ones by pydicom's decoders.
 
 The size in a compressed stream is compared with the header before anything is decoded. Of the decoders that pydicom
-offers, those are named here that survive damaged streams: gdcm and the RLE decoder of pylibjpeg end or abort the
-process (docs/decisions/0020).
+offers, those are used that survive damaged streams (docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import struct
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
+from medret.visible import visible
 from medret.volume.frames import Frame
 from medret.volume.instances import Instance, element_value, numbers_of, text_of, values_of
 from medret.volume.stored import Scaling
@@ -30,12 +29,12 @@ _NATIVE: dict[str, Literal["<", ">"]] = {
 }
 _IMPLICIT = "1.2.840.10008.1.2"
 _RLE = "1.2.840.10008.1.2.5"
+_JPEG, _JPEG2000 = ("pylibjpeg", "libjpeg"), ("pylibjpeg", "openjpeg")
 # transfer syntax -> (pydicom's name of the decoder, the package that it imports)
-_JPEG, _JPEG2000, _JPEG_LS = ("pylibjpeg", "libjpeg"), ("pylibjpeg", "openjpeg"), ("pyjpegls", "jpeg_ls")
 _DECODERS = {
-    **{f"1.2.840.10008.1.2.4.{number}": _JPEG for number in (50, 51, 57, 70)},
-    **{f"1.2.840.10008.1.2.4.{number}": _JPEG_LS for number in (80, 81)},
-    **{f"1.2.840.10008.1.2.4.{number}": _JPEG2000 for number in (90, 91, 201, 202, 203)},
+    _RLE: ("pydicom", "pydicom"),
+    **{f"1.2.840.10008.1.2.4.{number}": _JPEG for number in (50, 51, 57, 70, 80, 81)},  # also lossless, and JPEG-LS
+    **{f"1.2.840.10008.1.2.4.{number}": _JPEG2000 for number in (90, 91, 201, 202, 203)},  # also with high throughput
 }
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
 _WITHIN_BYTES = 1 << 16  # where a codestream begins in a file of boxes
@@ -48,7 +47,7 @@ def check_pixels(instance: Instance) -> None:
 
     Raises VolumeError INSTANCE_DAMAGED, SYNTAX_UNSUPPORTED.
     """
-    if instance.syntax not in _NATIVE and instance.syntax != _RLE and instance.syntax not in _DECODERS:
+    if instance.syntax not in _NATIVE and instance.syntax not in _DECODERS:
         raise VolumeError(
             QuarantineCode.SYNTAX_UNSUPPORTED,
             f"its pixels are encoded as {_syntax_name(instance.syntax)}, for which there is no decoder",
@@ -117,11 +116,10 @@ def _images(instance: Instance, wanted: set[int]) -> dict[int, NDArray[Any]]:
             flat = np.frombuffer(value, dtype.newbyteorder(_NATIVE[instance.syntax]), count)
         images = flat.reshape(-1, rows, columns)
         return {number: _significant(images[number], instance) for number in wanted}
-    decode: Callable[[Instance, bytes], NDArray[Any]] = _rle if instance.syntax == _RLE else _jpeg
     images_by_number = {}
     for number, data in enumerate(_encoded_frames(instance, value)):
         if number in wanted:
-            images_by_number[number] = decode(instance, data)
+            images_by_number[number] = _decompressed(instance, data)
     if missing := wanted - set(images_by_number):
         raise instance.damaged(f"it has no pixels for frame {min(missing) + 1} of {instance.frames}")
     return images_by_number
@@ -139,14 +137,14 @@ def _encoded_frames(instance: Instance, value: memoryview) -> Iterator[bytes]:
         raise instance.damaged(f"its compressed pixels are damaged ({error})") from error
 
 
-def _jpeg(instance: Instance, data: bytes) -> NDArray[Any]:
+def _decompressed(instance: Instance, data: bytes) -> NDArray[Any]:
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
     plugin, package = _DECODERS[instance.syntax]
     require(package)
     stated, found = (instance.rows, instance.columns, 1), coded_size(data)
-    if found != stated:
+    if instance.syntax != _RLE and found != stated:
         raise instance.damaged(
             f"its compressed stream has {found or 'no'} rows, columns and components, expected {stated}"
         )
@@ -158,7 +156,7 @@ def _jpeg(instance: Instance, data: bytes) -> NDArray[Any]:
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",
         "bits_allocated": bits,
-        "bits_stored": instance.number("BitsStored", 1, bits, default=bits),
+        "bits_stored": bits if instance.syntax == _RLE else instance.number("BitsStored", 1, bits, default=bits),
         "pixel_representation": int(instance.dtype.kind == "i"),
         "pixel_keyword": "PixelData",
     }
@@ -169,7 +167,7 @@ def _jpeg(instance: Instance, data: bytes) -> NDArray[Any]:
         raise
     except Exception as error:  # whatever the decoder raises about these bytes
         raise instance.damaged(f"its compressed pixels are damaged ({error})") from error
-    return image
+    return _significant(image, instance) if instance.syntax == _RLE else image
 
 
 def coded_size(data: bytes) -> tuple[int, int, int] | None:
@@ -196,24 +194,6 @@ def coded_size(data: bytes) -> tuple[int, int, int] | None:
         else:
             at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
     return None
-
-
-def _rle(instance: Instance, data: bytes) -> NDArray[Any]:
-    """One segment per byte of a voxel, the highest first, each in PackBits, as in TIFF (PS3.5, annex G)."""
-    dtype, pixels = instance.dtype, instance.rows * instance.columns
-    count, *offsets = struct.unpack_from("<16I", data.ljust(64, b"\0"))
-    segments = list(zip(offsets, [*offsets[1:count], len(data)], strict=False))
-    if count != dtype.itemsize or any(not 64 <= start < end <= len(data) for start, end in segments):
-        raise instance.damaged(f"its RLE stream has {count} segments, expected {dtype.itemsize}, one after the other")
-    planes = np.empty((pixels, count), np.uint8)
-    for segment, (start, end) in enumerate(segments):
-        try:
-            plane = Image.frombytes("L", (pixels, 1), data[start:end], "packbits", "L")
-        except (ValueError, OSError) as error:
-            raise instance.damaged(f"its RLE stream is damaged ({error})") from error
-        planes[:, count - 1 - segment] = np.frombuffer(plane.tobytes(), np.uint8)
-    image = planes.view(dtype.newbyteorder("<")).reshape(instance.rows, instance.columns)
-    return _significant(image, instance)
 
 
 def _significant(image: NDArray[Any], instance: Instance) -> NDArray[Any]:
@@ -272,6 +252,6 @@ def _darken(slices: NDArray[Any], paddings: dict[int, NDArray[np.bool_]]) -> Non
 
 
 def _syntax_name(uid: str) -> str:
-    from pydicom.uid import UID
+    from pydicom._uid_dict import UID_dictionary
 
-    return UID(uid).name or "nothing known"
+    return UID_dictionary[uid][0] if uid in UID_dictionary else visible(uid) or "an unknown syntax"

@@ -301,43 +301,10 @@ def test_nuclear_medicine_is_stacked_from_its_first_position() -> None:
     assert turned.placement.affine[:3, 2] == pytest.approx([0, 0, 2.5])
 
 
-def mosaic(voxels: NDArray[np.int16], normal: tuple[float, float, float] | None) -> list[Dataset]:
-    """A Siemens mosaic of 3 x 3 tiles with its CSA header."""
-    width, height, count = voxels.shape
-    image = np.zeros((3 * height, 3 * width), np.int16)
-    for number in range(count):
-        top, left = height * (number // 3), width * (number % 3)
-        image[top : top + height, left : left + width] = voxels[:, :, number].T
-    affine = make.affine_of()
-    corner = affine.copy()
-    corner[:3, 3] -= affine[:3, 0] * width + affine[:3, 1] * height  # of an image around the same centre
-    data = make.single_frames(image.T[:, :, np.newaxis], corner, modality="MR")[0]
-    data.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
-    data.SpacingBetweenSlices = 2.5
-    block = data.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
-    elements = {"NumberOfImagesInMosaic": [str(count)]}
-    if normal:
-        elements["SliceNormalVector"] = [f"{value:.8f}" for value in normal]
-    block.add_new(0x10, "OB", csa(elements))
-    return [data]
-
-
-def csa(elements: dict[str, list[str]]) -> bytes:
-    import struct
-
-    out = b"SV10\4\3\2\1" + struct.pack("<2I", len(elements), 77)
-    for name, values in elements.items():
-        out += name.encode().ljust(64, b"\0") + struct.pack("<i4s3i", len(values), b"US", 0, len(values) + 1, 77)
-        for value in [*values, ""]:
-            text = value.encode() + b"\0" * bool(value)
-            out += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + b"\0" * (-len(text) % 4)
-    return out
-
-
 @pytest.mark.parametrize(("normal", "step"), [((0, 0, 1), 2.5), ((0, 0, -1), -2.5), (None, 2.5)])
 def test_a_mosaic_is_cut_into_its_slices(normal: tuple[float, float, float] | None, step: float) -> None:
     voxels = voxels_of((20, 18, 7))
-    stored = opened(mosaic(voxels, normal))
+    stored = opened(make.mosaic(voxels, normal))
     assert stored.shape == (20, 18, 7)
     assert np.array_equal(stored.voxels(0), voxels if step > 0 else voxels[:, :, ::-1])
     expected = make.affine_of()
@@ -348,7 +315,7 @@ def test_a_mosaic_is_cut_into_its_slices(normal: tuple[float, float, float] | No
 
 
 def test_a_mosaic_that_does_not_say_how_it_is_divided_is_damaged() -> None:
-    data_sets = mosaic(voxels_of((20, 18, 7)), None)
+    data_sets = make.mosaic(voxels_of((20, 18, 7)), None)
     data_sets[0].private_block(0x0029, "SIEMENS CSA HEADER")[0x10].value = b"SV10\4\3\2\1\xff\xff\xff\x7f"
     assert refusal(data_sets).code == QuarantineCode.INSTANCE_DAMAGED
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import tarfile
@@ -28,14 +27,6 @@ from medret.volume.open import open_volume
 from medret.volume.pixels import coded_size
 from medret.volume.stored import Scaling, StoredVolume
 from tests import dicom_phantoms as make
-
-# 16 x 18 pixels, (column * 37 + row * row * 11) % 3000 - 1000, as JPEG Lossless SV1. pydicom does not write it.
-JPEG_LOSSLESS = base64.b85decode(
-    "|JeV-01FTR5C9SZ0TBTI!~hxq0RaF40{{R300000000001_%cU1Pl-V+5iXv0RRC20QbR!sZym%l`2%JQl(0jDpb6*sZym%l`2%JQl(0jDpaUarAn15"
-    "RH;&>N|h>9sZzH}l`2%JQl(0jDpaXbrAw1irAn15RH;&>N|h>9sZ!=NsZym%l`2%JQl(0jDpa}UDpaXbrAn15RH;&>N|h}hl`2%JQl(0jDpaXbrAn5i"
-    "N|h>9sZym%l`2%JQl(2>rAn15RH;&>N|h>9sZyo1Ql(0jDpaXbrAn15RH;(j=~AUil`2%JQl(0jDpaX&)TvUXN|h>9sZym%l`2%b6H1jTRH;&>N|h>9"
-    "sZym&vXrS(rAn15RH;&>N|h>9yFW^mDpaXbrAn15RH=H6iBkUn|Je"
-)
 
 
 def body(seed: int = 0, shape: tuple[int, int, int] = (24, 20, 9)) -> NDArray[np.int16]:
@@ -168,7 +159,7 @@ def test_colour_is_refused(photometric: str) -> None:
 def test_jpeg_lossless_and_baseline() -> None:
     y, x = np.mgrid[:16, :18]
     data = make.single_frames(np.zeros((18, 16, 1), np.int16))[0]
-    part = Part("a", make.with_stream(data, JPEGLosslessSV1, JPEG_LOSSLESS))
+    part = Part("a", make.with_stream(data, JPEGLosslessSV1, make.JPEG_LOSSLESS))
     voxels = open_volume((part,), Limits()).voxels(0)
     assert np.array_equal(voxels[:, :, 0].T, (x * 37 + y * y * 11) % 3000 - 1000)
 
@@ -207,7 +198,7 @@ def _saved(data: Dataset) -> bytes:
 
 
 def test_a_stream_larger_than_its_header_says_is_not_decoded() -> None:
-    bomb = bytearray(JPEG_LOSSLESS)
+    bomb = bytearray(make.JPEG_LOSSLESS)
     at = bomb.index(b"\xff\xc3") + 5
     bomb[at : at + 4] = struct.pack(">HH", 65000, 65000)
     data = make.single_frames(np.zeros((18, 16, 1), np.int16))[0]
@@ -219,7 +210,7 @@ def test_a_stream_larger_than_its_header_says_is_not_decoded() -> None:
 @pytest.mark.parametrize(
     ("stream", "size"),
     [
-        (JPEG_LOSSLESS, (16, 18, 1)),
+        (make.JPEG_LOSSLESS, (16, 18, 1)),
         (b"\xff\xd8\xff\xff\xf7\0\x0b\x08\0\x20\0\x40\x03", (32, 64, 3)),
         (b"\xff\xd8\xff\xda\0\0\0\0\0\0\0\0\0\0", None),
         (b"\xff\x4f\xff\x51" + struct.pack(">HH8IH", 41, 0, 70, 50, 6, 2, 9, 9, 0, 0, 1), (48, 64, 1)),
