@@ -20,7 +20,7 @@ from medret.archive.series import UNREAD, Division, divided, grouped, is_candida
 from medret.errors import UsageError
 from medret.storage import Identity, StoredObject, folder_entries, reaching
 
-AT_ONCE = 16  # looks
+AT_ONCE = 32  # looks
 _TAR_BYTES = 1 << 20  # of a tar, to look for members in
 _INFLATED_BYTES = 4 << 20
 _ZIP_BYTES = 32 << 20  # of a zip: of its list of members, and of a few of these

@@ -41,6 +41,7 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30  # between two chunks of a body
+CONNECTIONS = 32  # to S3, at a time: listings, looks and the parts of a series are asked for side by side
 
 _STORE_ERRORS = (OSError, ValueError, EOFError, NotImplementedError)
 _TRANSIENT_ERRNO = frozenset(
@@ -226,6 +227,7 @@ def options_of(protocol: str, given: Mapping[str, Any]) -> dict[str, Any]:
         "retries": {"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
+        "max_pool_connections": CONNECTIONS,
     }
     config |= options.pop("config_kwargs", {})
     return {"session": _s3_session(options.pop("profile", None)), "config_kwargs": config, **options}
