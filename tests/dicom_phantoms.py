@@ -78,8 +78,10 @@ def single_frames(
         data.ImageOrientationPatient, data.PixelSpacing = _plane(affine)
         data.ImagePositionPatient = _position(affine, number)
         data.SliceThickness = float(np.linalg.norm(affine[:3, 2]))
-        for keyword, value in tags.items():
-            setattr(data, keyword, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values that scanners should not write
+            for keyword, value in tags.items():
+                setattr(data, keyword, value)
         data_sets.append(data)
     return data_sets
 

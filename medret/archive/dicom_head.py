@@ -58,6 +58,8 @@ _VOLUMETRIC = frozenset(
         "128", "128.1", "130",  # PET, legacy converted PET, enhanced PET
     )
 )  # fmt: skip
+_NUCLEAR_MEDICINE = frozenset({"1.2.840.10008.5.1.4.1.1.5", "1.2.840.10008.5.1.4.1.1.20"})
+_PROJECTIONS = frozenset({"STATIC", "DYNAMIC", "GATED", "WHOLE BODY", "TOMO", "GATED TOMO"})  # others begin with RECON
 _LOCALIZER_TYPES = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 _LOCALIZER = re.compile(r"(?<![a-z])(locali[sz]ers?|scout|topogramm?|surview|scanogram|3[ _-]?plane[ _-]?loc)(?![a-z])")
 
@@ -82,6 +84,8 @@ def kind_of(head: DicomHead) -> Kind:
     An object that does not say its SOP class is taken for an image: its reader reports what is wrong with it.
     """
     if head.sop_class_uid and head.sop_class_uid not in _VOLUMETRIC:
+        return "other"
+    if head.sop_class_uid in _NUCLEAR_MEDICINE and _PROJECTIONS & set(head.image_type[2:3]):
         return "other"
     if _LOCALIZER_TYPES & set(head.image_type) or _LOCALIZER.search(head.description.lower()):
         return "localizer"

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
+from medret.extras import require
 from medret.visible import visible
 from medret.volume.content import Part
 from medret.volume.frames import frames_of
 from medret.volume.header import Limits, check_sides
-from medret.volume.instances import Instance, images_of, text_of
+from medret.volume.instances import Instance, images_of, text_of, unvalidated
 from medret.volume.pixels import check_pixels, decoded
 from medret.volume.stacks import Stack, stack_of
 from medret.volume.stored import Scaling, SeriesFacts, StoredVolume
@@ -28,6 +29,12 @@ def open_series(parts: Sequence[Part], limits: Limits) -> StoredVolume:
 
     Voxels are decoded when they are asked for, which may raise VolumeError INSTANCE_DAMAGED.
     """
+    require("pydicom")
+    with unvalidated():
+        return _opened(parts, limits)
+
+
+def _opened(parts: Sequence[Part], limits: Limits) -> StoredVolume:
     images, left_out = images_of(parts, limits)
     instances = _distinct(images)
     grey = [instance for instance in instances if instance.is_grey]

@@ -7,7 +7,8 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ import numpy as np
 
 from medret.archive.dicom_head import DicomHead, kind_of, read_head
 from medret.errors import QuarantineCode, VolumeError
-from medret.extras import require
 from medret.visible import visible
 from medret.volume.content import Part
 from medret.volume.header import Limits
@@ -25,14 +25,12 @@ from medret.volume.signatures import describe
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+_SYNTAX, _DEFLATED = b"\x02\x00\x10\x00UI", b"1.2.840.10008.1.2.1.99"
 _META_LENGTH_AT, _META_ELEMENTS_AT = 140, 144  # the value of (0002,0000), and where the elements that it counts begin
 _DEFLATED_EXTRA_BYTES = 64 << 20  # of a header, beside the voxels that the limit allows
 _MOST_NAMED = 3
 _START_BYTES = 4096
 _BITS = (8, 16, 32)
-_LONG = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"})
-_UNDEFINED = 0xFFFFFFFF
 
 # The elements that are read. Others, such as names of people and the private data of makers, stay bytes.
 _TOP = """SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate AcquisitionDate AcquisitionTime Modality
@@ -49,13 +47,27 @@ GE_CREATOR, GE_COMPONENT = 0x00430010, 0x0043102F
 _PRIVATE = [CSA_CREATOR, CSA_HEADER, MOSAIC_CREATOR, MOSAIC_IMAGES, GE_CREATOR, GE_COMPONENT]
 
 
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Let pydicom neither check values nor warn of them in the block: medret checks those that it uses."""
+    from pydicom import config
+
+    before = config.settings.reading_validation_mode
+    config.settings.reading_validation_mode = config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        config.settings.reading_validation_mode = before
+
+
 @dataclass(frozen=True, eq=False)
 class Instance:
     """One image of a series. Its pixels are still encoded.
 
     name: of the object, for messages. header: the elements before the pixels that medret reads.
-    syntax: UID of the transfer syntax. data: the object, from the pixels' element on. explicit: whether elements say
-    their type.
+    syntax: UID of the transfer syntax. data: the object, from the pixels' element on.
     """
 
     name: str
@@ -129,7 +141,6 @@ def images_of(parts: Sequence[Part], limits: Limits) -> tuple[list[Instance], Co
 
     Raises VolumeError: INSTANCE_DAMAGED, NO_IMAGE, MIXED_SERIES, TOO_LARGE.
     """
-    require("pydicom")
     left_out: Counter[str] = Counter()
     images: list[Instance] = []
     for part in parts:
@@ -184,14 +195,13 @@ def parsed(part: Part, limits: Limits) -> Instance:
     wanted: list[Any] = [*_TOP.split(), *_PRIVATE]
     data = part.data
     syntax = ""
-    if _DEFLATED.encode() in data[:1024]:
+    at = data.find(_SYNTAX, 0, _START_BYTES) + len(_SYNTAX) + 2  # after its length
+    if data.startswith(_DEFLATED, at):
         data, syntax = _inflated(part, limits), "1.2.840.10008.1.2.1"
     stream = io.BytesIO(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that are not used, or checked here
-            header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
-            syntax = syntax or str(header.file_meta.get("TransferSyntaxUID", "")) or _guessed_syntax(header)
+        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
+        syntax = syntax or str(header.file_meta.get("TransferSyntaxUID", "")) or _guessed_syntax(header)
     except Exception as error:  # whatever pydicom raises about these bytes
         raise damaged(part.name, f"its header cannot be read ({type(error).__name__}: {error})") from error
     return Instance(part.name, header, syntax, memoryview(data)[stream.tell() :])
@@ -217,31 +227,10 @@ def _inflated(part: Part, limits: Limits) -> bytes:
     return data
 
 
-def element_value(instance: Instance, *, is_explicit: bool, order: str) -> tuple[str, memoryview, bool]:
-    """The value of the pixels' element: its VR, the bytes, and whether they are encapsulated.
-
-    Raises VolumeError INSTANCE_DAMAGED if there is none, or if it is cut.
-    """
-    data = instance.data
-    if len(data) < (12 if is_explicit else 8):
-        raise instance.damaged("it has no pixels")
-    vr = bytes(data[4:6]) if is_explicit else b"OW"
-    at = 12 if is_explicit and vr in _LONG else 8
-    (length,) = struct.unpack_from(f"{order}I", data, at - 4)
-    if length == _UNDEFINED:
-        return vr.decode("latin-1"), data[at:], True
-    if at + length > len(data):
-        raise instance.damaged(f"its pixels end after {len(data) - at} of {length} bytes")
-    return vr.decode("latin-1"), data[at : at + length], False
-
-
 def values_of(data_set: Any, keyword: str | int) -> list[Any]:
     """The values of an element; empty if it is missing or cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            element = data_set[keyword] if isinstance(keyword, int) else data_set.get(keyword)
-            value = element.value if isinstance(keyword, int) else element
+        value = data_set[keyword].value if isinstance(keyword, int) else data_set.get(keyword)
     except Exception:  # noqa: BLE001  # whatever pydicom raises about a value: it counts as missing
         return []
     if value is None or value == "":

@@ -7,7 +7,6 @@ offers, those are used that survive damaged streams (docs/decisions/0020).
 from __future__ import annotations
 
 import struct
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
 from medret.visible import visible
 from medret.volume.frames import Frame
-from medret.volume.instances import Instance, element_value, numbers_of, text_of, values_of
+from medret.volume.instances import Instance, numbers_of, text_of, unvalidated, values_of
 from medret.volume.stored import Scaling
 
 _NATIVE: dict[str, Literal["<", ">"]] = {
@@ -27,7 +26,9 @@ _NATIVE: dict[str, Literal["<", ">"]] = {
     "1.2.840.10008.1.2.1": "<",
     "1.2.840.10008.1.2.2": ">",
 }
-_IMPLICIT = "1.2.840.10008.1.2"
+_PIXELS, _REAL_PIXELS = (0x7FE0, 0x0010), {(0x7FE0, 0x0008), (0x7FE0, 0x0009)}
+_LONG_ELEMENT_BYTES = 12  # tag, type and length before a value, in explicit encodings
+_UNDEFINED = 0xFFFFFFFF
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG, _JPEG2000 = ("pylibjpeg", "libjpeg"), ("pylibjpeg", "openjpeg")
 # transfer syntax -> (pydicom's name of the decoder, the package that it imports)
@@ -74,8 +75,7 @@ def decoded(frames: Sequence[Frame], dtype: np.dtype[Any], scaling: Scaling) -> 
     by_instance: defaultdict[Instance, list[tuple[int, Frame]]] = defaultdict(list)
     for number, frame in enumerate(frames):
         by_instance[frame.instance].append((number, frame))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, about values that it corrects
+    with unvalidated():
         for instance, numbered in by_instance.items():
             images = _images(instance, {frame.number for _, frame in numbered})
             is_dark = text_of(instance.header, "PhotometricInterpretation") == "MONOCHROME1"
@@ -94,14 +94,26 @@ def decoded(frames: Sequence[Frame], dtype: np.dtype[Any], scaling: Scaling) -> 
 
 
 def _value(instance: Instance) -> tuple[memoryview, bool]:
-    """The bytes of the pixels' element, and whether 8-bit values lie in big-endian words."""
-    order = _NATIVE.get(instance.syntax, "<")
-    vr, value, is_encapsulated = element_value(instance, is_explicit=instance.syntax != _IMPLICIT, order=order)
-    if is_encapsulated == (instance.syntax in _NATIVE):
-        raise instance.damaged(
-            f"its pixels are not encoded as its transfer syntax says ({_syntax_name(instance.syntax)})"
-        )
-    return value, order == ">" and vr == "OW"
+    """The bytes of the pixels, and whether 8-bit values lie in big-endian words."""
+    data, order = instance.data, _NATIVE.get(instance.syntax, "<")
+    if len(data) < _LONG_ELEMENT_BYTES:
+        raise instance.damaged("it has no pixels")
+    group, element = struct.unpack_from(f"{order}HH", data)
+    if (group, element) in _REAL_PIXELS:
+        raise VolumeError(QuarantineCode.DATATYPE_UNSUPPORTED, "its pixels are real numbers, expected whole ones")
+    if (group, element) != _PIXELS:
+        raise instance.damaged("it has no pixels")
+    vr = bytes(data[4:6])  # or the lower half of the length, which is even and so equals none of these
+    at = _LONG_ELEMENT_BYTES if vr in (b"OB", b"OW", b"UN") else 8
+    (length,) = struct.unpack_from(f"{order}I", data, at - 4)
+    if (length == _UNDEFINED) == (instance.syntax in _NATIVE):
+        name = _syntax_name(instance.syntax)
+        raise instance.damaged(f"its pixels are not encoded as its transfer syntax says ({name})")
+    if length == _UNDEFINED:
+        return data[at:], False
+    if at + length > len(data):
+        raise instance.damaged(f"its pixels end after {len(data) - at} of {length} bytes")
+    return data[at : at + length], order == ">" and vr == b"OW"
 
 
 def _images(instance: Instance, wanted: set[int]) -> dict[int, NDArray[Any]]:

@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ _SAME_PLACE = 0.02  # of the spacing between pixels: frames that near share a po
 _EVEN = 0.01  # of the step: slices that near to the affine lie on it
 _WHOLE = 0.05  # of a gap: how near to a multiple of the usual gap one must be to hold missing slices
 _LEAST_TILT = 0.1  # degrees
+_MOST_STACKS = 64  # radial acquisitions have as many as slices
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AXIAL = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -63,7 +64,8 @@ def stack_of(frames: Sequence[Frame]) -> Stack:
     number = max(range(len(stacks)), key=lambda number: len(placed[number]))  # the first of the longest
     places = placed[number]
     depths = [depth for depth, _ in places]
-    columns = [_ranked(column, places) for _, column in places]
+    covered = Counter(content for _, frames in places for content in {frame.content for frame in frames})
+    columns = [sorted(column, key=lambda frame: _rank(frame, covered[frame.content])) for _, column in places]
     count = min(map(len, columns))
     every = [tuple(column[volume] for column in columns) for volume in range(count)]
     first = every[0]
@@ -88,7 +90,7 @@ def stack_of(frames: Sequence[Frame]) -> Stack:
 
 
 def _stacks(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Frames by shape, orientation and spacing; the stacks in the order of their first frames."""
+    """Frames by shape, orientation and spacing; the stacks in the order of their first frames, up to a number."""
     stacks: list[list[Frame]] = []
     for frame in sorted(frames, key=lambda frame: frame.order):
         for stack in stacks:
@@ -96,7 +98,7 @@ def _stacks(frames: Sequence[Frame]) -> list[list[Frame]]:
                 stack.append(frame)
                 break
         else:
-            stacks.append([frame])
+            stacks += [[frame]] if len(stacks) < _MOST_STACKS else []
     return stacks
 
 
@@ -134,25 +136,10 @@ def _by_position(stack: Sequence[Frame]) -> list[tuple[float, list[Frame]]]:
     return places
 
 
-def _ranked(column: list[Frame], places: Sequence[tuple[float, list[Frame]]]) -> list[Frame]:
-    """The frames at one position in the order of the volumes that they belong to (rule 3)."""
-    if len(column) == 1:
-        return column
-    covered: defaultdict[Content, int] = defaultdict(int)
-    for _, frames in places:
-        for content in {frame.content for frame in frames}:
-            covered[content] += 1
-    return sorted(
-        column,
-        key=lambda frame: (
-            not frame.content.is_magnitude,
-            -covered[frame.content],
-            frame.content.echo_ms,
-            frame.content.b_value,
-            frame.content.temporal,
-            frame.order,
-        ),
-    )
+def _rank(frame: Frame, covered: int) -> tuple[Any, ...]:
+    """The place of a frame among those at its position (rule 3). covered: positions that have its content."""
+    content = frame.content
+    return (not content.is_magnitude, -covered, content.echo_ms, content.b_value, content.temporal, frame.order)
 
 
 def _placement(frames: Sequence[Frame], depths: Sequence[float]) -> Placement:

@@ -289,6 +289,7 @@ def test_nuclear_medicine_is_stacked_from_its_first_position() -> None:
     plane = data.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
     del data.PerFrameFunctionalGroupsSequence, data.SharedFunctionalGroupsSequence
     data.SOPClassUID, data.Modality = "1.2.840.10008.5.1.4.1.1.20", "NM"
+    data.ImageType = ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
     make.with_item(data, "DetectorInformationSequence", ImagePositionPatient=first, ImageOrientationPatient=plane)
     data.PixelSpacing, data.SliceThickness, data.SpacingBetweenSlices = [0.9, 0.8], 2.5, 2.5
     data.SliceVector = list(range(1, 7))
@@ -299,6 +300,8 @@ def test_nuclear_medicine_is_stacked_from_its_first_position() -> None:
     turned = opened([data])
     assert np.array_equal(turned.voxels(0), voxels[:, :, ::-1])
     assert turned.placement.affine[:3, 2] == pytest.approx([0, 0, 2.5])
+    data.ImageType = ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]  # projections
+    assert refusal([data]).code == QuarantineCode.NO_IMAGE
 
 
 @pytest.mark.parametrize(("normal", "step"), [((0, 0, 1), 2.5), ((0, 0, -1), -2.5), (None, 2.5)])

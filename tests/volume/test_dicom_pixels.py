@@ -223,6 +223,13 @@ def test_the_size_that_a_stream_states(stream: bytes, size: tuple[int, int, int]
     assert coded_size(stream) == size
 
 
+def test_real_numbers_as_pixels_are_refused() -> None:
+    data = make.single_frames(body().astype(np.int32))[0]
+    data.FloatPixelData = data.PixelData
+    del data.PixelData
+    assert refusal((Part("a", make.encoded(data)),)).code == QuarantineCode.DATATYPE_UNSUPPORTED
+
+
 def test_an_unknown_syntax_is_named() -> None:
     data = make.single_frames(body())[0]
     error = refusal((Part("a", make.with_stream(data, "1.2.840.10008.1.2.4.102", b"\0" * 64)),))
@@ -281,12 +288,13 @@ def test_a_text_beside_the_images_is_left_out() -> None:
     assert stored.series.left_out == {"not DICOM": 1}
 
 
-def test_a_deflated_bomb_is_bounded() -> None:
+def test_a_deflated_bomb_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medret.volume.instances._DEFLATED_EXTRA_BYTES", MIB)
     data = make.single_frames(body())[0]
     head = make.encoded(data, "deflated")
     length = struct.unpack_from("<I", head, 140)[0]
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = head[: 144 + length] + deflater.compress(bytes(80 * MIB)) + deflater.flush()
+    bomb = head[: 144 + length] + deflater.compress(bytes(4 * MIB)) + deflater.flush()
     assert len(bomb) < MIB
     assert refusal((Part("a", bomb),), Limits(max_voxels_bytes=MIB)).code == QuarantineCode.TOO_LARGE
 
@@ -323,7 +331,7 @@ def test_zips_and_tars_of_a_series_are_that_series() -> None:
         assert np.array_equal(stored.voxels(0), expected)
 
 
-def test_zips_and_tars_are_bounded_and_checked() -> None:
+def test_zips_and_tars_are_bounded_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make.parts_of(make.single_frames(body()))
     archive = zipped(parts, {})
     assert refused(archive[:-200]).code == QuarantineCode.BUNDLE_CORRUPT
@@ -331,8 +339,9 @@ def test_zips_and_tars_are_bounded_and_checked() -> None:
     broken[200:260] = bytes(60)
     assert refused(bytes(broken)).code == QuarantineCode.BUNDLE_CORRUPT
     assert refused(tarred(parts, "w")[:4000]).code == QuarantineCode.BUNDLE_CORRUPT
-    bomb = zipped((), {"a.dcm": bytes(300 * MIB)})
+    bomb = zipped((), {f"{number}.dcm": bytes(MIB) for number in range(20)})
     assert len(bomb) < MIB
+    monkeypatch.setattr("medret.volume.bundles._HEADERS_BYTES", 16 * MIB)
     assert refused(bomb, Limits(max_voxels_bytes=MIB)).code == QuarantineCode.TOO_LARGE
     assert refused(zipped((), {"scan.nii.gz": b"x"})).code == QuarantineCode.NOT_NIFTI
 
