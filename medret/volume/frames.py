@@ -21,7 +21,6 @@ from medret.volume.instances import (
     Instance,
     items_of,
     numbers_of,
-    text_of,
     texts_of,
     values_of,
 )
@@ -32,6 +31,8 @@ from medret.volume.stored import Scaling
 _NOT_MAGNITUDE = re.compile(r"(P|PH|PHASE|R|REAL|I|IMAGINARY|VELOCITY|FIELD|B0)([ _].*)?")
 _DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 _LEAST_SINE = 0.9  # between a row and a column
+
+Reader = Callable[[Any, str], list[Any]]  # of an element's values: numbers_of or texts_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,38 @@ class Frame:
         return self.position is not None and self.is_oriented
 
 
+@dataclass(frozen=True)
+class _Properties:
+    """Where the properties of a frame stand.
+
+    own: its functional groups, shared: those of all frames, header: of the instance; the first that has a property
+    counts. common: what the last two say, found once for all frames.
+    """
+
+    own: Any
+    shared: Any
+    header: Any
+    common: dict[tuple[Reader, str], list[Any]]
+
+    def find(self, read: Reader, keyword: str, *sequences: str) -> list[Any]:
+        """The values of an element, in one of these functional groups or in the header."""
+        if found := _in_groups(self.own, read, keyword, sequences):
+            return found
+        key = (read, keyword)
+        if key not in self.common:
+            self.common[key] = _in_groups(self.shared, read, keyword, sequences) or read(self.header, keyword)
+        return self.common[key]
+
+    def number(self, keyword: str, *sequences: str) -> float:
+        """The first value of an element; 0 without one."""
+        found: float = next(iter(self.find(numbers_of, keyword, *sequences)), 0.0)
+        return found
+
+    def text(self, keyword: str) -> str:
+        """The first value of an element in the header; empty without one."""
+        return next(iter(self.find(texts_of, keyword)), "")
+
+
 def frames_of(instance: Instance) -> list[Frame]:
     """All frames of an instance, those of a mosaic cut out; raises VolumeError INSTANCE_DAMAGED."""
     header, count = instance.header, instance.frames
@@ -89,7 +122,11 @@ def frames_of(instance: Instance) -> list[Frame]:
     shared = next(iter(items_of(header, "SharedFunctionalGroupsSequence")), None)
     if count > 1 and 0 < len(own) < count:
         raise instance.damaged(f"it describes {len(own)} of its {count} frames")
-    frames = [_frame(instance, number, own[number] if own else None, shared) for number in range(count)]
+    common: dict[tuple[Reader, str], list[Any]] = {}
+    frames = [
+        _frame(instance, number, _Properties(own[number] if own else None, shared, header, common))
+        for number in range(count)
+    ]
     if count > 1 and not own:
         return _stacked(frames)
     if count == 1 and not own and (mosaic := mosaic_of(instance)):
@@ -97,40 +134,27 @@ def frames_of(instance: Instance) -> list[Frame]:
     return frames
 
 
-def _frame(instance: Instance, number: int, own: Any, shared: Any) -> Frame:
-    header = instance.header
-
-    def find(read: Callable[[Any, str], list[Any]], keyword: str, *sequences: str) -> list[Any]:
-        for group in (own, shared):
-            for sequence in sequences:
-                for item in items_of(group, sequence)[:1]:
-                    if found := read(item, keyword):
-                        return found
-        return read(header, keyword)
-
-    def number_in(keyword: str, *sequences: str, default: float | None = None) -> float | None:
-        return next(iter(find(numbers_of, keyword, *sequences)), default)
-
-    detector = next(iter(items_of(header, "DetectorInformationSequence")), None)
+def _frame(instance: Instance, number: int, of: _Properties) -> Frame:
+    detector = None if of.own else next(iter(items_of(instance.header, "DetectorInformationSequence")), None)
     position = (
-        find(numbers_of, "ImagePositionPatient", "PlanePositionSequence")
-        or find(numbers_of, "ImagePositionVolume", "PlanePositionVolumeSequence")
+        of.find(numbers_of, "ImagePositionPatient", "PlanePositionSequence")
+        or of.find(numbers_of, "ImagePositionVolume", "PlanePositionVolumeSequence")
         or numbers_of(detector, "ImagePositionPatient")
     )
     directions = (
-        find(numbers_of, "ImageOrientationPatient", "PlaneOrientationSequence")
-        or find(numbers_of, "ImageOrientationVolume", "PlaneOrientationVolumeSequence")
+        of.find(numbers_of, "ImageOrientationPatient", "PlaneOrientationSequence")
+        or of.find(numbers_of, "ImageOrientationVolume", "PlaneOrientationVolumeSequence")
         or numbers_of(detector, "ImageOrientationPatient")
     )
     axes = _axes(directions)
-    spacing = find(numbers_of, "PixelSpacing", "PixelMeasuresSequence")
-    spacing = spacing or numbers_of(header, "ImagerPixelSpacing") or numbers_of(header, "NominalScannedPixelSpacing")
-    step = number_in("SpacingBetweenSlices", "PixelMeasuresSequence")
-    step = step or number_in("SliceThickness", "PixelMeasuresSequence")
-    slope = number_in("RescaleSlope", "PixelValueTransformationSequence", default=1.0) or 1.0
-    inter = number_in("RescaleIntercept", "PixelValueTransformationSequence", default=0.0) or 0.0
-    acquisition = number_in("FrameAcquisitionNumber", "FrameContentSequence") or number_in("AcquisitionNumber")
-    trigger = number_in("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence") or number_in("TriggerTime")
+    spacing = (
+        of.find(numbers_of, "PixelSpacing", "PixelMeasuresSequence")
+        or of.find(numbers_of, "ImagerPixelSpacing")
+        or of.find(numbers_of, "NominalScannedPixelSpacing")
+    )
+    measures = "PixelMeasuresSequence"
+    slope = of.number("RescaleSlope", "PixelValueTransformationSequence") or 1.0
+    inter = of.number("RescaleIntercept", "PixelValueTransformationSequence")
     return Frame(
         instance=instance,
         number=number,
@@ -138,32 +162,40 @@ def _frame(instance: Instance, number: int, own: Any, shared: Any) -> Frame:
         shape=(instance.rows, instance.columns),
         source=f"{instance.uid}#{number + 1}" if instance.frames > 1 else instance.uid,
         position=np.array(position) if len(position) == 3 else None,
-        location=next(iter(numbers_of(header, "SliceLocation")), None) if own is None else None,
-        axes=_patient_axes(header) if axes is None else axes,
+        location=next(iter(of.find(numbers_of, "SliceLocation")), None),
+        axes=_patient_axes(instance.header) if axes is None else axes,
         is_oriented=axes is not None,
         spacing=(abs(spacing[1]), abs(spacing[0])) if len(spacing) == 2 and all(spacing) else None,
-        step=step or None,
+        step=of.number("SpacingBetweenSlices", measures) or of.number("SliceThickness", measures) or None,
         scaling=Scaling(slope, inter),
         content=Content(
-            is_magnitude=_is_magnitude(instance, find),
-            echo_ms=number_in("EffectiveEchoTime", "MREchoSequence") or number_in("EchoTime") or 0.0,
-            b_value=number_in("DiffusionBValue", "MRDiffusionSequence") or 0.0,
+            is_magnitude=_is_magnitude(of),
+            echo_ms=of.number("EffectiveEchoTime", "MREchoSequence") or of.number("EchoTime"),
+            b_value=of.number("DiffusionBValue", "MRDiffusionSequence"),
             temporal=int(
-                number_in("TemporalPositionIndex", "FrameContentSequence")
-                or number_in("TemporalPositionIdentifier")
-                or _from_vector(header, number)
+                of.number("TemporalPositionIndex", "FrameContentSequence")
+                or of.number("TemporalPositionIdentifier")
+                or _from_vector(of, number)
             ),
-            types=tuple(_types(find)),
+            types=tuple(_types(of)),
         ),
         order=(
-            acquisition or 0,
-            number_in("InstanceNumber") or 0,
-            trigger or 0,
-            text_of(header, "AcquisitionDate") + text_of(header, "AcquisitionTime"),
+            of.number("FrameAcquisitionNumber", "FrameContentSequence") or of.number("AcquisitionNumber"),
+            of.number("InstanceNumber"),
+            of.number("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence") or of.number("TriggerTime"),
+            of.text("AcquisitionDate") + of.text("AcquisitionTime"),
             number,
             instance.uid,
         ),
     )
+
+
+def _in_groups(groups: Any, read: Reader, keyword: str, sequences: Sequence[str]) -> list[Any]:
+    for sequence in sequences:
+        for item in items_of(groups, sequence)[:1]:
+            if found := read(item, keyword):
+                return found
+    return []
 
 
 def _axes(directions: Sequence[float]) -> NDArray[np.float64] | None:
@@ -185,30 +217,31 @@ def _patient_axes(header: Any) -> NDArray[np.float64] | None:
     return _axes([float(part) for direction in found for part in direction]) if len(found) == 2 else None
 
 
-def _types(find: Callable[..., list[Any]]) -> list[str]:
+def _types(of: _Properties) -> list[str]:
     sequences = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
-    found = find(texts_of, "FrameType", *sequences) or find(texts_of, "ImageType")
+    found = of.find(texts_of, "FrameType", *sequences) or of.find(texts_of, "ImageType")
     return [text.upper() for text in found[2:]]
 
 
-def _is_magnitude(instance: Instance, find: Callable[..., list[Any]]) -> bool:
-    if text_of(instance.header, "Modality") != "MR":
+def _is_magnitude(of: _Properties) -> bool:
+    if of.text("Modality") != "MR":
         return True
-    component = find(texts_of, "ComplexImageComponent", "MRImageFrameTypeSequence")
+    component = of.find(texts_of, "ComplexImageComponent", "MRImageFrameTypeSequence")
     if component and component[0].upper() in ("PHASE", "REAL", "IMAGINARY"):
         return False
-    makers = [str(value).strip() for value in values_of(instance.header, GE_CREATOR)]
-    if makers == ["GEMS_PARM_01"] and next(iter(numbers_of(instance.header, GE_COMPONENT)), 0) in (1, 2, 3):
+    makers = [str(value).strip() for value in values_of(of.header, GE_CREATOR)]
+    if makers == ["GEMS_PARM_01"] and next(iter(numbers_of(of.header, GE_COMPONENT)), 0) in (1, 2, 3):
         return False
-    return not any(_NOT_MAGNITUDE.fullmatch(text) for text in _types(find))
+    return not any(_NOT_MAGNITUDE.fullmatch(text) for text in _types(of))
 
 
-def _from_vector(header: Any, number: int) -> float:
+def _from_vector(of: _Properties, number: int) -> float:
     """The time slot or phase of a frame of nuclear medicine."""
     for keyword in ("TimeSlotVector", "PhaseVector"):
-        vector = numbers_of(header, keyword)
+        vector = of.find(numbers_of, keyword)
         if number < len(vector):
-            return vector[number]
+            slot: float = vector[number]
+            return slot
     return 0.0
 
 
