@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from medret.archive.dicom_head import DicomHead, is_uid, kind_of
 from medret.archive.looks import AT_ONCE, candidates_in, head_at, heads_in, packed_head
-from medret.archive.series import RULES, Division, Group, Groups, Series, Whole, divided, is_dicom, suffix_of
+from medret.archive.series import RULES, Division, Group, Groups, Series, Whole, divided, is_dicom, is_packed, suffix_of
 from medret.archive.skip_rules import FOUND
 from medret.errors import QuarantineCode
 from medret.schemas import OBJECTS
@@ -157,7 +157,8 @@ class Grouping:
 
     def _look(self, single: tuple[str, Identity]) -> DicomHead | None:
         path, identity = single
-        return head_at(self.uri_of(path)) or packed_head(self.uri_of(path), identity.size_bytes)
+        uri = self.uri_of(path)
+        return packed_head(uri, identity.size_bytes) if is_packed(path) else head_at(uri)
 
 
 def _in_root(division: Division, entries: Callable[[], Mapping[str, Identity]]) -> Division:

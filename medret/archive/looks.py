@@ -16,22 +16,29 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from medret.archive.dicom_head import HEAD_BYTES, DicomHead, is_uid, read_head
-from medret.archive.series import UNREAD, Division, divided, grouped, is_candidate
+from medret.archive.series import UNCLEAR, Division, divided, grouped, is_candidate
 from medret.errors import UsageError
 from medret.storage import Identity, StoredObject, folder_entries, reaching
 
 AT_ONCE = 32  # looks
+_TEXT_BYTES = 272  # without a zero byte among them, an object is text
 _TAR_BYTES = 1 << 20  # of a tar, to look for members in
 _INFLATED_BYTES = 4 << 20
 _ZIP_BYTES = 32 << 20  # of a zip: of its list of members, and of a few of these
 _ZIP_BLOCK = 64 << 10  # per request
 _MEMBERS = 8  # candidates in a zip or tar that are looked at
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ELOOP)
+_UNCLEARABLE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ELOOP)
 
 
 def head_at(uri: str) -> DicomHead | None:
-    """The head of an object; None if it is not DICOM, UNREAD if it cannot be read. Raises StorageError."""
-    return _unless_unreadable(uri, lambda: read_head(StoredObject(uri).read(0, HEAD_BYTES)))
+    """The head of an object; None if it is not DICOM, UNCLEAR if that cannot be told. Raises StorageError."""
+
+    def look() -> DicomHead | None:
+        data = StoredObject(uri).read(0, HEAD_BYTES)
+        is_text = data and b"\0" not in data[:_TEXT_BYTES]
+        return read_head(data) or (None if is_text else UNCLEAR)
+
+    return _unless_unreadable(uri, look)
 
 
 def packed_head(uri: str, size_bytes: int) -> DicomHead | None:
@@ -53,11 +60,11 @@ def _unless_unreadable(uri: str, look: Callable[[], DicomHead | None]) -> DicomH
         try:
             return look()
         except (FileNotFoundError, PermissionError):
-            return UNREAD
+            return UNCLEAR
         except OSError as error:
-            if error.errno not in _UNREADABLE:
+            if error.errno not in _UNCLEARABLE:
                 raise
-            return UNREAD
+            return UNCLEAR
 
 
 class _Ranges(io.RawIOBase):

@@ -1,8 +1,9 @@
 """DICOM series in folders: which objects can be instances, what identifies a series, and how a folder is divided.
 
 A folder with one series is that volume; of a folder with several, each is FOLDER/SeriesInstanceUID. To tell the two
-apart, the first and the last candidate of each suffix are looked at, and all of them only if these differ. What is read
-of an object is its first bytes. Pure functions, but for the two that they are given: `look` and `entries`.
+apart, the first and the last candidate of each suffix are looked at, and all of them only if these differ; before a
+suffix is taken for that of other objects, its largest one. What is read of an object is its first bytes. Pure
+functions, but for the two that they are given: `look` and `entries`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from medret.storage import Identity, is_text
 Look = Callable[[Collection[str]], Mapping[str, DicomHead | None]]  # names -> heads; None: not DICOM
 Entries = Callable[[], Mapping[str, Identity]]  # the candidates of a folder, listed now
 
-UNREAD = DicomHead()  # this very value: of an object that cannot be read. What is wrong shows when its volume is read
-_DICOM_SUFFIXES = (".dcm", ".dic", ".dicom", ".ima")  # an object that cannot be read is DICOM by its suffix
+# This very value is that of an object that may be a damaged instance: it cannot be read, or its bytes are neither DICOM
+# nor text. Among DICOM objects, and with a suffix of DICOM, it is taken for one; its reader reports what is wrong.
+UNCLEAR = DicomHead()
+_DICOM_SUFFIXES = (".dcm", ".dic", ".dicom", ".ima")
 RULES = {"localizer": "localizer", "other": "not_an_image"}
 
 # Names of objects of other kinds. All others, with any suffix or none, may be instances: their first bytes tell.
@@ -57,8 +60,13 @@ def packed(lower: pa.ChunkedArray) -> pa.ChunkedArray:
 def is_candidate(name: str) -> bool:
     """Whether an object of this name may be an instance: it is not hidden and has no suffix of another kind."""
     lower = name.lower()
-    other = re.search(_OTHER, lower) or re.search(_PACKED, lower) or lower == "dicomdir"
+    other = re.search(_OTHER, lower) or is_packed(name) or lower == "dicomdir"
     return is_text(name) and not name.startswith(".") and not other
+
+
+def is_packed(path: str) -> bool:
+    """Whether a path ends as that of a zip or tar does."""
+    return re.search(_PACKED, path.lower()) is not None
 
 
 def is_weak(etag: str) -> bool:
@@ -131,16 +139,20 @@ class Whole:
 
 @dataclass(slots=True)
 class Group:
-    """The candidates of a folder that have one suffix. first, last: in the order of their names."""
+    """The candidates of a folder that have one suffix. first, last: in the order of their names. largest: in bytes."""
 
     whole: Whole = field(default_factory=Whole)
     first: str = ""
     last: str = ""
+    largest: str = ""
+    most_bytes: int = -1
 
     def add(self, name: str, size_bytes: int, etag: str | None, mtime: str | None) -> None:
         """Add one candidate."""
         self.first = min(self.first or name, name)
         self.last = max(self.last, name)
+        if size_bytes > self.most_bytes:
+            self.largest, self.most_bytes = name, size_bytes
         self.whole.add(name, size_bytes, etag, mtime)
 
 
@@ -187,13 +199,15 @@ def divided(
     partial: some of the objects in the folder that could be instances are not in `groups`, nor in `entries`.
     mixed: the folder is known to hold more than the objects at the ends of its groups show.
     """
-    heads = look({name for group in groups.values() for name in (group.first, group.last)})
-    ends = {suffix: (heads[group.first], heads[group.last]) for suffix, group in groups.items()}
-    dicom = {suffix: group for suffix, group in groups.items() if _may_be_dicom(suffix, ends)}
+    seen = _looked_at(groups, look)
+    dicom = {
+        suffix: group
+        for suffix, group in groups.items()
+        if any(map(is_dicom, seen[suffix])) or (suffix in _DICOM_SUFFIXES and any(seen[suffix]))
+    }
     others = sum(group.whole.count for suffix, group in groups.items() if suffix not in dicom)
     skipped = Counter(not_a_volume=others)
-    seen = {head for suffix in dicom for head in ends[suffix]}
-    head = _of_one_series(seen)
+    head = _of_one_series({head for suffix in dicom for head in seen[suffix]})
     if head is None or mixed:
         chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom} if dicom else {}
         return _by_series(chosen, look, skipped, partial)
@@ -204,6 +218,17 @@ def divided(
     return Division((Series(head.series_uid, whole, names, True, head.modality or None),), {}, _counted(skipped))
 
 
+def _looked_at(groups: Mapping[str, Group], look: Look) -> dict[str, set[DicomHead | None]]:
+    """The heads that tell what the candidates with each suffix are."""
+    heads = dict(look({name for group in groups.values() for name in (group.first, group.last)}))
+    seen = {suffix: {heads[group.first], heads[group.last]} for suffix, group in groups.items()}
+    unlike = [suffix for suffix, found in seen.items() if not any(map(is_dicom, found))]
+    heads |= look({groups[suffix].largest for suffix in unlike} - heads.keys())
+    for suffix in unlike:
+        seen[suffix].add(heads[groups[suffix].largest])
+    return seen
+
+
 def _of_one_series(heads: Collection[DicomHead | None]) -> DicomHead | None:
     """One of these heads if all are images of one series. What is skipped is not taken for the whole of its folder."""
     images = [head for head in heads if head and head.series_uid and kind_of(head) == "image"]
@@ -212,15 +237,8 @@ def _of_one_series(heads: Collection[DicomHead | None]) -> DicomHead | None:
 
 
 def is_dicom(head: DicomHead | None) -> bool:
-    """Whether an object was read and is DICOM."""
-    return head is not None and head is not UNREAD
-
-
-def _may_be_dicom(suffix: str, ends: Mapping[str, tuple[DicomHead | None, ...]]) -> bool:
-    """Whether some object with a suffix is DICOM, or cannot be read beside others that are."""
-    if any(head is UNREAD for head in ends[suffix]) and suffix not in _DICOM_SUFFIXES:
-        return any(is_dicom(head) for heads in ends.values() for head in heads)
-    return any(head is not None for head in ends[suffix])
+    """Whether an object is DICOM without doubt."""
+    return head is not None and head is not UNCLEAR
 
 
 def _by_series(chosen: Mapping[str, Identity], look: Look, skipped: Counter[str], partial: bool) -> Division:
