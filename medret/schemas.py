@@ -90,6 +90,8 @@ LEDGER = pa.schema(
         pa.field("body_region", pa.string()),
         pa.field("organ", pa.string()),
         pa.field("metadata", pa.map_(pa.string(), pa.string())),  # other labels
+        pa.field("origins", pa.map_(pa.string(), pa.string())),  # label -> table | dicom | bids | msd | path
+        pa.field("found", pa.map_(pa.string(), pa.string())),  # labels in the volume's own tags, used or not
         pa.field("facts", pa.string()),  # medret.volume.read.VolumeFacts as JSON
         pa.field("slices", pa.int32(), nullable=False),  # slice vectors per model; 0 in quarantine
         pa.field("shards", pa.map_(pa.string(), pa.string())),  # recipe digest -> key of the embedding shard
@@ -97,13 +99,8 @@ LEDGER = pa.schema(
     ]
 )
 
-# The labels of volumes, in memory only: columns of the ledger, and where each label comes from.
-VOLUME_LABELS = pa.schema(
-    [
-        *(LEDGER.field(name) for name in ("volume_id", *LABELS, "metadata")),
-        pa.field("origins", pa.map_(pa.string(), pa.string())),  # name -> table | dicom | bids | msd | path
-    ]
-)
+# The labels of volumes, in memory only: columns of the ledger.
+VOLUME_LABELS = pa.schema([LEDGER.field(name) for name in ("volume_id", *LABELS, "metadata", "origins")])
 
 # One row per file of the snapshot.
 FILES = pa.schema(

@@ -14,6 +14,7 @@ import pytest
 
 from medret import schemas
 from medret.cli.main import _parser
+from medret.dicom_labels import LABEL_OF
 from medret.errors import QuarantineCode
 from medret.index.rows import ROW_FILE
 
@@ -53,6 +54,12 @@ def test_formats_describe_every_column(fields: object) -> None:
     names = [field.name for field in fields]  # type: ignore[attr-defined]  # a list of fields or a schema of them
     assert names
     assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_every_tag_that_gives_a_label_is_listed() -> None:
+    section = read("docs/dicom.md").partition("## Labels, and personal data")[2].partition("\n## ")[0]
+    table = "".join(line for line in section.splitlines() if line.startswith("|"))
+    assert set(re.findall(r"`([A-Z]\w+)`", table)) == set(LABEL_OF)
 
 
 def test_operations_explain_every_quarantine_code() -> None:

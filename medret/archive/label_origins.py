@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.schemas import LABELS, PART_ROWS, VOLUME_LABELS
+from medret.schemas import LABELS, PART_ROWS, VOLUME_LABELS, taken
 
 ORIGINS = TABLE, DICOM, BIDS, MSD, PATH = ("table", "dicom", "bids", "msd", "path")
 
@@ -73,6 +73,55 @@ def with_found(labels: pa.Table, found: pa.ChunkedArray) -> pa.Table:
     return _labels(ids, [*_entries(labels, rows), _of_pairs(pairs, rows, DICOM)])
 
 
+def without(found: pa.ChunkedArray, names: Collection[str]) -> pa.ChunkedArray:
+    """What was found (see `with_found`), without these names."""
+    if not names:
+        return found
+    pairs = _pairs(found)
+    entries = _of_pairs(pairs, pa.array(np.arange(len(pairs))), DICOM)
+    stays = _numbers(pc.invert(pc.is_in(entries.names, pa.array(sorted(names), pa.string()))))
+    return pa.chunked_array([_maps(entries.rows[stays], entries.names, entries.texts, stays, len(pairs))])
+
+
+def names_of(found: pa.ChunkedArray) -> pa.Array:
+    """The names that were found, per row, with commas between them; null for none. found: see `with_found`."""
+    pairs = _pairs(found)
+    lengths = pc.fill_null(pc.list_value_length(pairs), 0).to_numpy()
+    ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    joined = pc.binary_join(pa.ListArray.from_arrays(ends, pc.list_flatten(pairs).field("key")), ",")
+    return pc.if_else(pa.array(lengths > 0), joined, None)
+
+
+def own(labels: pa.Table, names: pa.Array) -> pa.Table:
+    """The labels (schemas.VOLUME_LABELS) that are not from tags, and that those found in tags do not replace.
+
+    So a table, and paths, give a row of a ledger the same labels as before if its own ones are equal to theirs.
+    names: per row, what was found (see `names_of`).
+    """
+    places = _numbers(pc.is_valid(names))
+    if not len(places):
+        return labels
+    part, numbers = taken(labels, pa.array(places)), np.arange(len(places))
+    listed = pc.split_pattern(names.take(pa.array(places)), ",")
+    words = pc.unique(pc.list_flatten(listed))
+    found = pc.list_parent_indices(listed).to_numpy() * len(words) + _codes(pc.list_flatten(listed), words)
+    kept = []
+    marks = _of_pairs(_pairs(part["origins"]), pa.array(numbers), "")
+    mixed = pa.array(
+        np.unique(marks.rows[_numbers(pc.not_equal(marks.texts, DICOM))])
+    )  # of most series, all is from tags
+    for each in _entries(taken(part, mixed), mixed):
+        code = _codes(each.names, words)
+        replaced = (code >= 0) & np.isin(each.rows * len(words) + code, found)
+        origin = _codes(each.origins, pa.array(ORIGINS))
+        stays = np.flatnonzero((origin == 0) | ~(replaced | (origin == ORIGINS.index(DICOM))))
+        rest = (texts.take(pa.array(stays)) for texts in (each.names, each.texts, each.origins))
+        kept.append(_Entries(each.rows[stays], *rest))
+    order = np.arange(labels.num_rows)
+    order[places] = labels.num_rows + numbers
+    return taken(pa.concat_tables([labels, _labels(_array(part["volume_id"]), kept)]), pa.array(order))
+
+
 def between(labels: pa.Table, first: str, last: str) -> pa.Table:
     """The rows whose ids lie in this range, both ends included. labels: sorted by volume_id."""
     ids = labels["volume_id"]
@@ -108,10 +157,9 @@ def _labels(ids: pa.Array, entries: Sequence[_Entries]) -> pa.Table:
     names, texts, origins = (
         pa.concat_arrays([none, *(getattr(each, name) for each in entries)]) for name in ("names", "texts", "origins")
     )
-    order = np.argsort(pc.index_in(origins, pa.array(ORIGINS)).to_numpy(), kind="stable")
+    order = np.argsort(_codes(origins, pa.array(ORIGINS)), kind="stable")
     words = pa.array([*LABELS, *sorted(set(pc.unique(names).to_pylist()).difference(LABELS))], pa.string())
-    codes = pc.index_in(names, words).to_numpy().astype(np.int64)
-    keys, first = np.unique((rows * len(words) + codes)[order], return_index=True)  # the first of each
+    keys, first = np.unique((rows * len(words) + _codes(names, words))[order], return_index=True)  # the first of each
     chosen, rows, codes = order[first], keys // len(words), keys % len(words)
     columns = [_scattered(texts, chosen[codes == code], rows[codes == code], len(ids)) for code in range(len(LABELS))]
     other = codes >= len(LABELS)
@@ -152,6 +200,16 @@ def _of_column(name: str, column: pa.Array, origin: pa.Array | str, rows: pa.Arr
     count = len(places)
     origins = pa.repeat(origin, count) if isinstance(origin, str) else origin.filter(valid)
     return _Entries(places.to_numpy().astype(np.int64), pa.repeat(name, count), column.drop_null(), origins)
+
+
+def _codes(texts: pa.Array, words: pa.Array) -> NDArray[np.int64]:
+    """The place of each text among the words; -1 for others."""
+    codes: NDArray[np.int64] = pc.fill_null(pc.index_in(texts, words), -1).to_numpy().astype(np.int64)
+    return codes
+
+
+def _numbers(mask: pa.Array) -> NDArray[np.int64]:
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
 
 
 def _of_pairs(pairs: pa.Array, rows: pa.Array, origin: str) -> _Entries:

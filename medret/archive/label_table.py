@@ -32,7 +32,8 @@ from medret.storage import normalise_uri, read_uri, redacted
 # BIDS requires n/a; pandas, R and Excel write the others for a missing value.
 MISSING = frozenset({"", "-", "n/a", "na", "#n/a", "<na>", "nan", "nat", "none", "null"})
 
-ID_COLUMNS = ("volume_id", "path")  # a row names its volume in one of them
+ID_COLUMNS = ("volume_id", "path")  # a row names its volume in one of them, or its series in one of SERIES_COLUMNS
+SERIES_COLUMNS = ("crdc_series_uuid", "series_aws_url", "SeriesInstanceUID")  # of DICOM and idc-index, the best first
 
 _PARQUET_MAGIC = b"PAR1"
 _OTHER_FILES = (
@@ -175,8 +176,8 @@ def _parquet(name: str, data: bytes) -> tuple[list[str], list[pa.ChunkedArray]]:
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A Parquet column as text, in Python's words if it is of another type."""
-    if pa.types.is_string(column.type):
-        return column
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.string())
     parts = [column.slice(at, PART_ROWS).to_pylist() for at in range(0, len(column), PART_ROWS)]
     texts = [
         [value.decode() if isinstance(value, bytes) else None if value is None else str(value) for value in part]

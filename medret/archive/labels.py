@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ class LabelJoin:
     source: URI of the table; None without one. table_volumes: those that have a row in it; None: all of `labels`.
     unmatched_example: the first unmatched name. volume_example: the first volume's id.
     root: for a table from another machine, the folder before the ids there.
+    series: volumes that are series in folders, whose tags give labels when they are read.
     origins: see `label_origins.counts`.
     ignored: path -> reason, for dataset.json files of other tools and participants.tsv files that cannot be read.
     """
@@ -46,6 +47,7 @@ class LabelJoin:
     volume_example: str | None = None
     root: str | None = None
     table_volumes: int | None = None
+    series: int = 0
     origins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,19 +95,29 @@ def read_labels(table_uri: str | None, listing: Listing) -> LabelJoin:
     rows matches a volume.
     """
     objects = listing.objects
-    example = objects["volume_id"][0].as_py() if objects.num_rows else None
     table = join_table(table_uri, listing) if table_uri is not None else None
     named, ignored = _from_paths(listing)
     tables = [table.labels, *named] if table else named
     labels = tables[0] if len(tables) == 1 else origins.merged(objects["volume_id"], tables)
-    found = origins.counts(labels)
-    without = objects.num_rows - labels.num_rows
+    join = LabelJoin(
+        labels,
+        table.unmatched_rows if table else 0,
+        objects.num_rows - labels.num_rows,
+        volume_example=objects["volume_id"][0].as_py() if objects.num_rows else None,
+        series=len(objects) - objects["parts"].null_count,
+        origins=origins.counts(labels),
+        ignored=ignored,
+    )
     if table is None:
-        return LabelJoin(labels, 0, without, volume_example=example, origins=found, ignored=ignored)
-    return LabelJoin(
-        labels, table.unmatched_rows, without, table.name, table.ambiguous_rows, table.unmatched_example, example,
-        table.root, table.labels.num_rows, found, ignored,
-    )  # fmt: skip
+        return join
+    return replace(
+        join,
+        source=table.name,
+        table_volumes=table.labels.num_rows,
+        ambiguous_rows=table.ambiguous_rows,
+        unmatched_example=table.unmatched_example,
+        root=table.root,
+    )
 
 
 def labels_of(volume_ids: pa.ChunkedArray, labels: pa.Table) -> pa.Table:

@@ -1,26 +1,31 @@
 """Join the rows of a user's table to the volumes of a listing.
 
 A row names its volume in the column `volume_id` or `path`. Ids are joined by column; `medret.archive.volume_names`
-finds the volumes of the rows that write them in another way. The columns subject, modality, body_region and organ
-become labels, all others metadata.
+finds the volumes of the rows that write them in another way. A table without these columns, such as that of idc-index,
+names series: a volume belongs to the row whose SeriesInstanceUID, or UUID in the Imaging Data Commons, ends its name.
+
+The columns subject, modality, body_region and organ become labels, all others metadata. In place of subject and
+body_region there may be PatientID and BodyPartExamined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.archive.label_origins import TABLE, from_columns
-from medret.archive.label_table import ID_COLUMNS, Table, read_table
+from medret.archive.label_table import ID_COLUMNS, SERIES_COLUMNS, Table, read_table
 from medret.archive.listing import Listing
 from medret.archive.volume_names import Finder, Match
+from medret.body_regions import body_region
 from medret.errors import UsageError
 from medret.modalities import modality_label
-from medret.schemas import LABELS, VOLUME_LABELS, in_order, in_pieces
+from medret.schemas import LABELS, VOLUME_LABELS, in_order, in_pieces, taken
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,40 @@ def join_table(uri: str, listing: Listing) -> TableJoin:
     """
     table = read_table(uri)
     columns = _known_columns(table)
+    if columns.keys().isdisjoint(ID_COLUMNS):
+        return _of_series(columns, table, listing)
     rows = _joined(columns, table, listing)
     labels = _distinct(table.name, _labelled(columns, table, rows.volume_ids))
     unmatched = pc.indices_nonzero(pc.is_null(rows.volume_ids))
     example = next(iter(_names(columns, table, unmatched[:1])[0]), "") if len(unmatched) else None
     return TableJoin(table.name, labels, len(unmatched), rows.ambiguous, example, rows.root)
+
+
+_SERIES = (
+    r"(?:^|[/_])(?:(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})|(?P<uid>[0-9]+(?:\.[0-9]+){3,}))"
+    r"(?:/\*?|\.(?i:nii|nii\.gz|zip|tar|tgz|tar\.gz))?$"
+)
+
+
+def _of_series(columns: Mapping[str, int], table: Table, listing: Listing) -> TableJoin:
+    """Join rows that name series to the volumes whose names end in them."""
+    ids = listing.objects["volume_id"]
+    ends = pc.extract_regex(ids, _SERIES)
+    named = pa.nulls(len(ids), pa.int32())
+    for column in (name for name in SERIES_COLUMNS if name in columns):
+        cells = table.cells.column(columns[column])
+        if column == "series_aws_url":
+            cells = pc.struct_field(pc.extract_regex(cells, _SERIES), "uuid")
+        names = pc.struct_field(ends, "uid" if column == "SeriesInstanceUID" else "uuid")
+        named = pc.coalesce(named, pc.index_in(pc.if_else(pc.equal(names, ""), None, names), cells.combine_chunks()))
+    volumes, rows = ids.filter(pc.is_valid(named)), pc.drop_null(named)
+    chosen = Table(table.name, taken(table.cells, rows.combine_chunks()))
+    labels = _labelled(columns, chosen, volumes)
+    left = np.ones(table.cells.num_rows, np.bool_)
+    left[rows.to_numpy()] = False
+    key = columns[next(name for name in SERIES_COLUMNS if name in columns)]
+    example = table.cells.column(key).filter(pa.array(left))[:1].to_pylist()
+    return TableJoin(table.name, labels, int(left.sum()), 0, (example[0] or "") if example else None, None)
 
 
 @dataclass(frozen=True)
@@ -108,18 +142,24 @@ def _match(names: Sequence[str], finder: Finder) -> Match:
 def _known_columns(table: Table) -> dict[str, int]:
     """Known column name -> its number. Case does not matter."""
     columns: dict[str, int] = {}
+    known = {name.lower(): name for name in (*ID_COLUMNS, *LABELS)}
     for number, name in enumerate(table.cells.column_names):
-        known = name.lower()
-        if known not in (*ID_COLUMNS, *LABELS):
+        if (ours := known.get(name.lower())) is None:
             continue
-        if known in columns:
-            raise UsageError(f"{table.name}: column {known} appears twice")
-        columns[known] = number
-    if not any(name in columns for name in ID_COLUMNS):
-        raise UsageError(
-            f"{table.name}: there is no column volume_id or path to name each row's volume; "
-            f"its columns are {', '.join(table.cells.column_names)}"
-        )
+        if ours in columns:
+            raise UsageError(f"{table.name}: column {ours} appears twice")
+        columns[ours] = number
+    others = {name.lower(): number for number, name in enumerate(table.cells.column_names)}
+    for name, label in (("PatientID", "subject"), ("BodyPartExamined", "body_region")):
+        if label not in columns and name.lower() in others:
+            columns[label] = others[name.lower()]
+    if columns.keys().isdisjoint(ID_COLUMNS):
+        columns |= {name: others[name.lower()] for name in SERIES_COLUMNS if name.lower() in others}
+        if columns.keys().isdisjoint(SERIES_COLUMNS):
+            raise UsageError(
+                f"{table.name}: there is no column volume_id or path to name each row's volume, nor SeriesInstanceUID "
+                f"to name its series; its columns are {', '.join(table.cells.column_names)}"
+            )
     return columns
 
 
@@ -127,22 +167,26 @@ def _labelled(columns: Mapping[str, int], table: Table, volume_ids: pa.Array) ->
     """The labels of the rows that name a volume (schemas.VOLUME_LABELS), in the order of the rows."""
     rows = table.cells.append_column("", volume_ids).filter(pc.is_valid(volume_ids))
     named = {name: columns[name] for name in LABELS if name in columns}
-    used = columns.values()
+    used = {number for name, number in columns.items() if name not in SERIES_COLUMNS}
     named |= {name: number for number, name in enumerate(table.cells.column_names) if number not in used}
     parts = [VOLUME_LABELS.empty_table()]
     for part in in_pieces([rows]):
         texts = {name: part.column(number).combine_chunks() for name, number in named.items()}
-        if "modality" in texts:
-            texts["modality"] = _modality_labels(texts["modality"])
+        for name, words in _VOCABULARIES.items():
+            if name in texts:
+                texts[name] = _in_words(texts[name], words)
         parts.append(from_columns(part[""].combine_chunks(), texts, TABLE))
     return pa.concat_tables(parts)
 
 
-def _modality_labels(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The column in medret's words for modalities."""
+_VOCABULARIES = {"modality": modality_label, "body_region": lambda text: body_region(text) or text}
+
+
+def _in_words(column: pa.Array, vocabulary: Callable[[str], str]) -> pa.Array:
+    """The column in medret's words."""
     words = pc.unique(column)
-    labels = [None if word is None else modality_label(word) for word in words.to_pylist()]
-    return pa.array(labels, pa.string()).take(pc.index_in(column, words))
+    ours = [None if word is None else vocabulary(word) for word in words.to_pylist()]
+    return pa.array(ours, pa.string()).take(pc.index_in(column, words))
 
 
 def _distinct(name: str, labels: pa.Table) -> pa.Table:

@@ -4,7 +4,8 @@ Nothing is shuffled, and a volume that failed stays in its row, with a code. The
 the ledger, files and journal that are made from them have their schemas in medret.schemas.
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, parts, names, modality, canary
-            out: + content_sha256, code, reason, facts, planes, positions, relative, positions_mm, pixels_<size>...
+            out: + content_sha256, code, reason, facts, found, planes, positions, relative, positions_mm,
+                 pixels_<size>...
     embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
     write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
 
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from medret.recipe import Recipe
-from medret.schemas import OBJECTS
+from medret.schemas import LEDGER, OBJECTS
 
 SOURCE = pa.schema(
     [
@@ -50,6 +51,7 @@ SLICED = [
     pa.field("code", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("facts", pa.string()),
+    pa.field("found", LEDGER.field("found").type),  # labels in the volume's own tags
     pa.field("planes", pa.list_(pa.string())),
     pa.field("positions", pa.list_(pa.int32())),
     pa.field("relative", pa.list_(pa.float32())),

@@ -159,7 +159,7 @@ def plan_index(request: IndexRequest) -> IndexPlan:
         up_to_date=is_up_to_date(request, inputs, state, recipes, plan),
         listed=inputs.listing.listed,
         skipped=dict(inputs.listing.skipped),
-        labels=label_facts(inputs.labels, int(pc.sum(state.base.ledger["ct_without_hu"]).as_py() or 0)),
+        labels=_label_facts(inputs, state.base.ledger),
         causes={**plan.causes(), "gone": len(plan.gone)},
         lost={"live": lost.live, "gone": lost.gone},
         to_compare=plan.count("check"),
@@ -172,6 +172,13 @@ def plan_index(request: IndexRequest) -> IndexPlan:
         refusals=tuple(_refusals(request, inputs, state, plan)),
         label_notes=(*inputs.listing.notes, *label_lines(inputs.labels)),
     )
+
+
+def _label_facts(inputs: Inputs, ledger: pa.Table) -> dict[str, Any]:
+    """Counts about labels, as far as they are known before any volume is read. ledger: store_state.KNOWN."""
+    tagged = ledger["volume_id"].filter(pc.is_valid(ledger["found"]))
+    tagged = tagged.filter(pc.is_in(tagged, value_set=inputs.listing.objects["volume_id"]))
+    return label_facts(inputs.labels, tagged, int(pc.sum(ledger["ct_without_hu"]).as_py() or 0))
 
 
 def _refusals(request: IndexRequest, inputs: Inputs, state: State, plan: Plan) -> list[str]:

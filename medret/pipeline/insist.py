@@ -145,9 +145,18 @@ def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: 
         raise UsageError(labels.mismatch)
 
 
-def label_facts(labels: LabelJoin, ct_without_hu: int) -> dict[str, Any]:
-    """Counts about the labels of a run, for reports. ct_without_hu: volumes labelled CT without Hounsfield units."""
-    return {**labels.to_json(), "ct_without_hu": ct_without_hu}
+def label_facts(labels: LabelJoin, tagged: pa.ChunkedArray, ct_without_hu: int) -> dict[str, Any]:
+    """Counts about the labels of a run, for reports.
+
+    tagged: ids of the volumes with labels in their own tags. ct_without_hu: volumes labelled CT without Hounsfield
+    units.
+    """
+    facts = labels.to_json()
+    if len(tagged):
+        more = pc.sum(pc.invert(pc.is_in(tagged, value_set=labels.labels["volume_id"]))).as_py()
+        facts |= {"matched": facts["matched"] + more, "unlabelled_volumes": facts["unlabelled_volumes"] - more}
+        facts["from_dicom"] = len(tagged)
+    return {**facts, "ct_without_hu": ct_without_hu}
 
 
 def say_labels(reporter: Reporter, labels: LabelJoin) -> None:
@@ -163,8 +172,10 @@ def label_lines(labels: LabelJoin) -> list[str]:
         if origin in PLACES:
             counts = ", ".join(f"{name} of {count}" for name, count in found.items() if name != "volumes")
             lines.append(f"labels from {PLACES[origin]} for {found['volumes']} volumes: {counts}")
+    if labels.series:
+        lines.append(f"labels of {labels.series} DICOM series are read from their tags, with the volumes")
     if labels.source is None:
-        if not labels.labels.num_rows:
+        if not labels.labels.num_rows and labels.series < labels.unlabelled_volumes:
             lines.append(f"no labels: {labels.unlabelled_volumes} volumes have none (--labels TABLE gives them)")
         return lines
     several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""

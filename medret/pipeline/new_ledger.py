@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.archive import labels_of
+from medret.archive import label_origins, labels_of
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.steps import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
-from medret.schemas import LABELS, LEDGER, PART_ROWS, QUARANTINE, in_order, in_parts, taken
+from medret.schemas import LEDGER, PART_ROWS, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
 from medret.snapshot.files import ShardKey
 from medret.snapshot.liveness import entries
 
@@ -87,6 +86,14 @@ class NewLedger:
         return in_order(table.filter(pc.is_valid(table["code"])), "volume_id")
 
     @property
+    def tagged(self) -> pa.ChunkedArray:
+        """The volumes with labels in their own tags."""
+        live = self.state.rows.slice(0, len(self.kept)).select(["volume_id", "found"]).filter(pa.array(self.kept))
+        stay = live["volume_id"].filter(pc.is_valid(live["found"]))
+        new = self.changed["volume_id"].filter(pc.is_valid(label_origins.names_of(self.changed["found"])))
+        return pa.chunked_array([*stay.chunks, *new.chunks], pa.string())
+
+    @property
     def ct_without_hu(self) -> int:
         """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.facts)."""
         live = self.state.rows["ct_without_hu"].slice(0, len(self.kept)).to_numpy()
@@ -121,7 +128,7 @@ def assemble(
     for part in sources.parts():
         count = int((~part.made_now).sum())
         ledger = _rows_of_part(plan, part, stored.slice(first, count), made, copied)
-        parts.append(_with_labels(ledger, labels))
+        parts.append(_with_labels(ledger, labels, plan.target.hidden))
         first += count
     gone = rows_of(state.rows.select(["volume_id"]), plan.gone)["volume_id"].combine_chunks()
     return NewLedger(state, kept, pa.concat_tables(parts), gone, rows)
@@ -253,13 +260,13 @@ def _refused(ledger: pa.Table, refused: Mapping[str, VolumeError], ruleset_diges
     return _with_columns(ledger, columns)
 
 
-def _with_labels(ledger: pa.Table, labels: pa.Table) -> pa.Table:
-    """Fill the label columns of a part of the ledger, which is in order. labels: schemas.VOLUME_LABELS."""
-    ids, known = ledger["volume_id"], labels["volume_id"]
-    first = bisect_left(known, ids[0].as_py(), key=lambda one: one.as_py())
-    last = bisect_right(known, ids[-1].as_py(), first, key=lambda one: one.as_py())
-    found = labels_of(ids, labels.slice(first, last - first))
-    return _with_columns(ledger, {name: found[name] for name in (*LABELS, "metadata")})
+def _with_labels(ledger: pa.Table, labels: pa.Table, hidden: Collection[str]) -> pa.Table:
+    """Fill the label columns of a part of the ledger, which is in order, from `labels` and from what tags say."""
+    ids, found = ledger["volume_id"], label_origins.without(ledger["found"], hidden)
+    given = labels_of(ids, label_origins.between(labels, ids[0].as_py(), ids[-1].as_py()))
+    merged = label_origins.with_found(given, found)
+    columns = {name: merged[name] for name in VOLUME_LABELS.names[1:]}
+    return _with_columns(ledger, columns | {"found": found})
 
 
 def _uris(plan: Plan, part: pa.Table) -> pa.ChunkedArray:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.archive import ArchiveObject, Listing
+from medret.archive import ArchiveObject, Listing, label_origins
 from medret.archive.series import WEAK, is_weak
 from medret.pipeline.sql import query
 from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
@@ -111,16 +111,27 @@ def make_plan(listing: Listing, labels: pa.Table, state: StoreState, target: Tar
     live, others = known.slice(0, state.journal_from), in_order(known.slice(state.journal_from), "volume_id")
     numbers = {"journal_from": state.journal_from, "older_from": state.older_from}
     judged = {"ruleset": target.ruleset_digest, "retry": target.retry, "transient": sorted(map(str, TRANSIENT_CODES))}
-    labels = with_digests(labels)
     parts, gone = [PLAN.empty_table()], [np.zeros(0, np.int64)]
     for objects, *stored, labelled in _ranges(listing.objects, live, others, labels):
         places = pa.array(np.arange(objects.num_rows, dtype=np.int32))
         tables = {"objects": objects.append_column("place", places), "known": pa.concat_tables(stored)}
-        found = query(STEPS, tables | {"labels": labelled}, **judged, **numbers, all=(1 << len(target.recipes)) - 1)
+        given = with_digests(label_origins.own(labelled, _found(labelled, stored[0])))
+        found = query(STEPS, tables | {"labels": given}, **judged, **numbers, all=(1 << len(target.recipes)) - 1)
         parts.append(_part(objects, found))
         gone.append(query(GONE, tables, journal_from=state.journal_from)["row"].to_numpy().astype(np.int64))
     plan = Plan(pa.concat_tables(parts), np.concatenate(gone), listing, state, target)
     return _perhaps_stored(plan, known)
+
+
+def _found(labels: pa.Table, live: pa.Table) -> pa.Array:
+    """The names of the labels that the live ledger's rows of these volumes have from tags."""
+    found = live.select(["volume_id", "found"]).filter(pc.is_valid(live["found"])).combine_chunks()
+    return (
+        found["found"]
+        .cast(pa.string())
+        .combine_chunks()
+        .take(pc.index_in(labels["volume_id"], found["volume_id"]).combine_chunks())
+    )
 
 
 def _ranges(objects: pa.Table, *tables: pa.Table) -> Iterator[list[pa.Table]]:

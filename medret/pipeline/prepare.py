@@ -217,6 +217,7 @@ def plan_run(
         ruleset_digest=ruleset_digest(request, recipes),
         retry=request.retry_quarantined,
         copies=not request.slices.slices.startswith("random"),
+        hidden=request.hidden_labels,
     )
     plan = make_plan(inputs.listing, inputs.labels.labels, state.known, target)
     if state.older is None:
@@ -241,12 +242,22 @@ def ruleset_digest(request: IndexRequest, recipes: Sequence[Recipe]) -> str:
 
 
 def changes_every_row(inputs: Inputs, state: State, target: Target) -> bool:
-    """Whether no row of the live ledger can stay: all have other URIs now, or vectors of recipes that go."""
+    """Whether no row of the live ledger can stay: all have other URIs now, or vectors of recipes that go.
+
+    They do not stay either if some have labels from tags that are hidden now: a base of the ledger must not keep those.
+    """
     manifest = state.base.manifest
     if manifest is None:
         return False
     stored = {entry.digest for entry in manifest.recipes}
-    return manifest.archive_uri != inputs.listing.archive_uri or not stored <= set(target.recipes)
+    moved = manifest.archive_uri != inputs.listing.archive_uri
+    return moved or not stored <= set(target.recipes) or _keeps_hidden(state, target)
+
+
+def _keeps_hidden(state: State, target: Target) -> bool:
+    """Whether the live ledger has labels from tags that are hidden now."""
+    named = pc.unique(state.base.ledger["found"]).drop_null().to_pylist()
+    return any(not target.hidden.isdisjoint(names.split(",")) for names in named)
 
 
 def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: Sequence[Recipe], plan: Plan) -> bool:
@@ -267,4 +278,4 @@ def is_up_to_date(request: IndexRequest, inputs: Inputs, state: State, recipes: 
         manifest.archive_uri,
     ]
     relabelled = plan.table["relabelled"].filter(pc.is_valid(plan.table["live"]))
-    return requested == published and not pc.any(relabelled).as_py()
+    return requested == published and not pc.any(relabelled).as_py() and not _keeps_hidden(state, plan.target)

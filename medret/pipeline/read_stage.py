@@ -40,12 +40,16 @@ Contents = Iterator[tuple[dict[str, Any], Content]]
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Turns the bytes of each object into uint8 slices at every image size of the run. Decodes each volume once."""
+    """Turns the bytes of each object into uint8 slices at every image size of the run. Decodes each volume once.
+
+    hidden: names of labels in tags that are not stored.
+    """
 
     recipe: SliceRecipe
     image_sizes: tuple[int, ...]
     limits: Limits
     counter: Any
+    hidden: frozenset[str] = frozenset()
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=given_options, repr=False)
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -88,10 +92,16 @@ class ReadStage:
             "content_sha256": [sha256],
             "code": [code],
             "reason": [reason],
+            "found": [_found(volume, self.hidden) if volume else None],
             **_sliced_columns(volume),
             **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.image_sizes},
         }
         return columns, len(volume.slices) if volume else 0
+
+
+def _found(volume: SlicedVolume, hidden: frozenset[str]) -> list[tuple[str, str]]:
+    """The labels in the volume's own tags, by name, as Arrow takes a map."""
+    return sorted((name, text) for name, text in volume.labels.items() if name not in hidden and text)
 
 
 def _binary(pixels: NDArray[np.uint8] | None) -> pa.Array:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
+from medret.dicom_labels import labels_of_tags
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.index import IndexSettings
@@ -22,14 +23,22 @@ DEFAULT_MODEL = "efficientnet_lite0"
 # A GPU node of a cloud needs up to ten minutes to start and to install or fetch the software; a zone may be short of
 # them for longer. A scheduled run may wait for that, as long as it ends before the next one begins.
 WAIT_MINUTES = 30.0
-NAME_LISTS = ("exclude", "models", "planes", "aggregations", "expect")  # options that take one name or several
+NAME_LISTS = (
+    "exclude",
+    "no_dicom_labels",
+    "models",
+    "planes",
+    "aggregations",
+    "expect",
+)  # options that take one name or several
 
 
 @dataclass(frozen=True)
 class IndexRequest:
     """One run of `medret index`.
 
-    archive, store: fsspec URIs. labels: URI of a table, or None. pattern: glob below the archive. exclude: globs to
+    archive, store: fsspec URIs. labels: URI of a table, or None. no_dicom_labels: tags, by their keywords, that give no
+    labels, or `all`. pattern: glob below the archive. exclude: globs to
     leave out. include_masks: index what is named as a mask, or looks like one, too. inventory: URI of the manifest.json
     of an S3 Inventory, to read in place of a listing. storage_options: of the filesystems of remote places
     (`medret.storage.storage_options`). models: distinct names; empty means those of the live snapshot,
@@ -45,6 +54,7 @@ class IndexRequest:
     archive: str
     store: str
     labels: str | None = None
+    no_dicom_labels: tuple[str, ...] = ()
     pattern: str | None = None
     exclude: tuple[str, ...] = ()
     include_masks: bool = False
@@ -97,6 +107,7 @@ class IndexRequest:
             raise UsageError(f"archive and store are both {self.store}; give the store a place of its own")
         for what, uri in (("archive", self.archive), ("store", self.store), *self.weights.items()):
             refuse_secrets(uri, what)
+        labels_of_tags(self.no_dicom_labels)
         parse_slice_plan(self.slices.slices)
         if self.slices.ct_window not in CT_WINDOWS:
             raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")
@@ -124,6 +135,11 @@ class IndexRequest:
         return Location(self.store)
 
     @property
+    def hidden_labels(self) -> frozenset[str]:
+        """The names of the labels that are not taken from tags."""
+        return labels_of_tags(self.no_dicom_labels)
+
+    @property
     def volume_limits(self) -> Limits:
         """`limits`, and whether volumes that look like masks are quarantined."""
         return replace(self.limits, refuse_masks=not self.include_masks)
@@ -142,6 +158,7 @@ class IndexKeywords(TypedDict, total=False):
     """
 
     labels: str | None
+    no_dicom_labels: str | Sequence[str]
     pattern: str | None
     exclude: str | Sequence[str]
     include_masks: bool

@@ -176,6 +176,7 @@ def request_facts(request: IndexRequest) -> dict[str, Any]:
         "archive": request.archive,
         "store": request.store,
         "labels": redacted(request.labels) if request.labels else None,
+        "no_dicom_labels": list(request.no_dicom_labels),
         "pattern": request.pattern,
         "exclude": list(request.exclude),
         "include_masks": request.include_masks,

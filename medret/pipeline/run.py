@@ -154,7 +154,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         lost=lost(run.log, plan),
         stale=outcomes.stale(unusable),
         skipped=run.inputs.listing.skipped,
-        labels=label_facts(run.inputs.labels, ledger.ct_without_hu),
+        labels=label_facts(run.inputs.labels, ledger.tagged, ledger.ct_without_hu),
         slices=0,
         seconds=time.monotonic() - run.clock,
         streaming_s=0.0,
@@ -203,7 +203,8 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
             fields = {**run.reporter.fields, "volume_id": row["volume_id"], "code": row["code"]}
             logger.warning("cannot be read now, keeps its stored vectors: %s", row["volume_id"], extra=fields)
         counts = outcomes.counts(inputs.listing, plan, ledger)
-        log.facts |= {"counts": asdict(counts), "labels": label_facts(inputs.labels, ledger.ct_without_hu)}
+        labels = label_facts(inputs.labels, ledger.tagged, ledger.ct_without_hu)
+        log.facts |= {"counts": asdict(counts), "labels": labels}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
                 f"refused to publish: none of the {plan.table.num_rows} volumes of {request.archive} could be "
@@ -308,7 +309,7 @@ def _stream(
             counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                target.ruleset_digest, counts.handle, request.shard_volumes,
+                target.ruleset_digest, counts.handle, request.shard_volumes, target.hidden,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):

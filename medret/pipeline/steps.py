@@ -54,13 +54,14 @@ class Target:
 
     recipes: digests. ruleset_digest: digest of all that decides whether a volume is quarantined.
     retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
-    (false if the slices are drawn by a generator seeded with the name).
+    (false if the slices are drawn by a generator seeded with the name). hidden: names of labels that tags do not give.
     """
 
     recipes: tuple[str, ...]
     ruleset_digest: str
     retry: bool = False
     copies: bool = True
+    hidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from medret.archive import label_origins
 from medret.errors import VersionError
 from medret.pipeline.sql import query
-from medret.schemas import FILES, LABELS, LEDGER, PART_ROWS, TOMBSTONES, taken
+from medret.schemas import FILES, LEDGER, PART_ROWS, TOMBSTONES, VOLUME_LABELS, taken
 from medret.snapshot import (
     Journal,
     Manifest,
@@ -26,7 +27,8 @@ from medret.snapshot import (
 from medret.snapshot.liveness import entries
 from medret.storage import Location
 
-# The columns of a ledger that a plan needs. The others are read for the rows that are written again.
+# The columns of a ledger that a plan needs. The others are read for the rows that are written again. The modality is
+# the one that the reader was given: null if the volume's own tags told it.
 PLANNED = (
     "volume_id", "size_bytes", "etag", "mtime", "content_sha256", "status", "code", "modality", "slices", "shards",
     "judged_by",
@@ -36,8 +38,9 @@ TYPES = {"status": CODED, "code": CODED, "modality": CODED, "judged_by": CODED, 
 KNOWN = pa.schema(
     [
         *(pa.field(name, TYPES.get(name, LEDGER.field(name).type)) for name in PLANNED),
-        pa.field("labels", pa.uint64()),  # digest of the labels; null: it has none
+        pa.field("labels", pa.uint64()),  # digest of the labels that are not from tags; null: it has none
         pa.field("ct_without_hu", pa.bool_()),  # of its facts
+        pa.field("found", CODED),  # names of the labels in its tags (label_origins.names_of)
     ]
 )
 
@@ -45,7 +48,8 @@ Rows = Callable[..., pa.Table]  # (numbers, names of columns or all) -> rows of 
 
 DIGESTS = """
     SELECT CASE WHEN coalesce(subject, modality, body_region, organ) IS NOT NULL OR cardinality(metadata) > 0
-        THEN hash(subject, modality, body_region, organ, coalesce(metadata, MAP {})) END AS labels
+        THEN hash(subject, modality, body_region, organ, coalesce(metadata, MAP {}), coalesce(origins, MAP {}))
+        END AS labels
     FROM labelled ORDER BY place
 """
 
@@ -126,11 +130,10 @@ def read_base(store: Location) -> BaseSnapshot:
 
 def known_rows(ledger: pa.Table) -> pa.Table:
     """The columns KNOWN of a part of a ledger (schemas.LEDGER)."""
-    columns = [*(ledger[name] for name in PLANNED), _digests(ledger), without_hu(ledger["facts"])]
-    return _known(columns)
-
-
-def _known(columns: Sequence[pa.ChunkedArray | pa.Array]) -> pa.Table:
+    names = label_origins.names_of(ledger["found"])
+    labels = label_origins.own(ledger.select(VOLUME_LABELS.names), names)
+    planned = (labels["modality"] if name == "modality" else ledger[name] for name in PLANNED)
+    columns = [*planned, _digests(labels), without_hu(ledger["facts"]), names]
     return pa.table([column.cast(f.type) for column, f in zip(columns, KNOWN, strict=True)], schema=KNOWN)
 
 
@@ -146,15 +149,13 @@ def with_digests(labels: pa.Table) -> pa.Table:
 
 def _digests(table: pa.Table) -> pa.ChunkedArray:
     places = pa.array(np.arange(table.num_rows, dtype=np.int32))
-    return query(DIGESTS, {"labelled": table.select([*LABELS, "metadata"]).append_column("place", places)})["labels"]
+    return query(DIGESTS, {"labelled": table.select(VOLUME_LABELS.names[1:]).append_column("place", places)})["labels"]
 
 
 def store_state(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
     """Put the rows of all three together. older: rows of older snapshots (schemas.LEDGER)."""
     others = pa.concat_tables([journal.ledger, LEDGER.empty_table() if older is None else older])
-    nothing = pa.nulls(others.num_rows)
-    known = _known([*(others[name] for name in PLANNED), nothing, nothing])
-    rows = pa.concat_tables([base.ledger, known])
+    rows = pa.concat_tables([base.ledger, known_rows(others)])
     return StoreState(rows, base.ledger.num_rows, base.ledger.num_rows + journal.ledger.num_rows, others)
 
 

@@ -54,7 +54,10 @@ class ModelJob:
 
 @dataclass(frozen=True)
 class Stages:
-    """What all stages share. ruleset_digest: see plan.Target. counter: handle of the StageCounter actor."""
+    """What all stages share. ruleset_digest: see plan.Target. counter: handle of the StageCounter actor.
+
+    hidden: names of labels in tags that are not stored.
+    """
 
     store: Location
     slices: SliceRecipe
@@ -63,13 +66,15 @@ class Stages:
     ruleset_digest: str
     counter: Any
     shard_volumes: int
+    hidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Streamed:
     """The results of a stream.
 
-    ledger: schemas.LEDGER; of the labels, only the modality. files: schemas.FILES. canaries: batch_schema.CANARIES.
+    ledger: schemas.LEDGER; of the labels, only the modality that was given, and those found in tags.
+    files: schemas.FILES. canaries: batch_schema.CANARIES.
     statistics: Ray Data's own, as text.
     """
 
@@ -122,7 +127,7 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
     # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
     dataset = dataset.map_batches(
-        ReadStage(stages.slices, sides, stages.limits, stages.counter).run,
+        ReadStage(stages.slices, sides, stages.limits, stages.counter, stages.hidden).run,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=pools.read_cpus,

@@ -33,7 +33,7 @@ class WriteStage:
     counter: Any
 
     def run(self, table: pa.Table) -> pa.Table:
-        """Write the shard. Return one row of Arrow IPC: `ledger` (schemas.LEDGER, no labels), `files` and `canaries`.
+        """Write the shard. Return one row of Arrow IPC: `ledger` (see stream.Streamed), `files` and `canaries`.
 
         When this returns, the group is durable: first its vectors were written to the store, then the journal entry.
         """
@@ -95,7 +95,7 @@ class WriteStage:
 
     def _ledger_row(self, row: dict[str, Any], shard: str | None) -> dict[str, Any]:
         ok = row["code"] is None
-        names = ("volume_id", "uri", "size_bytes", "etag", "mtime", "content_sha256", "facts", "modality")
+        names = ("volume_id", "uri", "size_bytes", "etag", "mtime", "content_sha256", "facts", "found", "modality")
         return {
             **{name: row[name] for name in names},
             "status": "embedded" if ok else "quarantined",

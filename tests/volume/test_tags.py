@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from medret.body_regions import body_region
+from medret.dicom_labels import LABEL_OF
 from medret.volume import Limits
 from medret.volume.open import open_volume
-from medret.volume.tags import LABELS, body_region
 from tests import dicom_phantoms as make
 
 
@@ -73,7 +74,7 @@ def test_all_labels_have_names_that_are_listed() -> None:
         ConvolutionKernel="B30f",
         SeriesDescription="a",
     )
-    assert set(found) == set(LABELS) - {"sequence"}
+    assert set(found) == set(LABEL_OF.values()) - {"sequence"}
     assert found["StudyDate"] == "20260131"
     assert found["SeriesInstanceUID"] == "1.2.826.0.7"
 
