@@ -5,8 +5,10 @@ docs/dicom.md says what is read, by which rules, and what is refused.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from medret.visible import visible
 from medret.volume.content import Part
 from medret.volume.frames import frames_of
 from medret.volume.header import Limits, check_sides
-from medret.volume.instances import Instance, images_of, text_of, unvalidated
+from medret.volume.instances import Instance, images_of, numbers_of, text_of, unvalidated
 from medret.volume.pixels import check_pixels, decoded
 from medret.volume.stacks import Stack, stack_of
 from medret.volume.stored import Scaling, SeriesFacts, StoredVolume
@@ -41,7 +43,7 @@ def _opened(parts: Sequence[Part], limits: Limits) -> StoredVolume:
     if not grey:
         seen = visible(text_of(instances[0].header, "PhotometricInterpretation"))
         raise VolumeError(QuarantineCode.DATATYPE_UNSUPPORTED, f"its pixels are colours ({seen}), expected grey values")
-    _check_size(grey, limits)
+    _check_size(sum(instance.voxels_bytes for instance in grey), limits)
     for instance in grey:
         check_pixels(instance)
     stack = stack_of([frame for instance in grey for frame in frames_of(instance)])
@@ -50,6 +52,7 @@ def _opened(parts: Sequence[Part], limits: Limits) -> StoredVolume:
     rows, columns = stack.volumes[0][0].shape
     sides = (columns, rows, len(stack.volumes[0]))
     check_sides(sides, limits)
+    _check_size(math.prod(sides) * dtype.itemsize, limits)
 
     def voxels(time_point: int) -> NDArray[np.generic]:
         return decoded(stack.volumes[time_point], dtype, scaling)
@@ -69,20 +72,22 @@ def _opened(parts: Sequence[Part], limits: Limits) -> StoredVolume:
 
 
 def _distinct(images: Sequence[Instance]) -> list[Instance]:
-    """Each SOP instance once, in an order that does not depend on the names of objects."""
-    known: dict[str, Instance] = {}
+    """Each SOP instance once, in an order that does not depend on the names of objects.
+
+    Equal UIDs are not enough: some anonymisers give all instances the same.
+    """
+    known: dict[Any, Instance] = {}
     for instance in sorted(images, key=lambda instance: (instance.uid, bytes(instance.data[:64]), len(instance.data))):
-        known.setdefault(instance.uid or str(id(instance)), instance)
+        place = (tuple(numbers_of(instance.header, name)) for name in ("InstanceNumber", "ImagePositionPatient"))
+        known.setdefault((instance.uid, *place) if instance.uid else id(instance), instance)
     return list(known.values())
 
 
-def _check_size(instances: Sequence[Instance], limits: Limits) -> None:
-    total = sum(instance.voxels_bytes for instance in instances)
-    if total > limits.max_voxels_bytes:
+def _check_size(voxels_bytes: int, limits: Limits) -> None:
+    if voxels_bytes > limits.max_voxels_bytes:
         raise VolumeError(
             QuarantineCode.TOO_LARGE,
-            f"the headers of its {len(instances)} instances declare {total} bytes of voxels; the limit is "
-            f"{limits.max_voxels_bytes}",
+            f"the headers declare {voxels_bytes} bytes of voxels; the limit is {limits.max_voxels_bytes}",
         )
 
 

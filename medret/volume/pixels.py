@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -72,22 +72,23 @@ def decoded(frames: Sequence[Frame], dtype: np.dtype[Any], scaling: Scaling) -> 
     rows, columns = frames[0].shape
     slices = np.empty((len(frames), rows, columns), dtype=dtype)
     paddings: dict[int, NDArray[np.bool_]] = {}
-    by_instance: defaultdict[Instance, list[tuple[int, Frame]]] = defaultdict(list)
-    for number, frame in enumerate(frames):
-        by_instance[frame.instance].append((number, frame))
+    wanted: defaultdict[Instance, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for place, frame in enumerate(frames):
+        wanted[frame.instance][frame.number].append(place)
     with unvalidated():
-        for instance, numbered in by_instance.items():
-            images = _images(instance, {frame.number for _, frame in numbered})
+        for instance, places in wanted.items():
             is_dark = text_of(instance.header, "PhotometricInterpretation") == "MONOCHROME1"
-            for number, frame in numbered:
-                top, left = frame.tile
-                image = images[frame.number][top : top + rows, left : left + columns]
-                padding = _padding(instance, image)
-                if padding is not None:
-                    paddings[number] = padding
-                if is_dark:
-                    image = _turned(image, instance)
-                slices[number] = image if frame.scaling == scaling else frame.scaling.real(image)
+            for number, whole in _images(instance, places):
+                for place in places[number]:
+                    top, left = frames[place].tile
+                    image = whole[top : top + rows, left : left + columns]
+                    padding = _padding(instance, image)
+                    if padding is not None:
+                        paddings[place] = padding
+                    if is_dark:
+                        image = _turned(image, instance)
+                    own = frames[place].scaling
+                    slices[place] = image if own == scaling else own.real(image)
     if paddings:
         _darken(slices, paddings)
     return slices.T
@@ -116,8 +117,8 @@ def _value(instance: Instance) -> tuple[memoryview, bool]:
     return data[at : at + length], order == ">" and vr == b"OW"
 
 
-def _images(instance: Instance, wanted: set[int]) -> dict[int, NDArray[Any]]:
-    """Frame number -> (rows, columns) stored values."""
+def _images(instance: Instance, wanted: Collection[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The number and the (rows, columns) stored values of each frame that is wanted."""
     value, in_words = _value(instance)
     dtype, rows, columns = instance.dtype, instance.rows, instance.columns
     if instance.syntax in _NATIVE:
@@ -127,14 +128,15 @@ def _images(instance: Instance, wanted: set[int]) -> dict[int, NDArray[Any]]:
         else:
             flat = np.frombuffer(value, dtype.newbyteorder(_NATIVE[instance.syntax]), count)
         images = flat.reshape(-1, rows, columns)
-        return {number: _significant(images[number], instance) for number in wanted}
-    images_by_number = {}
+        yield from ((number, _significant(images[number], instance)) for number in wanted)
+        return
+    left = set(wanted)
     for number, data in enumerate(_encoded_frames(instance, value)):
-        if number in wanted:
-            images_by_number[number] = _decompressed(instance, data)
-    if missing := wanted - set(images_by_number):
-        raise instance.damaged(f"it has no pixels for frame {min(missing) + 1} of {instance.frames}")
-    return images_by_number
+        if number in left:
+            yield number, _decompressed(instance, data)
+            left.remove(number)
+    if left:
+        raise instance.damaged(f"it has no pixels for frame {min(left) + 1} of {instance.frames}")
 
 
 def _encoded_frames(instance: Instance, value: memoryview) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
@@ -12,8 +13,9 @@ from pydicom.dataset import Dataset
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.recipe import PLANES, SliceRecipe
-from medret.volume import Limits, SlicedVolume, read_volume
+from medret.volume import Limits, Part, SlicedVolume, read_volume
 from medret.volume.open import open_volume
+from medret.volume.region import Region
 from medret.volume.stored import SeriesFacts, StoredVolume
 from tests import dicom_phantoms as make
 
@@ -227,6 +229,32 @@ def test_an_instance_that_is_there_twice_counts_once() -> None:
     stored = opened([data_sets[3], *data_sets, data_sets[0]])
     assert stored.shape == (20, 18, 9)
     assert (facts_of(stored).duplicates, facts_of(stored).instances) == (2, 9)
+
+
+def test_instances_that_share_a_uid_are_told_apart_by_number_and_place() -> None:
+    stored = opened(make.single_frames(voxels_of(), SOPInstanceUID="1.2.3"))
+    assert np.array_equal(stored.voxels(0), voxels_of())
+    assert facts_of(stored).duplicates == 0
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_objects_without_preamble_and_meta_information_are_read(implicit: bool) -> None:
+    parts = []
+    for data in make.single_frames(voxels_of()):
+        stream = io.BytesIO()
+        data.save_as(stream, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        parts.append(Part("a", stream.getvalue()))
+    assert np.array_equal(open_volume(tuple(parts), Limits()).voxels(0), voxels_of())
+
+
+def test_a_region_in_mm_takes_the_slices_that_lie_there() -> None:
+    data_sets = make.single_frames(voxels_of())
+    for data, place in zip(data_sets, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 9.3, 13.6, 17.9], strict=True):
+        data.ImagePositionPatient = [20, 30, place]
+    region = Region((None, None, (4.5, 14.0)), mm=True)
+    recipe = SliceRecipe(slices="all", crop="none")
+    volume = read_volume(make.parts_of(data_sets), "id", recipe, [16], region=region)
+    assert [ref.position_mm for ref in volume.slices] == pytest.approx([5.0, 9.3, 13.6])
 
 
 def test_localizers_and_other_objects_in_a_series_are_left_out() -> None:
