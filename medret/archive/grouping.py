@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +33,8 @@ SERIES = pa.schema(
     ]
 )
 
-Row = tuple[object, ...]
+Row = tuple[Any, ...]  # of OBJECTS
+PARTS, NAMES = (OBJECTS.get_field_index(name) for name in ("parts", "names"))
 RulesOf = Callable[[pa.Table], pa.ChunkedArray]  # rows of FOUND -> the rule that leaves out each
 SHOWN = 3  # example paths per rule
 
@@ -87,7 +89,7 @@ class Grouping:
         rows += self._looked_into(unknown)
         rows += [_object(*each) for each in self._single if known.has(*each)]
         rows += self._looked_at([each for each in self._single if not known.has(*each)])
-        return self._without_excluded(_table(rows, OBJECTS))
+        return self._without_excluded(_table(self._distinct(rows), OBJECTS))
 
     def _looked_into(self, folders: Sequence[tuple[str, bool]]) -> list[Row]:
         """The volumes in folders, each with whether it is known to be mixed."""
@@ -147,6 +149,16 @@ class Grouping:
             _table([(path, 0, None, None, None) for path in paths], FOUND)
         ).to_pylist()
         return rules
+
+    def _distinct(self, rows: list[Row]) -> list[Row]:
+        """The volumes without those whose name is taken: a folder may be called like a series in the folder above."""
+        if len({row[0] for row in rows}) == len(rows):
+            return rows
+        kept: dict[str, Row] = {}
+        for row in sorted(rows, key=lambda row: row[NAMES] is not None):  # first those that have a folder
+            if kept.setdefault(row[0], row) is not row:
+                self._leave_out({"name_taken": row[PARTS] or 1}, row[0])
+        return list(kept.values())
 
     def _without_excluded(self, volumes: pa.Table) -> pa.Table:
         """The volumes without series that a pattern excludes by their own path, whatever those of their instances."""

@@ -27,6 +27,7 @@ WHY = {
     "not_a_volume": "neither NIfTI nor DICOM",
     "not_an_image": "no image of a volume: reports, captures, DICOMDIR",
     "localizer": "DICOM localizers (scouts)",
+    "name_taken": "series whose id is that of a folder",
     "not_a_file": "FIFOs, sockets and devices",
     "not_text_name": "names that are not UTF-8",
     "label_mask": "segmentations, by their names",

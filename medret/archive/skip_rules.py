@@ -6,6 +6,7 @@
     not_a_volume     what is neither NIfTI by its name nor DICOM by its first bytes (names of other kinds are not read)
     not_an_image     DICOM objects that are no images of a volume: DICOMDIR, secondary captures, reports, ...
     localizer        DICOM images that only show where others lie
+    name_taken       series in a folder whose name is that of a folder in it, which is another volume
     not_a_file       FIFOs, sockets and devices, whatever their name
     not_text_name    names that are not UTF-8, which no table could hold
     label_mask       segmentations, by the name of the file or of a folder (see `mask_names`)

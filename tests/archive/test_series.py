@@ -134,6 +134,15 @@ def test_what_is_no_image_of_a_volume_is_counted_object_by_object(tmp_path: Path
     assert list(find_series(f"{tmp_path}/ct")[1]) == ["001.dcm", "002.dcm", "003.dcm", "004.dcm"]
 
 
+def test_a_series_does_not_take_the_name_of_a_folder(tmp_path: Path) -> None:
+    write_series(tmp_path / "study", A, 3)
+    write_series(tmp_path / "study", B, 2, first=4)
+    write_series(tmp_path / "study" / A, A, 4)
+    listing = list_archive(str(tmp_path))
+    assert series_of(listing) == {f"study/{A}": (4, None), f"study/{B}": (2, ["004.dcm", "005.dcm"])}
+    assert (listing.skipped, listing.listed) == ({"name_taken": 3}, 5)
+
+
 def test_what_is_skipped_hides_nothing(tmp_path: Path) -> None:
     """A study in one folder, whose first and last objects are reports."""
     write_series(tmp_path / "study", A, 4)
