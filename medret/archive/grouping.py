@@ -35,6 +35,7 @@ SERIES = pa.schema(
 
 Row = tuple[Any, ...]  # of OBJECTS
 PARTS, NAMES = (OBJECTS.get_field_index(name) for name in ("parts", "names"))
+_BATCH = 10_000  # rows that become values at once
 RulesOf = Callable[[pa.Table], pa.ChunkedArray]  # rows of FOUND -> the rule that leaves out each
 SHOWN = 3  # example paths per rule
 
@@ -224,7 +225,8 @@ class _Known:
             pc.is_in(ledger["volume_id"], value_set=pa.array([*folders, *objects], pa.string())),
             pc.is_in(in_folder, value_set=pa.array(list(folders), pa.string())),
         )
-        for row in ledger.filter(chosen).select(["volume_id", "size_bytes", "etag", "mtime", "code"]).to_pylist():
+        batches = ledger.filter(chosen).to_batches(_BATCH)
+        for row in (row for batch in batches for row in batch.to_pylist()):
             volume_id, identity = row["volume_id"], Identity(row["size_bytes"], row["etag"], row["mtime"])
             whole = Whole.parse(identity)
             if whole is None:
