@@ -105,16 +105,14 @@ def own(labels: pa.Table, names: pa.Array) -> pa.Table:
     listed = pc.split_pattern(names.take(pa.array(places)), ",")
     words = pc.unique(pc.list_flatten(listed))
     found = pc.list_parent_indices(listed).to_numpy() * len(words) + _codes(pc.list_flatten(listed), words)
-    kept = []
     marks = _of_pairs(_pairs(part["origins"]), pa.array(numbers), "")
-    mixed = pa.array(
-        np.unique(marks.rows[_numbers(pc.not_equal(marks.texts, DICOM))])
-    )  # of most series, all is from tags
-    for each in _entries(taken(part, mixed), mixed):
+    others = pa.array(np.unique(marks.rows[_numbers(pc.not_equal(marks.texts, DICOM))]))  # few: most have tags alone
+    kept = []
+    for each in _entries(taken(part, others), others):
         code = _codes(each.names, words)
         replaced = (code >= 0) & np.isin(each.rows * len(words) + code, found)
         origin = _codes(each.origins, pa.array(ORIGINS))
-        stays = np.flatnonzero((origin == 0) | ~(replaced | (origin == ORIGINS.index(DICOM))))
+        stays = np.flatnonzero((origin == ORIGINS.index(TABLE)) | ~(replaced | (origin == ORIGINS.index(DICOM))))
         rest = (texts.take(pa.array(stays)) for texts in (each.names, each.texts, each.origins))
         kept.append(_Entries(each.rows[stays], *rest))
     order = np.arange(labels.num_rows)
