@@ -142,10 +142,10 @@ def candidates_in(folder: str) -> dict[str, Identity]:
     return {name: identity for name, identity in folder_entries(folder).items() if is_candidate(name)}
 
 
-def look_into(folder: str, entries: Mapping[str, Identity]) -> Division:
-    """Divide a folder into its series. entries: its candidates."""
+def look_into(folder: str, entries: Mapping[str, Identity], *, mixed: bool) -> Division:
+    """Divide a folder into its series. entries: its candidates. mixed: look at all of them."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return divided(grouped(entries), lambda names: heads_in(folder, names, pool), lambda: entries)
+        return divided(grouped(entries), lambda names: heads_in(folder, names, pool), lambda: entries, mixed=mixed)
 
 
 def find_series(
@@ -164,7 +164,7 @@ def find_series(
     elif alone and names is None:
         names = entries
     if names is None and entries:
-        series = look_into(folder, entries).series
+        series = look_into(folder, entries, mixed=folder == parent).series
         if folder == parent:
             series = tuple(one for one in series if one.uid == uid)
         if len(series) > 1:

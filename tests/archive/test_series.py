@@ -210,6 +210,7 @@ def test_a_folder_that_proved_to_be_mixed_is_divided_in_the_next_run(tmp_path: P
     write_series(tmp_path / "ct", B, 1, "003x.dcm")
     before = list_archive(str(tmp_path))
     assert series_of(before) == {"ct": (6, None)}  # the first and the last are of one series
+    assert list(find_series(f"{tmp_path}/ct/{B}")[1]) == ["003x.dcm"]
     after = list_archive(str(tmp_path), known=known_from(before, ct=QuarantineCode.MIXED_SERIES))
     assert {name: parts for name, (parts, _) in series_of(after).items()} == {f"ct/{A}": 5, f"ct/{B}": 1}
 

@@ -14,7 +14,7 @@ import pytest
 
 from medret.archive import list_archive
 from medret.demo.phantoms import write_phantom
-from medret.errors import QuarantineCode, VolumeError
+from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.pipeline.content_hashes import _hash_all, equal_samples
 from medret.pipeline.materialize import source_of
 from medret.pipeline.plan import make_plan, resolve, twins, with_checks
@@ -24,7 +24,7 @@ from medret.pipeline.store_state import BaseSnapshot, StoreState, known_rows, st
 from medret.schemas import FILES, LEDGER, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 from medret.storage import Location, StoredObject
-from medret.volume import Limits, Part, VolumeSource, content_sha256
+from medret.volume import Limits, Part, VolumeSource, content_sha256, fetch_volume
 from medret.volume.open import open_volume
 from tests.dicom_bytes import instance, write_series
 from tests.series_tree import write_phantom_series, write_tree
@@ -249,6 +249,13 @@ def test_series_on_s3(s3: Callable[[str], str]) -> None:
     }  # fmt: skip
     assert isinstance(parts["p1/ct"], tuple)
     assert parts["p1/ct"][1] == Part("001.dcm", instance("1.2.3", 1))
+    for volume_id, content in parts.items():  # the URI alone says what to read
+        assert fetch_volume(f"{store.uri}/{volume_id}", Limits()) == content
+    with pytest.raises(UsageError, match="holds 2 DICOM series"):
+        fetch_volume(f"{store.uri}/p2/mixed", Limits())
+    for nothing in ("p2/mixed/1.2.9", "p2", "p9", "p9/1.2.4"):
+        with pytest.raises(FileNotFoundError):
+            fetch_volume(f"{store.uri}/{nothing}", Limits())
     assert runs.run() == {"new": 4}
     assert runs.run() == {"unchanged": 4}
     for number in range(5):
