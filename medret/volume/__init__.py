@@ -1,4 +1,4 @@
-"""NIfTI bytes to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
+"""NIfTI and DICOM to uint8 slices: checks, RAS+ orientation, intensity window, slice plan, square images."""
 
 from medret.volume.content import Content, Part, content_sha256
 from medret.volume.header import Limits

@@ -155,7 +155,11 @@ def images_of(parts: Sequence[Part], limits: Limits) -> tuple[list[Instance], Co
             left_out[kind] += 1
     if not images:
         found = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-        raise VolumeError(QuarantineCode.NO_IMAGE, f"none of its {len(parts)} objects is an image of a volume: {found}")
+        raise VolumeError(
+            QuarantineCode.NO_IMAGE,
+            f"none of its {len(parts)} objects is an image of a volume: {found} (projections, secondary captures, "
+            "segmentations and reports are none)",
+        )
     series = Counter(text_of(instance.header, "SeriesInstanceUID") for instance in images)
     if len(series) > 1 and "" in series:
         unknown = next(instance for instance in images if not text_of(instance.header, "SeriesInstanceUID"))

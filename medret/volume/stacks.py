@@ -151,7 +151,7 @@ def _placement(frames: Sequence[Frame], depths: Sequence[float]) -> Placement:
     stated = abs(first.step or 1.0)
     if first.is_placed:
         positions = np.array([frame.position for frame in frames])
-        if float(np.ptp(positions @ normal)) == 0 and len(frames) > 1:  # one position for all: by SliceLocation
+        if float(np.ptp(positions @ normal)) < (depths[-1] - depths[0]) / 2:  # one position for all: by SliceLocation
             positions = positions[0] + np.outer(np.array(depths) - depths[0], normal)
     else:  # centred, as a NIfTI file without a form
         positions = np.outer(np.array(depths) - (depths[0] + depths[-1]) / 2, normal)

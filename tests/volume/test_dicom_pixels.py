@@ -90,6 +90,14 @@ def test_bits_beside_the_stored_ones_are_no_part_of_the_value(high: int, syntax:
     assert np.array_equal(opened(data_sets, syntax).voxels(0), values)
 
 
+def test_eight_bits_in_big_endian_words_are_swapped_back() -> None:
+    values = np.arange(24 * 20, dtype=np.uint8).reshape(24, 20, 1)
+    data = make.single_frames(values)[0]
+    data.PixelData = np.frombuffer(data.PixelData, np.uint16).byteswap().tobytes()
+    data["PixelData"].VR = "OW"
+    assert np.array_equal(open_volume((Part("a", make.encoded(data, "big endian")),), Limits()).voxels(0), values)
+
+
 def test_monochrome1_is_turned() -> None:
     values = (body() + 1024).astype(np.uint16)
     data_sets = make.single_frames(
