@@ -51,12 +51,13 @@ SETTINGS = IndexSettings()
 
 OBJECT = """
     format('{:05d}/{:08d}.nii.gz', i // 1000, i) AS volume_id, 1000000 + i * 7919 % 40000000 AS size_bytes,
-    md5(i::VARCHAR) AS etag, '2026-01-01T00:00:00+00:00' AS mtime
+    md5(i::VARCHAR) AS etag, '2026-01-01T00:00:00+00:00' AS mtime, NULL::INTEGER AS parts, NULL::VARCHAR[] AS names
 """
 ROW = f"""
     SELECT {OBJECT}, '{URI}/' || volume_id AS uri, sha256(i::VARCHAR) AS content_sha256, 'embedded' AS status,
         16::INTEGER AS slices, MAP {{'{RECIPE.digest}': md5((i // {SHARD})::VARCHAR)[:16]}} AS shards,
         '{TARGET.ruleset_digest}' AS judged_by, MAP {{}}::MAP(VARCHAR, VARCHAR) AS metadata,
+        MAP {{}}::MAP(VARCHAR, VARCHAR) AS origins,
         format('{{{{"shape": [512, 512, {{}}], "spacing_mm": [0.7, 0.7, {{}}], "orientation": "LPS", "affine": "sform",
             "dtype": "int16", "modality": "CT", "ct_without_hu": false}}}}', i % 800, i % 997 / 100) AS facts
     FROM range({{first}}, {{last}}) numbers(i) ORDER BY i
@@ -127,7 +128,8 @@ def listing(folder: Path, more: pa.Table | None = None) -> Listing:
     objects = pq.read_table(folder / "objects.parquet").cast(OBJECTS)
     pa.default_memory_pool().release_unused()  # a listing is not made from Parquet
     if more is not None:
-        objects = pa.concat_tables([objects, more.select(OBJECTS.names)])
+        known = more.select([name for name in OBJECTS.names if name in LEDGER.names])
+        objects = pa.concat_tables([objects, known], promote_options="default").cast(OBJECTS)
     return Listing(URI, objects, {})
 
 
