@@ -18,18 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.archive.label_table import read_table
+from medret.archive.skip_rules import RAW_FOLDERS
 from medret.errors import StorageError, UsageError
 from medret.modalities import modality_of
 from medret.schemas import LABELS
 
 _ID_COLUMN = "participant_id"
 
+_STAGES = rf"(?:{'|'.join(RAW_FOLDERS)}|sourcedata|derivatives(?:/[^/]+)?)"
 # data_set: the folder of the data set, with a slash. stage: a folder in it that holds images of the same subjects.
 _PATH = (
-    r"(?s)^(?P<data_set>(?:[^/]+/)*?)(?P<stage>(?:(?:rawdata|sourcedata|derivatives(?:/[^/]+)?)/)?)"
+    rf"(?s)^(?P<data_set>(?:[^/]+/)*?)(?P<stage>(?:{_STAGES}/)?)"
     r"(?P<folder>sub-(?P<subject>[^/_]+))/(?:ses-(?P<session>[^/_]+)/)?(?:(?P<datatype>[a-z]+)/)?(?:[^/]+/)*(?P<name>[^/]+)$"
 )
-_STAGE = re.compile(r"(?:^|(?<=/))(?:rawdata|sourcedata|derivatives(?:/[^/]+)?)/$")
+_STAGE = re.compile(rf"(?:^|(?<=/)){_STAGES}/$")
 _NAME = r"^sub-[^_.]+(?P<parts>(?:_[A-Za-z0-9]+-[^_.]+)*(?:_[A-Za-z0-9]+)?)(?:\..*)?$"
 _OF_MRI = frozenset({"anat", "func", "dwi", "fmap", "perf", "mrs"})
 

@@ -121,6 +121,9 @@ def matcher(pattern: str) -> Matcher:
         raise UsageError(f"pattern {pattern!r} is not a valid glob: {error}") from error
 
 
+RAW_FOLDERS = ("rawdata", "raw", "bids")  # of a BIDS data set, if its subjects do not lie directly in its folder
+
+
 def in_derivatives(paths: pa.ChunkedArray) -> pa.ChunkedArray:
     """Whether each volume lies in the folder derivatives/ beside the subjects (sub-01/, rawdata/sub-01/) of a data set.
 
@@ -136,7 +139,7 @@ def in_derivatives(paths: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _has_subjects(paths: pa.ChunkedArray, folder: str) -> bool:
-    for start in (f"{folder}sub-", f"{folder}rawdata/sub-"):
+    for start in (f"{folder}sub-", *(f"{folder}{raw}/sub-" for raw in RAW_FOLDERS)):
         place = bisect_left(paths, start, key=lambda one: one.as_py())
         if place < len(paths) and "/" in (path := paths[place].as_py()).removeprefix(start) and path.startswith(start):
             return True
