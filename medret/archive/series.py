@@ -31,10 +31,11 @@ RULES = {"localizer": "localizer", "other": "not_an_image"}
 
 # Names of objects of other kinds. All others, with any suffix or none, may be instances: their first bytes tell.
 _OTHER_SUFFIX = (
-    "7z|avi|bak|bids|bmp|bval|bvec|bz2|c|cfg|conf|csv|dat|db|doc|docx|edf|fif|gif|gii|gz|h5|hdf5|hdr|html?|ini|ipynb|"
-    "jpe?g|js|json|jsonl|lnk|lock|log|lut|m|mat|md|md5|mgh|mgz|mha|mhd|mp4|mps|nhdr|nii|npy|npz|nrrd|obj|odt|parquet|pdf|"
-    "pkl|ply|png|pptx?|ps1|pt|pth|py|pyc|r|rar|rda|rds|rst|rtf|sav|scl|set|sh|sha1|sha256|sql|stl|surf|svg|tck|tex|tiff?|"
-    "toml|trk|tsv|txt|url|vtk|vtp|vtu|xls|xlsx|xml|xz|ya?ml|zst"
+    "7z|avi|bak|bat|bids|bmp|bval|bvec|bz2|c|cab|cfg|chm|conf|crdownload|css|csv|dat|db|dll|doc|docx|dtd|edf|exe|"
+    "fif|filepart|gif|gii|gz|h5|hdf5|hdr|html?|ico|inf|ini|ipynb|jar|jpe?g|js|json|jsonl|lnk|lock|log|lut|m|mat|"
+    "md|md5|mgh|mgz|mha|mhd|mp4|mps|msi|nhdr|nii|npy|npz|nrrd|obj|odt|parquet|part|partial|pdf|pkl|ply|png|pptx?|"
+    "ps1|pt|pth|py|pyc|r|rar|rda|rds|rst|rtf|sav|scl|set|sh|sha1|sha256|sql|stl|surf|svg|swp|tck|tex|tiff?|tmp|"
+    "toml|trk|tsv|txt|url|vtk|vtp|vtu|xls|xlsx|xml|xsd|xsl|xz|ya?ml|zst"
 )
 _OTHER_NAME = (
     "authors|changelog|changes|copying|install|licen[cs]e|lockfile|makefile|notice|readme|todo|version|_success"

@@ -360,7 +360,8 @@ CANDIDATES = (
     "x.v2",
 )
 OTHERS = (".x", "._1.dcm", "a.nii", "a.nii.gz", "x.json", "x.TXT", "a.tar.gz", "a.zip", "README", "LICENSE", "DICOMDIR",
-          "x.csv", "Thumbs.db", "x.dcm~", "x.png", "", "a.bval", "VERSION", "x.dcm.gz", "x.dcm.md5")  # fmt: skip
+          "x.csv", "Thumbs.db", "x.dcm~", "x.png", "", "a.bval", "VERSION", "x.dcm.gz", "x.dcm.md5",
+          "x.dcm.part", "viewer.exe")  # fmt: skip
 
 
 def test_names_that_may_be_those_of_instances() -> None:
