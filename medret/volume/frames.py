@@ -28,7 +28,7 @@ from medret.volume.mosaic import mosaic_of
 from medret.volume.stored import Scaling
 
 # What an image type says of phase, of the parts of complex numbers, and of maps computed from them.
-_NOT_MAGNITUDE = re.compile(r"(P|PH|PHASE|R|REAL|I|IMAGINARY|VELOCITY|FIELD|B0)([ _].*)?")
+_NOT_MAGNITUDE = re.compile(r"(P|PH|R|REAL|I|IMAGINARY|PHASE|VELOCITY|FIELD|B0)([ _](FFE|SE|IR|TFE|TSE|PCA|MAP))?")
 _DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 _LEAST_SINE = 0.9  # between a row and a column
 

@@ -171,7 +171,7 @@ def test_time_points_are_volumes_of_which_the_first_is_taken() -> None:
 
 def test_the_first_magnitude_of_the_shortest_echo_comes_first() -> None:
     series = voxels_of((20, 18, 6, 4))
-    kinds = [(7.0, "P"), (2.3, "P"), (7.0, "M"), (2.3, "M")]
+    kinds = [(7.0, "PHASE MAP"), (2.3, "P"), (7.0, "M"), (2.3, "M")]
     data_sets: list[Dataset] = []
     for volume, (echo, kind) in enumerate(kinds):
         for data in make.single_frames(series[..., volume], modality="MR", EchoTime=echo):

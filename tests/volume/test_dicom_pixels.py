@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEGLosslessSV1
 
-from medret.errors import QuarantineCode, VolumeError
+from medret.errors import MissingPackageError, QuarantineCode, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume import Limits, Part, read_volume
 from medret.volume.inflate import MIB
@@ -236,6 +236,13 @@ def test_real_numbers_as_pixels_are_refused() -> None:
     data.FloatPixelData = data.PixelData
     del data.PixelData
     assert refusal((Part("a", make.encoded(data)),)).code == QuarantineCode.DATATYPE_UNSUPPORTED
+
+
+def test_without_pydicom_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = make.parts_of(make.single_frames(body()))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"medret\[dicom\]"):
+        open_volume(parts, Limits())
 
 
 def test_an_unknown_syntax_is_named() -> None:
