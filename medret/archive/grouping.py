@@ -217,7 +217,7 @@ class _Known:
         self.mixed: set[str] = set()
         self._objects: dict[str, Identity] = {}
         self._alone: dict[str, Whole] = {}
-        self._below: dict[str, list[tuple[str, Whole]]] = defaultdict(list)
+        self._below: dict[str, dict[str, Whole]] = defaultdict(dict)
         if ledger is None:
             return
         in_folder = pc.replace_substring_regex(ledger["volume_id"], r"(^|/)[0-9.]+$", "")
@@ -237,15 +237,15 @@ class _Known:
                 folder, _, uid = volume_id.rpartition("/")
                 self._alone[volume_id] = whole
                 if is_uid(uid):
-                    self._below[folder].append((volume_id, whole))
+                    self._below[folder][volume_id] = whole
 
     def series(self, folder: str, whole: Whole) -> list[tuple[str, Whole]]:
         """The series that a folder holds if it is as it was: one, or several whose objects are all of its objects."""
         alone = self._alone.get(folder)
         if folder and alone is not None and alone.is_same(whole):
             return [(folder, alone)]
-        below = self._below.get(folder, [])
-        return below if sum((each for _, each in below), Whole()).is_same(whole) else []
+        below = self._below.get(folder, {})
+        return list(below.items()) if sum(below.values(), Whole()).is_same(whole) else []
 
     def has(self, path: str, identity: Identity) -> bool:
         """Whether an object is as it was."""

@@ -21,6 +21,7 @@ from medret.snapshot import (
     current_id,
     ledger_parts,
     read_files,
+    read_journal,
     read_manifest,
     read_tombstones,
 )
@@ -104,10 +105,13 @@ def live_manifest(store: Location) -> Manifest | None:
 
 
 def listed_before(store: Location) -> pa.Table:
-    """The volumes of the live snapshot with their identities and codes, as `list_archive` takes them."""
+    """The volumes of the live snapshot and of unfinished runs, with identities and codes, as `list_archive` takes them.
+
+    A run that found out that a folder holds several series may have published nothing.
+    """
     live, names = current_id(store), ["volume_id", "size_bytes", "etag", "mtime", "code"]
     parts = [] if live is None else ledger_parts(store, live, read_manifest(store, live), names)
-    return pa.concat_tables([LEDGER.empty_table().select(names), *parts])
+    return pa.concat_tables([LEDGER.empty_table().select(names), *parts, read_journal(store).ledger.select(names)])
 
 
 def read_base(store: Location) -> BaseSnapshot:
