@@ -206,6 +206,8 @@ def parsed(part: Part, limits: Limits) -> Instance:
     try:
         header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
         syntax = syntax or str(header.file_meta.get("TransferSyntaxUID", "")) or _guessed_syntax(header)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever pydicom raises about these bytes
         raise damaged(part.name, f"its header cannot be read ({type(error).__name__}: {error})") from error
     return Instance(part.name, header, syntax, memoryview(data)[stream.tell() :])

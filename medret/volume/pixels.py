@@ -147,6 +147,8 @@ def _encoded_frames(instance: Instance, value: memoryview) -> Iterator[bytes]:
     extended = (offsets, lengths) if isinstance(offsets, bytes) and isinstance(lengths, bytes) else None
     try:
         yield from generate_frames(bytes(value), number_of_frames=instance.frames, extended_offsets=extended)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever pydicom raises about these bytes
         raise instance.damaged(f"its compressed pixels are damaged ({error})") from error
 

@@ -120,9 +120,9 @@ def read_volume(
 ) -> SlicedVolume:
     """Slice one volume.
 
-    content: the bytes of a .nii or .nii.gz object, or the instances of a DICOM series. Of a memory-mapped .nii file,
-        only the pages of the sample and of the planned slices are read, unless its voxels are floating-point numbers:
-        those are all checked.
+    content: the bytes of a .nii or .nii.gz object, of a zip or tar of a DICOM series, or the series' instances. Of a
+        memory-mapped .nii file, only the pages of the sample and of the planned slices are read, unless its voxels are
+        floating-point numbers: those are all checked.
     volume_id: part of the seed of `random:N`.
     sides_px: sizes of the square images; all are made from the same decoded slices.
     modality: the label, if there is one; else the DICOM tags and the voxels decide.

@@ -1,4 +1,4 @@
-"""Signatures of files that are not NIfTI, and advice about each.
+"""Signatures of files that are neither NIfTI nor DICOM, and advice about each.
 
 Nothing is decided here: the text becomes part of the reason of `not_nifti`, for whoever repairs the archive.
 """
@@ -9,6 +9,7 @@ import re
 
 _RECOMPRESS = "unpack it, and store it as .nii or .nii.gz"
 _CONVERT = "convert it to .nii.gz"
+_UNZIP = "unpack it, into a folder with the whole series alone"
 _PICTURE = "it is a picture, not a volume: remove it, or rename it"
 _FETCH = "the message of a web server or a program was stored in place of the image: fetch it again"
 
@@ -22,9 +23,8 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
         (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(Error|Code|Message)\b", "an XML error message", _FETCH),
         (rb"(\xef\xbb\xbf)?\s*<\?xml", "an XML file", _CONVERT),
         (rb"(\xef\xbb\xbf)?\s*(\{\s*[\"}]|\[\s*[\"{\[\d\]])", "JSON text", _FETCH),
-        (rb".{128}DICM", "a DICOM file", "convert the whole series to .nii.gz, with dcm2niix for example"),
-        (rb"\x08\x00[\x00-\x18]\x00(UL|UI|CS|DA|\x04\x00\x00\x00)", "a DICOM file without preamble",
-         "convert the whole series to .nii.gz, with dcm2niix for example"),
+        (rb".{128}DICM", "a DICOM file", _UNZIP),
+        (rb"\x08\x00[\x00-\x18]\x00(UL|UI|CS|DA|\x04\x00\x00\x00)", "a DICOM file without preamble", _UNZIP),
         (rb"\x1f\x8b", "a gzip stream within the gzip stream", "unpack it once"),
         (rb"[\x22-\x28]\xb5\x2f\xfd", "a zstd file", _RECOMPRESS),
         (rb"BZh[1-9]", "a bzip2 file", _RECOMPRESS),

@@ -176,7 +176,7 @@ S3_ERROR = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</
         (S3_ERROR, ["XML error", "fetch it again"]),
         (b'<?xml version="1.0"?><VTKFile/>', ["XML file"]),
         (b'{"message": "rate limit"}', ["JSON", "fetch it again"]),
-        (b"\0" * 128 + b"DICM" + b"\0" * 400, ["DICOM", "dcm2niix"]),
+        (b"\0" * 128 + b"DICM" + b"\0" * 400, ["DICOM", "unpack it"]),
         (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", ["DICOM"]),
         (gzip.compress(b"x" * 1000, mtime=0), ["gzip stream within"]),
         (b"\x28\xb5\x2f\xfd\x24\0", ["zstd", "store it as .nii"]),
