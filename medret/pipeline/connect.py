@@ -35,6 +35,7 @@ from medret.errors import MedretError, StoppedError, UnreachableError
 
 ANSWER_S = 60.0  # how long to wait for a cluster
 START_S = 240.0  # how long to wait for a Ray of this machine; ten seconds are enough on a free one
+STARTING_S = 15.0  # for a stopped run to let Ray finish starting: one that is killed meanwhile writes to the terminal
 BUSY_WORDS = ("timed out", "timeout", "failed to start")
 PREFIX = "medret-"
 LOCK = "medret-ray.lock"
@@ -157,7 +158,12 @@ def _attached(
     threading.Thread(target=attach, name="ray", daemon=True).start()
     try:
         with _stderr_held_back():
-            if not ready.wait(seconds):
+            try:
+                answered = ready.wait(seconds)
+            except StoppedError:
+                ready.wait(STARTING_S)
+                raise
+            if not answered:
                 raise failure(TimeoutError(f"it did not answer within {seconds:g} s"))
             if found:
                 raise failure(found[0]) from found[0]

@@ -98,7 +98,7 @@ def stopped(folder: Path, point: str, environment: dict[str, str], temporary: Pa
     refuse_if_held(Location(store))  # raises if the lease was not given back
     if (store / "CURRENT").exists():
         problems.append(f"{point}: published all the same")
-    del around[process.pid]
+    around.pop(process.pid, None)
     deadline = time.monotonic() + GONE_S
     while any(map(is_alive, around)) and time.monotonic() < deadline:
         time.sleep(0.1)
