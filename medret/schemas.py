@@ -32,6 +32,7 @@ SLICE_COLUMNS: list[pa.Field] = [
     pa.field("position", pa.int32(), nullable=False),  # voxel index along the plane's axis, RAS+ order
     pa.field("relative", pa.float32(), nullable=False),  # 0 first slice .. 1 last slice of the (uncropped) volume
     pa.field("position_mm", pa.float32(), nullable=False),  # scanner coordinate of the slice centre along the axis
+    pa.field("source", pa.string()),  # SOP instance UID of the slice, with #7 for frame 7; null for NIfTI
     pa.field("norm", pa.float32(), nullable=False),  # length of the model's output; vector * norm restores it
 ]
 

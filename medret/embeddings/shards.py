@@ -49,6 +49,7 @@ def slice_table(volumes: Sequence[Slices], dim: int, recipe: str) -> pa.Table:
         pa.array(_joined(volumes, "slice_indices", np.int32)),
         pa.array(_joined(volumes, "relative_position", np.float32)),
         pa.array(_joined(volumes, "position_mm", np.float32)),
+        pa.array(np.concatenate([_sources(v) for v in volumes]) if volumes else [], pa.string()),
         pa.array(_joined(volumes, "norms", np.float32)),
         _vectors(np.concatenate([v.vectors for v in volumes]) if volumes else np.empty((0, dim), np.float16), schema),
     ]
@@ -122,6 +123,10 @@ def read_vectors(table: pa.Table) -> NDArray[np.float16]:
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     flat: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
     return flat.reshape(len(column), column.type.list_size)
+
+
+def _sources(volume: Slices) -> NDArray[np.object_]:
+    return np.full(len(volume), None, object) if volume.sources is None else volume.sources
 
 
 def _joined(volumes: Sequence[Slices], name: str, dtype: type) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medret.recipe import PLANES
 
+_PER_SLICE = ("vectors", "planes", "slice_indices", "relative_position", "position_mm", "norms", "sources", "weights")
 UNKNOWN = -1  # plane of a slice whose vector came without one
 
 
@@ -25,6 +26,7 @@ class Slices:
     relative_position: (n,) float32, 0 for the first slice of the volume, 1 for the last.
     position_mm: (n,) float32 scanner coordinate along the plane's axis.
     norms: (n,) float32 lengths of the vectors before they were normalised.
+    sources: (n,) what each slice was made from, str or None: see `medret.volume.SliceRef`.
     weights: (n,) float64; None: all slices weigh the same.
     starts: (volumes,) int64 first slice of each volume, strictly ascending from 0; None: the slices are of one volume.
     volume_id: of that one volume.
@@ -36,6 +38,7 @@ class Slices:
     relative_position: NDArray[np.float32] | None = None
     position_mm: NDArray[np.float32] | None = None
     norms: NDArray[np.float32] | None = None
+    sources: NDArray[np.object_] | None = None
     weights: NDArray[np.float64] | None = None
     starts: NDArray[np.int64] | None = None
     volume_id: str = ""
@@ -60,8 +63,7 @@ class Slices:
 
     def take(self, rows: NDArray[np.integer[Any]] | NDArray[np.bool_] | slice) -> Slices:
         """Some slices, as those of one volume. rows: their numbers, or a mask."""
-        names = ("vectors", "planes", "slice_indices", "relative_position", "position_mm", "norms", "weights")
-        arrays = {name: getattr(self, name) for name in names}
+        arrays = {name: getattr(self, name) for name in _PER_SLICE}
         taken: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
         return replace(self, **taken, starts=None)
 

@@ -16,13 +16,14 @@ CHIPS = LABELS[1:]  # modality, body region and organ stand beside a hit; all ot
 class BestPair:
     """The slice of the query (index `query`, None if it has no slices) and of the hit that are most alike.
 
-    plane: of both. cosine: of their vectors.
+    plane: of both. cosine: of their vectors. hit_source: the SOP instance UID behind the hit's slice, if it has one.
     """
 
     plane: str
     query: int | None
     hit: int
     cosine: float
+    hit_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class HitCard:
 
     @property
     def details(self) -> dict[str, str]:
-        """The labels that are folded away, the URI and the store."""
+        """The labels that are folded away, the URI, the instance that is most like the query, and the store."""
         others = {name: value for name, value in self.labels.items() if value and name not in CHIPS}
-        return others | {"uri": self.uri} | ({"store": self.store} if self.store else {})
+        more = {"instance": self.pair.hit_source if self.pair else None, "store": self.store}
+        return others | {"uri": self.uri} | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ class QueryCard:
 
 @dataclass(frozen=True)
 class _Figure:
-    """One image. alt: what it shows, in words."""
+    """One image. alt: what it shows, in words. source: what its slice was made from, if the caption names that."""
 
     tile: Tile
     alt: str
     caption: str
+    source: str | None = None
 
 
 def render_hits(hits: Sequence[HitCard], query: VolumeImages | str = "") -> str:
@@ -102,7 +105,7 @@ def _matched(query: QueryCard) -> list[_Figure]:
         return []
     ranks = [f"#{hit.rank}" for hit in query.hits if hit.pair and (hit.pair.plane, hit.pair.query) == key]
     caption = f"{tile}, matched by {', '.join(ranks)}"
-    return [_Figure(tile, f"query: {caption}", caption)]
+    return [_Figure(tile, f"query: {caption}", caption, tile.made_from)]
 
 
 def _pair(hit: HitCard, query: VolumeImages | str) -> list[_Figure]:
@@ -114,9 +117,9 @@ def _pair(hit: HitCard, query: VolumeImages | str) -> list[_Figure]:
     if pair.query is not None and not isinstance(query, str):
         tile = query.by_slice.get((pair.plane, pair.query))
         if tile:
-            figures.append(_Figure(tile, f"query: {tile}, most like hit {hit.rank}", f"query, {tile}"))
+            figures.append(_Figure(tile, f"query: {tile}, most like hit {hit.rank}", f"query, {tile}", tile.made_from))
     tile = None if isinstance(hit.images, str) else hit.images.by_slice.get((pair.plane, pair.hit))
     if tile:
         alt = f"hit {hit.rank}, {hit.volume_id}: {tile}, most like the query, cosine {pair.cosine:.3f}"
-        figures.append(_Figure(tile, alt, f"hit, {tile}: {pair.cosine:.3f}"))
+        figures.append(_Figure(tile, alt, f"hit, {tile}: {pair.cosine:.3f}", tile.made_from))
     return figures

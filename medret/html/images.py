@@ -35,11 +35,12 @@ class NotShownError(Exception):
 
 @dataclass(frozen=True)
 class Tile:
-    """One slice as an image. source: a data URI."""
+    """One slice as an image. source: a data URI. made_from: the slice's SOP instance UID, if it has one."""
 
     plane: str
     slice_index: int
     source: str
+    made_from: str | None = None
 
     def __str__(self) -> str:
         return f"{self.plane} {self.slice_index}"
@@ -93,7 +94,10 @@ def load_images(
         keys = [(ref.plane, ref.slice_index) for ref in volume.slices]
         middle = middle_slices(volume.slices)
         shown = {*middle, *(number for number, key in enumerate(keys) if key in request.slices)}
-        tiles = {number: Tile(*keys[number], png_uri(volume.pixels[IMAGE_SIZE][number])) for number in shown}
+        tiles = {
+            number: Tile(*keys[number], png_uri(volume.pixels[IMAGE_SIZE][number]), volume.slices[number].source)
+            for number in shown
+        }
         return VolumeImages(
             tuple(tiles[number] for number in middle), {keys[number]: tile for number, tile in tiles.items()}
         )

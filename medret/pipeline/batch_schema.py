@@ -5,7 +5,7 @@ the ledger, files and journal that are made from them have their schemas in medr
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, parts, names, modality, canary
             out: + content_sha256, code, reason, facts, found, planes, positions, relative, positions_mm,
-                 pixels_<size>...
+                 sources, pixels_<size>...
     embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
     write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
 
@@ -56,6 +56,7 @@ SLICED = [
     pa.field("positions", pa.list_(pa.int32())),
     pa.field("relative", pa.list_(pa.float32())),
     pa.field("positions_mm", pa.list_(pa.float32())),
+    pa.field("sources", pa.list_(pa.string())),
 ]
 
 

@@ -78,8 +78,8 @@ def read_volumes(store: Location, file: StoredFile) -> list[Slices]:
     ids = np.array(table["volume_id"].to_pylist(), dtype=object)
     starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)] if len(ids) else [0]
     vectors = read_vectors(table)
-    numbers = [table[name].to_numpy() for name in ("position", "relative", "position_mm", "norm")]
-    every = Slices(vectors, plane_codes(table["plane"].to_pylist()), *numbers)
+    columns = [table[name].to_numpy() for name in ("position", "relative", "position_mm", "norm", "source")]
+    every = Slices(vectors, plane_codes(table["plane"].to_pylist()), *columns)
     return [replace(every.take(slice(a, b)), volume_id=ids[a]) for a, b in pairwise(starts)]
 
 

@@ -120,6 +120,7 @@ def _sliced_columns(volume: SlicedVolume | None) -> dict[str, list[Any]]:
         "positions": [[ref.slice_index for ref in slices]],
         "relative": [[ref.relative_position for ref in slices]],
         "positions_mm": [[ref.position_mm for ref in slices]],
+        "sources": [[ref.source for ref in slices]],
     }
 
 

@@ -82,6 +82,7 @@ class WriteStage:
                     np.array(row["relative"], np.float32),
                     np.array(row["positions_mm"], np.float32),
                     norms,
+                    np.array(row["sources"], object),
                     volume_id=row["volume_id"],
                 )
                 _, refused = reducible([volume], self.aggregations)

@@ -55,7 +55,7 @@ def answer(
             matches = _match_vector(query.slices.vectors[0], stored)
         else:
             matches = [_match(corpus, query, volume, at) for volume, at in zip(found, stored, strict=True)]
-        hits.append(_hits(corpus, rows, ranking, matches))
+        hits.append(_hits(corpus, members[0], query, rows, ranking, matches))
     return hits
 
 
@@ -168,15 +168,19 @@ def _best_first(scores: Mapping[Volume, float]) -> list[tuple[Volume, float]]:
 
 def _hits(
     corpus: Corpus,
+    member: Member,
+    query: QueryVectors,
     rows: Mapping[Volume, LedgerRow],
     ranking: Sequence[ScoredRow],
     matches: Sequence[SliceMatch | None],
 ) -> list[Hit]:
     hits = []
     for rank, (scored, match) in enumerate(zip(ranking, matches, strict=True), start=1):
-        row, uri = rows[scored.volume], corpus.stores[scored.store].uri
+        row, store = rows[scored.volume], corpus.stores[scored.store]
         score = min(scored.score, 1.0)  # float16 lengths may exceed 1 by a little
-        hits.append(Hit(rank, scored.volume_id, row.uri, score, row.labels, match, uri))
+        if match:
+            match = match.with_sources(query.sources, store.sources(member.entry, row))
+        hits.append(Hit(rank, scored.volume_id, row.uri, score, row.labels, match, store.uri))
     return hits
 
 
@@ -231,5 +235,5 @@ def _slice_hits(
             ]
             ranking = [scored for scored, _ in best]
             rows = corpus.rows(scored.volume for scored in ranking)
-            hits[number] = _hits(corpus, rows, ranking, matches)
+            hits[number] = _hits(corpus, member, query, rows, ranking, matches)
     return hits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,26 @@ from medret.index import CENTRE_KIND, IndexSettings, centre_of
 from medret.schemas import FILES, ROWS, SLICE_COLUMNS, TOMBSTONES
 from medret.search.basis import OwnCentre, moved_to
 from medret.search.cache import LocalFiles
+from medret.search.hit import Sources
 from medret.search.index_search import IndexKey
-from medret.search.ledger import Ledger, LedgerRow, Refused, place_of, read_label_table
+from medret.search.ledger import SUFFIXES, Ledger, LedgerRow, Refused, place_of, read_label_table
 from medret.search.shard import Shard, ShardFiles
 from medret.snapshot import Manifest, RecipeEntry
-from medret.snapshot.files import SLICES, VOLUMES, StoredFile, read_index_files, stored_files
+from medret.snapshot.files import (
+    SLICES,
+    VOLUMES,
+    ShardKey,
+    StoredFile,
+    read_index_files,
+    slices_files,
+    stored_files,
+)
 from medret.snapshot.liveness import dead_volumes, live_rows
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.snapshot.names import check_files
 from medret.storage import Location, read_checked
+
+SOURCES_KEPT = 4096  # volumes
 
 
 class Contents:
@@ -96,36 +107,57 @@ class Contents:
         Slices are looked up by plane and index: the shard orders the slices of a volume by the recipe's planes, the
         index by the planes' names.
         """
+        assert slices.slice_indices is not None
+        columns = ["plane", "position", "relative", "position_mm"]
+        table = self._embedded_slices(entry.digest, row.shards.get(entry.digest, ""), row.volume_id, columns)
+        plane, position, relative, mm = (table[name].to_pylist() for name in columns)
+        at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
+        indexed_keys = zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)
+        order = [at.get(key, -1) for key in indexed_keys]
+        if -1 in order:
+            raise MedretError(
+                f"snapshot {self.id}: no file has the indexed slice vectors of {row.volume_id}; run `medret verify`"
+            )
+        relative_position, position_mm = (np.array(column, np.float32)[order] for column in (relative, mm))
+        return replace(slices, relative_position=relative_position, position_mm=position_mm)
+
+    def sources(self, entry: RecipeEntry, row: LedgerRow) -> Sources:
+        """What the slices of a volume were made from; empty for NIfTI, without a look into any file."""
+        if row.volume_id.lower().endswith(SUFFIXES):
+            return {}
+        return self._sources(entry.digest, row.shards.get(entry.digest, ""), row.volume_id)
+
+    @cached_property
+    def _sources(self) -> Callable[[str, str, str], Sources]:
+        def read(digest: str, shard: str, volume_id: str) -> Sources:
+            columns = ["plane", "position", "source"]
+            table = self._embedded_slices(digest, shard, volume_id, columns)
+            rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+            return {(plane, position): source for plane, position, source in rows if source is not None}
+
+        return lru_cache(SOURCES_KEPT)(read)
+
+    def _embedded_slices(self, digest: str, shard: str, volume_id: str, columns: list[str]) -> pa.Table:
+        """The rows of a volume in the Parquet file of its slice vectors; none if no file has them."""
         import pyarrow.compute as pc
 
-        assert slices.slice_indices is not None
-        digest = entry.digest
+        if (file := self._slices_files.get((digest, shard))) is None:
+            return pa.schema(SLICE_COLUMNS).empty_table().select(columns)
+        with as_corrupt(f"the table of files of snapshot {self.id}"):
+            check_files([asdict(file)])
+        local = self._local.path(file.path, file.sha256)
+        parquet = open_parquet(local, str(local), SLICE_COLUMNS)
+        with as_corrupt(str(local)):
+            table = judged(parquet.read(["volume_id", *columns]), local.stat().st_size)
+        return table.filter(pc.equal(table["volume_id"], volume_id)).select(columns)
+
+    @cached_property
+    def _slices_files(self) -> dict[ShardKey, StoredFile]:
+        """Embedding shard -> the file of its slice vectors."""
+        files: dict[ShardKey, StoredFile] = {}
         for path in self._tables("files"):
-            listed = read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)).to_pylist()
-            key = ("slices", digest, row.shards.get(digest, ""))
-            listed_slices = [file for file in listed if (file["kind"], file["recipe"], file["shard"]) == key]
-            with as_corrupt(str(path)):
-                check_files(listed_slices)
-            for file in listed_slices:
-                local = self._local.path(file["path"], file["sha256"])
-                columns = ["plane", "position", "relative", "position_mm"]
-                parquet = open_parquet(local, str(local), SLICE_COLUMNS)
-                with as_corrupt(str(local)):
-                    table = judged(parquet.read(["volume_id", *columns]), local.stat().st_size)
-                table = table.filter(pc.equal(table["volume_id"], row.volume_id))
-                if table.num_rows:
-                    plane, position, relative, mm = (table[name].to_pylist() for name in columns)
-                    at = {key: number for number, key in enumerate(zip(plane, position, strict=True))}
-                    indexed_keys = zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)
-                    order = [at.get(key, -1) for key in indexed_keys]
-                    if -1 not in order:
-                        relative_position, position_mm = (
-                            np.array(column, np.float32)[order] for column in (relative, mm)
-                        )
-                        return replace(slices, relative_position=relative_position, position_mm=position_mm)
-        raise MedretError(
-            f"snapshot {self.id}: no file has the indexed slice vectors of {row.volume_id}; run `medret verify`"
-        )
+            files |= slices_files(read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)))
+        return files
 
     def centre(self, key: IndexKey, dim: int) -> OwnCentre | None:
         """The centre of an index and the number of volumes that it was fitted to; None if it is not centred."""

@@ -19,7 +19,8 @@ from medret.snapshot.files import EMBEDDING_KINDS, stored_files
 from medret.snapshot.liveness import LIVE_COLUMNS, live_rows, live_shards
 from medret.storage import Location, read_checked
 
-SLICE_KEYS = ("plane", "position", "relative", "position_mm")  # of slice vectors
+SLICE_KEYS = ("plane", "position", "relative", "position_mm", "source")  # of slice vectors
+EXPORTED = {"source": "slice_source"}  # because tables of labels have a column `source`
 
 
 def export_rows(
@@ -27,8 +28,8 @@ def export_rows(
 ) -> int:
     """Write a snapshot's vectors of one model; returns how many rows.
 
-    One row per volume, or per slice vector with `slices`: volume_id, for a slice its plane, position, relative and
-    position_mm, `vector` (float32, length 1, as embedded: not centred), then uri, subject, modality,
+    One row per volume, or per slice vector with `slices`: volume_id, for a slice its plane, position, relative,
+    position_mm and slice_source, `vector` (float32, length 1, as embedded: not centred), then uri, subject, modality,
     body_region, organ and the metadata, as text. Volumes are in the order of the embedding files. Raises UsageError for
     a model or aggregation that the snapshot lacks, StorageError if the file cannot be written.
     """
@@ -39,7 +40,7 @@ def export_rows(
             f"aggregation '{canonical}' is not in snapshot {snapshot.id}: {', '.join(snapshot.aggregations)}"
         )
     labels = snapshot.labels()
-    key_columns = ("volume_id", *SLICE_KEYS, "vector")
+    key_columns = ("volume_id", *(EXPORTED.get(name, name) for name in SLICE_KEYS), "vector")
     label_columns = [name for name in labels.column_names if name not in key_columns]
     rows_of = {volume_id: row for row, volume_id in enumerate(labels["volume_id"].to_pylist())}
     written, temporary = 0, out.with_name(f".{out.name}.tmp")
@@ -51,7 +52,8 @@ def export_rows(
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(read_vectors(table).astype(np.float32).reshape(-1)), entry.model.dim
             )
-            columns = {name: table[name] for name in table.column_names if name != "vector"} | {"vector": vectors}
+            keys = {EXPORTED.get(name, name): table[name] for name in table.column_names if name != "vector"}
+            columns = keys | {"vector": vectors}
             rows_with_labels = pa.table(columns | {name: labels_of_rows[name] for name in label_columns})
             writer = writer or pq.ParquetWriter(temporary, rows_with_labels.schema)
             writer.write_table(rows_with_labels)

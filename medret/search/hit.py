@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
 
 Range = tuple[int, int]
+Sources = Mapping[tuple[str, int], str]  # plane and slice index -> the SOP instance UID of the slice, where it has one
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,20 @@ class SlicePair:
 
     plane: of the hit's slice, axial | coronal | sagittal. query, hit: slice indices, in voxels along the plane's axis,
     RAS+ order. `query` is the row for a query given as an array of slice vectors, None for one volume vector.
-    score: cosine of the two slices' vectors.
+    score: cosine of the two slices' vectors. query_source, hit_source: SOP instance UIDs (`UID#7`: frame 7) of the
+    instances that the two slices were made from; None for NIfTI, and where a slice crosses instances.
     """
 
     plane: str
     query: int | None
     hit: int
     score: float
+    query_source: str | None = None
+    hit_source: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The pair as a JSON object."""
-        return {"plane": self.plane, "query": self.query, "hit": self.hit, "score": self.score}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class SliceMatch:
 
     query, hit: first and last slice index along the plane's axis, inclusive; None for a query without slices.
     score: mean cosine along the match. pairs: each slice of the query with the most similar slice of the hit, in all
-    planes; the most similar pair of `plane` comes first.
+    planes; the most similar pair of `plane` comes first. query_sources, hit_sources: the SOP instance UIDs behind the
+    embedded slices of the two ranges, in their order; none for NIfTI.
     """
 
     plane: str
@@ -46,12 +51,42 @@ class SliceMatch:
     hit: Range
     score: float
     pairs: tuple[SlicePair, ...] = ()
+    query_sources: tuple[str, ...] = ()
+    hit_sources: tuple[str, ...] = ()
+
+    def with_sources(self, of_query: Sources, of_hit: Sources) -> SliceMatch:
+        """The match with what the slices of both sides were made from."""
+        pairs = (
+            replace(
+                pair,
+                query_source=None if pair.query is None else of_query.get((pair.plane, pair.query)),
+                hit_source=of_hit.get((pair.plane, pair.hit)),
+            )
+            for pair in self.pairs
+        )
+        query_sources = () if self.query is None else _within(of_query, self.plane, self.query)
+        hit_sources = _within(of_hit, self.plane, self.hit)
+        return replace(self, pairs=tuple(pairs), query_sources=query_sources, hit_sources=hit_sources)
 
     def to_json(self) -> dict[str, Any]:
         """The match as a JSON object."""
         query = None if self.query is None else list(self.query)
         matches = [pair.to_json() for pair in self.pairs]
-        return {"query": query, "hit": list(self.hit), "plane": self.plane, "score": self.score, "matches": matches}
+        return {
+            "query": query,
+            "hit": list(self.hit),
+            "plane": self.plane,
+            "score": self.score,
+            "query_sources": list(self.query_sources),
+            "hit_sources": list(self.hit_sources),
+            "matches": matches,
+        }
+
+
+def _within(sources: Sources, plane: str, bounds: Range) -> tuple[str, ...]:
+    """The distinct sources of the slices within a range, in the order of the slices."""
+    keys = sorted(key for key in sources if key[0] == plane and bounds[0] <= key[1] <= bounds[1])
+    return tuple(dict.fromkeys(sources[key] for key in keys))
 
 
 @dataclass(frozen=True)
@@ -101,7 +136,7 @@ class Hit:
         from medret.html.hits import BestPair, HitCard
 
         best = self.best_pair
-        pair = BestPair(best.plane, best.query, best.hit, best.score) if best else None
+        pair = BestPair(best.plane, best.query, best.hit, best.score, best.hit_source) if best else None
         return HitCard(self.rank, self.volume_id, self.uri, self.score, self.labels, pair, images, self.store)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from medret.embeddings.shards import RECIPE_KEY, volume_vector
 from medret.embeddings.slices import UNKNOWN, Slices, slice_weights
 from medret.errors import UsageError, VolumeError
 from medret.recipe import PLANES
-from medret.search.hit import Range
+from medret.search.hit import Range, Sources
 from medret.search.query_files import File
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class QueryVectors:
     vector. slices: the vectors that slice-wise modes search with and hits are matched against; a query of one
     volume vector is its own only slice, without an index; their weights sum to 1.
     requested: first and last slice index of the range that the user asked for; it may reach beyond the slices of the
-    volume. spacing_mm: of the volume along x, y, z, where it is known.
+    volume. spacing_mm: of the volume along x, y, z, where it is known. sources: what its slices were made from.
     """
 
     label: str
@@ -50,6 +50,7 @@ class QueryVectors:
     slices: Slices
     requested: Range | None = None
     spacing_mm: tuple[float, float, float] | None = None
+    sources: Sources = field(default_factory=dict)
 
     @property
     def volume_ids(self) -> frozenset[str]:

@@ -113,8 +113,8 @@ class Resolver:
             stored = _stored(rows)
             vectors = self._corpus.index(entry, None).uncentred(stored.vectors)
             slices = replace(stored, vectors=vectors, volume_id=volume_id)
-        spacing_mm = contents.ledger.spacing_mm(volume_id)
-        query = QueryVectors(volume_id, frozenset([volume]), vector[0], slices, spacing_mm=spacing_mm)
+        spacing_mm, sources = contents.ledger.spacing_mm(volume_id), contents.sources(entry, row)
+        query = QueryVectors(volume_id, frozenset([volume]), vector[0], slices, spacing_mm=spacing_mm, sources=sources)
         slice_range = _range(options, _planes(entry))
         if slice_range or options.query_slices or options.query_weights:
             query = replace(query, slices=contents.with_positions(entry, row, slices))
@@ -150,7 +150,8 @@ class Resolver:
         slices = replace(encoded, volume_id=volume_id)
         vector = aggregated(slices, parse_aggregation(aggregation))
         requested = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
-        query = QueryVectors(uri, frozenset(volumes), vector, slices, requested=requested)
+        sources = {(ref.plane, ref.slice_index): ref.source for ref in volume.slices if ref.source}
+        query = QueryVectors(uri, frozenset(volumes), vector, slices, requested=requested, sources=sources)
         if not volume.facts.spacing_assumed:
             query = replace(query, spacing_mm=volume.facts.spacing_mm)
         return _narrowed(query, aggregation, options)
