@@ -6,24 +6,29 @@ import gzip
 import hashlib
 import json
 import os
+import pickle
 import struct
 import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from medret.archive import ArchiveObject, list_archive
 from medret.errors import QuarantineCode, VolumeError
 from medret.html.images import ImageRequest, load_images
+from medret.pipeline import read_stage
+from medret.pipeline.batch_schema import SOURCE
 from medret.pipeline.content_hashes import _hash_all, equal_samples
-from medret.pipeline.read_stage import Content, _with_contents
+from medret.pipeline.read_stage import Content, ReadStage, _with_contents
 from medret.recipe import SliceRecipe
 from medret.search.query_files import read_query
-from medret.storage import Location, StoredObject
+from medret.storage import Location, StoredObject, filesystems, given_options, storage_options, use_options
 from medret.volume import Limits
 from medret.volume.nifti import START_BYTES
 
@@ -198,3 +203,34 @@ def test_keys_that_were_seen_in_the_wild(shared_data: Path, tmp_path: Path) -> N
         (tmp_path / key).parent.mkdir(exist_ok=True)
         (tmp_path / key).write_bytes(key.encode())
     assert read_all(tuple(list_archive(str(tmp_path)).items())) == {key: key.encode() for key in keys}
+
+
+@pytest.mark.s3
+def test_storage_options_travel_with_the_stages(
+    s3: Callable[[str], str], s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else tells another process where the server is, and who asks."""
+    archive = s3("options")
+    Location(archive).write("a.nii", b"no volume")
+    (item,) = list_archive(archive).items()
+    tally = Mock(is_stopping=lambda: False)
+    monkeypatch.setattr(read_stage, "Tally", lambda *_: tally)
+    monkeypatch.setattr(read_stage, "surviving", lambda rows, contents, _: contents(rows))
+    monkeypatch.setattr(storage_options, "_given", {})
+    use_options({"endpoint_url": s3_server, "key": "test", "secret": "test"}, others=[archive])
+    options, stage = given_options(), pickle.dumps(ReadStage(SliceRecipe(), (32,), Limits(), None))
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    filesystems._s3_session.cache_clear()  # it remembers credentials
+    for read in (
+        lambda: [row["code"][0].as_py() for row in pickle.loads(stage).run(_source(item))] == ["not_nifti"],
+        lambda: "a.nii" in _hash_all([item], options),
+    ):
+        storage_options._given.clear()
+        assert read()
+    filesystems._s3_session.cache_clear()
+
+
+def _source(item: ArchiveObject) -> pa.Table:
+    row = asdict(item)
+    return pa.Table.from_pylist([{name: row.get(name) for name in SOURCE.names}], schema=SOURCE)

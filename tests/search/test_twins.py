@@ -1,0 +1,143 @@
+"""Series and the NIfTI files that dcm2niix makes of them find each other, and a page shows what they were made from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from medret.cli import main
+from medret.embeddings import Slices, plane_codes, unit_slices
+from medret.models import Encoder, model_spec, resolve_weights
+from medret.recipe import ModelRecipe, Recipe, SliceRecipe
+from medret.schemas import LEDGER
+from medret.search import Snapshot, open_snapshot
+from medret.volume import Limits, content_sha256, fetch_volume, read_volume
+from tests.dicom_phantoms import encoded, single_frames
+
+MODEL = "efficientnet_lite0"
+TWINS = 0.995
+
+
+@pytest.fixture(scope="module")
+def niftis(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the twin of each series, `<series>.nii`. Of several files, the first one is the first volume."""
+    program = pytest.importorskip("dcm2niix").bin
+    folder: Path = tmp_path_factory.mktemp("niftis")
+    for series in _series(shared_data):
+        made = folder / "made" / series.name
+        made.mkdir(parents=True)
+        subprocess.run([program, "-b", "n", "-f", "%s", "-o", made, series], check=True, capture_output=True)
+        shutil.move(min(made.glob("*.nii")), folder / f"{series.name}.nii")
+    shutil.rmtree(folder / "made")
+    return folder
+
+
+def _series(shared_data: Path) -> Iterator[Path]:
+    return (path for path in sorted((shared_data / "dicom").iterdir()) if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def snapshot_of(
+    tmp_path_factory: pytest.TempPathFactory, store_maker: Callable[..., Any]
+) -> Callable[[Path], Snapshot]:
+    """Embed the volumes in an archive as a run does, and open the snapshot."""
+    spec = model_spec(MODEL)
+    weights = resolve_weights(spec)
+    slices = SliceRecipe(slices="uniform:4")
+    recipe = Recipe(slices, ModelRecipe(MODEL, weights.sha256, 224, spec.mean, spec.std, spec.dim, "fp32"))
+    encoder = Encoder(spec, weights, batch_size=8)
+
+    def made(archive: Path) -> Snapshot:
+        volumes, ledger = [], []
+        for path in sorted(path for path in archive.iterdir() if path.is_dir() or path.suffix == ".nii"):
+            content = fetch_volume(str(path), Limits())
+            volume = read_volume(content, path.name, slices, [224])
+            vectors, norms = unit_slices(encoder.embed(volume.pixels[224]))
+            refs = volume.slices
+            volumes.append(
+                Slices(
+                    vectors,
+                    plane_codes([ref.plane for ref in refs]),
+                    np.array([ref.slice_index for ref in refs], np.int32),
+                    np.array([ref.relative_position for ref in refs], np.float32),
+                    np.array([ref.position_mm for ref in refs], np.float32),
+                    norms,
+                    np.array([ref.source for ref in refs], object),
+                    volume_id=path.name,
+                )
+            )
+            row: dict[str, Any] = dict.fromkeys(LEDGER.names)
+            row.update(volume_id=path.name, uri=str(path), size_bytes=1, status="embedded", slices=len(refs))
+            row.update(content_sha256=content_sha256(content), shards=[(recipe.digest, "shard-0")])
+            ledger.append(row)
+        root = tmp_path_factory.mktemp("twins")
+        store = store_maker(
+            root, tuple(volumes), recipe=recipe, ledger=ledger, aggregations=("mean",), archive=str(archive)
+        )
+        return open_snapshot(store.uri)
+
+    return made
+
+
+def test_a_phantom_as_a_series_finds_itself_as_nifti(
+    phantom_archive: Path, snapshot_of: Callable[[Path], Snapshot], tmp_path: Path
+) -> None:
+    archive, series = tmp_path / "archive", tmp_path / "series"
+    archive.mkdir()
+    series.mkdir()
+    for kind in ("head_mri", "leg_mri", "heart_mri"):
+        image: Any = nibabel.load(phantom_archive / kind / f"{kind}_0.nii.gz")
+        nibabel.save(image, archive / f"{kind}.nii")
+    image = nibabel.load(archive / "leg_mri.nii")
+    instances = single_frames(np.asarray(image.dataobj).astype(np.int16), image.affine, modality="MR")
+    for instance in instances:
+        (series / instance.SOPInstanceUID).write_bytes(encoded(instance))
+    (hit,) = snapshot_of(archive).search(series, 1)
+    assert hit.volume_id == "leg_mri.nii"
+    assert hit.score > TWINS
+    assert hit.slices is not None
+    assert set(hit.slices.query_sources) <= {instance.SOPInstanceUID for instance in instances}
+    assert len(hit.slices.query_sources) == 4
+
+
+def test_each_series_finds_its_nifti(shared_data: Path, niftis: Path, snapshot_of: Callable[[Path], Snapshot]) -> None:
+    snapshot, queries = snapshot_of(niftis), list(_series(shared_data))
+    assert len(queries) == 7
+    for query, (hit,) in zip(queries, snapshot.search_many(queries, 1), strict=True):
+        assert hit.volume_id == f"{query.name}.nii"
+        assert hit.score > TWINS
+        assert hit.slices is not None
+        assert hit.slices.hit_sources == ()
+
+
+def test_each_nifti_finds_its_series_and_the_instances(
+    shared_data: Path, niftis: Path, snapshot_of: Callable[[Path], Snapshot], tmp_path: Path
+) -> None:
+    snapshot, queries = snapshot_of(shared_data / "dicom"), sorted(niftis.glob("*.nii"))
+    assert len(queries) == 7
+    for query, (hit,) in zip(queries, snapshot.search_many(queries, 1), strict=True):
+        assert f"{hit.volume_id}.nii" == query.name
+        assert hit.score > TWINS
+        assert hit.slices is not None
+        crosses = "sagittal" in query.name  # an axial slice crosses the instances of a sagittal series
+        assert bool(hit.slices.hit_sources) != crosses
+    page = tmp_path / "page.html"
+    ct = shared_data / "dicom/ct_ge_head_tilt"
+    files = sorted(path for path in ct.iterdir())
+    (hit,) = snapshot.search(files[::-1], 1)  # a list of its files
+    assert hit.volume_id == ct.name
+    assert hit.score > 0.9999
+    assert hit.best_pair is not None
+    assert hit.best_pair.hit_source == hit.best_pair.query_source
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", ct)
+    assert main(["search", snapshot.uri, packed, "-k", "1", "--html", str(page)]) == 0
+    text = page.read_text()
+    assert text.count(f"<code>{hit.best_pair.hit_source}</code>") == 3  # the match of the query, and both sides
+    assert "absent" not in text.split("</style>")[1]
