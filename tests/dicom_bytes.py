@@ -26,13 +26,16 @@ def file_of(content: bytes, syntax: str = EXPLICIT) -> bytes:
     return bytes(128) + b"DICM" + element(0x0002, 0x0000, b"UL", struct.pack("<I", len(meta))) + meta + content
 
 
-def instance(series: str, number: int = 1, *, sop_class: str = CT, image_type: str = "ORIGINAL\\PRIMARY") -> bytes:
+def instance(
+    series: str, number: int = 1, *, sop_class: str = CT, image_type: str = "ORIGINAL\\PRIMARY", patient: str = ""
+) -> bytes:
     """An instance of a series without pixels."""
     return file_of(
         element(0x0008, 0x0008, b"CS", image_type.encode())
         + element(0x0008, 0x0016, b"UI", sop_class.encode())
         + element(0x0008, 0x0018, b"UI", f"{series}.{number}".encode())
         + element(0x0008, 0x0060, b"CS", {CT: b"CT", MR: b"MR"}.get(sop_class, b"OT"))
+        + (element(0x0010, 0x0020, b"LO", patient.encode()) if patient else b"")
         + element(0x0020, 0x000E, b"UI", series.encode())
         + element(0x0020, 0x0013, b"IS", str(number).encode())
     )

@@ -25,6 +25,8 @@ _TAGS = {
     (0x0008, 0x0016): "sop_class_uid",
     (0x0008, 0x0060): "modality",
     (0x0008, 0x103E): "description",
+    (0x0010, 0x0020): "patient_id",
+    (0x0018, 0x0015): "body_part",
     (0x0020, 0x000E): "series_uid",
 }
 _LAST = max(_TAGS)
@@ -76,6 +78,8 @@ class DicomHead:
     modality: str = ""
     image_type: tuple[str, ...] = ()
     description: str = ""
+    patient_id: str = ""
+    body_part: str = ""
 
 
 def kind_of(head: DicomHead) -> Kind:
@@ -137,6 +141,8 @@ def _head(data: bytes) -> DicomHead:
         found.get("modality", "").upper(),
         tuple(each.strip().upper() for each in found.get("image_type", "").split("\\") if each.strip()),
         found.get("description", ""),
+        found.get("patient_id", ""),
+        found.get("body_part", ""),
     )
 
 

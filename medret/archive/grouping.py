@@ -24,12 +24,14 @@ from medret.errors import QuarantineCode
 from medret.schemas import OBJECTS
 from medret.storage import Identity, reaching
 
-# The series that were looked at: modality as DICOM says it, and the number of instances.
+# The series that were looked at: the number of instances, and what the first bytes of one of them say.
 SERIES = pa.schema(
     [
         pa.field("volume_id", pa.string(), nullable=False),
-        pa.field("modality", pa.string()),
         pa.field("instances", pa.int32(), nullable=False),
+        pa.field("modality", pa.string()),
+        pa.field("patient_id", pa.string()),
+        pa.field("body_part", pa.string()),
     ]
 )
 
@@ -102,7 +104,8 @@ class Grouping:
                 for one in division.series:
                     volume_id = folder if one.alone else posixpath.join(folder, one.uid)
                     rows.append(_row(volume_id, one.whole, one.names))
-                    looked_at.append((volume_id, one.modality, one.whole.count))
+                    said = (one.head.modality, one.head.patient_id, one.head.body_part)
+                    looked_at.append((volume_id, one.whole.count, *(text or None for text in said)))
                 rows += [_object(posixpath.join(folder, name), one) for name, one in division.strays.items()]
         self.looked_at = _table(looked_at, SERIES)
         return rows
@@ -183,7 +186,7 @@ def _in_root(division: Division, entries: Callable[[], Mapping[str, Identity]]) 
     if not is_uid(first.uid):
         now = entries()
         return Division((), {name: now[name] for name in names if name in now}, division.skipped)
-    return Division((Series(first.uid, first.whole, names, False, first.modality),), division.strays, division.skipped)
+    return Division((Series(first.uid, first.whole, names, False, first.head),), division.strays, division.skipped)
 
 
 def _whole_of(groups: Groups) -> Whole:

@@ -173,14 +173,14 @@ class Series:
     """A series in a folder.
 
     uid: empty if it is unknown. names: of its objects; None: all candidates of the folder. alone: whether it is the
-    only series of its folder. modality: as DICOM says it, if it does.
+    only series of its folder. head: of one of its objects.
     """
 
     uid: str
     whole: Whole
     names: tuple[str, ...] | None
     alone: bool
-    modality: str | None
+    head: DicomHead
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def divided(
     if others or partial:
         chosen = {name: one for name, one in entries().items() if suffix_of(name) in dicom}
         names, whole = tuple(sorted(chosen)), Whole.of(chosen)
-    return Division((Series(head.series_uid, whole, names, True, head.modality or None),), {}, _counted(skipped))
+    return Division((Series(head.series_uid, whole, names, True, head),), {}, _counted(skipped))
 
 
 def _looked_at(groups: Mapping[str, Group], look: Look) -> dict[str, set[DicomHead | None]]:
@@ -266,9 +266,9 @@ def _by_series(chosen: Mapping[str, Identity], look: Look, skipped: Counter[str]
     everything = not (partial or skipped.total() or more.total())
     series = []
     for uid, of_series in sorted(named.items()):
-        modalities = {head.modality for name in of_series if (head := heads[name]) and head.modality}
+        known = (head for name in of_series if (head := heads[name]) and head.modality)
         names_ = None if everything and len(named) == 1 and not unknown else tuple(of_series)
-        series.append(Series(uid, Whole.of(chosen, of_series), names_, len(named) == 1, min(modalities, default=None)))
+        series.append(Series(uid, Whole.of(chosen, of_series), names_, len(named) == 1, next(known, UNREAD)))
     return Division(tuple(series), {name: chosen[name] for name in unknown}, _counted(skipped, more))
 
 

@@ -16,6 +16,7 @@ from medret.storage import redacted
 from medret.visible import say, visible
 
 if TYPE_CHECKING:
+    from medret.archive import Listing
     from medret.archive.overview import Overview
 
 DESCRIPTION = """\
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         include_masks=arguments.include_masks,
         inventory=arguments.inventory,
     )
-    found = overview(listing, read_labels(arguments.labels, listing))
+    found = overview(listing, read_labels(arguments.labels, listing), _tags(listing))
     following = next_command(arguments, found)
     if arguments.json:
         say(json.dumps({**found.to_json(), "next": following}))
@@ -66,6 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
         for line in lines(found, following):
             say(line)
     return 0
+
+
+def _tags(listing: Listing) -> dict[str, Mapping[str, str]]:
+    """volume_id -> the labels in the first bytes of one of its instances: some of those that indexing finds."""
+    from medret.volume.tags import labels_of
+
+    keywords = {"modality": "Modality", "patient_id": "PatientID", "body_part": "BodyPartExamined"}
+    return {
+        series["volume_id"]: labels_of({keyword: series[name] for name, keyword in keywords.items()})
+        for series in listing.series.to_pylist()
+    }
 
 
 def next_command(arguments: argparse.Namespace, found: Overview) -> str | None:
@@ -133,8 +145,7 @@ def _labels(found: Overview) -> Iterator[str]:
         yield f"{rows:,} rows of the table name no volume, {found.join['ambiguous_rows']:,} of them several"
     if any(kind.kind != "nifti" for kind in found.kinds):
         yield from _wrapped(
-            "tags of DICOM series give labels once they are indexed: PatientID becomes the subject; Modality, "
-            "BodyPartExamined, UIDs, dates and descriptions are kept too"
+            "indexing reads more tags of DICOM series: UIDs, dates, descriptions, manufacturer, kernel and sequence"
         )
 
 
