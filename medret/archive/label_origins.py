@@ -120,6 +120,14 @@ def own(labels: pa.Table, names: pa.Array) -> pa.Table:
     return taken(pa.concat_tables([labels, _labels(_array(part["volume_id"]), kept)]), pa.array(order))
 
 
+def with_tags(ids: pa.ChunkedArray, labels: pa.Table, tags: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """The labels of these volumes, and those that tags are known to give. tags: volume_id -> name -> text."""
+    known = sorted(tags)
+    names = sorted(set().union(*tags.values()))
+    columns = {name: pa.array([tags[one].get(name) for one in known], pa.string()) for name in names}
+    return merged(ids, [labels, from_columns(pa.array(known, pa.string()), columns, DICOM)])
+
+
 def between(labels: pa.Table, first: str, last: str) -> pa.Table:
     """The rows whose ids lie in this range, both ends included. labels: sorted by volume_id."""
     ids = labels["volume_id"]

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.archive.label_origins import DICOM as IN_TAGS
-from medret.archive.label_origins import counts, from_columns, merged
+from medret.archive.label_origins import counts, with_tags
 from medret.archive.labels import LabelJoin
 from medret.archive.listing import Listing
 from medret.archive.series import packed
@@ -109,7 +108,7 @@ class Overview:
 
 def overview(listing: Listing, join: LabelJoin, tags: Mapping[str, Mapping[str, str]]) -> Overview:
     """Sum up a listing and the labels of its volumes. tags: volume_id -> labels in tags of DICOM, by name."""
-    labels = _with_tags(listing, join.labels, tags)
+    labels = with_tags(listing.objects["volume_id"], join.labels, tags)
     ignored = (f"{path} is ignored: {reason}" for path, reason in join.ignored.items())
     mismatch = (join.mismatch,) if join.mismatch else ()
     return Overview(
@@ -150,15 +149,6 @@ def _left_out(listing: Listing) -> Iterator[LeftOut]:
     """What the rules leave out, the most first."""
     for rule, objects in sorted(listing.skipped.items(), key=lambda pair: (-pair[1], pair[0])):
         yield LeftOut(rule, objects, WHY.get(rule, rule), listing.examples.get(rule, ()))
-
-
-def _with_tags(listing: Listing, labels: pa.Table, tags: Mapping[str, Mapping[str, str]]) -> pa.Table:
-    """The labels (schemas.VOLUME_LABELS) together with those in tags."""
-    ids, texts = sorted(tags), [tags[volume_id] for volume_id in sorted(tags)]
-    names = sorted(set().union(*texts))
-    columns = {name: pa.array([text.get(name) for text in texts], pa.string()) for name in names}
-    found = from_columns(pa.array(ids, pa.string()), columns, IN_TAGS)
-    return merged(listing.objects["volume_id"], [labels, found])
 
 
 def _labels(labels: pa.Table) -> Iterator[LabelFound]:

@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
     )
 
     group = parser.add_argument_group("a query archive instead of the store's own volumes")
-    group.add_argument("--queries", metavar="ARCHIVE", help="folder or URI with NIfTI files")
+    group.add_argument("--queries", metavar="ARCHIVE", help="folder or URI with NIfTI files or DICOM series")
     group.add_argument("--labels", metavar="TABLE", help="their labels, as for `medret index`")
     add_repeatable(group, "--weights", "NAME=PATH", "where a model's weights are, if moved")
 

@@ -16,7 +16,6 @@ from medret.storage import redacted
 from medret.visible import say, visible
 
 if TYPE_CHECKING:
-    from medret.archive import Listing
     from medret.archive.overview import Overview
 
 DESCRIPTION = """\
@@ -51,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.archive import list_archive, read_labels
     from medret.archive.overview import overview
+    from medret.volume.tags import head_labels
 
     listing = list_archive(
         arguments.archive,
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         include_masks=arguments.include_masks,
         inventory=arguments.inventory,
     )
-    found = overview(listing, read_labels(arguments.labels, listing), _tags(listing))
+    found = overview(listing, read_labels(arguments.labels, listing), head_labels(listing.series))
     following = next_command(arguments, found)
     if arguments.json:
         say(json.dumps({**found.to_json(), "next": following}))
@@ -67,17 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
         for line in lines(found, following):
             say(line)
     return 0
-
-
-def _tags(listing: Listing) -> dict[str, Mapping[str, str]]:
-    """volume_id -> the labels in the first bytes of one of its instances: some of those that indexing finds."""
-    from medret.volume.tags import labels_of
-
-    keywords = {"modality": "Modality", "patient_id": "PatientID", "body_part": "BodyPartExamined"}
-    return {
-        series["volume_id"]: labels_of({keyword: series[name] for name, keyword in keywords.items()})
-        for series in listing.series.to_pylist()
-    }
 
 
 def next_command(arguments: argparse.Namespace, found: Overview) -> str | None:

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.archive import labels_of, list_archive, read_labels
+from medret.archive.label_origins import with_tags
 from medret.archive.listing import ArchiveObject
 from medret.errors import UsageError, WeightsError
 from medret.evaluate.configs import Selection, configs_of
 from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
+from medret.volume.tags import head_labels
 
 KEPT_MAX = 4096  # queries
 
@@ -108,7 +110,7 @@ def file_queries(
     without: AbstractSet[str] = frozenset(),
     report: Report = lambda _: None,
 ) -> QuerySet:
-    """Query a snapshot with the NIfTI files of an archive.
+    """Query a snapshot with the volumes of an archive.
 
     labels_uri: table of their labels, as for `medret index`. weights: model -> path or URI, if its weights are
     not where the store says. without: volumes of the snapshot that are not candidates.
@@ -119,7 +121,9 @@ def file_queries(
     if join.mismatch:
         raise UsageError(join.mismatch)
     files = tuple(listing.items())
-    known = {row["volume_id"]: row for row in labels_of(listing.objects["volume_id"], join.labels).to_pylist()}
+    ids = listing.objects["volume_id"]
+    labels = with_tags(ids, join.labels, head_labels(listing.series))
+    known = {row["volume_id"]: row for row in labels_of(ids, labels).to_pylist()}
     first = configs_of(snapshot, selection)[0]
 
     def encode(file: ArchiveObject, model: str, aggregation: str) -> QueryVectors:
@@ -149,8 +153,8 @@ def file_queries(
     candidates = known_labels(snapshot, without)
     numbers = {volume_id: number for number, volume_id in enumerate(candidates["volume_id"].to_pylist())}
     self_candidates = [tuple(numbers[one] for one in sorted(numbers.keys() & own.volume_ids)) for _, own in used]
-    labels = _label_table([file for file, _ in used], known)
-    return QuerySet(labels, candidates, self_candidates, resolve, tuple(failures), frozenset(without))
+    queries = _label_table([file for file, _ in used], known)
+    return QuerySet(queries, candidates, self_candidates, resolve, tuple(failures), frozenset(without))
 
 
 def _label_table(used: Sequence[ArchiveObject], known: Mapping[str, dict[str, Any]]) -> pa.Table:

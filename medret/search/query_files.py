@@ -32,8 +32,7 @@ def is_file(query: File) -> bool:
         raise UsageError("query is empty: give a NIfTI file, a DICOM folder, a URI, a volume_id or an array of vectors")
     if "://" in text:
         return True
-    path = Path(normalise_uri(text))
-    if path.is_file() or path.is_dir() or is_series_in_folder(text):
+    if _is_there(Path(normalise_uri(text))) or is_series_in_folder(text):
         return True
     if isinstance(query, os.PathLike):
         raise UsageError(f"query {text}: no such file or folder")
@@ -46,6 +45,14 @@ def is_series_in_folder(text: str) -> bool:
 
     path = Path(normalise_uri(text))
     return is_uid(path.name) and path.parent.is_dir() and not path.exists()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path is that of a file or folder; no name of a volume is too long to ask."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        return False
 
 
 def read_query(uri: str) -> bytes:

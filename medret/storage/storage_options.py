@@ -84,6 +84,7 @@ def use_options(
     _check_mapping(options)
     for given in (options.get(role, {}) for role in ROLES):
         _check_mapping(given)
+    hide(_credentials(options))
     common = {name: value for name, value in options.items() if name not in ROLES}
     for role, places in (("archive", map(_server, others)), ("store", map(normalise_uri, stores))):
         chosen = _merged(common, options.get(role, {}))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from medret.body_regions import body_region
 from medret.dicom_labels import UNCHANGED
 from medret.modalities import modality_label
@@ -29,6 +31,13 @@ def labels_of(header: Any) -> Mapping[str, str]:
         **{name: "\\".join(texts_of(header, name)) for name in UNCHANGED},
     }
     return {name: text for name, value in found.items() if (text := visible(" ".join(value.split()))[:_LONGEST])}
+
+
+def head_labels(series: pa.Table) -> dict[str, Mapping[str, str]]:
+    """volume_id -> the labels that the first bytes of an instance give. series: archive.grouping.SERIES."""
+    keywords = {"patient_id": "PatientID", "modality": "Modality", "body_part": "BodyPartExamined"}
+    rows = series.to_pylist()
+    return {row["volume_id"]: labels_of({word: row[name] for name, word in keywords.items()}) for row in rows}
 
 
 def _region(header: Any) -> str:

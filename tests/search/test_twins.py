@@ -14,6 +14,8 @@ import pytest
 
 from medret.cli import main
 from medret.embeddings import Slices, plane_codes, unit_slices
+from medret.evaluate import Selection
+from medret.evaluate.query_sets import file_queries
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import LEDGER
@@ -89,22 +91,25 @@ def snapshot_of(
 def test_a_phantom_as_a_series_finds_itself_as_nifti(
     phantom_archive: Path, snapshot_of: Callable[[Path], Snapshot], tmp_path: Path
 ) -> None:
-    archive, series = tmp_path / "archive", tmp_path / "series"
+    archive, series = tmp_path / "archive", tmp_path / "queries/series"
     archive.mkdir()
-    series.mkdir()
+    series.mkdir(parents=True)
     for kind in ("head_mri", "leg_mri", "heart_mri"):
         image: Any = nibabel.load(phantom_archive / kind / f"{kind}_0.nii.gz")
         nibabel.save(image, archive / f"{kind}.nii")
     image = nibabel.load(archive / "leg_mri.nii")
-    instances = single_frames(np.asarray(image.dataobj).astype(np.int16), image.affine, modality="MR")
+    instances = single_frames(np.asarray(image.dataobj).astype(np.int16), image.affine, modality="MR", PatientID="P-7")
     for instance in instances:
         (series / instance.SOPInstanceUID).write_bytes(encoded(instance))
-    (hit,) = snapshot_of(archive).search(series, 1)
+    snapshot = snapshot_of(archive)
+    (hit,) = snapshot.search(series, 1)
     assert hit.volume_id == "leg_mri.nii"
     assert hit.score > TWINS
     assert hit.slices is not None
     assert set(hit.slices.query_sources) <= {instance.SOPInstanceUID for instance in instances}
     assert len(hit.slices.query_sources) == 4
+    asked = file_queries(snapshot, str(series.parent), None, Selection(), {}).queries.to_pylist()
+    assert [(row["volume_id"], row["subject"], row["modality"]) for row in asked] == [("series", "P-7", "MRI")]
 
 
 def test_each_series_finds_its_nifti(shared_data: Path, niftis: Path, snapshot_of: Callable[[Path], Snapshot]) -> None:
