@@ -32,8 +32,11 @@ class SlicePair:
     hit_source: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The pair as a JSON object."""
-        return dict(vars(self))
+        """The pair as a JSON object; its sources only where it has one."""
+        pair: dict[str, Any] = {"plane": self.plane, "query": self.query, "hit": self.hit, "score": self.score}
+        if self.query_source or self.hit_source:
+            pair |= {"query_source": self.query_source, "hit_source": self.hit_source}
+        return pair
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,19 @@ class SliceMatch:
         return replace(self, pairs=tuple(pairs), query_sources=query_sources, hit_sources=hit_sources)
 
     def to_json(self) -> dict[str, Any]:
-        """The match as a JSON object."""
+        """The match as a JSON object; its sources only where it has some."""
         query = None if self.query is None else list(self.query)
         matches = [pair.to_json() for pair in self.pairs]
-        return {
+        match: dict[str, Any] = {
             "query": query,
             "hit": list(self.hit),
             "plane": self.plane,
             "score": self.score,
-            "query_sources": list(self.query_sources),
-            "hit_sources": list(self.hit_sources),
             "matches": matches,
         }
+        if self.query_sources or self.hit_sources:
+            match |= {"query_sources": list(self.query_sources), "hit_sources": list(self.hit_sources)}
+        return match
 
 
 def _within(sources: Sources, plane: str, bounds: Range) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from medret.volume import Content
 
 NAMED = 5  # volumes of a folder, in messages
+
+_UID = re.compile(r"(?=.{3,64}$)[0-9]+(\.[0-9]+)+")  # medret.archive is imported only where something is read
 
 File = str | os.PathLike[str]
 
@@ -41,10 +44,8 @@ def is_file(query: File) -> bool:
 
 def is_series_in_folder(text: str) -> bool:
     """Whether a text that names nothing on disk is FOLDER/SeriesInstanceUID for a folder that there is."""
-    from medret.archive.dicom_head import is_uid
-
     path = Path(normalise_uri(text))
-    return is_uid(path.name) and path.parent.is_dir() and not path.exists()
+    return _UID.fullmatch(path.name) is not None and path.parent.is_dir() and not path.exists()
 
 
 def _is_there(path: Path) -> bool:
@@ -119,3 +120,8 @@ def read_files(files: Sequence[File]) -> Content:
     if len(uris) == 1:
         return read_volume_query(uris[0])
     return tuple(Part(posixpath.basename(uri), read_query(uri)) for uri in uris)
+
+
+def name_of(files: Sequence[File]) -> str:
+    """The files of a series in a few words, for messages."""
+    return os.fspath(files[0]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")

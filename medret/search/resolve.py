@@ -37,7 +37,15 @@ from medret.search.query import (
     whole_volume,
     within,
 )
-from medret.search.query_files import File, is_file, is_series_in_folder, read_files, read_query, read_volume_query
+from medret.search.query_files import (
+    File,
+    is_file,
+    is_series_in_folder,
+    name_of,
+    read_files,
+    read_query,
+    read_volume_query,
+)
 from medret.snapshot import RecipeEntry
 from medret.storage import normalise_uri, redacted
 
@@ -73,8 +81,7 @@ class Resolver:
         if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
             query = load_array(read_query(normalise_uri(query)), os.fspath(query))
         if isinstance(query, list | tuple):
-            name = f"{os.fspath(query[0])} and {len(query) - 1} more" if len(query) > 1 else str(*query)
-            return self._file(name, read_files(query), None, entry, aggregation, options)
+            return self._file(query, None, entry, aggregation, options)
         if isinstance(query, np.ndarray):
             if options.parts:
                 raise UsageError(
@@ -87,8 +94,7 @@ class Resolver:
                 "series' files, a volume_id or a numpy array"
             )
         if self.names_file(query):
-            uri = normalise_uri(query)
-            return self._file(uri, read_volume_query(uri), None, entry, aggregation, options)
+            return self._file(normalise_uri(query), None, entry, aggregation, options)
         return self._volume(os.fspath(query), entry, aggregation, options)
 
     def _volume(self, text: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
@@ -104,8 +110,7 @@ class Resolver:
         if rows is None:
             raise UsageError(f"query '{volume_id}' has no vectors in this snapshot ({row.problem or 'not indexed'})")
         if options.box or options.mask:
-            place = contents.readable(row)
-            return self._file(place, read_volume_query(place), volume, entry, aggregation, options)
+            return self._file(contents.readable(row), volume, entry, aggregation, options)
         vector = self._corpus.index(entry, aggregation).uncentred(_stored(rows).vectors)
         slices = whole_volume(vector)
         (rows,) = self._corpus.stored(entry, None, [found])
@@ -126,19 +131,20 @@ class Resolver:
 
     def _file(
         self,
-        uri: str,
-        data: Content,
+        file: str | Sequence[File],
         stored: Volume | None,
         entry: RecipeEntry,
         aggregation: str,
         options: SearchOptions,
     ) -> QueryVectors:
-        """uri: of what was read, or another name for messages. stored: the volume of the snapshot that it is."""
+        """file: URI, or the files of a series. stored: the volume of the snapshot that it is."""
         from medret.volume import content_sha256
 
         recipe = entry.load()
         slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
+        data = read_volume_query(file) if isinstance(file, str) else read_files(file)
+        uri = file if isinstance(file, str) else name_of(file)
         refuse_table(data, uri, recipe.digest)
         volumes = [stored] if stored else self._corpus.with_content(content_sha256(data))
         volume_id, label = self._corpus.identify(uri, volumes)
