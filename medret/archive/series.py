@@ -268,7 +268,7 @@ def _by_series(chosen: Mapping[str, Identity], look: Look, skipped: Counter[str]
     for uid, of_series in sorted(named.items()):
         known = (head for name in of_series if (head := heads[name]) and head.modality)
         names_ = None if everything and len(named) == 1 and not unknown else tuple(of_series)
-        series.append(Series(uid, Whole.of(chosen, of_series), names_, len(named) == 1, next(known, UNREAD)))
+        series.append(Series(uid, Whole.of(chosen, of_series), names_, len(named) == 1, next(known, UNCLEAR)))
     return Division(tuple(series), {name: chosen[name] for name in unknown}, _counted(skipped, more))
 
 

@@ -84,12 +84,6 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add_choice(group)
     add(
-        "--no-dicom-labels",
-        action="append",
-        metavar="TAGS",
-        help="take no labels from these DICOM tags, such as PatientID,StudyDate, or from any (all); repeatable",
-    )
-    add(
         "--max-volume-gib",
         type=positive_float,
         metavar="GIB",

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.archive import list_archive, read_labels
     from medret.archive.overview import overview
+    from medret.dicom_labels import labels_of_tags
     from medret.volume.tags import head_labels
 
     listing = list_archive(
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         include_masks=arguments.include_masks,
         inventory=arguments.inventory,
     )
-    found = overview(listing, read_labels(arguments.labels, listing), head_labels(listing.series))
+    tags = head_labels(listing.series, labels_of_tags(arguments.no_dicom_labels or ()))
+    found = overview(listing, read_labels(arguments.labels, listing), tags)
     following = next_command(arguments, found)
     if arguments.json:
         say(json.dumps({**found.to_json(), "next": following}))
@@ -76,6 +78,7 @@ def next_command(arguments: argparse.Namespace, found: Overview) -> str | None:
     words = ["medret", "index", arguments.archive, "STORE"]
     for option, value in (("--glob", arguments.pattern), ("--labels", arguments.labels)):
         words += [option, value] if value else []
+    words += [word for tags in arguments.no_dicom_labels or () for word in ("--no-dicom-labels", tags)]
     words += [word for pattern in arguments.exclude for word in ("--exclude", pattern)]
     words += ["--include-masks"] if arguments.include_masks else []
     words += ["--inventory", arguments.inventory] if arguments.inventory else []

@@ -75,6 +75,12 @@ def add_choice(group: Any) -> None:
         "series and in paths (BIDS, MSD, nnU-Net, KiTS, BraTS)",
     )
     add(
+        "--no-dicom-labels",
+        action="append",
+        metavar="TAGS",
+        help="take no labels from these DICOM tags, such as PatientID,StudyDate, or from any (all); repeatable",
+    )
+    add(
         "--inventory",
         metavar="URI",
         help="manifest.json of an S3 Inventory (CSV or Parquet) of ARCHIVE's bucket, to read in place of a listing",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -33,11 +33,17 @@ def labels_of(header: Any) -> Mapping[str, str]:
     return {name: text for name, value in found.items() if (text := visible(" ".join(value.split()))[:_LONGEST])}
 
 
-def head_labels(series: pa.Table) -> dict[str, Mapping[str, str]]:
-    """volume_id -> the labels that the first bytes of an instance give. series: archive.grouping.SERIES."""
+def head_labels(series: pa.Table, hidden: Collection[str] = ()) -> dict[str, Mapping[str, str]]:
+    """volume_id -> the labels that the first bytes of an instance give, without the hidden ones.
+
+    series: archive.grouping.SERIES.
+    """
     keywords = {"patient_id": "PatientID", "modality": "Modality", "body_part": "BodyPartExamined"}
-    rows = series.to_pylist()
-    return {row["volume_id"]: labels_of({word: row[name] for name, word in keywords.items()}) for row in rows}
+    found = {}
+    for row in series.to_pylist():
+        labels = labels_of({word: row[name] for name, word in keywords.items()})
+        found[row["volume_id"]] = {name: text for name, text in labels.items() if name not in hidden}
+    return found
 
 
 def _region(header: Any) -> str:

@@ -89,6 +89,9 @@ def test_labels_in_tags_are_seen_already(archive: Path, capsys: pytest.CaptureFi
     assert (labels["subject"]["volumes"], labels["subject"]["values"]) == (4, 3)
     assert labels["subject"]["origins"] == {"dicom": 2, "bids": 2}
     assert labels["modality"]["frequent"]["CT"] == 6
+    hidden = scan(capsys, archive, "--no-dicom-labels", "PatientID")
+    assert {label["name"]: label for label in hidden["labels"]}["subject"]["origins"] == {"bids": 2}
+    assert "--no-dicom-labels PatientID" in hidden["next"]
 
 
 def test_the_next_command_takes_the_same_choice(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
