@@ -39,7 +39,7 @@ def head_labels(series: pa.Table, hidden: Collection[str] = ()) -> dict[str, Map
     series: archive.grouping.SERIES.
     """
     keywords = {"patient_id": "PatientID", "modality": "Modality", "body_part": "BodyPartExamined"}
-    found = {}
+    found: dict[str, Mapping[str, str]] = {}
     for row in series.to_pylist():
         labels = labels_of({word: row[name] for name, word in keywords.items()})
         found[row["volume_id"]] = {name: text for name, text in labels.items() if name not in hidden}
