@@ -140,20 +140,21 @@ def is_plausible(spacing_mm: NDArray[np.float64]) -> bool:
 
 def check_affine(affine: NDArray[np.float64], source: AffineSource) -> None:
     """Raise VolumeError AFFINE_INVALID for a singular affine, one that is not finite, or one far from the scanner."""
+    name = "geometry of the DICOM series" if source == "dicom" else source
     if not np.all(np.isfinite(affine)):
-        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} holds values that are not finite")
+        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {name} holds values that are not finite")
     if np.abs(affine[:3, 3]).max() >= MOST_MM:
         raise VolumeError(
-            QuarantineCode.AFFINE_INVALID, f"the {source} places the volume more than 1 km from the scanner"
+            QuarantineCode.AFFINE_INVALID, f"the {name} places the volume more than 1 km from the scanner"
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     rounded = " x ".join(f"{length:.3g}" for length in spacing)
     if not is_plausible(spacing):
-        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {source} gives a voxel spacing of {rounded} mm")
+        raise VolumeError(QuarantineCode.AFFINE_INVALID, f"the {name} gives a voxel spacing of {rounded} mm")
     if _rectangular(affine[:3, :3]):
         return
     # Compare directions only: thick slices do not make an affine singular.
     if np.linalg.svd(affine[:3, :3] / spacing, compute_uv=False)[-1] < _FLAT:
         raise VolumeError(
-            QuarantineCode.AFFINE_INVALID, f"the {source} is singular: its axes lie in one plane (spacing {rounded} mm)"
+            QuarantineCode.AFFINE_INVALID, f"the {name} is singular: its axes lie in one plane (spacing {rounded} mm)"
         )

@@ -76,7 +76,7 @@ def stack_of(frames: Sequence[Frame]) -> Stack:
     holes = [round(gap / usual) - 1 if abs(gap / usual - round(gap / usual)) < _WHOLE else -1 for gap in gaps]
     missing = sum(holes) if holes and min(holes) >= 0 else 0
     if missing:
-        _check_none_missing(first, holes)
+        _check_none_missing(first, holes, {int(frame.order[1]) for frame in frames})
     return Stack(
         volumes=volumes,
         placement=placement,
@@ -197,11 +197,11 @@ def _tilt(placement: Placement) -> float:
     return round(degrees, 2) if degrees >= _LEAST_TILT else 0.0
 
 
-def _check_none_missing(frames: Sequence[Frame], holes: Sequence[int]) -> None:
+def _check_none_missing(frames: Sequence[Frame], holes: Sequence[int], present: set[int]) -> None:
     """Raise INSTANCE_MISSING if instance numbers skip where the positions do: the numbers name what is missing.
 
-    holes: room for missing slices between each slice and the next. Without such evidence, the scanner may have left
-    the slices out.
+    holes: room for missing slices between each slice and the next. present: all instance numbers of the series. Without
+    such evidence, the scanner may have left the slices out.
     """
     numbers = [int(frame.order[1]) for frame in frames]
     steps = [after - before for before, after in pairwise(numbers)]
@@ -211,11 +211,12 @@ def _check_none_missing(frames: Sequence[Frame], holes: Sequence[int]) -> None:
     stride = whole.pop()
     if not stride or any(step != stride * (hole + 1) for step, hole in zip(steps, holes, strict=True)):
         return
-    missing = [
-        number + stride * skipped
-        for number, hole in zip(numbers, holes, strict=False)
-        for skipped in range(1, hole + 1)
-    ]
+    skipped = (
+        number + stride * place for number, hole in zip(numbers, holes, strict=False) for place in range(1, hole + 1)
+    )
+    missing = [number for number in skipped if number not in present]
+    if not missing:
+        return
     named = ", ".join(map(str, sorted(missing)[:10])) + (", ..." if len(missing) > 10 else "")
     raise VolumeError(
         QuarantineCode.INSTANCE_MISSING,

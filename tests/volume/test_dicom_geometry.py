@@ -102,6 +102,13 @@ def test_a_hole_in_positions_and_numbers_names_the_missing_instance() -> None:
     assert error.reason.endswith("5")
 
 
+def test_a_slice_that_lies_elsewhere_is_not_missing() -> None:
+    data_sets = make.single_frames(voxels_of())
+    data_sets[4].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    facts = facts_of(opened(data_sets))
+    assert (facts.missing_slices, facts.frames_of_other_stacks) == (1, 1)
+
+
 def test_a_hole_in_positions_alone_is_noticed() -> None:
     data_sets = make.single_frames(voxels_of())
     del data_sets[3:5]
