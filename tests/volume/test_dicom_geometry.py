@@ -102,6 +102,13 @@ def test_a_hole_in_positions_and_numbers_names_the_missing_instance() -> None:
     assert error.reason.endswith("5")
 
 
+def test_a_series_that_was_thinned_out_is_used() -> None:
+    data_sets = make.single_frames(voxels_of())
+    for data, number in zip(data_sets, [1, 2, 3, 4, 5, 6, 7, 8, 1_000_000], strict=True):
+        data.InstanceNumber, data.ImagePositionPatient = number, [20, 30, 0.5 * number]
+    assert facts_of(opened(data_sets)).missing_slices == 999_991
+
+
 def test_a_slice_that_lies_elsewhere_is_not_missing() -> None:
     data_sets = make.single_frames(voxels_of())
     data_sets[4].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
