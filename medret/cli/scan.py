@@ -36,6 +36,7 @@ NOT_A_VOLUME = "not_a_volume"  # the rule
 SUFFIXES_SHOWN = 8
 NAMES_SHOWN = 8
 WIDTH = 80
+_TIED = "\N{NO-BREAK SPACE}"  # a name and its count stay on one line
 
 
 def add_parser(commands: Any) -> None:
@@ -147,17 +148,18 @@ def _named(suffixes: Mapping[str, int]) -> dict[str, int]:
 
 def _shown(counts: Mapping[str, int], most: int, more: int = 0) -> str:
     """The first names with their counts. more: how many there are besides."""
-    shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:most])
+    shown = ", ".join(f"{name}{_TIED}{count:,}" for name, count in list(counts.items())[:most])
     more += max(0, len(counts) - most)
     return f"{shown} and {more:,} more" if more else shown
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:
     margin = " " * indent
-    return textwrap.wrap(
+    wrapped = textwrap.wrap(
         visible(text), WIDTH, initial_indent=margin, subsequent_indent=margin or "  ", break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
+    return [line.replace(_TIED, " ") for line in wrapped]
 
 
 def _tail(path: str, width: int) -> str:

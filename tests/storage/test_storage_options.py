@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from medret.cli import main
+from medret.cli.main import _parser
 from medret.errors import UsageError
 from medret.storage import Location, filesystems, given_options, parse_options, redacted, use_options
 from medret.storage import storage_options as module
@@ -94,6 +96,15 @@ def test_a_wrong_option_is_named_in_one_line(capsys: pytest.CaptureFixture[str])
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_every_command_with_a_store_or_an_archive_takes_them() -> None:
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    takes = {
+        name: any("--storage-option" in action.option_strings for action in parser._actions)
+        for name, parser in commands.choices.items()
+    }
+    assert {name for name, takes_it in takes.items() if not takes_it} == {"demo", "models"}
 
 
 def test_options_are_a_mapping() -> None:
