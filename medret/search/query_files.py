@@ -86,20 +86,20 @@ def read_volume_query(uri: str) -> Content:
 
 
 def _volumes_in(uri: str) -> str:
-    """What a folder holds, for a message, and what to do; "" for what is no folder."""
+    """What a folder on this machine holds, for a message, and what to do; "" for what is no such folder."""
     from medret.archive import list_archive
 
-    if not scheme_of(uri) and not Path(uri).is_dir():
+    if scheme_of(uri) or not Path(uri).is_dir():
         return ""
     try:
         listing = list_archive(uri)
     except UsageError:  # nothing is there
-        return "" if scheme_of(uri) else ": the folder is empty"
+        return ": the folder is empty"
     instances = dict(zip(listing.series["volume_id"].to_pylist(), listing.series.to_pylist(), strict=True))
     names = []
     for volume_id in listing.objects["volume_id"].slice(0, NAMED).to_pylist():
         series = instances.get(volume_id)
-        about = f" ({series['modality'] or 'DICOM'}, {series['instances']} instances)" if series else ""
+        about = f" ({series['modality'] or 'DICOM'}, {_counted(series['instances'])})" if series else ""
         names.append(f"{posixpath.join(uri, volume_id)}{about}")
     count = listing.objects.num_rows
     if not names:
@@ -108,6 +108,10 @@ def _volumes_in(uri: str) -> str:
     more = f" and {count - NAMED} more" if count > NAMED else ""
     which = "1 volume; give it" if count == 1 else f"{count} volumes; give one of them"
     return f": the folder holds {which}: {', '.join(names)}{more}"
+
+
+def _counted(instances: int) -> str:
+    return "1 instance" if instances == 1 else f"{instances} instances"
 
 
 def read_files(files: Sequence[File]) -> Content:
