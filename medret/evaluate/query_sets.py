@@ -24,7 +24,7 @@ from medret.evaluate.configs import Selection, configs_of
 from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.query import QueryVectors
-from medret.volume.tags import head_labels
+from medret.volume.dicom.tags import head_labels
 
 KEPT_MAX = 4096  # queries
 

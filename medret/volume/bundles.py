@@ -12,8 +12,8 @@ from medret.archive.series import is_candidate
 from medret.errors import QuarantineCode, VolumeError
 from medret.visible import visible
 from medret.volume.content import Bytes, Part
-from medret.volume.header import Limits
 from medret.volume.inflate import MIB, End, inflate_up_to, is_gzip
+from medret.volume.limits import Limits
 
 _MOST_MEMBERS = 100_000
 _HEADERS_BYTES = 256 * MIB  # of all instances, beside the voxels that the limit allows

@@ -18,13 +18,13 @@ from medret.volume.content import Bytes
 from medret.volume.forms import placement_of
 from medret.volume.header import (
     LONGEST_HEADER_BYTES,
-    Limits,
     NiftiHeader,
     check_extensions,
     nifti_version,
     parse_header,
 )
 from medret.volume.inflate import DEFLATE_MAX_RATIO, MIB, End, inflate, inflate_up_to, is_gzip
+from medret.volume.limits import Limits
 from medret.volume.signatures import describe
 from medret.volume.stored import StoredVolume
 

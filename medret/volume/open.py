@@ -8,8 +8,8 @@ from medret.storage import StoredObject
 from medret.volume.bundles import is_tar, is_zip, untarred, unzipped
 from medret.volume.content import Bytes, Content, Part
 from medret.volume.dicom import open_series
-from medret.volume.header import Limits
 from medret.volume.inflate import MIB
+from medret.volume.limits import Limits
 from medret.volume.nifti import START_BYTES, judge_nifti, open_nifti
 from medret.volume.stored import StoredVolume
 

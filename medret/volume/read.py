@@ -14,8 +14,8 @@ from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume.content import Content
 from medret.volume.foreground import foreground_box, threshold, whole
-from medret.volume.header import Limits
 from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
+from medret.volume.limits import Limits
 from medret.volume.modality import modality_of
 from medret.volume.open import open_volume
 from medret.volume.orientation import AffineSource, Geometry, geometry_of

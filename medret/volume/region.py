@@ -12,7 +12,7 @@ import numpy as np
 from medret.errors import UsageError, VolumeError
 from medret.volume.content import Content
 from medret.volume.foreground import Box
-from medret.volume.header import Limits
+from medret.volume.limits import Limits
 from medret.volume.open import open_volume
 from medret.volume.orientation import Geometry, geometry_of, slice_centres_mm
 from medret.volume.slicing import PLANE_OF_AXIS

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.header import Limits
+from medret.volume.limits import Limits
 from medret.volume.stored import Scaling
 
 MOST_PER_AXIS = 48

@@ -18,7 +18,7 @@ from medret.archive.series import Whole
 from medret.errors import QuarantineCode, VolumeError
 from medret.storage import Identity, StoredObject, in_words, reaching, scheme_of
 from medret.volume.content import Content, Part
-from medret.volume.header import Limits
+from medret.volume.limits import Limits
 from medret.volume.open import read_judged
 
 Result = TypeVar("Result")

@@ -22,9 +22,9 @@ from pydicom.uid import JPEGLosslessSV1
 from medret.errors import MissingPackageError, QuarantineCode, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume import Limits, Part, read_volume
+from medret.volume.dicom.pixels import coded_size
 from medret.volume.inflate import MIB
 from medret.volume.open import open_volume
-from medret.volume.pixels import coded_size
 from medret.volume.stored import Scaling, StoredVolume
 from tests import dicom_phantoms as make
 
@@ -304,7 +304,7 @@ def test_a_text_beside_the_images_is_left_out() -> None:
 
 
 def test_a_deflated_bomb_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medret.volume.instances._DEFLATED_EXTRA_BYTES", MIB)
+    monkeypatch.setattr("medret.volume.dicom.instances._DEFLATED_EXTRA_BYTES", MIB)
     data = make.single_frames(body())[0]
     head = make.encoded(data, "deflated")
     length = struct.unpack_from("<I", head, 140)[0]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from medret.errors import QuarantineCode, VolumeError
 from medret.volume import inflate as inflate_module
-from medret.volume.header import Limits
 from medret.volume.inflate import MIB, End, inflate, inflate_up_to
+from medret.volume.limits import Limits
 from medret.volume.nifti import open_nifti
 from medret.volume.stored import StoredVolume
 

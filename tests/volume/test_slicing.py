@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medret.volume.foreground import Box, foreground_box, threshold, whole
-from medret.volume.header import Limits, parse_header
+from medret.volume.header import parse_header
+from medret.volume.limits import Limits
 from medret.volume.sample import Sample, take_sample
 from medret.volume.slicing import draw_squares, fitted_size, planes_of
 

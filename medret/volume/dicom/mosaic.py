@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.volume.instances import (
+from medret.volume.dicom.instances import (
     CSA_CREATOR,
     CSA_HEADER,
     MOSAIC_CREATOR,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.frames import Content, Frame
+from medret.volume.dicom.frames import Content, Frame
 from medret.volume.orientation import Placement, check_affine
 
 _SAME_DIRECTION = 1e-2  # per component of a unit vector

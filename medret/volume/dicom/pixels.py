@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
 from medret.visible import visible
-from medret.volume.frames import Frame
-from medret.volume.instances import Instance, numbers_of, text_of, unvalidated, values_of
+from medret.volume.dicom.frames import Frame
+from medret.volume.dicom.instances import Instance, numbers_of, text_of, unvalidated, values_of
 from medret.volume.stored import Scaling
 
 _NATIVE: dict[str, Literal["<", ">"]] = {

@@ -19,7 +19,7 @@ from medret.archive.dicom_head import DicomHead, kind_of, read_head
 from medret.errors import QuarantineCode, VolumeError
 from medret.visible import visible
 from medret.volume.content import Part
-from medret.volume.header import Limits
+from medret.volume.limits import Limits
 from medret.volume.signatures import describe
 
 if TYPE_CHECKING:

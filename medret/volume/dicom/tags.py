@@ -12,7 +12,7 @@ from medret.body_regions import body_region
 from medret.dicom_labels import UNCHANGED
 from medret.modalities import modality_label
 from medret.visible import visible
-from medret.volume.instances import items_of, text_of, texts_of
+from medret.volume.dicom.instances import items_of, text_of, texts_of
 
 _LONGEST = 256  # characters; descriptions are free text
 _NOBODY = re.compile(

@@ -17,13 +17,13 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
 from medret.visible import visible
 from medret.volume.content import Part
-from medret.volume.frames import frames_of
-from medret.volume.header import Limits, check_sides
-from medret.volume.instances import Instance, images_of, numbers_of, text_of, unvalidated
-from medret.volume.pixels import check_pixels, decoded
-from medret.volume.stacks import Stack, stack_of
+from medret.volume.dicom.frames import frames_of
+from medret.volume.dicom.instances import Instance, images_of, numbers_of, text_of, unvalidated
+from medret.volume.dicom.pixels import check_pixels, decoded
+from medret.volume.dicom.stacks import Stack, stack_of
+from medret.volume.dicom.tags import labels_of
+from medret.volume.limits import Limits, check_sides
 from medret.volume.stored import Scaling, SeriesFacts, StoredVolume
-from medret.volume.tags import labels_of
 
 
 def open_series(parts: Sequence[Part], limits: Limits) -> StoredVolume:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.volume.instances import (
+from medret.volume.dicom.instances import (
     GE_COMPONENT,
     GE_CREATOR,
     Instance,
@@ -24,7 +24,7 @@ from medret.volume.instances import (
     texts_of,
     values_of,
 )
-from medret.volume.mosaic import mosaic_of
+from medret.volume.dicom.mosaic import mosaic_of
 from medret.volume.stored import Scaling
 
 # What an image type says of phase, of the parts of complex numbers, and of maps computed from them.
