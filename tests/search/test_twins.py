@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from medret.archive import list_archive
 from medret.cli import main
 from medret.embeddings import Slices, plane_codes, unit_slices
 from medret.evaluate import Selection
@@ -52,15 +53,15 @@ def snapshot_of(
     """Embed the volumes in an archive as a run does, and open the snapshot."""
     spec = model_spec(MODEL)
     weights = resolve_weights(spec)
-    slices = SliceRecipe(slices="uniform:4")
+    slices = SliceRecipe(slices="uniform:2")
     recipe = Recipe(slices, ModelRecipe(MODEL, weights.sha256, 224, spec.mean, spec.std, spec.dim, "fp32"))
     encoder = Encoder(spec, weights, batch_size=8)
 
     def made(archive: Path) -> Snapshot:
         volumes, ledger = [], []
-        for path in sorted(path for path in archive.iterdir() if path.is_dir() or path.suffix == ".nii"):
-            content = fetch_volume(str(path), Limits())
-            volume = read_volume(content, path.name, slices, [224])
+        for volume_id in (item.volume_id for item in list_archive(str(archive)).items()):
+            content = fetch_volume(f"{archive}/{volume_id}", Limits())
+            volume = read_volume(content, volume_id, slices, [224])
             vectors, norms = unit_slices(encoder.embed(volume.pixels[224]))
             refs = volume.slices
             volumes.append(
@@ -72,11 +73,13 @@ def snapshot_of(
                     np.array([ref.position_mm for ref in refs], np.float32),
                     norms,
                     np.array([ref.source for ref in refs], object),
-                    volume_id=path.name,
+                    volume_id=volume_id,
                 )
             )
             row: dict[str, Any] = dict.fromkeys(LEDGER.names)
-            row.update(volume_id=path.name, uri=str(path), size_bytes=1, status="embedded", slices=len(refs))
+            row.update(
+                volume_id=volume_id, uri=f"{archive}/{volume_id}", size_bytes=1, status="embedded", slices=len(refs)
+            )
             row.update(content_sha256=content_sha256(content), shards=[(recipe.digest, "shard-0")])
             ledger.append(row)
         root = tmp_path_factory.mktemp("twins")
@@ -107,41 +110,43 @@ def test_a_phantom_as_a_series_finds_itself_as_nifti(
     assert hit.score > TWINS
     assert hit.slices is not None
     assert set(hit.slices.query_sources) <= {instance.SOPInstanceUID for instance in instances}
-    assert len(hit.slices.query_sources) == 4
+    assert len(hit.slices.query_sources) == 2
     asked = file_queries(snapshot, str(series.parent), None, Selection(), {}).queries.to_pylist()
     assert [(row["volume_id"], row["subject"], row["modality"]) for row in asked] == [("series", "P-7", "MRI")]
 
 
-def test_each_series_finds_its_nifti(shared_data: Path, niftis: Path, snapshot_of: Callable[[Path], Snapshot]) -> None:
-    snapshot, queries = snapshot_of(niftis), list(_series(shared_data))
-    assert len(queries) == 7
-    for query, (hit,) in zip(queries, snapshot.search_many(queries, 1), strict=True):
-        assert hit.volume_id == f"{query.name}.nii"
-        assert hit.score > TWINS
-        assert hit.slices is not None
-        assert hit.slices.hit_sources == ()
-
-
-def test_each_nifti_finds_its_series_and_the_instances(
+def test_each_series_and_its_nifti_find_each_other(
     shared_data: Path, niftis: Path, snapshot_of: Callable[[Path], Snapshot], tmp_path: Path
 ) -> None:
-    snapshot, queries = snapshot_of(shared_data / "dicom"), sorted(niftis.glob("*.nii"))
-    assert len(queries) == 7
-    for query, (hit,) in zip(queries, snapshot.search_many(queries, 1), strict=True):
-        assert f"{hit.volume_id}.nii" == query.name
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "dicom").symlink_to(shared_data / "dicom")
+    (archive / "nifti").symlink_to(niftis)
+    snapshot = snapshot_of(archive)
+    twins = {f"dicom/{path.name}": f"nifti/{path.name}.nii" for path in _series(shared_data)}
+    assert len(twins) == 7
+    assert snapshot.volumes == 14
+    twins |= {nifti: series for series, nifti in twins.items()}
+    for query, (hit,) in zip(twins, snapshot.search_many(list(twins), 1, exclude="self"), strict=True):
+        assert hit.volume_id == twins[query]
         assert hit.score > TWINS
         assert hit.slices is not None
-        crosses = "sagittal" in query.name  # an axial slice crosses the instances of a sagittal series
-        assert bool(hit.slices.hit_sources) != crosses
-    page = tmp_path / "page.html"
-    ct = shared_data / "dicom/ct_ge_head_tilt"
-    files = sorted(path for path in ct.iterdir())
-    (hit,) = snapshot.search(files[::-1], 1)  # a list of its files
-    assert hit.volume_id == ct.name
-    assert hit.score > 0.9999
+        crosses = "sagittal" in query  # an axial slice crosses the instances of a sagittal series
+        assert bool(hit.slices.hit_sources) == (hit.volume_id.startswith("dicom") and not crosses)
+        assert bool(hit.slices.query_sources) == (query.startswith("dicom") and not crosses)
+
+
+def test_a_list_and_a_zip_of_a_series_find_it_and_the_page_names_its_instances(
+    shared_data: Path, snapshot_of: Callable[[Path], Snapshot], tmp_path: Path
+) -> None:
+    series = shutil.copytree(shared_data / "dicom/mr_siemens_enhanced", tmp_path / "archive/mr")
+    snapshot = snapshot_of(series.parent)
+    (hit,) = snapshot.search(sorted(series.iterdir(), reverse=True), 1)
+    assert hit.volume_id == "mr"
+    assert hit.score > 0.999
     assert hit.best_pair is not None
     assert hit.best_pair.hit_source == hit.best_pair.query_source
-    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", ct)
+    page, packed = tmp_path / "page.html", shutil.make_archive(str(tmp_path / "packed"), "zip", series)
     assert main(["search", snapshot.uri, packed, "-k", "1", "--html", str(page)]) == 0
     text = page.read_text()
     assert text.count(f"<code>{hit.best_pair.hit_source}</code>") == 3  # the match of the query, and both sides
