@@ -37,6 +37,7 @@ LIVES_S = 40.0  # at least; a worker that is killed before it has started helps 
 POLL_S = 0.1
 RUN_S = 1200.0  # a kill every 20 s costs a small machine most of its time: starting nodes takes it
 GONE_S = 30.0
+UNSEEN_S = 20.0  # a node that is killed so late may be missing from the report, which is written before the run ends
 
 
 def main() -> int:
@@ -105,9 +106,10 @@ def run(cloud: Cluster, folder: Path, point: str) -> dict[str, Any]:
     [report] = (json.loads(path.read_text()) for path in (store / "runs").glob("*.json"))
     if len(report["nodes"]) < 2:
         problems.append(f"only {list(report['nodes'])} worked, of {seen} workers")
-    if len(report["lost_nodes"]) != reclaimed:
-        problems.append(f"{reclaimed} nodes were reclaimed, and {report['lost_nodes']} reported")
-    if [line[:9] for line in errors.splitlines()] != ["lost node"] * reclaimed:
+    lost = len(report["lost_nodes"])
+    if lost not in (reclaimed, reclaimed - (time.monotonic() - last < UNSEEN_S)):
+        problems.append(f"{reclaimed} nodes were reclaimed, and {lost} reported: {report['lost_nodes']}")
+    if [line[:9] for line in errors.splitlines()] != ["lost node"] * lost:
         problems.append(f"said {errors[:2000]!r}")
     problems += [str(finding) for finding in verify_store(Location(store))]
     problems += [f"other {what}" for what in same(store, folder / "store")]
