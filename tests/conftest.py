@@ -22,9 +22,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112  # Ray spells it so
 
 
-WITH_RAY = tuple(
-    f"tests/{name}" for name in ("bench/", "chaos/", "demo/", "pipeline/", "test_golden.py", "test_readme.py")
-)
+WITH_RAY = tuple(f"tests/{name}" for name in ("chaos/", "demo/", "pipeline/", "test_golden.py", "test_readme.py"))
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types

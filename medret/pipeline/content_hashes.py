@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -17,34 +17,59 @@ from medret.volume import VolumeSource
 
 SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
-OBJECTS_PER_TASK = 16
+OBJECTS_PER_TASK, SAMPLES_PER_TASK = 16, 256
+
+Found = TypeVar("Found")
+Options = Mapping[str, Mapping[str, Any]] | None
 
 
-def equal_samples(groups: Iterable[Sequence[ArchiveObject]]) -> set[str]:
+Samples = Callable[[Sequence[ArchiveObject]], Mapping[str, bytes]]  # volume_id -> digest of the object's middle bytes
+
+
+def equal_samples(groups: Iterable[Sequence[ArchiveObject]], samples: Samples) -> set[str]:
     """Find the volume_ids of objects whose middle bytes equal those of another object in their group.
 
     Reads nothing if the storage has etags of contents: the objects of a group then have the same etag.
     """
     alike: set[str] = set()
-    with ThreadPoolExecutor(SAMPLERS) as pool:
-        for group in groups:
-            if group[0].etag is not None and not is_weak(group[0].etag):
-                alike |= {item.volume_id for item in group}
-                continue
-            by_sample: dict[bytes, list[str]] = {}
-            for item, sample in zip(group, pool.map(_sample, group), strict=True):
-                if sample is not None:
-                    by_sample.setdefault(sample, []).append(item.volume_id)
-            alike |= {volume_id for ids in by_sample.values() if len(ids) > 1 for volume_id in ids}
+    unsure = []
+    for group in groups:
+        if group[0].etag is not None and not is_weak(group[0].etag):
+            alike |= {item.volume_id for item in group}
+        else:
+            unsure.append(group)
+    found = samples([item for group in unsure for item in group])
+    for group in unsure:
+        by_sample: dict[bytes, list[str]] = {}
+        for item in group:
+            if sample := found.get(item.volume_id):
+                by_sample.setdefault(sample, []).append(item.volume_id)
+        alike |= {volume_id for ids in by_sample.values() if len(ids) > 1 for volume_id in ids}
     return alike
+
+
+def content_samples(items: Sequence[ArchiveObject]) -> dict[str, bytes]:
+    """Read the middle bytes of objects in Ray tasks, without objects that are unreadable; see Samples."""
+    return _in_tasks(sample_all, items, SAMPLES_PER_TASK)
 
 
 def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
     """Compute volume_id -> sha256 in Ray tasks, without objects that are unreadable or have changed."""
-    task = ray.remote(num_cpus=1)(_hash_all)
-    options = given_options()
-    refs = [task.remote(items[at : at + OBJECTS_PER_TASK], options) for at in range(0, len(items), OBJECTS_PER_TASK)]
-    return {volume_id: sha256 for hashes in ray.get(refs) for volume_id, sha256 in hashes.items()}
+    return _in_tasks(hash_all, items, OBJECTS_PER_TASK)
+
+
+def _in_tasks(work: Callable[..., dict[str, Found]], items: Sequence[ArchiveObject], size: int) -> dict[str, Found]:
+    task, options = ray.remote(num_cpus=1)(work), given_options()
+    refs = [task.remote(items[at : at + size], options) for at in range(0, len(items), size)]
+    return {volume_id: one for found in ray.get(refs) for volume_id, one in found.items()}
+
+
+def sample_all(items: Sequence[ArchiveObject], options: Options = None) -> dict[str, bytes]:
+    """The work of one task of `content_samples`."""
+    add_options(options or {})
+    with ThreadPoolExecutor(SAMPLERS) as pool:
+        found = zip(items, pool.map(_sample, items), strict=True)
+        return {item.volume_id: sample for item, sample in found if sample is not None}
 
 
 def _sample(item: ArchiveObject) -> bytes | None:
@@ -55,7 +80,8 @@ def _sample(item: ArchiveObject) -> bytes | None:
     return hashlib.sha256(data).digest()
 
 
-def _hash_all(items: Sequence[ArchiveObject], options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+def hash_all(items: Sequence[ArchiveObject], options: Options = None) -> dict[str, str]:
+    """The work of one task of `content_hashes`."""
     add_options(options or {})
     hashes = {}
     for item in items:

@@ -20,7 +20,7 @@ from medret.pipeline import outcomes
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import find_device, watching_nodes
 from medret.pipeline.connect import connected
-from medret.pipeline.content_hashes import content_hashes, equal_samples
+from medret.pipeline.content_hashes import content_hashes, content_samples, equal_samples
 from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
@@ -288,7 +288,7 @@ def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
 def _compare_contents(run: _Run, plan: Plan) -> Plan:
     """Hash the objects whose content may be stored already, and decide what becomes of them."""
     if plan.target.copies:
-        plan = with_checks(plan, equal_samples(twins(plan)))
+        plan = with_checks(plan, equal_samples(twins(plan), content_samples))
     unsure = list(run.inputs.listing.items(plan.table.filter(pa.array(plan.which("check")))))
     if unsure:
         run.reporter.say(f"{len(unsure)} objects may hold known content; comparing")

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def campaign(name: str, points: str, folder: Path) -> dict[str, Any]:
+def campaign(name: str, points: str, folder: Path, *options: str) -> dict[str, Any]:
     """The report of a campaign that went well."""
-    command = [sys.executable, "-m", f"tests.chaos.{name}", "--points", points, "--folder", str(folder)]
+    command = [sys.executable, "-m", f"tests.chaos.{name}", "--points", points, "--folder", str(folder), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -51,3 +51,7 @@ def test_killed_runs_lose_nothing_and_repeat_nothing(folder: Path) -> None:
 def test_a_lost_node_costs_one_line_and_changes_nothing(folder: Path) -> None:
     """A4: the counter lay on the lost node; or Ray's logs came to the terminal, and repeated slices counted twice."""
     campaign("nodes", "a:embedding,b:indices", folder)
+
+
+def test_a_cluster_at_rest_grows_loses_a_node_and_rests_again(tmp_path: Path) -> None:
+    campaign("elastic", "once", tmp_path, "--volumes", "150")

@@ -24,7 +24,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.html.images import ImageRequest, load_images
 from medret.pipeline import read_stage
 from medret.pipeline.batch_schema import SOURCE
-from medret.pipeline.content_hashes import _hash_all, equal_samples
+from medret.pipeline.content_hashes import equal_samples, hash_all, sample_all
 from medret.pipeline.read_stage import Content, ReadStage, _with_contents
 from medret.recipe import SliceRecipe
 from medret.search.query_files import read_query
@@ -69,10 +69,10 @@ def test_every_key_is_a_name(s3: Callable[[str], str]) -> None:
     assert {item.volume_id for item in objects} == set(ODD_KEYS)
     assert read_all(objects) == written
     hashes = {key: hashlib.sha256(content).hexdigest() for key, content in written.items()}
-    assert _hash_all(objects) == hashes
+    assert hash_all(objects) == hashes
     assert {item.volume_id: read_query(item.uri) for item in objects} == written
     unlike = [replace(item, etag=None, size_bytes=1) for item in objects]
-    assert equal_samples([unlike]) == set()
+    assert equal_samples([unlike], sample_all) == set()
     requests = [ImageRequest(item.uri, ("x", None)) for item in objects]
     images = load_images(
         requests, SliceRecipe(), fetch=lambda request: read_query(request.uri), identify=lambda uri, _: (uri, None)
@@ -226,7 +226,7 @@ def test_storage_options_travel_with_the_stages(
     (row,) = pickle.loads(stage).run(_source(item))
     assert row["code"].to_pylist() == ["not_nifti"]
     storage_options._given.clear()
-    assert "a.nii" in _hash_all([item], options)
+    assert "a.nii" in hash_all([item], options)
     filesystems._s3_session.cache_clear()
 
 

@@ -15,7 +15,7 @@ import pytest
 from medret.archive import list_archive
 from medret.demo.phantoms import write_phantom
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.pipeline.content_hashes import _hash_all, equal_samples
+from medret.pipeline.content_hashes import equal_samples, hash_all, sample_all
 from medret.pipeline.materialize import source_of
 from medret.pipeline.plan import make_plan, resolve, twins, with_checks
 from medret.pipeline.read_stage import Content, _with_contents
@@ -46,8 +46,8 @@ class Runs:
         base = BaseSnapshot("id", None, known_rows(self.rows), FILES.empty_table(), TOMBSTONES.empty_table())
         state: StoreState = store_state(base, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
         plan = make_plan(listing, VOLUME_LABELS.empty_table(), state, Target((RECIPE,), "judge"))
-        plan = with_checks(plan, equal_samples(twins(plan)))
-        return resolve(plan, _hash_all([step.item for step in plan.of("check")]))
+        plan = with_checks(plan, equal_samples(twins(plan), sample_all))
+        return resolve(plan, hash_all([step.item for step in plan.of("check")]))
 
     def run(self, **options: Any) -> Counter[str]:
         """Plan a run and keep what it would publish; returns the number of volumes per cause, and of those gone."""
@@ -158,7 +158,7 @@ def test_the_read_stage_gets_the_parts_of_each_series_and_nothing_else(tmp_path:
         "study/1.2.5": ["003.dcm", "004.dcm"], "1.2.6": ["root1", "root2"],
     }  # fmt: skip
     hashes = {name: content_sha256(one) for name, one in read_all(plan).items() if isinstance(one, tuple)}
-    assert hashes == _hash_all([step.item for step in plan.of("embed")])
+    assert hashes == hash_all([step.item for step in plan.of("embed")])
 
 
 def refusal(content: Content) -> VolumeError:
