@@ -175,8 +175,9 @@ def label_lines(labels: LabelJoin) -> list[str]:
     if labels.series:
         lines.append(f"labels of {labels.series} DICOM series are read from their tags, with the volumes")
     if labels.source is None:
-        if not labels.labels.num_rows and labels.series < labels.unlabelled_volumes:
-            lines.append(f"no labels: {labels.unlabelled_volumes} volumes have none (--labels TABLE gives them)")
+        bare = labels.unlabelled_volumes - labels.series
+        if bare > 0 and not labels.labels.num_rows:
+            lines.append(f"no labels: {bare} volumes have none (--labels TABLE gives them)")
         return lines
     several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""
     such = f", such as {labels.unmatched_example!r}" if labels.unmatched_example else ""
