@@ -36,7 +36,7 @@ SLICES = 16
 LARGE_BYTES = 4 << 20  # inflated
 # What read_volume spends its time on: the functions that it calls.
 STEPS = {
-    "inflate": ("open_nifti",),
+    "inflate": ("open_volume",),
     "statistics": ("count_non_finite", "take_sample", "modality_of", "percentile_window", "foreground_box"),
     "window": ("to_grey",),
     "resize": ("draw_squares",),

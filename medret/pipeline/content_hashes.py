@@ -19,7 +19,7 @@ SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish 
 SAMPLERS = 16
 OBJECTS_PER_TASK, SAMPLES_PER_TASK = 16, 256
 
-Found = TypeVar("Found")
+Digest = TypeVar("Digest", str, bytes)
 Options = Mapping[str, Mapping[str, Any]] | None
 
 
@@ -58,7 +58,7 @@ def content_hashes(items: Sequence[ArchiveObject]) -> dict[str, str]:
     return _in_tasks(hash_all, items, OBJECTS_PER_TASK)
 
 
-def _in_tasks(work: Callable[..., dict[str, Found]], items: Sequence[ArchiveObject], size: int) -> dict[str, Found]:
+def _in_tasks(work: Callable[..., dict[str, Digest]], items: Sequence[ArchiveObject], size: int) -> dict[str, Digest]:
     task, options = ray.remote(num_cpus=1)(work), given_options()
     refs = [task.remote(items[at : at + size], options) for at in range(0, len(items), size)]
     return {volume_id: one for found in ray.get(refs) for volume_id, one in found.items()}

@@ -185,6 +185,8 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
             inventory=request.inventory,
             known=lambda: listed_before(Location(request.store)),
         )
+        if pc.any(pc.is_valid(listing.objects["parts"])).as_py():
+            require("pydicom")
         labels = read_labels(request.labels, listing)
     with log.phase("weights"):
         weights = tuple(resolve_weights(spec, request.weights.get(spec.name)) for spec in specs)

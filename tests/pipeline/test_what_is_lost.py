@@ -100,7 +100,8 @@ def test_slices_that_cancel_cost_their_volume_and_no_other(tmp_path: Path) -> No
     for raw in ([[1, 0], [-1, 0]], [[1, 0], [0, 1]]):
         row = {
             "volume_id": "v", "code": None, "planes": ["axial"] * 2, "positions": [0, 1], "relative": [0.0, 1.0],
-            "positions_mm": [0.0, 1.0], vectors_column(RECIPE): np.array(raw, np.float32).tobytes(),
+            "positions_mm": [0.0, 1.0], "sources": [None] * 2,
+            vectors_column(RECIPE): np.array(raw, np.float32).tobytes(),
         }  # fmt: skip
         found.append((stage._reduce(row) is None, row["code"]))  # the guarded part itself
     assert found == [(True, "embedding_failed"), (False, None)]
