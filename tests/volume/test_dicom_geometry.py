@@ -102,6 +102,15 @@ def test_a_hole_in_positions_and_numbers_names_the_missing_instance() -> None:
     assert error.reason.endswith("5")
 
 
+def test_a_missing_instance_is_named_whatever_the_order_of_the_numbers() -> None:
+    data_sets = make.single_frames(voxels_of())
+    for place, data in enumerate(data_sets):
+        data.InstanceNumber = 3 * (place * 2 % len(data_sets)) + 10  # interleaved, and every third
+    missing = data_sets.pop(3).InstanceNumber
+    error = refusal(data_sets)
+    assert (error.code, error.reason.rpartition(" ")[2]) == (QuarantineCode.INSTANCE_MISSING, str(missing))
+
+
 def test_a_series_that_was_thinned_out_is_used() -> None:
     data_sets = make.single_frames(voxels_of())
     for data, number in zip(data_sets, [1, 2, 3, 4, 5, 6, 7, 8, 1_000_000], strict=True):

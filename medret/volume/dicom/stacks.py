@@ -198,28 +198,25 @@ def _tilt(placement: Placement) -> float:
 
 
 def _check_none_missing(frames: Sequence[Frame], holes: Sequence[int], present: set[int]) -> None:
-    """Raise INSTANCE_MISSING if instance numbers skip where the positions do: the numbers name what is missing.
+    """Raise INSTANCE_MISSING if as many instance numbers are left out as there are holes: they name what is missing.
 
-    holes: room for missing slices between each slice and the next. present: all instance numbers of the series. Without
-    such evidence, the scanner may have left the slices out.
+    holes: room for missing slices between each slice and the next. present: all instance numbers of the series. Numbers
+    need not follow the positions. Without such evidence, the scanner may have left the slices out.
     """
-    numbers = [int(frame.order[1]) for frame in frames]
-    steps = [after - before for before, after in pairwise(numbers)]
-    whole = {step for step, hole in zip(steps, holes, strict=True) if not hole}
-    if len(whole) != 1 or len({frame.instance.uid for frame in frames}) < len(frames):
+    numbers = sorted({int(frame.order[1]) for frame in frames})
+    if len(numbers) < len(frames) or len({frame.instance.uid for frame in frames}) < len(frames):
         return
     if sum(holes) > len(frames):  # thinned out on purpose
         return
-    stride = whole.pop()
-    if not stride or any(step != stride * (hole + 1) for step, hole in zip(steps, holes, strict=True)):
+    stride = min(after - before for before, after in pairwise(numbers))
+    places, rest = divmod(numbers[-1] - numbers[0], stride)
+    if rest or places + 1 - len(numbers) != sum(holes):
         return
-    skipped = (
-        number + stride * place for number, hole in zip(numbers, holes, strict=False) for place in range(1, hole + 1)
-    )
+    skipped = sorted(set(range(numbers[0], numbers[-1], stride)).difference(numbers))
     missing = [number for number in skipped if number not in present]
     if not missing:
         return
-    named = ", ".join(map(str, sorted(missing)[:10])) + (", ..." if len(missing) > 10 else "")
+    named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
     raise VolumeError(
         QuarantineCode.INSTANCE_MISSING,
         f"instances are missing between its {len(frames)} slices, by position and by instance number: {named}",
