@@ -18,7 +18,6 @@ from medret.evaluate.duplicates import find_duplicates
 from medret.search import Hit, Snapshot
 from medret.search.index_search import ScoredRow
 from medret.search.options import MODES, SLICE, VOLUME
-from medret.search.snapshot import results_page
 
 FEW = 10
 # In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.
@@ -54,7 +53,7 @@ def walk(snapshot: Snapshot, excludes: Sequence[str], filters: Mapping[str, tupl
     _walk_parts(snapshot, asking)
     assert len(find_duplicates(snapshot).to_leave_out()) < len(asking)
     shown = [(one, snapshot.uri_of_query(one), snapshot.search(one, 2, mode="late")) for one in asking[:3]]
-    assert "3 queries" in results_page(snapshot, shown)
+    assert "3 queries" in snapshot.pictures.page(shown)
 
 
 def _walk_parts(snapshot: Snapshot, asking: Sequence[str]) -> None:

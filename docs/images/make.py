@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import medret
-from medret.search.snapshot import results_page
 
 QUERIES = ("chest_ct", "heart_mri")
 
@@ -27,7 +26,7 @@ def main(demo: Path) -> int:
     answers = snapshot.search_many(paths, k=4)
     page = demo / "picture.html"
     results = [(name, path, hits) for name, path, hits in zip(QUERIES, paths, answers, strict=True)]
-    html = results_page(snapshot, results, title="medret: hits for two phantoms")
+    html = snapshot.pictures.page(results, title="medret: hits for two phantoms")
     page.write_text(html.replace(str(demo), "demo"), encoding="utf-8")
     picture = Path(__file__).with_name("hits.png")
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,760", f"--screenshot={picture}"]

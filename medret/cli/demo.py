@@ -53,7 +53,6 @@ def run_demo(folder: Path, volumes_per_kind: int) -> None:
     from medret.pipeline.result import Reporter
     from medret.pipeline.run import run_index
     from medret.search import open_snapshot
-    from medret.search.snapshot import results_page
     from medret.terminal import Terminal
 
     console = Terminal()
@@ -92,7 +91,7 @@ def run_demo(folder: Path, volumes_per_kind: int) -> None:
     page = folder / "page.html"
     titles = [f"{query['organ']} ({query['modality']}), not in the archive" for query in queries]
     results = list(zip(titles, map(str, paths), answers, strict=True))
-    page.write_text(results_page(snapshot, results, title="medret demo"), encoding="utf-8")
+    page.write_text(snapshot.pictures.page(results, title="medret demo"), encoding="utf-8")
     console.print("[bold]4. Open this page in a browser:[/]", markup=True)
     console.print(f"   {page}", soft_wrap=True)
 

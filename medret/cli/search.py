@@ -169,10 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
     results = list(zip(arguments.query, answers, strict=True))
     if arguments.html:
         from medret.cli.shared import write_text
-        from medret.search.snapshot import results_page
 
-        page = results_page(
-            snapshot,
+        page = snapshot.pictures.page(
             [(query, snapshot.uri_of_query(query), hits) for query, hits in results],
             score=options.score_words(),
         )

@@ -247,7 +247,7 @@ def _galleries(
     hits = {row: [int(hit) for hit in detail.hits[row][:HITS_SHOWN] if hit >= 0] for rows in galleries for row in rows}
     requests = {("query", row): _request(labels.queries, row) for row in hits}
     requests |= {("hit", hit): _request(labels.candidates, hit) for shown in hits.values() for hit in shown}
-    images = snapshot.read_images(list(requests.values()), evaluation.leading.model)
+    images = snapshot.pictures.read(list(requests.values()), evaluation.leading.model)
 
     def picture(side: str, row: int, kind: str, note: str) -> _Picture:
         table = labels.queries if side == "query" else labels.candidates

@@ -1,4 +1,4 @@
-"""Opening a snapshot, searching it, and the page of its hits.
+"""Opening a snapshot, or several, and searching them.
 
 Opening reads CURRENT, the manifest and the table of files. Index files, ledger and models are opened when a search
 first needs them; ray is never imported, and torch only for queries that are files.
@@ -11,35 +11,28 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
 from medret.embeddings import Slices
-from medret.errors import CorruptError, DroppedError, MedretError, StorageError, UsageError
+from medret.errors import CorruptError, DroppedError, StorageError, UsageError
 from medret.recipe import Recipe
 from medret.search.answer import answer
 from medret.search.contents import Contents
 from medret.search.corpus import Corpus, Member
-from medret.search.hit import Hit, Hits, query_request
+from medret.search.hit import Hits
 from medret.search.index_search import ScoredRow, Spread, Task
-from medret.search.ledger import LedgerRow, Refused
-from medret.search.options import DEFAULT_K, SCORES, SLICE, VOLUME, SearchKeywords, SearchOptions
+from medret.search.ledger import LedgerRow
+from medret.search.options import DEFAULT_K, SLICE, SearchKeywords, SearchOptions
+from medret.search.pictures import Pictures
 from medret.search.query import Query, QueryVectors
-from medret.search.query_files import read_volume_query
 from medret.search.resolve import Resolver
 from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
-from medret.storage import Location, normalise_uri, redacted, use_options
+from medret.storage import Location, normalise_uri, use_options
 
-if TYPE_CHECKING:
-    from medret.html.images import ImageRequest, VolumeImages
-    from medret.volume import Content
-
-NO_VOXELS = "the query has no voxels to show: it is an array of vectors, or a list of files"
 OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
-
-Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, hits
 
 
 def open_snapshot(
@@ -116,7 +109,7 @@ class Snapshots:
     """Snapshots that are searched as one; made by `open_snapshots`.
 
     models, aggregations: names that all have; the first of each is searched by default. volumes: how many there are.
-    corpus: what a search reads. Several threads may search at the same time.
+    corpus: what a search reads. pictures: of volumes and queries. Several threads may search at the same time.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -125,6 +118,7 @@ class Snapshots:
         self.volumes = corpus.volumes
         self.corpus = corpus
         self._resolver = Resolver(corpus)
+        self.pictures = Pictures(corpus, self._resolver)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.corpus}>"
@@ -152,7 +146,7 @@ class Snapshots:
         """
         with self.corpus.reading():
             answers = answer(self.corpus, self._resolver, queries, k, SearchOptions.of(options))
-        return [Hits(hits, partial(self._show, query)) for query, hits in zip(queries, answers, strict=True)]
+        return [Hits(hits, partial(self.pictures.cards, query)) for query, hits in zip(queries, answers, strict=True)]
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order, one store after another.
@@ -185,57 +179,9 @@ class Snapshots:
         """The recipe of a model's vectors."""
         return self.corpus.recipe(model).load()
 
-    def identify(self, uri: str, sha256: str) -> tuple[str, str | None]:
-        """The volume_id and modality label that a file with these bytes is sliced with."""
-        return self.corpus.identify(uri, self.corpus.with_content(sha256))
-
     def uri_of_query(self, query: Query) -> str | None:
         """Where a query's voxels are read: its path or URI, that of the volume it names; None for an array or list."""
-        if not isinstance(query, str | os.PathLike) or os.fspath(query).endswith(".npy"):
-            return None
-        if self._resolver.names_file(query):
-            return normalise_uri(query)
-        with self.corpus.reading():
-            found = self.corpus.find(os.fspath(query))
-        return self.corpus.stores[found[0][1]].place(found[1]) if found else None
-
-    def place(self, volume_id: str, uri: str) -> str:
-        """Where a volume of a snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
-        with self.corpus.reading():
-            rows = [(contents, contents.ledger.row(volume_id)) for contents in self.corpus.stores]
-        return next((contents.place(row) for contents, row in rows if row and row.uri == uri), uri)
-
-    def read_images(
-        self, requests: Sequence[ImageRequest], model: str | None = None
-    ) -> dict[ImageRequest, VolumeImages | str]:
-        """Read the images of volumes and query files, sliced as for `model`; as text, why a volume cannot be shown."""
-        from medret.html.images import NotShownError, load_images
-        from medret.volume import content_sha256
-
-        def fetch(request: ImageRequest) -> Content:
-            place = request.uri if request.identity is None else self.place(request.identity[0], request.uri)
-            if isinstance(place, Refused):
-                raise NotShownError(place.reason)
-            return read_volume_query(place)
-
-        def identify(uri: str, content: Content) -> tuple[str, str | None]:
-            return self.identify(uri, content_sha256(content))
-
-        return load_images(requests, self.recipe(model).slices, fetch=fetch, identify=identify)
-
-    def _show(self, query: Query, hits: Sequence[Hit]) -> str:
-        """Hits as HTML for a notebook."""
-        from medret.html.hits import render_hits
-
-        requests = [hit.image_request() for hit in hits]
-        try:
-            uri = self.uri_of_query(query)
-            of_query = None if uri is None else query_request(uri, hits)
-            images = self.read_images([*requests, of_query] if of_query else requests)
-        except MedretError as error:  # the query's file or the snapshot was removed since
-            of_query, images = None, dict.fromkeys(requests, str(error))
-        cards = [hit.card(images[request]) for hit, request in zip(hits, requests, strict=True)]
-        return render_hits(cards, images[of_query] if of_query else "")
+        return self.pictures.uri_of_query(query)
 
 
 class Snapshot(Snapshots):
@@ -302,42 +248,3 @@ class Snapshot(Snapshots):
         """What the ledger says about a volume; None if it does not have it."""
         with self.corpus.reading():
             return self._contents.ledger.row(volume_id)
-
-
-def results_page(
-    snapshot: Snapshots, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]
-) -> str:
-    """Render search results as one self-contained HTML file: the slices of each query beside those of its hits.
-
-    results: per query its label, the path or URI of its voxels (None if it has none, such as a vector) and its hits.
-    score: what the score of a hit is, in words. Slices are read from the archive; a file that is out of reach leaves a
-    note in their place.
-    """
-    from medret.html.hits import QueryCard, render_page
-
-    requests = [query_request(uri, hits) for _, uri, hits in results if uri is not None]
-    requests += [hit.image_request() for _, _, hits in results for hit in hits]
-    images = snapshot.read_images(requests)
-    queries = []
-    for label, uri, hits in results:
-        queries.append(
-            QueryCard(
-                title=redacted(label.rsplit("/", 1)[-1] if label == uri else label),  # the whole path stands below it
-                uri=None if uri is None else redacted(uri),
-                images=NO_VOXELS if uri is None else images[query_request(uri, hits)],
-                hits=[hit.card(images[hit.image_request()]) for hit in hits],
-            )
-        )
-    manifests = snapshot.manifests
-    random = {entry.model for manifest in manifests.values() for entry in manifest.recipes if entry.random_weights}
-    return render_page(
-        title,
-        queries,
-        score=score,
-        archives=[manifest.archive_uri for manifest in manifests.values()],
-        volumes=snapshot.volumes,
-        random_models=[model for model in snapshot.models if model in random],
-        snapshots=list(manifests),
-        models=snapshot.models,
-        versions=sorted({manifest.medret_version for manifest in manifests.values()}),
-    )

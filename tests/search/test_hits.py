@@ -10,6 +10,7 @@ import pytest
 
 from medret.errors import DroppedError
 from medret.search import Hits, Snapshot, open_snapshot
+from medret.search.pictures import Pictures
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,6 @@ def test_nothing_is_read_before_hits_are_shown(
     def fail(*_: Any) -> Any:
         raise DroppedError("the snapshot is gone")
 
-    monkeypatch.setattr(Snapshot, "read_images", fail)
+    monkeypatch.setattr(Pictures, "read", fail)
     hits = snapshot.search(made_store.ids[3], 2)
     assert str(hits._repr_html_()).count("the snapshot is gone") == 2

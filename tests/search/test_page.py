@@ -16,7 +16,6 @@ from medret.html.images import middle_slices
 from medret.recipe import SliceRecipe
 from medret.search import Hit, Snapshot, open_snapshot
 from medret.search.hit import SliceMatch, SlicePair
-from medret.search.snapshot import results_page
 from medret.volume import SliceRef, read_volume
 
 RECIPE = SliceRecipe(planes=("axial", "sagittal"))  # that of the synthetic store
@@ -72,7 +71,7 @@ def test_images_are_embedded_and_described(snapshot: Snapshot, phantom_archive: 
     query, other = (phantom_archive / "leg_mri" / f"leg_mri_{number}.nii.gz" for number in (0, 1))
     own = [ref for ref in read_volume(query.read_bytes(), "q", RECIPE, [32]).slices if ref.plane == "sagittal"]
     hits = [_hit(query, own=own[2].slice_index), _hit(other, 2, {"organ": "Leg"}, own[-1].slice_index)]
-    page = _Page(results_page(snapshot, [(str(query), str(query), hits)], "Legs"))
+    page = _Page(snapshot.pictures.page([(str(query), str(query), hits)], "Legs"))
     # middle slices of query and hits (3 axial, 1 sagittal), the query's match, and both sides of each hit's
     assert len(page.images) == 3 * 4 + 1 + 2 * 2
     for image in page.images:
@@ -91,7 +90,7 @@ def test_images_are_embedded_and_described(snapshot: Snapshot, phantom_archive: 
 
 def test_nothing_is_fetched_from_elsewhere(snapshot: Snapshot, phantom_archive: Path) -> None:
     path = phantom_archive / "head_mri" / "head_mri_0.nii.gz"
-    text = results_page(snapshot, [("q", str(path), [_hit(path)])])
+    text = snapshot.pictures.page([("q", str(path), [_hit(path)])])
     page = _Page(text)
     assert not {"script", "link", "iframe", "object", "a", "form"} & page.tags
     assert "http://" not in text
@@ -105,7 +104,7 @@ def test_every_text_is_escaped(snapshot: Snapshot, tmp_path: Path) -> None:
     hit = Hit(
         1, EVIL, f"{tmp_path}/{EVIL}", 0.5, labels, SliceMatch(EVIL, (1, 1), (2, 2), 0.5, (SlicePair(EVIL, 1, 2, 0.5),))
     )
-    text = results_page(snapshot, [(EVIL, EVIL, [hit]), (EVIL, None, [])], title=EVIL)
+    text = snapshot.pictures.page([(EVIL, EVIL, [hit]), (EVIL, None, [])], title=EVIL)
     assert "<script" not in text
     assert "alert('x')" not in text
     assert _Page(text).text.count("<script>alert('x')") > 8  # and each is there to be read
@@ -127,7 +126,7 @@ def test_an_unreachable_volume_leaves_a_note(snapshot: Snapshot, phantom_archive
         Hit(3, "foreign", "nosuchscheme://bucket/x.nii", 0.7, {}, None),
         _hit(reachable, 4),
     ]
-    page = _Page(results_page(snapshot, [("vector", None, hits)]))
+    page = _Page(snapshot.pictures.page([("vector", None, hits)]))
     assert "the file is no longer there" in page.text
     assert "not_nifti: " in page.text
     assert "medret knows no filesystem for" in page.text
@@ -138,14 +137,14 @@ def test_an_unreachable_volume_leaves_a_note(snapshot: Snapshot, phantom_archive
 def test_a_password_in_a_query_is_not_shown(snapshot: Snapshot) -> None:
     """E8."""
     query = "http://me:hunter2@127.0.0.1:1/case.nii.gz?token=hunter2"
-    text = results_page(snapshot, [(query, query, [])])
+    text = snapshot.pictures.page([(query, query, [])])
     assert "hunter2" not in text
     assert "http://***@127.0.0.1:1/case.nii.gz" in text
     assert "cannot be read" in text
 
 
 def test_a_query_without_hits(snapshot: Snapshot) -> None:
-    page = _Page(results_page(snapshot, [("nothing like it", None, [])]))
+    page = _Page(snapshot.pictures.page([("nothing like it", None, [])]))
     assert "No hits." in page.text
     assert "1 query among 30 volumes" in page.text
 
@@ -154,8 +153,8 @@ def test_random_weights_are_said_aloud(
     tmp_path: Path, store_maker: Callable[..., Any], made_store: Any, snapshot: Snapshot
 ) -> None:
     made = store_maker(tmp_path / "store", made_store.volumes[:2], weights_uri="random:1")
-    assert "synthetic-model: random weights" in results_page(open_snapshot(made.uri), [])
-    assert "random weights" not in results_page(snapshot, [])
+    assert "synthetic-model: random weights" in open_snapshot(made.uri).pictures.page([])
+    assert "random weights" not in snapshot.pictures.page([])
 
 
 def _refs(*counts: int) -> list[SliceRef]:

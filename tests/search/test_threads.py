@@ -20,9 +20,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def _identify(snapshot: Snapshot, sha256: str) -> tuple[str, str | None]:
+    return snapshot.corpus.identify("query.nii.gz", snapshot.corpus.with_content(sha256))
+
+
 def test_content_is_looked_up_in_several_threads(made_store: Any) -> None:
     for _ in range(10 * ROUNDS):
-        identify = partial(open_snapshot(made_store.uri).identify, "query.nii.gz")
+        identify = partial(_identify, open_snapshot(made_store.uri))
         found = at_once(identify, [f"{number:064x}" for number in range(THREADS)])
         assert [volume_id for volume_id, _ in found] == made_store.ids[:THREADS]
 
