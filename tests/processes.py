@@ -12,23 +12,24 @@ from pathlib import Path
 
 def family(session: int) -> dict[int, str]:
     """Process id -> command line of what the leader of a session has started and still lives, in whatever session."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
+    parents = {}
+    for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if fields[0] != "Z":
+            with suppress(OSError):
+                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                if fields[0] != b"Z":
                     parents[int(entry.name)] = (int(fields[1]), int(fields[3]))
-            except OSError:
-                continue
-    found: dict[int, str] = {}
+    found: set[int] = set()
     grew = True
     while grew:
-        more = {p: names[p] for p, (up, sid) in parents.items() if p not in found and (sid == session or up in found)}
+        more = {pid for pid, (up, sid) in parents.items() if pid not in found and (sid == session or up in found)}
         grew = bool(more)
         found |= more
-    return found
+    names = {}
+    for pid in found:
+        with suppress(OSError):
+            names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return names
 
 
 def is_alive(pid: int) -> bool:

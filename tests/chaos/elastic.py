@@ -24,10 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medret.demo.phantoms import KINDS, write_phantom
 from medret.snapshot import verify_store
 from medret.storage import Location
-from tests.chaos.campaign import SHAPE, command, count, same, settle
+from tests.chaos.campaign import command, count, make_archive, same, settle
 from tests.chaos.cloud import IDLE_S, Cluster, cluster
 
 POINTS = ("calm", "reclaimed")
@@ -50,10 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mr", ignore_cleanup_errors=True) as short:
         folder = arguments.folder or Path(short)
         if not (folder / "store").exists():
-            for number in range(arguments.volumes):
-                write_phantom(
-                    folder / "archive" / f"v{number:04d}.nii.gz", list(KINDS)[number % 6], number, shape=SHAPE
-                )
+            make_archive(folder / "archive", arguments.volumes)
             settle(of(folder, "store"), folder / "log")
         bad = []
         with cluster(WORKERS, {"CPU": 1}) as cloud:
