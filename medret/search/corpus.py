@@ -15,12 +15,15 @@ from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from medret.embeddings import parse_aggregation
 from medret.errors import CorruptError, MedretError, NotFoundError, UsageError
+from medret.index.rows import SortedIds
 from medret.search.basis import shared_centre
 from medret.search.candidates import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
+from medret.search.comparable import check_centred, shared_aggregations, shared_recipes
 from medret.search.contents import Contents
 from medret.search.index_search import IndexKey, ScoredRow, ShardedIndex, Spread, StoredRows
 from medret.search.ledger import LedgerRow
@@ -53,27 +56,20 @@ class Corpus:
     """The volumes of one or more snapshots.
 
     models, aggregations: names that all have; the first of each is the default. Raises UsageError for snapshots that
-    cannot be searched together. spread: see `ShardedIndex`.
+    cannot be searched together. spread: see `ShardedIndex`. only: a filter; volumes that it does not keep count as not
+    there.
     """
 
-    def __init__(self, stores: Sequence[Contents], spread: Spread | None = None) -> None:
+    def __init__(self, stores: Sequence[Contents], spread: Spread | None = None, only: str | None = None) -> None:
         self.stores = tuple(stores)
         self._spread = spread
+        self._only = only
         if twice := [uri for uri, times in Counter(contents.uri for contents in stores).items() if times > 1]:
             raise UsageError(f"{twice[0]} is named more than once: each of its volumes would be found as often")
         self._recipes = shared_recipes(stores)
         self.models = tuple(entry.model for entry in self._recipes)
-        first = stores[0].manifest.aggregations
-        others = [contents.manifest.aggregations for contents in stores[1:]]
-        self.aggregations = tuple(name for name in first if all(name in names for names in others))
-        if not self.aggregations:
-            raise UsageError(_apart(stores[0], stores[-1], "aggregations", first, others[-1]))
-        centred = {contents.settings.centred for contents in stores}
-        if len(centred) > 1:
-            raise UsageError(
-                f"{self} cannot be searched together: the indices of some are centred, those of others are not; index "
-                "one of them again with the settings of the other"
-            )
+        self.aggregations = shared_aggregations(stores)
+        check_centred(stores, self)
         self._indices: dict[IndexKey, ShardedIndex] = {}
         self._kept_by_text = lru_cache(FILTERS_KEPT)(self._kept)
 
@@ -93,12 +89,35 @@ class Corpus:
                 raise CorruptError(f"{error.filename or error} is missing: restore it, or index again") from error
             raise
 
+    def restricted(self, where: str) -> Corpus:
+        """This corpus as if it held only the volumes that a filter keeps; raises UsageError for the filter."""
+        both = where if self._only is None else f"({self._only}) and ({where})"
+        corpus = Corpus(self.stores, self._spread, both)
+        corpus._indices = self._indices  # of the same class: what is open is opened once
+        assert corpus.labels is not None  # parses the filter now
+        return corpus
+
     @cached_property
     def labels(self) -> tuple[pa.Table, ...]:
         """Per store the labels of its embedded volumes, in volume_id order; all have the same columns."""
         tables = [contents.labels for contents in self.stores]
         names = dict.fromkeys(name for table in tables for name in table.column_names)
-        return tuple(table if table.column_names == list(names) else _with_columns(table, names) for table in tables)
+        tables = [table if table.column_names == list(names) else _with_columns(table, names) for table in tables]
+        return tuple(tables if self._only is None else (_only(table, self._only) for table in tables))
+
+    @cached_property
+    def _visible(self) -> tuple[SortedIds, ...] | None:
+        """Per store the volumes that are there; None for all."""
+        if self._only is None:
+            return None
+        return tuple(SortedIds(labels["volume_id"].combine_chunks()) for labels in self.labels)
+
+    def sees(self, volume: Volume) -> bool:
+        """Whether the corpus holds an embedded volume, or is not restricted."""
+        if self._visible is None:
+            return True
+        found = self._visible[volume[1]].find(volume[0])
+        return bool(found.stop > found.start)
 
     def recipe(self, model: str | None) -> RecipeEntry:
         """The recipe of a model; raises UsageError that names the models there are."""
@@ -182,13 +201,16 @@ class Corpus:
     @property
     def volumes(self) -> int:
         """How many volumes a search may find."""
+        if self._only is not None:
+            return sum(labels.num_rows for labels in self.labels)
         counts = [contents.manifest.counts for contents in self.stores]
         return sum(count.embedded + count.unchanged for count in counts)
 
     def with_content(self, sha256: str) -> list[Volume]:
         """The embedded volumes whose bytes have that sha256, store by store."""
         ids = [contents.ledger.ids_with_content(sha256) for contents in self.stores]
-        return [(volume_id, store) for store, of_store in enumerate(ids) for volume_id in of_store]
+        volumes = [(volume_id, store) for store, of_store in enumerate(ids) for volume_id in of_store]
+        return [volume for volume in volumes if self.sees(volume)]
 
     def identify(self, uri: str, volumes: Sequence[Volume]) -> tuple[str, str | None]:
         """The id and the modality label that a file is sliced with. volumes: those that have the same bytes.
@@ -212,7 +234,8 @@ class Corpus:
         found = {}
         for number, contents in enumerate(self.stores):
             for volume_id in (text, text.removeprefix(f"{contents.uri}#")):
-                if (row := contents.ledger.row(volume_id)) is not None:
+                row = contents.ledger.row(volume_id)
+                if row is not None and self.sees((volume_id, number)):
                     found[volume_id, number] = row
         if len(found) > 1:
             uris = [self.stores[store].uri for _, store in found]
@@ -232,6 +255,11 @@ class Corpus:
             kept.append(CandidateFilter(labels["volume_id"].combine_chunks(), kept_rows(condition, labels)))
         return kept
 
+    @cached_property
+    def _all_kept(self) -> list[CandidateFilter]:
+        ids = [labels["volume_id"].combine_chunks() for labels in self.labels]
+        return [CandidateFilter(of_store, np.ones(len(of_store), np.bool_)) for of_store in ids]
+
     def excluded(self, queries: Sequence[QueryVectors], exclude: str) -> list[frozenset[Volume]]:
         """The volumes that each query must not find, as the option `exclude` says; raises UsageError."""
         if exclude in (NONE, SELF):
@@ -242,7 +270,9 @@ class Corpus:
         self, excluded: Sequence[AbstractSet[Volume]], where: str | pc.Expression | None
     ) -> list[QueryGroup]:
         """Groups of queries that are searched together, and what they may find; raises UsageError for the filter."""
-        if where is None:
+        if where is None and self._only is not None:
+            kept = self._all_kept
+        elif where is None:
             kept = None
         else:  # the last filters are kept; an expression has no hash
             kept = self._kept_by_text(where) if isinstance(where, str) else self._kept(where)
@@ -268,45 +298,14 @@ class Corpus:
         return ranked
 
 
-def shared_recipes(stores: Sequence[Contents]) -> list[RecipeEntry]:
-    """The recipes that all snapshots have, in the order of the first.
-
-    Raises UsageError if a model has different recipes, whose vectors cannot be compared, or if there is no such recipe.
-    """
-    first, *others = stores
-    shared = {entry.model: entry for entry in first.manifest.recipes}
-    for other in others:
-        theirs = {entry.model: entry for entry in other.manifest.recipes}
-        for model in shared.keys() & theirs.keys():
-            ours, its = shared[model], theirs[model]
-            if ours.digest != its.digest:
-                raise UsageError(
-                    f"{other.uri} cannot be searched together with {first.uri}: the recipe of {model} is {its.digest} "
-                    f"there and {ours.digest} here ({', '.join(_differences(ours, its))}), and vectors of different "
-                    "recipes cannot be compared; index one of them again with the recipe of the other"
-                )
-        if not shared.keys() & theirs.keys():
-            raise UsageError(_apart(first, other, "models", list(shared), list(theirs)))
-        shared = {model: entry for model, entry in shared.items() if model in theirs}
-    return list(shared.values())
-
-
-def _apart(first: Contents, other: Contents, what: str, ours: Sequence[str], theirs: Sequence[str]) -> str:
-    return (
-        f"{other.uri} cannot be searched together with {first.uri}: they share no {what} ({', '.join(theirs)} there, "
-        f"{', '.join(ours)} here); index one of them again with those of the other"
-    )
-
-
-def _differences(ours: RecipeEntry, theirs: RecipeEntry) -> Iterator[str]:
-    for part in ("slices", "model"):
-        here, there = ours.recipe[part], theirs.recipe[part]
-        for name in dict.fromkeys([*here, *there]):
-            if here.get(name) != there.get(name):
-                yield f"{name} {there.get(name)} and {here.get(name)}"
-
-
 def _with_columns(table: pa.Table, names: Iterable[str]) -> pa.Table:
     present = set(table.column_names)
     columns = {name: table[name] if name in present else pa.nulls(table.num_rows, pa.string()) for name in names}
     return pa.table(columns)
+
+
+def _only(labels: pa.Table, where: str) -> pa.Table:
+    """The rows that a filter keeps; raises UsageError."""
+    from medret.search.filters import kept_rows, parse_filter
+
+    return labels.filter(pa.array(kept_rows(parse_filter(where, labels), labels)))

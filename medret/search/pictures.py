@@ -11,7 +11,7 @@ from medret.search.corpus import Corpus
 from medret.search.hit import Hit, query_request
 from medret.search.ledger import Refused
 from medret.search.options import SCORES, VOLUME
-from medret.search.query import Query
+from medret.search.query import Query, VolumeName
 from medret.search.query_files import read_volume_query
 from medret.search.resolve import Resolver
 from medret.storage import normalise_uri, redacted
@@ -34,12 +34,16 @@ class Pictures:
 
     def uri_of_query(self, query: Query) -> str | None:
         """See `Snapshots.uri_of_query`."""
-        if not isinstance(query, str | os.PathLike) or os.fspath(query).endswith(".npy"):
+        if isinstance(query, VolumeName):
+            text = query.text
+        elif not isinstance(query, str | os.PathLike) or os.fspath(query).endswith(".npy"):
             return None
-        if self._resolver.names_file(query):
+        elif self._resolver.names_file(query):
             return normalise_uri(query)
+        else:
+            text = os.fspath(query)
         with self._corpus.reading():
-            found = self._corpus.find(os.fspath(query))
+            found = self._corpus.find(text)
         return self._corpus.stores[found[0][1]].place(found[1]) if found else None
 
     def read(

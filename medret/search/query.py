@@ -26,11 +26,36 @@ from medret.search.hit import Range, Sources
 from medret.search.query_files import File
 
 if TYPE_CHECKING:
-    from medret.volume import Content
+    from medret.volume import Content, Limits
     from medret.volume.region import Region
 
-Query = File | Sequence[File] | NDArray[Any]  # a sequence: the files of one DICOM series
 Volume = tuple[str, int]  # a volume_id and the number of its store, 0 in a search of one store
+
+
+@dataclass(frozen=True)
+class VolumeName:
+    """A query that is a volume of the snapshots, whatever files there are. store: its URI, where several are open."""
+
+    volume_id: str
+    store: str | None = None
+
+    @property
+    def text(self) -> str:
+        """As `Corpus.find` takes it."""
+        return f"{self.store}#{self.volume_id}" if self.store else self.volume_id
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A query that was read already. name: for messages. limits: None for those of an index run."""
+
+    name: str
+    content: Content = field(repr=False)
+    limits: Limits | None = None
+
+
+# A sequence: the files of one DICOM series.
+Query = File | Sequence[File] | NDArray[Any] | VolumeName | FileContent
 
 
 @dataclass(frozen=True)

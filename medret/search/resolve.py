@@ -6,26 +6,27 @@ Only files need torch, so it is imported only for them.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medret.embeddings import Slices, parse_aggregation, plane_codes, unit_slices
-from medret.errors import UsageError, VolumeError, WeightsError
+from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.recipe import Plane, Recipe
 from medret.search.corpus import Corpus, Member
+from medret.search.encoders import Embed, Encoders
 from medret.search.hit import Range
 from medret.search.index_search import StoredRows
 from medret.search.options import SearchOptions
 from medret.search.query import (
+    FileContent,
     Query,
     QueryVectors,
     SliceRange,
     Volume,
+    VolumeName,
     aggregated,
     chosen_slices,
     load_array,
@@ -47,20 +48,19 @@ from medret.search.query_files import (
     read_volume_query,
 )
 from medret.snapshot import RecipeEntry
-from medret.storage import normalise_uri, redacted
+from medret.storage import normalise_uri
 
 if TYPE_CHECKING:
-    from medret.models import Encoder
-    from medret.volume import Content, SlicedVolume
+    from medret.volume import Content, Limits, SlicedVolume
     from medret.volume.region import Region
 
 
 class Resolver:
-    """Turns queries into vectors. Keeps the encoders that it loaded."""
+    """Turns queries into vectors."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, encoders: Encoders) -> None:
         self._corpus = corpus
-        self._encoders: dict[tuple[str, str | None, str], Encoder] = {}
+        self._encoders = encoders
 
     def resolve(self, query: Query, member: Member, options: SearchOptions) -> QueryVectors:
         """The vectors of a query as the indices of one model and aggregation hold them.
@@ -80,7 +80,9 @@ class Resolver:
         """The vectors of a query as the recipe gives them, not centred."""
         if isinstance(query, str | os.PathLike) and os.fspath(query).endswith(".npy") and is_file(query):
             query = load_array(read_query(normalise_uri(query)), os.fspath(query))
-        if isinstance(query, list | tuple):
+        if isinstance(query, VolumeName):
+            return self._volume(query.text, entry, aggregation, options)
+        if isinstance(query, list | tuple | FileContent):
             return self._file(query, None, entry, aggregation, options)
         if isinstance(query, np.ndarray):
             if options.parts:
@@ -100,7 +102,7 @@ class Resolver:
     def _volume(self, text: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
         found = self._corpus.find(text)
         if found is None:
-            raise UsageError(
+            raise NotFoundError(
                 f"query '{text}' is neither a file nor a volume of {self._corpus}: give the path or URI of a NIfTI "
                 "file or of a DICOM folder, or a volume_id as hits show it"
             )
@@ -131,28 +133,33 @@ class Resolver:
 
     def _file(
         self,
-        file: str | Sequence[File],
+        file: str | Sequence[File] | FileContent,
         stored: Volume | None,
         entry: RecipeEntry,
         aggregation: str,
         options: SearchOptions,
     ) -> QueryVectors:
-        """file: URI, or the files of a series. stored: the volume of the snapshot that it is."""
-        from medret.volume import content_sha256
+        """file: URI, the files of a series, or what was read. stored: the volume of the snapshot that it is."""
+        from medret.volume import Limits, content_sha256
 
         recipe = entry.load()
         slice_range = _range(options, _planes(entry))
         box = parse_box(box_text) if (box_text := options.box) else None
-        data = read_volume_query(file) if isinstance(file, str) else read_files(file)
-        uri = file if isinstance(file, str) else name_of(file)
+        limits = Limits()
+        if isinstance(file, FileContent):
+            uri, data, limits = file.name, file.content, file.limits or limits
+        elif isinstance(file, str):
+            uri, data = file, read_volume_query(file)
+        else:
+            uri, data = name_of(file), read_files(file)
         refuse_table(data, uri, recipe.digest)
         volumes = [stored] if stored else self._corpus.with_content(content_sha256(data))
         volume_id, label = self._corpus.identify(uri, volumes)
         region = box or _region(options, slice_range, data)
         planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
         modality = options.modality or label
-        volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes)
-        encoded = encode_query(volume, uri, recipe, self._encoder(entry, options).embed)
+        volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes, limits=limits)
+        encoded = encode_query(volume, uri, recipe, self._encoders.embed(entry, options))
         slices = replace(encoded, volume_id=volume_id)
         vector = aggregated(slices, parse_aggregation(aggregation))
         requested = _sliced(slice_range.plane, volume.facts.crop_box) if slice_range else None
@@ -168,13 +175,6 @@ class Resolver:
         if self._corpus.is_qualified(text) or not is_file(query):
             return False
         return "://" in text or not is_series_in_folder(text) or self._corpus.find(text) is None
-
-    def _encoder(self, entry: RecipeEntry, options: SearchOptions) -> Encoder:
-        weights, device = options.weights_of(entry.model), options.device
-        key = (entry.digest, weights, device)
-        if key not in self._encoders:
-            self._encoders[key] = load_encoder(entry, weights, device)
-        return self._encoders[key]
 
 
 def _stored(rows: StoredRows) -> Slices:
@@ -227,38 +227,6 @@ def _sliced(plane: str, crop_box: tuple[Sequence[int], Sequence[int]]) -> Range:
     return int(crop_box[0][AXIS[plane]]), int(crop_box[1][AXIS[plane]]) - 1
 
 
-RANDOM = re.compile(r"random(:[0-9]{1,18})?")
-
-
-def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> Encoder:
-    """The encoder of a recipe, its weights checked against the recipe's sha256.
-
-    weights_uri: path or URI of the weights; None: found by the model's name, or drawn from the same seed again.
-    Raises WeightsError when they cannot be loaded or are not those of the recipe.
-    """
-    from medret.models import Encoder, model_spec, resolve_device, resolve_weights
-
-    recipe = entry.load()
-    source = weights_uri
-    if weights_uri is None and entry.weights_uri is not None:
-        if not RANDOM.fullmatch(entry.weights_uri):  # an address: whoever made the store chose it
-            raise WeightsError(
-                f"the weights of {recipe.model.name} were loaded from {redacted(entry.weights_uri)}, which only the "
-                f"store names; give them with --weights {recipe.model.name}=FILE"
-            )
-        source = entry.weights_uri
-    spec = model_spec(recipe.model.name, source)
-    weights = resolve_weights(spec, source)
-    if weights.sha256 != recipe.model.weights_sha256:
-        raise WeightsError(
-            f"weights of {recipe.model.name} ({weights.source}) have sha256 {weights.sha256[:16]}.., the snapshot was "
-            f"made with {recipe.model.weights_sha256[:16]}.. ({entry.weights_source}): vectors of different "
-            f"weights cannot be compared, so give those with --weights {recipe.model.name}=FILE"
-        )
-    resolved = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
-    return Encoder(spec, weights, device=resolved, precision=recipe.model.precision)
-
-
 def slice_query(
     data: Content,
     name: str,
@@ -268,25 +236,32 @@ def slice_query(
     *,
     region: Region | None = None,
     planes: Sequence[Plane] | None = None,
+    limits: Limits | None = None,
 ) -> SlicedVolume:
     """A volume to slices; raises UsageError naming the file, the quarantine code and the reason.
 
     region: the part of the volume that is the query. planes: those that are sliced, by default the recipe's.
     """
-    from medret.volume import read_volume
+    from medret.volume import Limits, read_volume
 
     slices = recipe.slices if planes is None else replace(recipe.slices, planes=tuple(planes))
     try:
-        return read_volume(data, volume_id, slices, [recipe.model.image_size], modality=modality, region=region)
+        return read_volume(
+            data,
+            volume_id,
+            slices,
+            [recipe.model.image_size],
+            modality=modality,
+            region=region,
+            limits=limits or Limits(),
+        )
     except UsageError as error:
         raise UsageError(f"query {name}: {error}") from error
     except VolumeError as error:
         raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
 
 
-def encode_query(
-    volume: SlicedVolume, name: str, recipe: Recipe, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-) -> Slices:
+def encode_query(volume: SlicedVolume, name: str, recipe: Recipe, embed: Embed) -> Slices:
     """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
     try:
         vectors, _ = unit_slices(embed(volume.pixels[recipe.model.image_size]))

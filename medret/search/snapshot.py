@@ -21,6 +21,7 @@ from medret.recipe import Recipe
 from medret.search.answer import answer
 from medret.search.contents import Contents
 from medret.search.corpus import Corpus, Member
+from medret.search.encoders import Encoders
 from medret.search.hit import Hits
 from medret.search.index_search import ScoredRow, Spread, Task
 from medret.search.ledger import LedgerRow
@@ -42,6 +43,7 @@ def open_snapshot(
     archive: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     spread: Spread | None = None,
+    encoders: Encoders | None = None,
 ) -> Snapshot:
     """Open the live snapshot of a store, or an older one by its id.
 
@@ -49,15 +51,18 @@ def open_snapshot(
     says, if that is on this machine's disks or on the store's own server. storage_options: of the filesystems of the
     store and of its archive, such as `{"anon": True}`, or for one of them, `{"archive": {"anon": True}}`. spread: runs
     tasks, one per index shard, in other processes, each with `Snapshot.run`, and returns their answers in the same
-    order; None: in this process.
+    order; None: in this process. encoders: models that other snapshots loaded already.
     Raises UsageError when there is no store, nothing was published, or the store has no such snapshot; CorruptError
     when the store is damaged.
     """
-    return Snapshot(Corpus([_opened(uri, snapshot_id, archive, storage_options or {})], spread))
+    return Snapshot(Corpus([_opened(uri, snapshot_id, archive, storage_options or {})], spread), encoders)
 
 
 def open_snapshots(
-    snapshots: Sequence[str | os.PathLike[str] | Snapshots], *, spread: Spread | None = None
+    snapshots: Sequence[str | os.PathLike[str] | Snapshots],
+    *,
+    spread: Spread | None = None,
+    encoders: Encoders | None = None,
 ) -> Snapshots:
     """Open several snapshots, to be searched as one.
 
@@ -72,7 +77,7 @@ def open_snapshots(
     if not snapshots or isinstance(snapshots, str | os.PathLike):
         raise UsageError(f"snapshots is {snapshots!r}, expected a list of stores, at least one")
     corpora = [each.corpus.stores if isinstance(each, Snapshots) else (_opened(each),) for each in snapshots]
-    return Snapshots(Corpus([contents for stores in corpora for contents in stores], spread))
+    return Snapshots(Corpus([contents for stores in corpora for contents in stores], spread), encoders)
 
 
 def _opened(
@@ -112,16 +117,25 @@ class Snapshots:
     corpus: what a search reads. pictures: of volumes and queries. Several threads may search at the same time.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, encoders: Encoders | None = None) -> None:
         self.models = corpus.models
         self.aggregations = corpus.aggregations
         self.volumes = corpus.volumes
         self.corpus = corpus
-        self._resolver = Resolver(corpus)
+        self._encoders = encoders or Encoders()
+        self._resolver = Resolver(corpus, self._encoders)
         self.pictures = Pictures(corpus, self._resolver)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.corpus}>"
+
+    def restricted(self, where: str) -> Snapshots:
+        """The same snapshots as if they held only the volumes that a filter keeps.
+
+        No search, label or count shows anything of the others. Raises UsageError for the filter.
+        """
+        with self.corpus.reading():
+            return Snapshots(self.corpus.restricted(where), self._encoders)
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -191,8 +205,8 @@ class Snapshot(Snapshots):
     Several threads may search it at the same time.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        super().__init__(corpus)
+    def __init__(self, corpus: Corpus, encoders: Encoders | None = None) -> None:
+        super().__init__(corpus, encoders)
         (self._contents,) = corpus.stores
         self.uri, self.id, self.manifest = self._contents.uri, self._contents.id, self._contents.manifest
 

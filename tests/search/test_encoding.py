@@ -16,7 +16,7 @@ from medret.errors import UsageError, WeightsError
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import LEDGER
-from medret.search import Snapshot, open_snapshot, resolve
+from medret.search import Snapshot, encoders, open_snapshot, resolve
 from medret.volume import read_volume
 
 MODEL = "efficientnet_lite0"
@@ -91,13 +91,13 @@ def test_the_own_volume_of_a_file_is_known_by_its_content(phantoms: tuple[Snapsh
 def test_the_encoder_is_loaded_once(phantoms: tuple[Snapshot, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, archive = phantoms
     loaded: list[Any] = []
-    load_encoder = resolve.load_encoder
+    load_encoder = encoders.load_encoder
 
     def counted(*arguments: Any) -> Encoder:
         loaded.append(arguments)
         return load_encoder(*arguments)
 
-    monkeypatch.setattr(resolve, "load_encoder", counted)
+    monkeypatch.setattr(encoders, "load_encoder", counted)
     snapshot = open_snapshot(phantoms[0].uri)
     for kind in KINDS[:2]:
         snapshot.search(archive / kind / f"{kind}_0.nii.gz", 1)
