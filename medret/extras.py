@@ -26,6 +26,9 @@ EXTRAS = {
     "libjpeg": "dicom",
     "openjpeg": "dicom",
     "shtab": "completion",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "multipart": "serve",
 }
 
 

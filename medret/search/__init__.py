@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "Encoders",
+    "FileContent",
     "Hit",
     "Hits",
     "SearchOptions",
@@ -13,14 +15,17 @@ __all__ = [
     "Snapshot",
     "Snapshots",
     "Task",
+    "VolumeName",
     "open_snapshot",
     "open_snapshots",
 ]
 
 if TYPE_CHECKING:
+    from medret.search.encoders import Encoders
     from medret.search.hit import Hit, Hits, SliceMatch, SlicePair
     from medret.search.index_search import Task
     from medret.search.options import SearchOptions
+    from medret.search.query import FileContent, VolumeName
     from medret.search.snapshot import Snapshot, Snapshots, open_snapshot, open_snapshots
 else:
 
@@ -28,6 +33,7 @@ else:
         """Import on first use: `medret search --help` reads the defaults of the options without faiss."""
         if name not in __all__:
             raise AttributeError(f"module 'medret.search' has no attribute '{name}'")
-        from medret.search import hit, options, snapshot
+        from medret.search import encoders, hit, options, query, snapshot
 
-        return next(vars(module)[name] for module in (hit, options, snapshot) if name in vars(module))
+        modules = (encoders, hit, options, query, snapshot)
+        return next(vars(module)[name] for module in modules if name in vars(module))

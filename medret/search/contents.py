@@ -21,7 +21,8 @@ from medret.search.basis import OwnCentre, moved_to
 from medret.search.cache import LocalFiles
 from medret.search.hit import Sources
 from medret.search.index_search import IndexKey
-from medret.search.ledger import SUFFIXES, Ledger, LedgerRow, Refused, place_of, read_label_table
+from medret.search.ledger import Ledger, LedgerRow, read_label_table
+from medret.search.places import SUFFIXES, Refused, place_of
 from medret.search.shard import Shard, ShardFiles
 from medret.snapshot import Manifest, RecipeEntry
 from medret.snapshot.files import (

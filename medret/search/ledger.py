@@ -1,25 +1,22 @@
-"""The ledger of a snapshot: single rows by volume_id, where a volume may be read, and all labels as one table.
+"""The ledger of a snapshot: single rows by volume_id, and all labels as one table.
 
 A row is looked up in the changes since the ledger's base, then in the base. Both are sorted by volume_id. The Parquet
 statistics say which row group holds an id; only that group is decoded and kept, so opening a snapshot and showing ten
 hits costs the same at 10^2 and at 10^7 volumes. Filters, exclusions and evaluations need all volumes: they read the
 label table.
-
-Whoever made a store chose every URI in its ledger, so a volume is read from the archive and never from just anywhere:
-see docs/decisions/0012-a-store-names-no-place-to-read.md.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
-from typing import Self
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,18 +27,13 @@ from medret.errors import CorruptError
 from medret.index.columns import Coded, Maps, index_array, int32_view
 from medret.schemas import GONE, LABELS, LEDGER
 from medret.snapshot.changes import merged
-from medret.storage import normalise_uri
-from medret.storage.objects import read_file
-from medret.storage.uris import is_text, scheme_of
 
 COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
 MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABELS)
 KEYS = ("volume_id", "uri", *LABELS)
 GROUPS_KEPT = 256  # decoded row groups, of some 16,000 rows and 4 MB each
-SUFFIXES = (".nii", ".nii.gz")
-PACKED_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")  # of a DICOM series in one object
 LocalFile = Callable[[], Path]
-BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # one endpoint for all of their buckets
+_AXIS_OF = dict(zip("LRPAIS", (0, 0, 1, 1, 2, 2), strict=True))  # of an orientation's letter, in RAS+ order
 
 
 @dataclass(frozen=True)
@@ -78,15 +70,31 @@ class Ledger:
 
     def spacing_mm(self, volume_id: str) -> tuple[float, float, float] | None:
         """Distances between the voxels of a volume along x, y, z; None if not known."""
-        group = self._group_with(volume_id)
-        try:
-            facts = json.loads(group.facts(volume_id) if group else "{}")
-            if facts.get("spacing_assumed", True):
-                return None
+        facts = self._facts(volume_id)
+        if facts.get("spacing_assumed", True):
+            return None
+        with _reading_facts(volume_id):
             x, y, z = map(float, facts["spacing_mm"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise CorruptError(f"the ledger's facts of {volume_id[:200]!r} cannot be read: {error}") from error
-        return x, y, z
+            return x, y, z
+
+    def shape(self, volume_id: str) -> tuple[int, int, int] | None:
+        """Sides of a volume in voxels along x, y, z (RAS+ order); None if not known."""
+        facts = self._facts(volume_id)
+        if "shape" not in facts or "orientation" not in facts:
+            return None
+        with _reading_facts(volume_id):
+            sides = {
+                _AXIS_OF[letter]: int(side)
+                for letter, side in zip(facts["orientation"], [*facts["shape"], 1, 1][:3], strict=True)
+            }
+            return sides[0], sides[1], sides[2]
+
+    def _facts(self, volume_id: str) -> dict[str, Any]:
+        """VolumeFacts of a volume as JSON; empty if the ledger has none."""
+        group = self._group_with(volume_id)
+        with _reading_facts(volume_id):
+            facts = json.loads(group.facts(volume_id) if group else "{}")
+            return dict(facts.items())
 
     def ids_with_content(self, sha256: str) -> list[str]:
         """The embedded volumes whose bytes have that sha256, sorted."""
@@ -194,6 +202,14 @@ class _Group:
         return batch
 
 
+@contextmanager
+def _reading_facts(volume_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"the ledger's facts of {volume_id[:200]!r} cannot be read: {error}") from error
+
+
 def read_label_table(base: Sequence[Path], changes: Sequence[Path] = ()) -> pa.Table:
     """The embedded volumes of a ledger (see `Ledger`), in volume_id order.
 
@@ -265,71 +281,3 @@ def mask_of(values: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
 
 def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-
-
-class Refused(str):
-    """A URI that is not read. reason: why not, and what a person can do."""
-
-    __slots__ = ("reason",)
-    reason: str
-
-    def __new__(cls, uri: str, reason: str) -> Self:
-        """Make it from a URI and the reason."""
-        refused = super().__new__(cls, uri)
-        refused.reason = reason
-        return refused
-
-
-def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive: str | None) -> str:
-    """Where a volume is read, or `Refused`.
-
-    uri: from the ledger. archive: from the manifest. store: URI of the store. user_archive: the archive that the user
-    named; if there is one, volumes are read from it whatever the store says.
-    """
-    if not _is_path_below(volume_id):
-        return Refused(uri, "its id is not a path below an archive")
-    place = _place_of(volume_id, uri, archive, store, user_archive)
-    named = volume_id.lower().endswith((*SUFFIXES, *PACKED_SUFFIXES))
-    if named or isinstance(place, Refused) or scheme_of(place) or not _is_other_file(Path(place)):
-        return place
-    return Refused(uri, "it is neither NIfTI, by its name, nor DICOM")
-
-
-def _place_of(volume_id: str, uri: str, archive: str, store: str, user_archive: str | None) -> str:
-    if user_archive is not None:
-        root = normalise_uri(user_archive)
-        return root if _is_single(root, volume_id) else f"{root}/{volume_id}"
-    if uri != f"{archive}/{volume_id}" and not (uri == archive and _is_single(archive, volume_id)):
-        return Refused(uri, f"the store says that it lies outside its archive {archive}")
-    if not _is_near(archive, store):
-        return Refused(uri, f"not read from {archive}, as only the store names it; to read it, add --archive {archive}")
-    return uri
-
-
-def _is_other_file(path: Path) -> bool:
-    """Whether a path is that of a file that is not DICOM."""
-    from medret.archive.dicom_head import HEAD_BYTES, read_head
-
-    try:
-        return path.is_file() and read_head(read_file(str(path), end=HEAD_BYTES)) is None
-    except OSError:
-        return True
-
-
-def _is_path_below(volume_id: str) -> bool:
-    return is_text(volume_id) and "\0" not in volume_id and not {"", ".", ".."} & set(volume_id.split("/"))
-
-
-def _is_single(archive: str, volume_id: str) -> bool:
-    """Whether the archive is that one volume."""
-    return archive.rpartition("/")[2] == volume_id
-
-
-def _is_near(archive: str, store: str) -> bool:
-    """Whether an archive is on this machine's disks, or on the server that the store itself comes from."""
-    scheme = scheme_of(archive)
-    if not scheme:
-        return PurePosixPath(archive).is_absolute()
-    if scheme != scheme_of(store):
-        return False
-    return scheme in BUCKETS or urlsplit(archive).netloc == urlsplit(store).netloc

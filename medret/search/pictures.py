@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from medret.errors import MedretError
 from medret.search.corpus import Corpus
 from medret.search.hit import Hit, query_request
-from medret.search.ledger import Refused
 from medret.search.options import SCORES, VOLUME
+from medret.search.places import Refused
 from medret.search.query import Query, VolumeName
 from medret.search.query_files import read_volume_query
 from medret.search.resolve import Resolver

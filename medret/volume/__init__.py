@@ -3,6 +3,7 @@
 from medret.volume.content import Content, Part, content_sha256
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.limits import Limits
+from medret.volume.picture import VolumeView, view_volume
 from medret.volume.read import SlicedVolume, VolumeFacts, read_volume
 from medret.volume.slicing import SlicePlan, SliceRef, parse_slice_plan
 from medret.volume.source import VolumeSource, fetch_volume, size_of

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,14 +12,12 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume.content import Content
-from medret.volume.foreground import foreground_box, threshold, whole
-from medret.volume.intensity import check_percentiles, ct_window, extremes_window, percentile_window, to_grey
+from medret.volume.examine import examine, within_memory
+from medret.volume.foreground import whole
+from medret.volume.intensity import to_grey
 from medret.volume.limits import Limits
-from medret.volume.modality import modality_of
-from medret.volume.open import open_volume
-from medret.volume.orientation import AffineSource, Geometry, geometry_of
+from medret.volume.orientation import AffineSource
 from medret.volume.region import Region
-from medret.volume.sample import Sample, check_not_constant, check_not_mask, count_non_finite, take_sample
 from medret.volume.slicing import (
     AXIS,
     SliceRef,
@@ -31,7 +28,7 @@ from medret.volume.slicing import (
     planes_of,
     slice_refs,
 )
-from medret.volume.stored import SeriesFacts, StoredVolume
+from medret.volume.stored import SeriesFacts
 
 _LIMITS = Limits()
 
@@ -99,15 +96,7 @@ class SlicedVolume:
     labels: Mapping[str, str]
 
 
-@contextmanager
-def _within_memory() -> Iterator[None]:
-    try:
-        yield
-    except MemoryError as error:
-        raise VolumeError(QuarantineCode.TOO_LARGE, "there is too little memory for this volume") from error
-
-
-@_within_memory()
+@within_memory()
 def read_volume(
     content: Content,
     volume_id: str,
@@ -130,24 +119,14 @@ def read_volume(
 
     For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
     """
-    plan, hu_window = parse_slice_plan(recipe.slices), ct_window(recipe.ct_window)
-    check_percentiles(recipe.percentiles)
+    plan = parse_slice_plan(recipe.slices)
     if min(sides_px, default=1) < 1:
         raise UsageError(f"image sides {list(sides_px)} px are not all positive")
-    stored = open_volume(content, limits)
-    geometry = geometry_of(stored.placement, stored.shape)
-    time_point, voxels, sample, non_finite = _first_image(stored, geometry, limits)
-    ras = geometry.to_ras(voxels)
-    if limits.refuse_masks:
-        check_not_mask(voxels, sample)
-
-    shown_as = modality_of(modality or stored.labels.get("modality"), sample.ordered)
-    above = threshold(sample, is_hu=shown_as.is_hu)
-    if shown_as.is_hu:
-        window = hu_window
-    else:
-        window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, stored.scaling)
-    box = foreground_box(sample, above, ras.shape) if recipe.crop == "foreground" else whole(ras.shape)
+    examined = examine(content, recipe, modality=modality, limits=limits)
+    stored, geometry, voxels = examined.stored, examined.geometry, examined.voxels
+    time_point, non_finite, window = examined.time_point, examined.non_finite, examined.window
+    shown_as, ras = examined.shown_as, geometry.to_ras(voxels)
+    box = examined.body if recipe.crop == "foreground" else whole(ras.shape)
     if region is not None:
         box = region.within(box, geometry, ras.shape)
 
@@ -202,24 +181,3 @@ def read_volume(
         series=stored.series,
     )
     return SlicedVolume(tuple(slices), pixels, facts, stored.labels)
-
-
-def _first_image(stored: StoredVolume, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:
-    """The first time point that is not empty: dynamic series begin before the tracer or contrast agent arrives.
-
-    Also returns its voxels as stored, their sample, and the number of NaN or infinite voxels. If all time points are
-    empty, raises the first one's error, NON_FINITE or CONSTANT.
-    """
-    refusal: VolumeError | None = None
-    for time_point in range(stored.time_points):
-        voxels = stored.voxels(time_point)
-        try:
-            non_finite = count_non_finite(voxels, limits)
-            sample = take_sample(geometry.to_ras(voxels), stored.scaling)
-            check_not_constant(voxels, sample)
-        except VolumeError as error:
-            refusal = refusal or error
-            continue
-        return time_point, voxels, sample, non_finite
-    assert refusal is not None  # a series has a time point
-    raise refusal

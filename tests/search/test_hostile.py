@@ -17,7 +17,7 @@ from medret.cli.main import main
 from medret.errors import CorruptError, DroppedError, MedretError, UsageError, WeightsError
 from medret.search import open_snapshot
 from medret.search.encoders import load_encoder
-from medret.search.ledger import Refused, place_of
+from medret.search.places import Refused, place_of
 from medret.snapshot import read_manifest
 from medret.storage import Location
 from tests.search.forging import forge_manifest, forge_rows, forge_table

@@ -1,0 +1,93 @@
+"""The ASGI application, and how errors become answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from medret._version import __version__
+from medret.errors import (
+    CorruptError,
+    DroppedError,
+    MedretError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    VolumeError,
+)
+from medret.serve import endpoints
+from medret.serve.service import Service
+from medret.storage import redacted
+
+PAGE = Path(__file__).parent / "page"
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over a service. It may run in any ASGI server."""
+    app = FastAPI(
+        title="medret",
+        version=__version__,
+        description="Search archives of CT and MRI volumes by content.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    _add_errors(app)
+    app.include_router(endpoints.router)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:
+        return Response("ready\n", media_type="text/plain")  # the stores were opened before the server started
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", media_type="text/html; charset=utf-8")
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def problem(status: int, code: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An answer that says why a request was refused."""
+    return JSONResponse({"code": code, "reason": reason}, status, headers)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        return problem(422, "wrong_request", f"{at}: {first['msg']}")
+
+    @app.exception_handler(MedretError)
+    async def _refused(_: Request, error: MedretError) -> Response:
+        return refusal(error)
+
+
+def refusal(error: MedretError) -> JSONResponse:
+    """The answer for an error that medret raises on purpose."""
+    cause = error if isinstance(error, VolumeError) else error.__cause__
+    reason = redacted(str(error))
+    match error:
+        case NotFoundError():
+            return problem(404, "not_found", reason)
+        case UsageError() | VolumeError():
+            if isinstance(cause, VolumeError):
+                return problem(422, cause.code, cause.reason)
+            return problem(422, "wrong_usage", reason)
+        case DroppedError():
+            return problem(503, "replaced", reason, {"Retry-After": "1"})
+        case StorageError():
+            return problem(503, "unreachable", reason, {"Retry-After": "10"})
+        case CorruptError():
+            return problem(500, "damaged", reason)
+        case _:
+            return problem(500, "failed", reason)
