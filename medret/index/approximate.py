@@ -1,8 +1,9 @@
 """HNSW and LSH: candidates from a FAISS index over the distinct vectors, re-scored by the exact index.
 
-HNSW holds float16 vectors: half the memory of float32, and faster to build and to search. LSH is a random rotation, one
-bit per rotated dimension, and a Hamming scan. Embeddings share a strong mean; a zero threshold would give most vectors
-the same bits, so each bit's threshold is the median of its rotated dimension over a sample of the shard's own vectors.
+HNSW holds float16 vectors: half the memory of float32, and faster to build and to search. LSH is a random rotation
+(medret.index.rotation), one bit per rotated dimension, and a Hamming scan. Embeddings share a strong mean; a zero
+threshold would give most vectors the same bits, so each bit's threshold is the median of its rotated dimension over a
+sample of the shard's own vectors.
 
 The index holds only the first of equal vectors. Archives repeat themselves: copies of files and, above all, empty
 slices, which have the same vector in every volume. In an HNSW graph, copies of a vector that outnumber a node's links
@@ -35,6 +36,7 @@ from medret.index.neighbours import (
     mask_of_rows,
     no_neighbours,
 )
+from medret.index.rotation import Rotation
 from medret.index.settings import HNSW, IndexSettings
 
 Walked = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (n, dim) queries -> as this index holds vectors
@@ -261,16 +263,21 @@ TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits fl
 def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexLSH:
     """Build the codes of (n, dim) distinct unit vectors. Thresholds come from at most 16,384 evenly spaced rows."""
     rows, dim = vectors.shape
-    index = faiss.IndexLSH(dim, settings.bits_for(dim), True, True)  # rotate, train thresholds
+    bits = settings.bits_for(dim)
+    rotation = Rotation(dim, bits)
+    index = faiss.IndexLSH(bits, bits, False, True)  # vectors come rotated; train thresholds
     sample = np.linspace(0, rows - 1, min(rows, TRAIN_ROWS)).round().astype(np.int64)
-    index.train(vectors[sample].astype(np.float32))
+    index.train(rotation.apply(vectors[sample].astype(np.float32)))
     for batch in float32_batches(vectors):
-        index.add(batch)
+        index.add(rotation.apply(batch))
     return index
 
 
 class LshIndex(ApproximateIndex):
-    """An opened LSH index. candidates: how many of the nearest codes are re-scored."""
+    """An opened LSH index. candidates: how many of the nearest codes are re-scored.
+
+    An index of an older version holds its own rotation, and is asked with vectors that are not rotated.
+    """
 
     cost_asked, cost_held = 1.5, 0.1
 
@@ -284,6 +291,7 @@ class LshIndex(ApproximateIndex):
     ) -> None:
         super().__init__(index, exact, distinct, walked)
         self._count = candidates
+        self._rotation = None if index.rotate_data else Rotation(exact.dim, index.nbits)
 
     def _candidates(
         self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
@@ -296,8 +304,9 @@ class LshIndex(ApproximateIndex):
             if not few and share is None:
                 return None
             asked = share or needed + len(excluded)
+        turned = queries if self._rotation is None else self._rotation.apply(queries)
         numbers: NDArray[np.int64]
-        _, numbers = self._index.search(queries, min(asked, total))
+        _, numbers = self._index.search(turned, min(asked, total))
         return numbers if excluded is None else self._first_allowed(numbers, excluded, min(needed, kept))
 
 

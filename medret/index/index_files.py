@@ -145,15 +145,16 @@ def _leads_down(levels: NDArray[Any], starts: NDArray[Any], links: NDArray[Any],
 def _lsh(fields: _Fields) -> None:
     rows, dim = _header(fields, b"IxHe", L2)
     bits, rotated, thresholds = fields.take("i??")
-    _expect(0 < bits <= BITS_MAX and rotated and thresholds, f"it has {bits} bits, expected at most {BITS_MAX}")
+    _expect(0 < bits <= BITS_MAX and thresholds, f"it has {bits} bits, expected at most {BITS_MAX}")
+    _expect(rotated or dim == bits, f"it has {bits} bits of {dim} rotated dimensions, expected as many")
     count = len(fields.vector("<f4"))
     code_bytes, mark, has_bias = fields.take("i4s?")
     _expect(count == bits and code_bytes == (bits + 7) // 8, f"it has {count} thresholds of {bits} bits")
     matrix, bias = len(fields.vector("<f4")), len(fields.vector("<f4"))
     shape = fields.take("ii?")
     _expect(
-        (mark, has_bias, matrix, bias, *shape) == (b"rrot", False, bits * dim, 0, dim, bits, True),
-        f"its rotation has {matrix} numbers, expected {bits} x {dim}",
+        (mark, has_bias, matrix, bias, *shape) == (b"rrot", False, bits * dim * rotated, 0, dim, bits, rotated),
+        f"its rotation has {matrix} numbers, expected {f'{bits} x {dim}' if rotated else 'none'}",
     )
     codes = len(fields.vector("u1"))
     _expect(codes == rows * code_bytes, f"it holds {codes} bytes of codes, expected {rows} x {code_bytes}")
@@ -193,11 +194,12 @@ def exact_vectors(data: bytes) -> NDArray[np.float16]:
 
 def _read(path: Path, kind: str, rows: int, dim: int) -> Any:
     try:
-        # Maps the codes and links of all three kinds; the rotation matrix of LSH alone is read into memory.
+        # Maps the codes and links of all three kinds; the rotation matrix of an older LSH file is read into memory.
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CorruptError(f"{path} cannot be read as a FAISS index: {first_line(error)}") from error
-    if not isinstance(index, _CLASSES[kind]) or (index.ntotal, index.d) != (rows, dim):
+    width = index.nbits if isinstance(index, faiss.IndexLSH) and not index.rotate_data else dim
+    if not isinstance(index, _CLASSES[kind]) or (index.ntotal, index.d) != (rows, width):
         raise CorruptError(
             f"{path} is a {type(index).__name__} of {index.ntotal} x {index.d}, expected {kind} of {rows} x {dim}"
         )

@@ -173,7 +173,7 @@ def test_a_page_and_a_query_read_no_place_that_a_ledger_names(
     def fail(*args: Any, **options: Any) -> bytes:
         raise AssertionError(f"{args[0]} was read")
 
-    monkeypatch.setattr("medret.search.snapshot.read_volume_query", fail)
+    monkeypatch.setattr("medret.search.pictures.read_volume_query", fail)
     monkeypatch.setattr("medret.search.resolve.read_volume_query", fail)
     for number, uri in enumerate(("http://evil.example/steal", str(precious))):
         forge_rows(store, "ledger", partial(set_all, name="uri", value=uri))
