@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from medret.embeddings.parquet import as_corrupt, judged, open_parquet, read_par
 from medret.errors import CorruptError, DroppedError, MedretError, UsageError
 from medret.index import CENTRE_KIND, IndexSettings, centre_of
 from medret.schemas import FILES, ROWS, SLICE_COLUMNS, TOMBSTONES
+from medret.search.answers_kept import keep_answers
 from medret.search.basis import OwnCentre, moved_to
 from medret.search.cache import LocalFiles
 from medret.search.hit import Sources
@@ -126,17 +127,17 @@ class Contents:
         """What the slices of a volume were made from; empty for NIfTI, without a look into any file."""
         if row.volume_id.lower().endswith(SUFFIXES):
             return {}
-        return self._sources(entry.digest, row.shards.get(entry.digest, ""), row.volume_id)
+        return self._kept_sources(entry.digest, row.shards.get(entry.digest, ""), row.volume_id)
 
     @cached_property
-    def _sources(self) -> Callable[[str, str, str], Sources]:
-        def read(digest: str, shard: str, volume_id: str) -> Sources:
-            columns = ["plane", "position", "source"]
-            table = self._embedded_slices(digest, shard, volume_id, columns)
-            rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-            return {(plane, position): source for plane, position, source in rows if source is not None}
+    def _kept_sources(self) -> Callable[[str, str, str], Sources]:
+        return keep_answers(self._sources, SOURCES_KEPT)
 
-        return lru_cache(SOURCES_KEPT)(read)
+    def _sources(self, digest: str, shard: str, volume_id: str) -> Sources:
+        columns = ["plane", "position", "source"]
+        table = self._embedded_slices(digest, shard, volume_id, columns)
+        rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+        return {(plane, position): source for plane, position, source in rows if source is not None}
 
     def _embedded_slices(self, digest: str, shard: str, volume_id: str, columns: list[str]) -> pa.Table:
         """The rows of a volume in the Parquet file of its slice vectors; none if no file has them."""

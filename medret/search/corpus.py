@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 from medret.embeddings import parse_aggregation
 from medret.errors import CorruptError, MedretError, NotFoundError, UsageError
 from medret.index.rows import SortedIds
+from medret.search.answers_kept import keep_answers
 from medret.search.basis import shared_centre
 from medret.search.candidates import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
 from medret.search.comparable import check_centred, shared_aggregations, shared_recipes
@@ -71,7 +72,7 @@ class Corpus:
         self.aggregations = shared_aggregations(stores)
         check_centred(stores, self)
         self._indices: dict[IndexKey, ShardedIndex] = {}
-        self._kept_by_text = lru_cache(FILTERS_KEPT)(self._kept)
+        self._kept_by_text = keep_answers(self._kept, FILTERS_KEPT)
 
     def __str__(self) -> str:
         one, *others = (f"{contents.id} of {contents.uri}" for contents in self.stores)

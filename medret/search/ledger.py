@@ -110,8 +110,8 @@ class _Rows:
 
     def __init__(self, files: Sequence[LocalFile]) -> None:
         self._numbers = range(len(files))
-        self._file = cache(lambda number: _File(files[number]()))
-        self._group = lru_cache(GROUPS_KEPT)(lambda number, group: _Group(self._file(number), group))
+        self._file = file = cache(lambda number: _File(files[number]()))
+        self._group = lru_cache(GROUPS_KEPT)(lambda number, group: _Group(file(number), group))  # not self: no cycle
 
     def group_with(self, volume_id: str) -> _Group | None:
         """The row group that has a row of the volume; None if there is no such row."""

@@ -64,13 +64,19 @@ class LiveStores:
         return self._opened
 
     def ask(self, question: Callable[[Opened], Answer]) -> Answer:
-        """Answer a question from the live snapshots; again from newer ones if these are removed meanwhile."""
+        """Answer a question from the live snapshots; again from newer ones if these are removed meanwhile.
+
+        Raises the errors of the question, and DroppedError if no newer snapshot can be opened.
+        """
         for _ in range(TRIES - 1):
             opened = self._opened
             try:
                 return question(opened)
-            except DroppedError:
-                self.refresh(opened)
+            except DroppedError as dropped:
+                try:
+                    self.refresh(opened)
+                except MedretError as error:  # not the caller's fault, as a wrong option would be
+                    raise dropped from error
         return question(self._opened)
 
     def refresh(self, seen: Opened | None = None) -> bool:

@@ -19,7 +19,7 @@ from medret.embeddings.shards import parquet_bytes
 from medret.index import IndexSettings, build_shard, centred
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
-from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish
+from medret.snapshot import Counts, IndexEntry, RecipeEntry, current_id, publish
 from medret.storage import Location
 
 DIM = 32
@@ -198,6 +198,7 @@ def make_store(
         pa.Table.from_pylist(files, schema=FILES),
         medret_version="0",
         run="synthetic",
+        parent=current_id(store),
         archive_uri=archive,
         recipes=[
             RecipeEntry(
