@@ -283,7 +283,7 @@ class LshIndex(ApproximateIndex):
 
     def __init__(
         self,
-        index: faiss.IndexLSH,
+        index: Any,  # faiss.IndexLSH, whose type stub lacks rotate_data
         exact: ExactIndex,
         distinct: Distinct,
         candidates: int,

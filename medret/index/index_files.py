@@ -195,7 +195,7 @@ def exact_vectors(data: bytes) -> NDArray[np.float16]:
 def _read(path: Path, kind: str, rows: int, dim: int) -> Any:
     try:
         # Maps the codes and links of all three kinds; the rotation matrix of an older LSH file is read into memory.
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CorruptError(f"{path} cannot be read as a FAISS index: {first_line(error)}") from error
     width = index.nbits if isinstance(index, faiss.IndexLSH) and not index.rotate_data else dim
