@@ -198,8 +198,9 @@ def _read(path: Path, kind: str, rows: int, dim: int) -> Any:
         index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise CorruptError(f"{path} cannot be read as a FAISS index: {first_line(error)}") from error
-    width = index.nbits if isinstance(index, faiss.IndexLSH) and not index.rotate_data else dim
-    if not isinstance(index, _CLASSES[kind]) or (index.ntotal, index.d) != (rows, width):
+    fits = isinstance(index, _CLASSES[kind])
+    width = index.nbits if fits and kind == LSH and not index.rotate_data else dim
+    if not fits or (index.ntotal, index.d) != (rows, width):
         raise CorruptError(
             f"{path} is a {type(index).__name__} of {index.ntotal} x {index.d}, expected {kind} of {rows} x {dim}"
         )
