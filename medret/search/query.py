@@ -47,11 +47,15 @@ class VolumeName:
 
 @dataclass(frozen=True)
 class FileContent:
-    """A query that was read already. name: for messages. limits: None for those of an index run."""
+    """A query that was read already, and the mask on its grid, if the option `mask` names one.
+
+    name: for messages. limits: None for those of an index run.
+    """
 
     name: str
     content: Content = field(repr=False)
     limits: Limits | None = None
+    mask: Content | None = field(default=None, repr=False)
 
 
 # A sequence: the files of one DICOM series.

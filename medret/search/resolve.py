@@ -155,7 +155,8 @@ class Resolver:
         refuse_table(data, uri, recipe.digest)
         volumes = [stored] if stored else self._corpus.with_content(content_sha256(data))
         volume_id, label = self._corpus.identify(uri, volumes)
-        region = box or _region(options, slice_range, data)
+        mask = file.mask if isinstance(file, FileContent) else None
+        region = box or _region(options, slice_range, data, mask, limits)
         planes = tuple(name for name in recipe.slices.planes if slice_range is None or name == slice_range.plane)
         modality = options.modality or label
         volume = slice_query(data, uri, volume_id, recipe, modality, region=region, planes=planes, limits=limits)
@@ -208,12 +209,14 @@ def _range(options: SearchOptions, planes: Sequence[str]) -> SliceRange | None:
     return slice_range
 
 
-def _region(options: SearchOptions, slice_range: SliceRange | None, data: Content) -> Region | None:
-    mask = options.mask
-    if mask:
+def _region(
+    options: SearchOptions, slice_range: SliceRange | None, data: Content, mask: Content | None, limits: Limits
+) -> Region | None:
+    """mask: what was read of it already."""
+    if options.mask:
         from medret.volume.region import mask_region
 
-        return mask_region(read_query(normalise_uri(mask)), data)
+        return mask_region(read_query(normalise_uri(options.mask)) if mask is None else mask, data, limits)
     return slice_range.region() if slice_range else None
 
 

@@ -6,22 +6,14 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from medret._version import __version__
-from medret.errors import (
-    CorruptError,
-    DroppedError,
-    MedretError,
-    NotFoundError,
-    StorageError,
-    UsageError,
-    VolumeError,
-)
+from medret.errors import MedretError
 from medret.serve import endpoints
+from medret.serve.refusals import Refused, problem, refusal
 from medret.serve.service import Service
-from medret.storage import redacted
 
 PAGE = Path(__file__).parent / "page"
 
@@ -55,11 +47,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def problem(status: int, code: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An answer that says why a request was refused."""
-    return JSONResponse({"code": code, "reason": reason}, status, headers)
-
-
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
@@ -71,23 +58,6 @@ def _add_errors(app: FastAPI) -> None:
     async def _refused(_: Request, error: MedretError) -> Response:
         return refusal(error)
 
-
-def refusal(error: MedretError) -> JSONResponse:
-    """The answer for an error that medret raises on purpose."""
-    cause = error if isinstance(error, VolumeError) else error.__cause__
-    reason = redacted(str(error))
-    match error:
-        case NotFoundError():
-            return problem(404, "not_found", reason)
-        case UsageError() | VolumeError():
-            if isinstance(cause, VolumeError):
-                return problem(422, cause.code, cause.reason)
-            return problem(422, "wrong_usage", reason)
-        case DroppedError():
-            return problem(503, "replaced", reason, {"Retry-After": "1"})
-        case StorageError():
-            return problem(503, "unreachable", reason, {"Retry-After": "10"})
-        case CorruptError():
-            return problem(500, "damaged", reason)
-        case _:
-            return problem(500, "failed", reason)
+    @app.exception_handler(Refused)
+    async def _not_taken(_: Request, error: Refused) -> Response:
+        return error.answer()

@@ -106,6 +106,26 @@ class SearchAnswer(BaseModel):
     snapshots: list[str]
 
 
+class SlicePictureMessage(BaseModel):
+    """A slice of an uploaded volume. image: a data URI of a PNG."""
+
+    plane: str
+    slice_index: int
+    image: str
+
+
+class SlicesAnswer(BaseModel):
+    """An uploaded volume: sides in voxels and spacing along x, y, z (RAS+), plane -> the slices that are embedded.
+
+    pictures: of these slices, or of 128 of them.
+    """
+
+    shape: list[int]
+    spacing_mm: list[float]
+    planes: dict[str, list[int]]
+    pictures: list[SlicePictureMessage]
+
+
 class VolumeRow(BaseModel):
     """One indexed volume and its labels."""
 

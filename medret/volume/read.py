@@ -13,7 +13,7 @@ from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume.content import Content
 from medret.volume.examine import examine, within_memory
-from medret.volume.foreground import whole
+from medret.volume.foreground import Box, whole
 from medret.volume.intensity import to_grey
 from medret.volume.limits import Limits
 from medret.volume.orientation import AffineSource
@@ -96,6 +96,18 @@ class SlicedVolume:
     labels: Mapping[str, str]
 
 
+def planned_slices(
+    recipe: SliceRecipe, volume_id: str, box: Box, shape: tuple[int, ...]
+) -> dict[str, NDArray[np.int64]]:
+    """Plane -> the slices of a volume that a recipe takes: planned over a box, counted from the edge of the volume."""
+    plan = parse_slice_plan(recipe.slices)
+    chosen = {}
+    for plane in planes_of(shape, recipe.planes):
+        first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
+        chosen[str(plane)] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
+    return chosen
+
+
 @within_memory()
 def read_volume(
     content: Content,
@@ -119,7 +131,7 @@ def read_volume(
 
     For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
     """
-    plan = parse_slice_plan(recipe.slices)
+    parse_slice_plan(recipe.slices)  # before anything is decoded
     if min(sides_px, default=1) < 1:
         raise UsageError(f"image sides {list(sides_px)} px are not all positive")
     examined = examine(content, recipe, modality=modality, limits=limits)
@@ -131,10 +143,7 @@ def read_volume(
         box = region.within(box, geometry, ras.shape)
 
     planes = planes_of(ras.shape, recipe.planes)
-    chosen = {}
-    for plane in planes:  # planned over the body, counted from the edge of the volume
-        first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
-        chosen[plane] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
+    chosen = planned_slices(recipe, volume_id, box, ras.shape)
     count = sum(map(len, chosen.values()))
     if count > limits.max_slices:
         raise VolumeError(

@@ -53,13 +53,15 @@ class Region:
         return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
-def mask_region(mask: Content, volume: Content) -> Region:
+def mask_region(mask: Content, volume: Content, limits: Limits | None = None) -> Region:
     """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
+    limits = limits or Limits()
     try:
-        marks, imaged = open_volume(mask, Limits()), open_volume(volume, Limits())
+        marks, imaged = open_volume(mask, limits), open_volume(volume, limits)
         voxels = marks.voxels(0)
     except VolumeError as error:
-        raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from error
+        named = VolumeError(error.code, f"mask: {error.reason}")
+        raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from named
     mask_geometry, geometry = (geometry_of(each.placement, each.shape) for each in (marks, imaged))
     voxels = mask_geometry.to_ras(voxels)
     shape = tuple(imaged.shape[axis] for axis in geometry.axes)

@@ -74,7 +74,7 @@ def make_app(live: LiveStores) -> Callable[..., FastAPI]:
 @pytest.fixture(scope="session")
 def client(make_app: Callable[..., FastAPI]) -> Iterator[TestClient]:
     """Asks the application in this process."""
-    with TestClient(make_app()) as asking:
+    with TestClient(make_app(), base_url="http://127.0.0.1") as asking:
         yield asking
 
 
