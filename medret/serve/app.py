@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 from medret._version import __version__
 from medret.errors import MedretError
-from medret.serve import endpoints
+from medret.serve import api_docs, endpoints, page_endpoints
 from medret.serve.refusals import Refused, problem, refusal
 from medret.serve.service import Service
 
@@ -29,7 +29,8 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     _add_errors(app)
-    app.include_router(endpoints.router)
+    for router in (endpoints.router, page_endpoints.router, api_docs.router):
+        app.include_router(router)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> Response:

@@ -25,6 +25,7 @@ class SlicePictures:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._views: OrderedDict[Key, VolumeView] = OrderedDict()
+        self._decoding: dict[Key, Lock] = {}
         self._lock = Lock()
 
     def view(self, snapshots: Snapshots, name: VolumeName) -> VolumeView:
@@ -34,21 +35,36 @@ class SlicePictures:
         """
         recipe = snapshots.recipe()
         key = (tuple(snapshots.manifests), name.text, recipe.digest)
-        with self._lock:
-            if view := self._views.get(key):
-                self._views.move_to_end(key)
-                return view
-        found = snapshots.corpus.find(name.text)
+        found = snapshots.corpus.find(name.text)  # first: what is kept may be hidden from this caller
         if found is None:
             raise NotFoundError(f"there is no volume '{name.volume_id}'")
         (_, store), row = found
-        content = read_volume_query(snapshots.corpus.stores[store].readable(row))
-        view = view_volume(content, recipe.slices, modality=row.labels["modality"])
+        with self._lock:
+            decoding = self._decoding.setdefault(key, Lock())
+        with decoding:  # of two threads that need a volume, one decodes it
+            if view := self._kept(key):
+                return view
+            try:
+                content = read_volume_query(snapshots.corpus.stores[store].readable(row))
+                view = view_volume(content, recipe.slices, modality=row.labels["modality"])
+                self._keep(key, view)
+            finally:
+                with self._lock:
+                    self._decoding.pop(key, None)
+        return view
+
+    def _kept(self, key: Key) -> VolumeView | None:
+        with self._lock:
+            view = self._views.get(key)
+            if view:
+                self._views.move_to_end(key)
+            return view
+
+    def _keep(self, key: Key, view: VolumeView) -> None:
         with self._lock:
             self._views[key] = view
             while len(self._views) > 1 and sum(kept.size_bytes for kept in self._views.values()) > self._max_bytes:
                 self._views.popitem(last=False)
-        return view
 
     def png(
         self,
@@ -63,13 +79,12 @@ class SlicePictures:
     ) -> bytes:
         """One slice; see `VolumeView.draw`."""
         try:
-            pixels = self.view(snapshots, name).draw(
-                plane, slice_index, image_size=image_size, window=window, crop=crop
-            )
+            view = self.view(snapshots, name)
+            pixels = view.draw(plane, slice_index, image_size=image_size, window=window, crop=crop)
         except VolumeError as error:
             raise UsageError(f"{name.volume_id} cannot be shown: {error.code}: {error.reason}") from error
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # much quicker than 6, little larger
         return buffer.getvalue()
 
 

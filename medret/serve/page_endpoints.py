@@ -1,0 +1,70 @@
+"""The endpoints that the page needs besides those of a search: options in words, how a volume is shown, and maps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from medret.errors import UsageError, VolumeError
+from medret.search import Snapshots, VolumeName
+from medret.search.options import FUSIONS, SCORES
+from medret.serve.archive_map import drawn_map
+from medret.serve.endpoints import PROBLEMS, Asking, StoreUri
+from medret.serve.messages import SearchRequest
+from medret.serve.page_messages import MapAnswer, OptionsAnswer, ViewAnswer
+from medret.volume import CT_WINDOWS
+
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+
+@router.get("/options", response_model=OptionsAnswer)
+async def options() -> dict[str, Any]:
+    """What a search may be asked, with the defaults; and the windows for CT."""
+    fields = SearchRequest.model_fields
+    return {
+        "defaults": {name: field.default for name, field in fields.items()},
+        "modes": SCORES,
+        "fusions": list(FUSIONS),
+        "ct_windows": [{"name": name, "level": level, "width": width} for name, (level, width) in CT_WINDOWS.items()],
+    }
+
+
+@router.get("/view", responses={200: {"model": ViewAnswer}}, response_model=None)
+async def view(
+    volume: Annotated[str, Query(max_length=20_000, description="volume_id")], asking: Asking, store: StoreUri = None
+) -> Response:
+    """How a volume is shown: its size, and the window that its slices have unless another is asked for."""
+
+    def question(snapshots: Snapshots) -> dict[str, Any]:
+        try:
+            seen = asking.service.pictures.view(snapshots, VolumeName(volume, store))
+        except VolumeError as error:
+            raise UsageError(f"{volume} cannot be shown: {error.code}: {error.reason}") from error
+        window = seen.examined.window
+        return {
+            "shape": list(seen.shape),
+            "spacing_mm": [float(each) for each in seen.examined.geometry.spacing_mm],
+            "hounsfield": seen.examined.shown_as.is_hu,
+            "window": {
+                "name": window.name,
+                "level": (window.low + window.high) / 2,
+                "width": window.high - window.low,
+            },
+        }
+
+    return Response(msgspec.json.encode(await asking.ask(question)), media_type="application/json")
+
+
+@router.get("/map", responses={200: {"model": MapAnswer}}, response_model=None)
+async def archive_map(
+    asking: Asking,
+    model: Annotated[str | None, Query(description="null: the first")] = None,
+    where: Annotated[str | None, Query(max_length=20_000, description="as in a search")] = None,
+    label: Annotated[str | None, Query(description="the label that colours the points; null: one is chosen")] = None,
+) -> Response:
+    """The volumes that a filter keeps as points in a plane, at most 5,000, near each other if they look alike."""
+    drawn = await asking.ask(lambda snapshots: drawn_map(snapshots, model=model, where=where, label=label))
+    return Response(msgspec.json.encode(drawn), media_type="application/json")
