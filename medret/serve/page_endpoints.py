@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
@@ -15,6 +14,7 @@ from medret.serve.archive_map import drawn_map
 from medret.serve.endpoints import PROBLEMS, Asking, StoreUri
 from medret.serve.messages import SearchRequest
 from medret.serve.page_messages import MapAnswer, OptionsAnswer, ViewAnswer
+from medret.serve.requests import json_answer, seen_volume
 from medret.volume import CT_WINDOWS
 
 router = APIRouter(prefix="/v1", responses=PROBLEMS)
@@ -39,8 +39,10 @@ async def view(
     """How a volume is shown: its size, and the window that its slices have unless another is asked for."""
 
     def question(snapshots: Snapshots) -> dict[str, Any]:
+        name = VolumeName(volume, store)
+        asking.show(snapshots, [seen_volume(snapshots, name)])
         try:
-            seen = asking.service.pictures.view(snapshots, VolumeName(volume, store))
+            seen = asking.service.pictures.view(snapshots, name)
         except VolumeError as error:
             raise UsageError(f"{volume} cannot be shown: {error.code}: {error.reason}") from error
         window = seen.examined.window
@@ -55,7 +57,7 @@ async def view(
             },
         }
 
-    return Response(msgspec.json.encode(await asking.ask(question)), media_type="application/json")
+    return json_answer(await asking.ask(question))
 
 
 @router.get("/map", responses={200: {"model": MapAnswer}}, response_model=None)
@@ -66,5 +68,10 @@ async def archive_map(
     label: Annotated[str | None, Query(description="the label that colours the points; null: one is chosen")] = None,
 ) -> Response:
     """The volumes that a filter keeps as points in a plane, at most 5,000, near each other if they look alike."""
-    drawn = await asking.ask(lambda snapshots: drawn_map(snapshots, model=model, where=where, label=label))
-    return Response(msgspec.json.encode(drawn), media_type="application/json")
+
+    def question(snapshots: Snapshots) -> dict[str, Any]:
+        drawn = drawn_map(snapshots, model=model, where=where, label=label)
+        asking.show(snapshots, ((point["store"], point["volume_id"]) for point in drawn["points"]))
+        return drawn
+
+    return json_answer(await asking.ask(question))
