@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medret._version import __version__
-from medret.cli import demo, evaluate, index, models, scan, search, serve, store, study
+from medret.cli import demo, evaluate, explain, index, models, scan, search, serve, store, study
 from medret.cli.shared import logging_to_stderr, note, use_storage_options
 from medret.errors import MedretError, MissingPackageError
 from medret.extras import needs_extra, require
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print a completion script for this shell, and exit",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = (demo, scan, index, search, serve, evaluate, study, store, models)
+    modules = (demo, scan, index, search, explain, serve, evaluate, study, store, models)
     for module in modules:
         module.add_parser(commands)
     return parser

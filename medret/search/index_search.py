@@ -65,7 +65,7 @@ class ShardedIndex:
         snapshots: tuple[str, ...] = (),
         spread: Spread | None = None,
     ) -> None:
-        self._key, self._centre, self._snapshots, self._spread = key, centre, snapshots, spread
+        self._key, self.centre, self._snapshots, self._spread = key, centre, snapshots, spread
         self.shards = list(shards)
         self.rows = sum(shard.rows for shard in shards)
         self.kinds = tuple(kind for kind in KINDS if shards and all(kind in shard.kinds for shard in shards))
@@ -73,13 +73,13 @@ class ShardedIndex:
 
     def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) unit vectors as the recipe gives them -> as this index holds them, float16 values."""
-        if self._centre is None:
+        if self.centre is None:
             return vectors
-        return centred(vectors, self._centre).astype(np.float16).astype(np.float32)
+        return centred(vectors, self.centre).astype(np.float16).astype(np.float32)
 
     def uncentred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) vectors of this index -> as the recipe gave them."""
-        return uncentred(vectors, self._centre)
+        return uncentred(vectors, self.centre)
 
     def _ask(
         self, method: Literal["search", "late"], arguments: Callable[[Shard], tuple[Any, ...]], at_once: int

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 
@@ -32,6 +32,9 @@ from medret.search.resolve import Resolver
 from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
 from medret.storage import Location, normalise_uri, use_options
+
+if TYPE_CHECKING:
+    from medret.search.explain import Explanation
 
 OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
 
@@ -161,6 +164,17 @@ class Snapshots:
         with self.corpus.reading():
             answers = answer(self.corpus, self._resolver, queries, k, SearchOptions.of(options))
         return [Hits(hits, partial(self.pictures.cards, query)) for query, hits in zip(queries, answers, strict=True)]
+
+    def explain(self, query: Query, hit: str, **options: Unpack[SearchKeywords]) -> Explanation:
+        """Why a volume scores as it does for a query: the share of each pair of slices.
+
+        hit: volume_id. options: as for a search; modes volume, late and max are explained, one model and aggregation at
+        a time. Raises UsageError, NotFoundError.
+        """
+        from medret.search.explain import explain
+
+        with self.corpus.reading():
+            return explain(self.corpus, self._resolver, query, hit, SearchOptions.of(options))
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order, one store after another.
