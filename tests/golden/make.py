@@ -23,7 +23,7 @@ VOLUMES = (("chest_ct", 3), ("head_mri", 2), ("leg_mri", 2), ("heart_mri", 1))
 MODEL = "timm:test_vit"
 OPTIONS = (
     "--model", MODEL, "--weights", f"{MODEL}=random", "--slices", "uniform:2", "--device", "cpu",
-    "--precision", "fp32", "--quiet",
+    "--precision", "fp32", "--actors", "1", "--quiet",
     "--aggregation", "mean", "--aggregation", "gaussian:0.3,0.25", "--shard-volumes", "8",
     "--shard-rows", "5", "--lsh-bits", "32",
 )  # fmt: skip

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +87,6 @@ def test_a_compiled_model_gives_the_same(slices: Any, cosines: Any) -> None:
     assert cosines(plain.embed(images), compiled.embed(images)).min() > 0.99999
 
 
-def test_an_encoder_needs_no_ray() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from medret.models import Encoder, model_spec, resolve_weights\n"
-        f"Encoder(model_spec({SMALL!r}), resolve_weights(model_spec({SMALL!r}), 'random'))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
-
-
 def test_threads_are_set() -> None:
     spec = model_spec(SMALL)
     Encoder(spec, resolve_weights(spec, "random"), threads=2)
@@ -126,7 +115,7 @@ def scores(vectors: Any) -> Any:
 def bf16_cosines(name: str, given: str | None, images: Any, cosines: Any) -> Any:
     spec = model_spec(name)
     weights = resolve_weights(spec, given)
-    full, half = (Encoder(spec, weights, precision=precision, batch_size=4).embed(images) for precision in PRECISIONS)
+    full, half = (Encoder(spec, weights, precision=precision, batch_size=2).embed(images) for precision in PRECISIONS)
     return cosines(full, half)
 
 
@@ -136,12 +125,14 @@ PRECISIONS: tuple[Any, Any] = ("fp32", "bf16")
 def test_bf16_keeps_vectors_and_neighbours(request: pytest.FixtureRequest, cosines: Any) -> None:
     """Real weights over real slices, or over phantoms where there are none.
 
+    Few: a processor without instructions for bf16 takes twenty times as long with it as with float32.
+
     A neighbour is the same if float32 scores it among the best ten, or below the tenth by no more than bf16 moves a
     score on average: such are tied within rounding. Of 169 real volumes 98.5 % of the neighbours are the same without
     any tolerance, and all ten of them for 86 % of the volumes.
     """
     real = Path(__file__).parents[3] / "shared" / "data" / "volumes"
-    images = slices_of(real, 84, 1) if real.is_dir() else slices_of(request.getfixturevalue("phantom_archive"), 12, 4)
+    images = slices_of(real, 28, 1) if real.is_dir() else slices_of(request.getfixturevalue("phantom_archive"), 12, 4)
     spec = model_spec(DEFAULT_MODEL)
     full, half = (Encoder(spec, resolve_weights(spec), precision=p).embed(images) for p in PRECISIONS)
     assert cosines(full, half).mean() > 0.999
@@ -154,7 +145,7 @@ def test_bf16_keeps_vectors_and_neighbours(request: pytest.FixtureRequest, cosin
 
 @pytest.mark.parametrize("name", ["dinov1_s16", "dreamsim_clip_vitb32", "timm:test_vit", "resnet50"])
 def test_bf16_keeps_vectors_of_other_families(name: str, slices: Any, cosines: Any) -> None:
-    assert bf16_cosines(name, "random", slices(4, model_spec(name).image_size), cosines).mean() > 0.999
+    assert bf16_cosines(name, "random", slices(2, model_spec(name).image_size), cosines).mean() > 0.999
 
 
 @pytest.mark.gpu

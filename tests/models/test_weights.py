@@ -233,8 +233,9 @@ def embed_randomly() -> str:
 
 
 def test_random_weights_are_the_same_in_every_process() -> None:
+    """And in one that has no Ray, which no encoder needs."""
     imports = "import numpy as np\nfrom medret.models import Encoder, model_spec, resolve_weights"
-    code = f"{imports}\nSMALL = {SMALL!r}\n{inspect.getsource(embed_randomly)}"
+    code = f"import sys; sys.modules['ray'] = None\n{imports}\nSMALL = {SMALL!r}\n{inspect.getsource(embed_randomly)}"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport torch; torch.manual_seed(3)\nprint(embed_randomly())"],
         capture_output=True, text=True, check=True, timeout=200,

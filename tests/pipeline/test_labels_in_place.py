@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 
 OPTIONS = (
     "--model", "timm:test_vit", "--weights", "timm:test_vit=random", "--slices", "uniform:2", "--device", "cpu",
-    "--precision", "fp32",
+    "--precision", "fp32", "--actors", "1",
 )  # fmt: skip
 KINDS = {"anat": ("T1w", "head_mri"), "ct": ("ct", "chest_ct")}
 

@@ -99,7 +99,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (strange / "page.nii.gz").write_text(PAGE)
     store = folder / "store"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = main(["index", str(archive), str(store), "--slices", "uniform:4", "--json"])
+        code = main(["index", str(archive), str(store), "--slices", "uniform:4", "--actors", "1", "--json"])
     listener.close()
     return SimpleNamespace(archive=archive, store=store, good=good, code=code, found=json.loads(printed.getvalue()))
 

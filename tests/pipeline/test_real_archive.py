@@ -36,7 +36,7 @@ def indexed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     for name in ("volumes", "bad", "faults/search_span"):
         (archive / Path(name).name).symlink_to(shared_data / name)
     labels = str(shared_data / "labels.csv")
-    options = ["--labels", labels, "--model", "efficientnet_lite0", "--slices", "uniform:4", "--json"]
+    options = ["--labels", labels, "--model", "efficientnet_lite0", "--slices", "uniform:4", "--actors", "1", "--json"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["index", str(archive), str(folder / "store"), *options]) == 4
     return folder / "store", json.loads(printed.getvalue())

@@ -174,7 +174,8 @@ def test_bad_files_are_quarantined_and_change_nothing_for_the_others(
     (mixed / "labelsTr").mkdir()
     (mixed / "labelsTr" / "mask.nii.gz").write_bytes(sound)
     labels = phantom_archive.parent / "labels.csv"
-    code, found = run(capsys, "index", mixed, tmp_path / "s", "--labels", labels, "--slices", "uniform:8", "--json")
+    options = ("--labels", labels, "--slices", "uniform:8", "--actors", "1", "--json")
+    code, found = run(capsys, "index", mixed, tmp_path / "s", *options)
     assert code == 4
     counts = found["counts"]
     assert (counts["listed"], counts["embedded"], counts["quarantined"], counts["skipped"]) == (18, 12, 4, 2)
@@ -218,7 +219,8 @@ def test_s3_gives_the_same_vectors_and_neighbours_though_one_request_in_ten_fail
     failing_s3.rate = 0.1
     code, _ = run(
         capsys, "index", f"{archive}/nifti", remote, "--labels", f"{archive}/labels.csv", "--slices", "uniform:8",
-        "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--shard-volumes", "2", "--json",
+        "--aggregation", "mean", "--aggregation", "gaussian:0.5,0.25", "--shard-volumes", "2", "--actors", "1",
+        "--json",
     )  # fmt: skip
     assert code == 0
     assert set(failing_s3.failed) == set(FAULTS)  # each kind was met
