@@ -23,6 +23,7 @@ FEW = 10
 # In these modes nothing is more like a volume than itself; by votes, a volume of more slices may be.
 SELF_FIRST = ("volume", "max", "late", "slice")
 EXHAUSTIVE = ("volume", "late")
+ROUNDING = 1e-4  # more than float16 vectors shift a cosine; on the way to them, processors round in different ways
 COPY = 1e-3  # a cosine of float16 vectors of one image differs from 1 by less
 
 Labels = Mapping[str, Mapping[str, Any]]
@@ -108,7 +109,7 @@ def _left_out(labels: Labels, asked: str, exclude: str) -> frozenset[str]:
 
 def _best(hits: Ranked) -> set[str]:
     """The volumes with the best score: copies of one volume are equally near."""
-    return {hit.volume_id for hit in hits if hit.score >= hits[0].score - 1e-6}
+    return {hit.volume_id for hit in hits if hit.score >= hits[0].score - ROUNDING}
 
 
 def _check(hits: Ranked, k: int, mode: str, kept: set[str]) -> None:

@@ -55,7 +55,8 @@ def test_in_bf16_it_stays_as_near_to_float32(name: str) -> None:
     taken = images if name == "test_efficientnet" else images.bfloat16()
     before = half(taken).float()
     fuse_layers(half, taken[:1], 3)
-    assert fused(half) > 0
+    # Without instructions for bf16, oneDNN refuses its layers, and they stay as they are.
+    assert (fused(half) > 0) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert torch.dist(half(taken).float(), exact) <= 1.2 * torch.dist(before, exact)
 
 
