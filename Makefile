@@ -22,7 +22,7 @@ setup: $(STAMP)  ## Make the environment and install medret with all extras, und
 demo: $(STAMP)  ## Make a small corpus, index it, search it, and name a page to open
 	$(BIN)/medret demo $(ARGS)
 
-# Two processes: one for the tests that share a Ray, which waits much of its time, one for the others (tests/conftest.py).
+# Two processes: one begins with the tests that share a Ray, the other with the campaigns (tests/conftest.py).
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 

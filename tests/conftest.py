@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from medret.demo.phantoms import KINDS, write_phantom
@@ -21,20 +22,33 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112  # Ray spells it so
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("medret", deadline=None)
+settings.load_profile("medret")
 
-WITH_RAY = tuple(f"tests/{name}" for name in ("chaos/", "demo/", "pipeline/", "test_golden.py", "test_readme.py"))
+# What a process takes as one piece: the tests that share a Ray, and the campaigns, which have clusters of their own.
+SHARED_RAY = tuple(f"tests/{name}" for name in ("demo/", "pipeline/", "test_golden.py", "test_readme.py"))
+CAMPAIGNS = "tests/chaos/"
+BENCHMARKS = "tests/bench/"
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """`make test` runs two processes. Each takes whole files; one takes all that share a Ray, so that there is one."""
+    """`make test` runs two processes. Each takes the next piece when it is done with one: most pieces are files."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "with Ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+        if nodeid.startswith(SHARED_RAY):
+            return "with a shared Ray"
+        return CAMPAIGNS if nodeid.startswith(CAMPAIGNS) else nodeid.partition("::")[0]
+
+
+def _turn(item: pytest.Item) -> int:
+    """The longest pieces come first, one for each process, and the benchmarks last: not beside the campaigns."""
+    return 0 if item.nodeid.startswith((*SHARED_RAY, CAMPAIGNS)) else 2 if item.nodeid.startswith(BENCHMARKS) else 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Benchmarks come last: beside other tests with Ray, and not beside the campaigns, which time what they see."""
-    items.sort(key=lambda item: item.nodeid.startswith("tests/bench/"))
+    """Pieces are taken in the order of their tests."""
+    items.sort(key=_turn)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

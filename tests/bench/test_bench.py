@@ -18,19 +18,23 @@ SLOWEST = "job"  # begins first, so that the others run beside it
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in HELPERS)
 
 
-def tiny_run(name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / f"{name}.py"), "--tiny", "--json"]
+def tiny_run(name: str, volumes: Path) -> subprocess.CompletedProcess[str]:
+    script = BENCH / f"{name}.py"
+    data = ["--data", str(volumes)] if '"--data"' in script.read_text() else []
+    command = [sys.executable, str(script), *data, "--tiny", "--json"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+def runs(
+    request: pytest.FixtureRequest, phantom_archive: Path
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
     """The runs of the scripts that are asked for, two at a time: starting takes most of their time, on one core."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     own = [item.name for item in items if item.parent is request.node]
     with ThreadPoolExecutor(2) as pool:
         chosen = [name for name in SCRIPTS if any(f"[{name}]" in test for test in own)]
-        yield {name: pool.submit(tiny_run, name) for name in sorted(chosen, key=SLOWEST.__ne__)}
+        yield {name: pool.submit(tiny_run, name, phantom_archive) for name in sorted(chosen, key=SLOWEST.__ne__)}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
