@@ -82,10 +82,10 @@ def make_archive(folder: Path, volumes: int = KNOWN) -> None:
         write_phantom(folder / f"v{number:02d}.nii.gz", kinds[number % 6], number, shape=SHAPE)
 
 
-def change_archive(folder: Path) -> None:
+def change_archive(folder: Path, added: int = ADDED) -> None:
     """Add, change, delete and rename."""
     kinds = list(KINDS)
-    for number in range(ADDED):
+    for number in range(added):
         write_phantom(folder / f"added{number:02d}.nii.gz", kinds[number % 6], 100 + number, shape=SHAPE)
     for number in range(CHANGED):
         write_phantom(folder / f"v{number:02d}.nii.gz", kinds[number % 6], 200 + number, shape=SHAPE)
@@ -281,7 +281,7 @@ def main() -> int:
     kept = len(finished_volumes(store))
     last = settle(campaign.command(), log)
     differences = same(store, calm)
-    twice = _written(store, last) - (embedded - kept) if last["published"] else 0
+    twice = written(store, last) - (embedded - kept) if last["published"] else 0
     report = {"points": len(points), "kills": campaign.kills, "differences": differences, "embedded_twice": twice}
     print(json.dumps(report))
     if arguments.folder is None:
@@ -295,7 +295,7 @@ def finished_volumes(store: Path) -> list[str]:
     return found
 
 
-def _written(store: Path, found: dict[str, Any]) -> int:
+def written(store: Path, found: dict[str, Any]) -> int:
     """Volumes that a run wrote: what the model was asked for, canaries left out."""
     stages = json.loads((store / found["report"]).read_text())["stages"]
     return int(stages.get("write", {"volumes": 0})["volumes"])

@@ -6,13 +6,27 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medret.cli import main
-from tests.chaos.campaign import change_archive, command, make_archive
+from medret.snapshot import current_id
+from medret.storage import Location
+from tests.chaos.campaign import (
+    CHANGED,
+    Campaign,
+    change_archive,
+    command,
+    finished_volumes,
+    inspect,
+    make_archive,
+    same,
+    strike,
+    written,
+)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -46,18 +60,37 @@ def test_sigterm_ends_a_real_run_well(stopped: Path) -> None:
     assert (stopped / "store" / "CURRENT").exists()
 
 
-def undisturbed(run: list[str]) -> None:
-    """A run in this process, on the Ray that tests share: campaigns compare their stores with what it makes."""
-    assert run[1:3] == ["-m", "medret"]
-    assert main(run[3:]) == 0
+@pytest.fixture
+def run(ray_session: None, capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], dict[str, Any]]:
+    """Run a campaign's command in this process, on the Ray that tests share; gives what it printed."""
+
+    def call(words: list[str]) -> dict[str, Any]:
+        assert words[:3] == [sys.executable, "-m", "medret"]
+        assert main(words[3:]) == 0
+        printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return printed
+
+    return call
 
 
-def test_killed_runs_lose_nothing_and_repeat_nothing(folder: Path, ray_session: None) -> None:
-    change_archive(folder / "archive")
-    shutil.copytree(folder / "store", folder / "calm")
-    undisturbed(command(folder / "archive", folder / "calm"))
-    report = campaign("campaign", "both:3", folder)
-    assert (report["differences"], report["embedded_twice"], report["kills"]) == ([], 0, 2)
+def test_killed_runs_lose_nothing_and_repeat_nothing(folder: Path, run: Callable[..., dict[str, Any]]) -> None:
+    """Ray's worker is killed at the first finished group, the driver at the third; then a run goes on and ends."""
+    archive, store, calm = (folder / name for name in ("archive", "store", "calm"))
+    change_archive(archive, added=8)
+    shutil.copytree(store, calm)
+    embedded = run(command(archive, calm))["counts"]["embedded"]
+    assert embedded == 8 + CHANGED
+    old = current_id(Location(store))
+    assert old is not None
+    fired = Campaign(archive, store, old, set())
+    assert strike(fired, "both:3", folder / "log") is None, "it ended before it was killed"
+    inspect(fired, "both:3", ended=False)
+    assert fired.kills == 2
+    kept = len(finished_volumes(store))
+    assert kept >= 3
+    last = run(command(archive, store))
+    assert same(store, calm) == []
+    assert written(store, last) == embedded - kept
 
 
 def test_a_lost_node_costs_one_line_and_changes_nothing(folder: Path) -> None:
@@ -65,9 +98,11 @@ def test_a_lost_node_costs_one_line_and_changes_nothing(folder: Path) -> None:
     campaign("nodes", "a:embedding+b:indices", folder)
 
 
-def test_a_cluster_at_rest_grows_loses_a_node_and_rests_again(tmp_path: Path, ray_session: None) -> None:
+def test_a_cluster_at_rest_grows_loses_a_node_and_rests_again(
+    tmp_path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
     from tests.chaos.elastic import of  # imports much of Ray
 
     make_archive(tmp_path / "archive", 150)
-    undisturbed(of(tmp_path, "store"))
+    run(of(tmp_path, "store"))
     campaign("elastic", "once", tmp_path)
