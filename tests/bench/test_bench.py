@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-HELPERS = {"run", "figures", "corpus", "listing", "synthetic", "bare", "dreamsim_package", "retrieval", "large_store"}
+HELPERS = {
+    "run", "figures", "corpus", "listing", "synthetic", "bare", "dreamsim_package", "retrieval", "large_store",
+    "http_load",
+}  # fmt: skip
 SLOWEST = "job"  # begins first, so that the others run beside it
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in HELPERS)
 
