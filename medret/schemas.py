@@ -41,6 +41,16 @@ VOLUME_COLUMNS: list[pa.Field] = [
     pa.field("slices", pa.int32(), nullable=False),  # number of slice vectors that were aggregated
 ]
 
+# One row per preview, in the order of the shard's volumes.
+PREVIEWS = pa.schema(
+    [
+        pa.field("volume_id", pa.string(), nullable=False),
+        pa.field("plane", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),  # of the slice, as in SLICE_COLUMNS
+        pa.field("image", pa.binary(), nullable=False),  # grey JPEG of at most 160 x 160 px
+    ]
+)
+
 
 def vector_type(dim: int) -> pa.DataType:
     """Type of a unit vector: `fixed_size_list<float16>[dim]`."""
@@ -107,13 +117,13 @@ VOLUME_LABELS = pa.schema([LEDGER.field(name) for name in ("volume_id", *LABELS,
 FILES = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),  # below the store
-        # slices | volumes | hnsw | lsh | exact | rows | centre | quarantine
+        # slices | volumes | previews | hnsw | lsh | exact | rows | centre | quarantine
         pa.field("kind", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("recipe", pa.string()),  # digest; null for quarantine
-        pa.field("aggregation", pa.string()),  # null: slice vectors
+        pa.field("aggregation", pa.string()),  # null: slice vectors, or previews
         pa.field("shard", pa.string()),  # key of its embedding shard or index shard
         pa.field("indexed_in", pa.string()),  # embedding files: key of the index shard with their vectors
         pa.field("recall", pa.float64()),  # indices: recall@10 against exact search when built

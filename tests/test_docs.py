@@ -41,13 +41,14 @@ def test_architecture_names_no_module_that_is_gone() -> None:
     [
         schemas.SLICE_COLUMNS,
         schemas.VOLUME_COLUMNS,
+        schemas.PREVIEWS,
         ROW_FILE,
         schemas.LEDGER,
         schemas.FILES,
         schemas.TOMBSTONES,
         schemas.QUARANTINE,
     ],
-    ids=["slices", "volumes", "rows", "ledger", "files", "tombstones", "quarantine"],
+    ids=["slices", "volumes", "previews", "rows", "ledger", "files", "tombstones", "quarantine"],
 )
 def test_formats_describe_every_column(fields: object) -> None:
     text = read("docs/formats.md")

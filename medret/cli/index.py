@@ -107,6 +107,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="cut volumes to the body, or keep the field of view (default foreground)",
     )
     add("--seed", type=int, help="seed of random slice plans (default 0)")
+    add(
+        "--previews",
+        type=int,
+        metavar="N",
+        help="small pictures to store of each volume that is embedded, for pages of hits; 0: none (default 5)",
+    )
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

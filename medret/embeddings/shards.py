@@ -1,4 +1,4 @@
-"""Tables of slice vectors and of volume vectors, and their Parquet files.
+"""Tables of slice vectors, of volume vectors and of previews, and their Parquet files.
 
 Slice vectors are stored as float16 unit vectors with their original length. Volume vectors are aggregated from these
 stored values, so anyone can derive the same volume vectors from a slices file.
@@ -6,7 +6,7 @@ stored values, so anyone can derive the same volume vectors from a slices file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from medret.embeddings.aggregate import Aggregation
 from medret.embeddings.slices import Slices
 from medret.errors import CorruptError, QuarantineCode, VolumeError
-from medret.schemas import slices_schema, volumes_schema
+from medret.schemas import PREVIEWS, slices_schema, volumes_schema
 
 ROW_GROUP_ROWS = 16_384
+PREVIEW_ROWS = 64  # per row group: the previews of one volume are one small read
+PLAIN = {"vector": "vector.list.element", "image": "image"}  # columns that are stored as they are -> their Parquet name
 RECIPE_KEY = b"medret.recipe"
 AGGREGATION_KEY = b"medret.aggregation"
 
@@ -71,6 +73,11 @@ def volume_table(volumes: Sequence[Slices], aggregation: Aggregation, dim: int, 
     return pa.table(columns, schema=schema.with_metadata(metadata))
 
 
+def preview_table(rows: Sequence[Mapping[str, Any]], recipe: str) -> pa.Table:
+    """Make a table of previews from rows with the columns of schemas.PREVIEWS. recipe: digest."""
+    return pa.Table.from_pylist(list(rows), schema=PREVIEWS.with_metadata({RECIPE_KEY: recipe.encode()}))
+
+
 def volume_vector(volume: Slices, aggregation: Aggregation) -> NDArray[np.float32]:
     """Aggregate the slices of one volume to its (dim,) unit vector; raise VolumeError if it has none."""
     assert volume.relative_position is not None
@@ -96,17 +103,18 @@ def reducible(
 def parquet_bytes(table: pa.Table) -> bytes:
     """Encode the table as a Parquet file; the same table gives the same bytes.
 
-    Vectors are neither compressed nor dictionary-encoded, which would save almost nothing and slow down reading.
+    Vectors and pictures are neither compressed nor dictionary-encoded, which would save almost nothing and slow down
+    reading.
     """
     buffer = pa.BufferOutputStream()
-    plain = {name for name in table.schema.names if name == "vector"}
+    plain = PLAIN.keys() & {*table.schema.names}
     encoded = [name for name in table.schema.names if name not in plain]
     pq.write_table(
         table,
         buffer,
-        row_group_size=ROW_GROUP_ROWS,
+        row_group_size=PREVIEW_ROWS if "image" in plain else ROW_GROUP_ROWS,
         use_dictionary=[name for name in encoded if pa.types.is_string(table.schema.field(name).type)],
-        compression={**dict.fromkeys(encoded, "zstd"), **{f"{name}.list.element": "none" for name in plain}},
+        compression={**dict.fromkeys(encoded, "zstd"), **{PLAIN[name]: "none" for name in plain}},
         write_statistics=encoded,
     )
     data: bytes = buffer.getvalue().to_pybytes()

@@ -1,10 +1,9 @@
-"""The slices that a page shows: read from the archive, chosen, and encoded as PNG data URIs."""
+"""The slices that a page shows: read from the archive, chosen, and encoded as PNG data URIs; or else previews."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medret.errors import NotFoundError, UsageError, VolumeError
+from medret.errors import MedretError, NotFoundError, UsageError, VolumeError
 from medret.recipe import SliceRecipe
 from medret.storage import in_words
-from medret.volume import Content, SliceRef, read_volume
+from medret.volume import Content, read_volume
+from medret.volume.previews import MEDIA_TYPE, PREVIEW_SIZE, Preview, middle_slices
 
-IMAGE_SIZE = 160  # px
+IMAGE_SIZE = PREVIEW_SIZE  # px
 READERS = 4  # volumes that are read at the same time, because archives may be far away
-
-# Which slices of a plane are shown, as shares of their number: around the middle, where the organs are.
-MIDDLE_OF_ONLY_PLANE = (0.3, 0.4, 0.5, 0.6, 0.7)
-MIDDLE_OF_FIRST_PLANE, MIDDLE_OF_OTHER_PLANES = (0.35, 0.5, 0.65), (0.5,)
 
 SliceKey = tuple[str, int]  # plane, slice index
 Identity = tuple[str, str | None]  # volume_id and modality label, which decide how `read_volume` slices a volume
@@ -57,10 +53,15 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class VolumeImages:
-    """The images of a volume. middle: ordered by plane and index. by_slice: these and the requested slices."""
+    """The images of a volume.
+
+    middle: ordered by plane and index. by_slice: these and the requested slices. instead: why these are previews, which
+    the store holds, and not slices that were read from the archive.
+    """
 
     middle: tuple[Tile, ...]
     by_slice: Mapping[SliceKey, Tile]
+    instead: str = ""
 
 
 def load_images(
@@ -69,11 +70,12 @@ def load_images(
     *,
     fetch: Callable[[ImageRequest], Content],
     identify: Callable[[str, Content], Identity],
+    previews: Callable[[ImageRequest], Sequence[Preview]] = lambda _: (),
 ) -> dict[ImageRequest, VolumeImages | str]:
     """Read several volumes in parallel; the value is the reason as text where a volume cannot be shown.
 
     fetch: reads what a volume is made from, or raises `NotShownError`. identify: URI and content to identity, where a
-    request has none.
+    request has none. previews: what is shown of a volume that cannot be read.
     """
 
     def load(request: ImageRequest) -> VolumeImages | str:
@@ -102,30 +104,32 @@ def load_images(
             tuple(tiles[number] for number in middle), {keys[number]: tile for number, tile in tiles.items()}
         )
 
+    def load_or_preview(request: ImageRequest) -> VolumeImages | str:
+        images = load(request)
+        if not isinstance(images, str):
+            return images
+        try:
+            return preview_images(previews(request), images) or images
+        except MedretError as error:
+            return f"{images}; and its previews cannot be shown: {error}"
+
     distinct = list(dict.fromkeys(requests))
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(distinct, pool.map(load, distinct), strict=True))
+        return dict(zip(distinct, pool.map(load_or_preview, distinct), strict=True))
 
 
-def middle_slices(slices: Sequence[SliceRef]) -> list[int]:
-    """Choose slices around the middle: several of the first plane, one of each other plane, in that order.
-
-    The choice is the same for every volume of an archive, so that the columns of a page can be compared.
-    """
-    by_plane: defaultdict[str, list[int]] = defaultdict(list)
-    for number in sorted(range(len(slices)), key=lambda number: slices[number].slice_index):
-        by_plane[slices[number].plane].append(number)
-    chosen: list[int] = []
-    for plane in dict.fromkeys(ref.plane for ref in slices):
-        numbers = by_plane[plane]
-        several = MIDDLE_OF_ONLY_PLANE if len(by_plane) == 1 else MIDDLE_OF_FIRST_PLANE
-        shares = MIDDLE_OF_OTHER_PLANES if chosen else several
-        chosen += dict.fromkeys(numbers[round(share * (len(numbers) - 1))] for share in shares)
-    return chosen
+def preview_images(previews: Sequence[Preview], instead: str) -> VolumeImages | None:
+    """The previews of a volume as its images; None if it has none. instead: why they are shown."""
+    tiles = tuple(Tile(each.plane, each.slice_index, _data_uri(each.image, MEDIA_TYPE)) for each in previews)
+    return VolumeImages(tiles, {(tile.plane, tile.slice_index): tile for tile in tiles}, instead) if tiles else None
 
 
 def png_uri(pixels: NDArray[np.uint8]) -> str:
     """Encode a (size, size) grey image as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue(), "image/png")
+
+
+def _data_uri(image: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"

@@ -5,7 +5,7 @@ the ledger, files and journal that are made from them have their schemas in medr
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, parts, names, modality, canary
             out: + content_sha256, code, reason, facts, found, planes, positions, relative, positions_mm,
-                 sources, pixels_<size>...
+                 sources, previews, pixels_<size>...
     embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
     write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from medret.recipe import Recipe
-from medret.schemas import LEDGER, OBJECTS
+from medret.schemas import LEDGER, OBJECTS, PREVIEWS
 
 SOURCE = pa.schema(
     [
@@ -57,6 +57,7 @@ SLICED = [
     pa.field("relative", pa.list_(pa.float32())),
     pa.field("positions_mm", pa.list_(pa.float32())),
     pa.field("sources", pa.list_(pa.string())),
+    pa.field("previews", pa.list_(pa.struct([PREVIEWS.field(name) for name in ("plane", "position", "image")]))),
 ]
 
 

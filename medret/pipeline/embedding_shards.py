@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,12 @@ import ray
 
 from medret.embeddings import Aggregation, Slices, plane_codes, read_vectors, reducible, slice_table, volume_table
 from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.shards import parquet_bytes, preview_table
 from medret.errors import VolumeError
 from medret.recipe import Recipe
 from medret.schemas import FILES
-from medret.snapshot.files import SLICES, VOLUMES, StoredFile, files_table
+from medret.schemas import PREVIEWS as PREVIEW_SCHEMA
+from medret.snapshot.files import PREVIEWS, SLICES, VOLUMES, StoredFile, files_table
 from medret.snapshot.liveness import LiveFile, live_rows
 from medret.storage import NAME_DIGITS, Location, read_checked
 
@@ -27,10 +29,14 @@ Refused = Mapping[str, VolumeError]  # volume_id -> why an aggregation gives no 
 
 @dataclass(frozen=True)
 class Source:
-    """Volumes of one slices file to write to a new shard. names: pairs (id in the file, id in the new shard)."""
+    """Volumes of one slices file to write to a new shard. names: pairs (id in the file, id in the new shard).
+
+    previews: the file of their previews, if there is one.
+    """
 
     file: StoredFile
     names: tuple[tuple[str, str], ...]
+    previews: StoredFile | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,12 @@ def write_shard(
     store: Location,
     embedded: Mapping[Recipe, Sequence[Slices]],
     aggregations: Sequence[Aggregation],
+    previews: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[str, pa.Table]:
     """Write the slices and volumes files of a shard, per recipe; returns its key and schemas.FILES rows.
 
-    The key is a digest of the slices files, so equal content has the same key.
+    The key is a digest of the slices files, so equal content has the same key. previews: rows of schemas.PREVIEWS, in
+    the order of the volumes; they belong to the first recipe.
     """
     files: list[StoredFile] = []
     for recipe, volumes in embedded.items():
@@ -67,6 +75,12 @@ def write_shard(
         for kind, aggregation, content in tables:
             written = store.write_content_addressed(f"embeddings/{digest}", kind, ".parquet", parquet_bytes(content))
             files.append(StoredFile.of(written, kind, content.num_rows, digest, aggregation))
+    if previews:
+        first = next(iter(embedded)).digest
+        written = store.write_content_addressed(
+            f"embeddings/{first}", PREVIEWS, ".parquet", parquet_bytes(preview_table(previews, first))
+        )
+        files.append(StoredFile.of(written, PREVIEWS, len(previews), first))
     content_of = [(file.recipe, file.sha256) for file in files if file.kind == SLICES]
     shard = hashlib.sha256(json.dumps(content_of).encode()).hexdigest()[:NAME_DIGITS]
     return shard, files_table(replace(file, shard=shard) for file in files)
@@ -124,7 +138,21 @@ def _rewrite(store: Location, job: Rewrite, aggregations: Sequence[Aggregation])
         volumes += [replace(by_id[old], volume_id=new) for old, new in source.names]
     volumes.sort(key=lambda volume: volume.volume_id.encode())
     sound, refused = reducible(volumes, aggregations)
-    return *write_shard(store, {job.recipe: sound}, aggregations), refused
+    pictures = {new: found for source in job.sources for new, found in _previews_of(store, source).items()}
+    previews = [row for volume in sound for row in pictures.get(volume.volume_id, ())]
+    return *write_shard(store, {job.recipe: sound}, aggregations, previews), refused
+
+
+def _previews_of(store: Location, source: Source) -> dict[str, list[dict[str, Any]]]:
+    """The previews of the volumes to write (rows of schemas.PREVIEWS), by their new ids."""
+    if source.previews is None:
+        return {}
+    file = source.previews
+    table = read_parquet(read_checked(store, file.path, file.sha256), name=file.path, fields=list(PREVIEW_SCHEMA))
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for row in live_rows(table, {old for old, _ in source.names}).select(PREVIEW_SCHEMA.names).to_pylist():
+        by_id.setdefault(row["volume_id"], []).append(row)
+    return {new: [row | {"volume_id": new} for row in by_id.get(old, ())] for old, new in source.names}
 
 
 def _derive(store: Location, job: Derive) -> tuple[pa.Table, Refused]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from medret.index import IndexSettings, plan_shards
 from medret.pipeline.store_state import BaseSnapshot
 from medret.schemas import FILES, TOMBSTONES
-from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, StoredFile, files_table, stored_files
+from medret.snapshot.files import SHARD_KINDS, SLICES, VOLUMES, ShardKey, StoredFile, files_table, stored_files
 from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards, shards_of
 
 DEAD_SHARE = 0.2  # of the rows of a shard; with more, its live rows are written to a new shard
@@ -40,16 +40,16 @@ def embedding_files(
 
     Returns them, and the slices file of each shard that lacks volume vectors, with the missing aggregations.
     """
-    chosen: dict[ShardKey, dict[str | None, StoredFile]] = {key: {} for key in live}
-    for file in stored_files(pool, EMBEDDING_KINDS):
+    chosen: dict[ShardKey, dict[tuple[str, str | None], StoredFile]] = {key: {} for key in live}
+    for file in stored_files(pool, SHARD_KINDS):
         of_shard = chosen.get(file.key)
-        if of_shard is not None and (file.kind == SLICES or file.aggregation in aggregations):
-            of_shard.setdefault(file.aggregation, file)
+        if of_shard is not None and (file.kind != VOLUMES or file.aggregation in aggregations):
+            of_shard.setdefault((file.kind, file.aggregation), file)
     lacking = []
     for of_shard in chosen.values():
-        missing = [name for name in aggregations if name not in of_shard]
+        missing = [name for name in aggregations if (VOLUMES, name) not in of_shard]
         if missing:
-            lacking.append((of_shard[None], missing))
+            lacking.append((of_shard[SLICES, None], missing))
     files = [file for of_shard in chosen.values() for file in of_shard.values()]
     return files_table(sorted(files, key=lambda file: file.path)), lacking
 

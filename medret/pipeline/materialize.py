@@ -25,7 +25,7 @@ from medret.pipeline.store_state import rows_of
 from medret.pipeline.stream import ModelJob, Stages, Streamed, block_volumes, stream
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
-from medret.snapshot.files import StoredFile, slices_files
+from medret.snapshot.files import EMBEDDING_KINDS, StoredFile, previews_files, slices_files, stored_files
 from medret.snapshot.liveness import LIVE_COLUMNS, LiveShards, live_shards
 from medret.storage import Location
 
@@ -37,6 +37,11 @@ class Layout:
     ledger: NewLedger
     files: pa.Table
     live: Live
+
+    @property
+    def vectors(self) -> int:
+        """How many rows its slices and volumes files have."""
+        return sum(file.rows for file in stored_files(self.files, EMBEDDING_KINDS))
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def copy_vectors(
             source, stored = step.leader, dict(made_of[step.leader])
         for digest, shard in stored.items():
             copies_of[digest].append((shard, source, step.item.volume_id))
-    slices = slices_files(pool)
+    slices, previews = slices_files(pool), previews_files(pool)
     jobs = []
     for recipe in recipes:
         copies = copies_of[recipe.digest]
@@ -135,7 +140,8 @@ def copy_vectors(
             by_shard: dict[str, list[tuple[str, str]]] = {}
             for shard, old, new in copies[at : at + shard_volumes]:
                 by_shard.setdefault(shard, []).append((old, new))
-            sources = (Source(slices[recipe.digest, shard], tuple(pairs)) for shard, pairs in by_shard.items())
+            keyed = (((recipe.digest, shard), tuple(pairs)) for shard, pairs in by_shard.items())
+            sources = (Source(slices[key], pairs, previews.get(key)) for key, pairs in keyed)
             jobs.append(Rewrite(recipe, tuple(sources)))
     return rewrite_all(store, jobs, aggregations)
 
@@ -152,8 +158,9 @@ def lay_out(
     names = [aggregation.name for aggregation in aggregations]
     live = live_shards(ledger.select(*LIVE_COLUMNS))
     files, _ = embedding_files(pool, live, names)
+    previews = previews_files(files)
     jobs = [
-        Rewrite(recipe, tuple(_whole(live, file) for file in group))
+        Rewrite(recipe, tuple(_whole(live, file, previews.get(file.key)) for file in group))
         for recipe in recipes
         for group in compactions(files, live, recipe.digest, shard_volumes)
     ]
@@ -184,5 +191,5 @@ def lay_out(
     return Layout(ledger, files, Live(rows, live, ledger.touched))
 
 
-def _whole(live: LiveShards, file: StoredFile) -> Source:
-    return Source(file, tuple((volume_id, volume_id) for volume_id in live[file.key].volumes))
+def _whole(live: LiveShards, file: StoredFile, previews: StoredFile | None) -> Source:
+    return Source(file, tuple((volume_id, volume_id) for volume_id in live[file.key].volumes), previews)

@@ -33,7 +33,7 @@ from medret.snapshot import (
     read_manifest,
     snapshot_ids,
 )
-from medret.snapshot.files import EMBEDDING_KINDS, SLICES, StoredFile, files_table, stored_files
+from medret.snapshot.files import SHARD_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.snapshot.tables import read_table
 from medret.storage import Location
 
@@ -125,7 +125,7 @@ def _embedding_files(
 ) -> list[StoredFile]:
     """The embedding files of these recipes, without their index shards: another snapshot has other indices."""
     files = read_files(store, snapshot_id, manifest).cast(FILES)
-    return [replace(file, indexed_in=None) for file in stored_files(files, EMBEDDING_KINDS) if file.recipe in recipes]
+    return [replace(file, indexed_in=None) for file in stored_files(files, SHARD_KINDS) if file.recipe in recipes]
 
 
 def _trimmed(

@@ -28,6 +28,7 @@ from medret.recipe import SliceRecipe
 from medret.storage import Identity, add_options, given_options, in_words
 from medret.volume import Limits, SlicedVolume, VolumeSource, content_sha256, read_volume, size_of
 from medret.volume.content import Content as VolumeContent
+from medret.volume.previews import make_previews
 
 READ_AT_ONCE = 4  # objects read from an object store in parallel, all in memory; of a series, its parts are
 READINGS = 3  # attempts to read an object that someone is writing to
@@ -42,7 +43,7 @@ Contents = Iterator[tuple[dict[str, Any], Content]]
 class ReadStage:
     """Turns the bytes of each object into uint8 slices at every image size of the run. Decodes each volume once.
 
-    hidden: names of labels in tags that are not stored.
+    hidden: names of labels in tags that are not stored. previews: per volume, made from its slices at `preview_side`.
     """
 
     recipe: SliceRecipe
@@ -50,6 +51,8 @@ class ReadStage:
     limits: Limits
     counter: Any
     hidden: frozenset[str] = frozenset()
+    previews: int = 0
+    preview_side: int = 0
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=given_options, repr=False)
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -94,9 +97,15 @@ class ReadStage:
             "reason": [reason],
             "found": [_found(volume, self.hidden) if volume else None],
             **_sliced_columns(volume),
+            "previews": [self._previews(volume) if volume and self.previews and not row["canary"] else None],
             **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.image_sizes},
         }
         return columns, len(volume.slices) if volume else 0
+
+    def _previews(self, volume: SlicedVolume) -> list[dict[str, Any]]:
+        """The cell of a volume's previews: they are made here, where its pixels are, and not decoded again for them."""
+        made = make_previews(volume.slices, volume.pixels[self.preview_side], self.previews)
+        return [{"plane": each.plane, "position": each.slice_index, "image": each.image} for each in made]
 
 
 def _found(volume: SlicedVolume, hidden: frozenset[str]) -> list[tuple[str, str]]:

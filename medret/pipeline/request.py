@@ -18,6 +18,7 @@ from medret.snapshot import LEASE_S
 from medret.storage import Location, refuse_secrets, use_options
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
+from medret.volume.previews import MIDDLE_SLICES, PREVIEWS_MAX
 
 DEFAULT_MODEL = "efficientnet_lite0"
 # A GPU node of a cloud needs up to ten minutes to start and to install or fetch the software; a zone may be short of
@@ -45,10 +46,10 @@ class IndexRequest:
     else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
-    that fits. shard_volumes: volumes per embedding shard; at most this many are embedded again after a crash.
-    replace_models: drop models of the live snapshot that are not named. retry_quarantined: try every quarantined volume
-    again. lease_s: seconds of silence after which a run loses the store. gates: limits of the checks before
-    publication.
+    that fits. previews: pictures to store per volume that is embedded. shard_volumes: volumes per embedding shard; at
+    most this many are embedded again after a crash. replace_models: drop models of the live snapshot that are not
+    named. retry_quarantined: try every quarantined volume again. lease_s: seconds of silence after which a run loses
+    the store. gates: limits of the checks before publication.
     """
 
     archive: str
@@ -63,6 +64,7 @@ class IndexRequest:
     models: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     slices: SliceRecipe = field(default_factory=SliceRecipe)
+    previews: int = MIDDLE_SLICES
     aggregations: tuple[Aggregation, ...] = (Aggregation("mean"),)
     index: IndexSettings = field(default_factory=IndexSettings)
     limits: Limits = field(default_factory=Limits)
@@ -125,6 +127,8 @@ class IndexRequest:
         for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
             if value is not None and value <= 0:
                 raise UsageError(f"--{option} is {value}, expected more than 0")
+        if not 0 <= self.previews <= PREVIEWS_MAX:
+            raise UsageError(f"--previews is {self.previews}, expected 0 to {PREVIEWS_MAX} pictures per volume")
         if not 0 <= self.wait_minutes < math.inf:
             raise UsageError(f"--wait-minutes is {self.wait_minutes}, expected 0 or more")
 
@@ -173,6 +177,7 @@ class IndexKeywords(TypedDict, total=False):
     seed: int
     ct_window: str
     crop: str
+    previews: int
     aggregations: str | Sequence[str]
     hnsw_m: int
     hnsw_ef_construction: int

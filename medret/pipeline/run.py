@@ -210,7 +210,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
                 f"refused to publish: none of the {plan.table.num_rows} volumes of {request.archive} could be "
                 f"embedded{hints(request, inputs, state, quarantine)}; the previous snapshot, if any, stays live"
             )
-    run.reporter.say(f"building indices over {pc.sum(layout.files['rows']).as_py() or 0} vectors")
+    run.reporter.say(f"building indices over {layout.vectors} vectors")
     with log.phase("index"):
         names = [aggregation.name for aggregation in request.aggregations]
         indices = make_indices(
@@ -309,7 +309,7 @@ def _stream(
             counts = Counting(log.started.timestamp())
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
-                target.ruleset_digest, counts.handle, request.shard_volumes, target.hidden,
+                target.ruleset_digest, counts.handle, request.shard_volumes, target.hidden, request.previews,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):

@@ -56,7 +56,7 @@ class ModelJob:
 class Stages:
     """What all stages share. ruleset_digest: see plan.Target. counter: handle of the StageCounter actor.
 
-    hidden: names of labels in tags that are not stored.
+    hidden: names of labels in tags that are not stored. previews: per volume.
     """
 
     store: Location
@@ -67,6 +67,7 @@ class Stages:
     counter: Any
     shard_volumes: int
     hidden: frozenset[str] = frozenset()
+    previews: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,12 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
     size = block_volumes(source, jobs[0].device, stages.slices)
     # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
+    first_side = jobs[0].recipe.model.image_size
+    reading = ReadStage(
+        stages.slices, sides, stages.limits, stages.counter, stages.hidden, stages.previews, first_side
+    )  # fmt: skip
     dataset = dataset.map_batches(
-        ReadStage(stages.slices, sides, stages.limits, stages.counter, stages.hidden).run,
+        reading.run,
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=pools.read_cpus,

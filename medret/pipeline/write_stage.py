@@ -24,7 +24,7 @@ NO_SHARD = "quarantine"  # in the name of a journal entry that holds only quaran
 
 @dataclass(frozen=True)
 class WriteStage:
-    """Write the unit slice vectors and volume vectors of a group of volumes as one set of Parquet files."""
+    """Write the unit slice vectors, volume vectors and previews of a group of volumes as one set of Parquet files."""
 
     store: Location
     recipes: tuple[Recipe, ...]
@@ -49,7 +49,13 @@ class WriteStage:
         shard, files = None, FILES.empty_table()
         if embedded:
             by_recipe = {recipe: [each[recipe] for each in embedded] for recipe in self.recipes}
-            shard, files = write_shard(self.store, by_recipe, self.aggregations)
+            previews = [
+                {"volume_id": row["volume_id"], **each}
+                for row, volume in own
+                if volume is not None
+                for each in row.get("previews") or ()
+            ]
+            shard, files = write_shard(self.store, by_recipe, self.aggregations, previews)
         ledger = pa.Table.from_pylist([self._ledger_row(row, shard) for row, _ in own], schema=LEDGER)
         if own:
             write_entry(self.store, shard or NO_SHARD, ledger, files)

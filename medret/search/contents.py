@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from medret.snapshot.files import (
     VOLUMES,
     ShardKey,
     StoredFile,
+    previews_files,
     read_index_files,
     slices_files,
     stored_files,
@@ -40,7 +42,11 @@ from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.snapshot.names import check_files
 from medret.storage import Location, read_checked
 
+if TYPE_CHECKING:
+    from medret.volume.previews import Preview
+
 SOURCES_KEPT = 4096  # volumes
+PREVIEWS_KEPT = 512  # volumes, of about 12 kB each
 
 
 class Contents:
@@ -145,21 +151,46 @@ class Contents:
 
         if (file := self._slices_files.get((digest, shard))) is None:
             return pa.schema(SLICE_COLUMNS).empty_table().select(columns)
-        with as_corrupt(f"the table of files of snapshot {self.id}"):
-            check_files([asdict(file)])
-        local = self._local.path(file.path, file.sha256)
+        local = self._checked_path(file)
         parquet = open_parquet(local, str(local), SLICE_COLUMNS)
         with as_corrupt(str(local)):
             table = judged(parquet.read(["volume_id", *columns]), local.stat().st_size)
         return table.filter(pc.equal(table["volume_id"], volume_id)).select(columns)
 
+    def previews(self, row: LedgerRow) -> tuple[Preview, ...]:
+        """The previews of a volume, stored with the first of its models that has some; none if no model has."""
+        keys = ((entry.digest, row.shards.get(entry.digest, "")) for entry in self.manifest.recipes)
+        found = (self._read_previews(*key, row.volume_id) for key in keys if key in self._previews_files)
+        return next(filter(None, found), ())
+
+    @cached_property
+    def _read_previews(self) -> Callable[[str, str, str], tuple[Preview, ...]]:
+        from medret.search.stored_previews import read_previews  # Pillow: only where pictures are shown
+
+        def read(digest: str, shard: str, volume_id: str) -> tuple[Preview, ...]:
+            return read_previews(self._checked_path(self._previews_files[digest, shard]), volume_id)
+
+        return lru_cache(PREVIEWS_KEPT)(read)
+
+    def _checked_path(self, file: StoredFile) -> Path:
+        """The local path of a file that the table of files names, after a check of its row there."""
+        with as_corrupt(f"the table of files of snapshot {self.id}"):
+            check_files([asdict(file)])
+        return self._local.path(file.path, file.sha256)
+
     @cached_property
     def _slices_files(self) -> dict[ShardKey, StoredFile]:
         """Embedding shard -> the file of its slice vectors."""
-        files: dict[ShardKey, StoredFile] = {}
-        for path in self._tables("files"):
-            files |= slices_files(read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)))
-        return files
+        return slices_files(self._files_table())
+
+    @cached_property
+    def _previews_files(self) -> dict[ShardKey, StoredFile]:
+        """Embedding shard -> the file of its previews."""
+        return previews_files(self._files_table())
+
+    def _files_table(self) -> pa.Table:
+        tables = (read_parquet(path.read_bytes(), name=str(path), fields=list(FILES)) for path in self._tables("files"))
+        return pa.concat_tables(tables)
 
     def centre(self, key: IndexKey, dim: int) -> OwnCentre | None:
         """The centre of an index and the number of volumes that it was fitted to; None if it is not centred."""

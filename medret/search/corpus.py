@@ -246,6 +246,16 @@ class Corpus:
             )
         return next(iter(found.items()), None)
 
+    def named(self, name: str | Volume) -> tuple[Volume, LedgerRow]:
+        """A volume by a name that `find` knows, or itself, with its row; raises NotFoundError, UsageError as `find`."""
+        found = self.find(name) if isinstance(name, str) else None
+        if not isinstance(name, str) and 0 <= name[1] < len(self.stores):
+            row = self.stores[name[1]].ledger.row(name[0])
+            found = None if row is None else (name, row)
+        if found is None:
+            raise NotFoundError(f"{self} has no volume {name!r}: hits show the volume_id of each")
+        return found
+
     def _kept(self, where: str | pc.Expression) -> list[CandidateFilter]:
         """Per store the volumes that a filter keeps; raises UsageError."""
         from medret.search.filters import kept_rows, parse_filter

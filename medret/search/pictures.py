@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medret.errors import MedretError
+from medret.search.contents import Contents
 from medret.search.corpus import Corpus
 from medret.search.hit import Hit, query_request
+<<<<<<< HEAD
+=======
+from medret.search.ledger import LedgerRow, Refused
+>>>>>>> 6e906c6 (Runs store previews of each volume; pages of hits show them where the archive is out of reach)
 from medret.search.options import SCORES, VOLUME
 from medret.search.places import Refused
 from medret.search.query import Query, VolumeName
@@ -19,7 +25,9 @@ from medret.storage import normalise_uri, redacted
 if TYPE_CHECKING:
     from medret.html.images import ImageRequest, VolumeImages
     from medret.volume import Content
+    from medret.volume.previews import Preview
 
+PATIENCE_S = 30.0  # with an archive: after that, previews stand in for volumes that are not read yet
 NO_VOXELS = "the query has no voxels to show: it is an array of vectors, or a list of files"
 
 Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, hits
@@ -47,13 +55,20 @@ class Pictures:
         return self._corpus.stores[found[0][1]].place(found[1]) if found else None
 
     def read(
-        self, requests: Sequence[ImageRequest], model: str | None = None
+        self, requests: Sequence[ImageRequest], model: str | None = None, *, previews: bool = False
     ) -> dict[ImageRequest, VolumeImages | str]:
-        """Read the images of volumes and query files, sliced as for `model`; as text, why a volume cannot be shown."""
+        """Read the images of volumes and query files, sliced as for `model`; as text, why a volume cannot be shown.
+
+        previews: show stored ones of volumes that cannot be read, and of those that would be read after PATIENCE_S.
+        """
         from medret.html.images import NotShownError, load_images
         from medret.volume import content_sha256
 
+        deadline = time.monotonic() + PATIENCE_S
+
         def fetch(request: ImageRequest) -> Content:
+            if previews and time.monotonic() > deadline and stored(request):
+                raise NotShownError(f"reading the volumes before it took more than {PATIENCE_S:g} s")
             place = request.uri if request.identity is None else self._place(request.identity[0], request.uri)
             if isinstance(place, Refused):
                 raise NotShownError(place.reason)
@@ -62,20 +77,28 @@ class Pictures:
         def identify(uri: str, content: Content) -> tuple[str, str | None]:
             return self._corpus.identify(uri, self._corpus.with_content(content_sha256(content)))
 
-        return load_images(requests, self._corpus.recipe(model).load().slices, fetch=fetch, identify=identify)
+        def stored(request: ImageRequest) -> tuple[Preview, ...]:
+            if request.identity is None or not previews:
+                return ()
+            with self._corpus.reading():
+                found = self._row(request.identity[0], request.uri)
+                return found[0].previews(found[1]) if found else ()
+
+        slices = self._corpus.recipe(model).load().slices
+        return load_images(requests, slices, fetch=fetch, identify=identify, previews=stored)
 
     def page(self, results: Sequence[Result], title: str = "Search results", score: str = SCORES[VOLUME]) -> str:
         """Render search results as one self-contained HTML file: the slices of each query beside those of its hits.
 
         results: per query its label, the path or URI of its voxels (None if it has none, such as a vector) and its
-        hits. score: what the score of a hit is, in words. Slices are read from the archive; a file that is out of reach
-        leaves a note in their place.
+        hits. score: what the score of a hit is, in words. Slices are read from the archive; a volume that is out
+        of reach, or was not read after PATIENCE_S, is shown by its previews, or else by a note.
         """
         from medret.html.hits import QueryCard, render_page
 
         requests = [query_request(uri, hits) for _, uri, hits in results if uri is not None]
         requests += [hit.image_request() for _, _, hits in results for hit in hits]
-        images = self.read(requests)
+        images = self.read(requests, previews=True)
         queries = []
         for label, uri, hits in results:
             name = label.rsplit("/", 1)[-1] if label == uri else label  # the whole path stands below it
@@ -109,7 +132,7 @@ class Pictures:
         try:
             uri = self.uri_of_query(query)
             of_query = None if uri is None else query_request(uri, hits)
-            images = self.read([*requests, of_query] if of_query else requests)
+            images = self.read([*requests, of_query] if of_query else requests, previews=True)
         except MedretError as error:  # the query's file or the snapshot was removed since
             of_query, images = None, dict.fromkeys(requests, str(error))
         cards = [hit.card(images[request]) for hit, request in zip(hits, requests, strict=True)]
@@ -118,5 +141,10 @@ class Pictures:
     def _place(self, volume_id: str, uri: str) -> str:
         """Where a volume of a snapshot with that URI is read, or `Refused`; a file that is none of them stays."""
         with self._corpus.reading():
-            rows = [(contents, contents.ledger.row(volume_id)) for contents in self._corpus.stores]
-        return next((contents.place(row) for contents, row in rows if row and row.uri == uri), uri)
+            found = self._row(volume_id, uri)
+        return found[0].place(found[1]) if found else uri
+
+    def _row(self, volume_id: str, uri: str) -> tuple[Contents, LedgerRow] | None:
+        """The store that has a volume with that URI, and what its ledger says about it."""
+        rows = ((contents, contents.ledger.row(volume_id)) for contents in self._corpus.stores)
+        return next(((contents, row) for contents, row in rows if row and row.uri == uri), None)

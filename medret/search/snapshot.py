@@ -7,11 +7,11 @@ first needs them; ray is never imported, and torch only for queries that are fil
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from medret.search.index_search import ScoredRow, Spread, Task
 from medret.search.ledger import LedgerRow
 from medret.search.options import DEFAULT_K, SLICE, SearchKeywords, SearchOptions
 from medret.search.pictures import Pictures
-from medret.search.query import Query, QueryVectors
+from medret.search.query import Query, QueryVectors, Volume
 from medret.search.resolve import Resolver
 from medret.snapshot import Manifest, current_id, read_manifest
 from medret.snapshot.manifest import MANIFEST, snapshot_folder
@@ -35,6 +35,9 @@ from medret.storage import Location, normalise_uri, use_options
 
 if TYPE_CHECKING:
     from medret.search.explain import Explanation
+    from medret.volume.previews import Preview
+
+AnyVolume = TypeVar("AnyVolume", bound=str | Volume)
 
 OPENINGS = 20  # tries; each but the last failed because another snapshot was published meanwhile
 
@@ -149,6 +152,15 @@ class Snapshots:
         """The k hits most similar to a query, best first; see `search_many`."""
         return self.search_many([query], k, **options)[0]
 
+    def show(self, query: Query, k: int = DEFAULT_K, **options: Unpack[SearchKeywords]) -> Hits:
+        """The hits of `search`, with their pictures read at once: a notebook shows them as often as it likes.
+
+        The hits of `search` read their pictures each time that they are shown.
+        """
+        hits = self.search(query, k, **options)
+        html = self.pictures.cards(query, hits)
+        return Hits(hits, lambda shown: html if shown == hits else self.pictures.cards(query, shown))
+
     def search_many(
         self, queries: Sequence[Query], k: int = DEFAULT_K, **options: Unpack[SearchKeywords]
     ) -> list[Hits]:
@@ -175,6 +187,20 @@ class Snapshots:
 
         with self.corpus.reading():
             return explain(self.corpus, self._resolver, query, hit, SearchOptions.of(options))
+
+    def previews(self, volume_ids: Iterable[AnyVolume]) -> dict[AnyVolume, tuple[Preview, ...]]:
+        """The small pictures that were stored of volumes; none for a volume of which none were stored.
+
+        A volume is named by its volume_id, where several stores have it by `STORE#ID`, or by a pair of its volume_id
+        and the place of its store in `corpus.stores`. The result has the same names.
+        Raises NotFoundError for an unknown volume, CorruptError for a damaged picture, DroppedError as a search.
+        """
+        found: dict[AnyVolume, tuple[Preview, ...]] = {}
+        with self.corpus.reading():
+            for name in volume_ids:
+                volume, row = self.corpus.named(name)
+                found[name] = self.corpus.stores[volume[1]].previews(row)
+        return found
 
     def labels(self) -> pa.Table:
         """The embedded volumes in volume_id order, one store after another.

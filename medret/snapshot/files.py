@@ -20,8 +20,9 @@ from medret.schemas import FILES
 from medret.snapshot.names import check_files
 from medret.storage import WrittenFile
 
-SLICES, VOLUMES = "slices", "volumes"
-EMBEDDING_KINDS = (SLICES, VOLUMES)
+SLICES, VOLUMES, PREVIEWS = "slices", "volumes", "previews"
+EMBEDDING_KINDS = (SLICES, VOLUMES)  # files with vectors
+SHARD_KINDS = (*EMBEDDING_KINDS, PREVIEWS)  # all files of an embedding shard
 INDEX_KINDS = (*KINDS, ROWS_KIND)
 ANY: Literal["*"] = "*"  # no aggregation has this name
 
@@ -32,7 +33,8 @@ ShardKey = tuple[str, str]  # of an embedding shard: recipe digest and key
 class StoredFile:
     """One file of a snapshot, as the FILES table lists it.
 
-    path: below the store. recipe: digest; None for the quarantine table. aggregation: None for slice vectors.
+    path: below the store. recipe: digest; None for the quarantine table. aggregation: None for slice vectors and
+    previews.
     shard: key of the embedding or index shard that the file belongs to. indexed_in: key of the index shard that holds
     the vectors of this embedding file. recall: recall@10 of this index against exact search.
     """
@@ -104,6 +106,11 @@ def files_table(files: Iterable[StoredFile]) -> pa.Table:
 def slices_files(table: pa.Table) -> dict[ShardKey, StoredFile]:
     """Return the slices file of each embedding shard; the first one if there are several."""
     return {file.key: file for file in reversed(stored_files(table, [SLICES]))}
+
+
+def previews_files(table: pa.Table) -> dict[ShardKey, StoredFile]:
+    """Return the previews file of each embedding shard that has one; the first one if there are several."""
+    return {file.key: file for file in reversed(stored_files(table, [PREVIEWS]))}
 
 
 def read_index_files(path: Path) -> list[StoredFile]:

@@ -32,7 +32,7 @@ from medret.snapshot.erase import (
     parents_first,
     rewrite_snapshot,
 )
-from medret.snapshot.files import stored_files
+from medret.snapshot.files import PREVIEWS, stored_files
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     MANIFEST,
@@ -129,8 +129,8 @@ def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     erase_indices(work, snapshots)
     for snapshot_id, manifest in list(snapshots.items()):
         files = stored_files(read_files(store, snapshot_id, manifest))
-        # A snapshot can do without its quarantine table: the ledger says the same.
-        if lost := {file.path for file in files if file.kind != "quarantine"} & work.unreadable:
+        # A snapshot can do without previews, and without its quarantine table: the ledger says the same.
+        if lost := {file.path for file in files if file.kind not in ("quarantine", PREVIEWS)} & work.unreadable:
             _refuse_if_live(store, snapshot_id, min(lost))
             unreadable.append(snapshot_folder(snapshot_id))
             del snapshots[snapshot_id]

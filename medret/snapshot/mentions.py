@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import PLAIN
 from medret.errors import CorruptError, StorageError
 from medret.index import read_rows
 from medret.snapshot.names import kind_of
@@ -128,13 +129,16 @@ class Mentions:
 
 
 def read_table(path: str, data: bytes) -> pa.Table | None:
-    """Read a medret table without its vectors; None if the file is not a table. Raises UNREADABLE if it is damaged."""
+    """Read a medret table without its vectors and pictures; None if the file is not a table.
+
+    Raises UNREADABLE if it is damaged.
+    """
     if path.endswith(".arrow"):
         return read_rows(data, path)
     if not path.endswith(".parquet"):
         return None
     names = pq.read_schema(pa.BufferReader(data)).names
-    return read_parquet(data, [name for name in names if name != "vector"], name=path)
+    return read_parquet(data, [name for name in names if name not in PLAIN], name=path)
 
 
 def _names(volume_id: str, archives: Iterable[str]) -> Iterator[str]:

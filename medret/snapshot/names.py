@@ -36,7 +36,7 @@ PATTERNS = {
         "forgetting": "FORGETTING",
         "manifest": rf"{SNAPSHOT}/manifest\.json",
         "table": TABLE_PATH.pattern,
-        "embeddings": rf"embeddings/{DIGEST}/(slices|volumes)-{DIGEST}\.parquet",
+        "embeddings": rf"embeddings/{DIGEST}/(slices|volumes|previews)-{DIGEST}\.parquet",
         "index": rf"indices/{DIGEST}/((hnsw|lsh|exact)-{DIGEST}\.faiss|rows-{DIGEST}\.arrow)",
         "centre": rf"indices/centres/centre-{DIGEST}\.npy",
         "quarantine": rf"quarantine/{RUN}-{DIGEST}\.parquet",
@@ -93,8 +93,8 @@ def say_strangers(store: Location, say: Callable[[str], None]) -> None:
 
 # Kind in the table of files -> kind of the path.
 NAMED = {
-    "slices": "embeddings", "volumes": "embeddings", "hnsw": "index", "lsh": "index", "exact": "index", "rows": "index",
-    "centre": "centre", "quarantine": "quarantine",
+    "slices": "embeddings", "volumes": "embeddings", "previews": "embeddings", "hnsw": "index", "lsh": "index",
+    "exact": "index", "rows": "index", "centre": "centre", "quarantine": "quarantine",
 }  # fmt: skip
 SCHEMAS = {"files": FILES, "ledger": LEDGER, "changes": LEDGER, "journal": LEDGER, "tombstones": TOMBSTONES}
 OUTCOMES = frozenset({"embedded", "quarantined"})

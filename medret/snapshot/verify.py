@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,16 @@ import pyarrow.compute as pc
 from medret.embeddings.parquet import read_parquet
 from medret.embeddings.shards import read_vectors
 from medret.errors import CorruptError, MedretError, UsageError, VersionError
-from medret.snapshot.files import EMBEDDING_KINDS, SLICES, ShardKey, stored_files
+from medret.schemas import PREVIEWS
+from medret.snapshot.files import (
+    EMBEDDING_KINDS,
+    SLICES,
+    ShardKey,
+    StoredFile,
+    previews_files,
+    slices_files,
+    stored_files,
+)
 from medret.snapshot.liveness import LiveShards, live_shards, searchable_rows
 from medret.snapshot.manifest import (
     CURRENT,
@@ -28,6 +38,7 @@ from medret.snapshot.manifest import (
 from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
 from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
 from medret.storage import NAME_DIGITS, Location
+from medret.volume.previews import Preview, check_preview
 
 NAMED = re.compile(rf"-([0-9a-f]{{{NAME_DIGITS}}})\.[a-z]+$")
 UNIT_TOLERANCE = 5e-3  # float16 rounding of a unit vector's components stays well below
@@ -131,6 +142,9 @@ def _check_contents(store: Location, snapshot_id: str, manifest: Manifest) -> It
 def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Iterator[Finding]:
     """Check that every embedding file holds the vectors that the ledger expects in it; its other rows are dead."""
     kinds: dict[ShardKey, set[str]] = {}
+    previews, slices = previews_files(files), slices_files(files)
+    for key, file in previews.items():
+        yield from _check_previews(store, file, slices.get(key))
     for file in stored_files(files, EMBEDDING_KINDS):
         table = read_parquet(store.read(file.path), ["volume_id", "vector"], name=file.path)
         if table.num_rows != file.rows:
@@ -145,6 +159,39 @@ def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Ite
     for (recipe, shard), live_shard in live.items():
         if kinds.get((recipe, shard)) != set(EMBEDDING_KINDS):
             yield Finding(f"embeddings/{recipe}", f"shard {shard} with {live_shard.count} volumes lacks files")
+
+
+def _check_previews(store: Location, file: StoredFile, slices: StoredFile | None) -> Iterator[Finding]:
+    """Check that a file of previews holds pictures of slices of its shard alone. A volume may have none."""
+    names = ["volume_id", "plane", "position"]
+    table = read_parquet(store.read(file.path), name=file.path, fields=list(PREVIEWS))
+    if table.num_rows != file.rows:
+        yield Finding(file.path, f"has {table.num_rows} rows, the snapshot says {file.rows}")
+    if slices is None:
+        yield Finding(file.path, f"holds previews of shard {file.shard}, which has no slices file")
+        return
+    embedded = read_parquet(store.read(slices.path), names, name=slices.path)
+    known = set(zip(*(embedded[name].to_pylist() for name in names), strict=True))
+    shown = Counter(zip(*(table[name].to_pylist() for name in names), strict=True))
+    strange = [key for key, count in shown.items() if key not in known or count > 1]
+    if strange:
+        volume_id, plane, position = strange[0]
+        yield Finding(
+            file.path,
+            f"{len(strange)} previews are of no slice of the shard, or twice: {volume_id}, {plane} {position}",
+        )
+    bad = [problem for row in table.select(PREVIEWS.names).to_pylist() if (problem := _not_shown(row))]
+    if bad:
+        yield Finding(file.path, f"{len(bad)} previews cannot be shown: {bad[0]}")
+
+
+def _not_shown(row: dict[str, Any]) -> str:
+    """Why a preview cannot be shown; nothing if it can."""
+    try:
+        check_preview(Preview(row["plane"], row["position"], row["image"]))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _check_vectors(path: str, table: pa.Table) -> Iterator[Finding]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import Slices, parse_aggregation, plane_codes, read_vectors, slice_table, volume_table
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.shards import parquet_bytes, preview_table
 from medret.index import IndexSettings, build_shard, centred
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, current_id, publish
+from medret.snapshot.files import StoredFile
 from medret.storage import Location
 
 DIM = 32
@@ -90,8 +91,12 @@ def make_store(
     ledger: list[dict[str, Any]] | None = None,
     archive: str = "/synthetic-archive",
     centre: Callable[[str | None, NDArray[np.float16], int], NDArray[np.float32]] | None = None,
+    previews: Sequence[Mapping[str, Any]] = (),
 ) -> MadeStore:
-    """Publish volumes. centre: from aggregation (None: slices), vectors and number of volumes, an index's centre."""
+    """Publish volumes. centre: from aggregation (None: slices), vectors and number of volumes, an index's centre.
+
+    previews: rows of schemas.PREVIEWS, in the order of the volumes.
+    """
     settings = settings or IndexSettings(hnsw_m=8, hnsw_ef_construction=40)
     recipe = recipe or recipe_of()
     dim = recipe.model.dim
@@ -177,6 +182,15 @@ def make_store(
                 recall=recalls[0],
             )
         )
+    for start in range(0, len(volumes), per_shard):
+        ids = {volume.volume_id for volume in volumes[start : start + per_shard]}
+        if own := [row for row in previews if row["volume_id"] in ids]:
+            table = preview_table(own, recipe.digest)
+            parquet = store.write_content_addressed(
+                f"embeddings/{recipe.digest}", "previews", ".parquet", parquet_bytes(table)
+            )
+            shard_key = f"shard-{start // per_shard}"
+            files.append(asdict(StoredFile.of(parquet, "previews", len(own), recipe.digest, None, shard_key)))
     if ledger is None:
         ledger = [
             ledger_row(

@@ -8,15 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from medret.html.images import middle_slices
 from medret.recipe import SliceRecipe
 from medret.search import Hit, Snapshot, open_snapshot
 from medret.search.hit import SliceMatch, SlicePair
-from medret.volume import SliceRef, read_volume
+from medret.volume import read_volume
 
 RECIPE = SliceRecipe(planes=("axial", "sagittal"))  # that of the synthetic store
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -155,24 +153,3 @@ def test_random_weights_are_said_aloud(
     made = store_maker(tmp_path / "store", made_store.volumes[:2], weights_uri="random:1")
     assert "synthetic-model: random weights" in open_snapshot(made.uri).pictures.page([])
     assert "random weights" not in snapshot.pictures.page([])
-
-
-def _refs(*counts: int) -> list[SliceRef]:
-    planes = ("axial", "coronal", "sagittal")
-    return [SliceRef(planes[at], i, i / 10, float(i)) for at, count in enumerate(counts) for i in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ((11,), [3, 4, 5, 6, 7]),
-        ((1,), [0]),
-        ((2,), [0, 1]),
-        ((11, 5, 3), [4, 5, 6, 13, 17]),
-    ],
-)
-def test_middle_slices(counts: tuple[int, ...], expected: list[int]) -> None:
-    chosen = middle_slices(_refs(*counts))
-    assert len(chosen) == len(set(chosen))
-    assert np.abs(np.array(chosen) - expected).max() <= 1
-    assert chosen == sorted(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from medret.embeddings import (
     unit_slices,
     volume_table,
 )
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.shards import parquet_bytes, preview_table
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES
@@ -29,6 +30,8 @@ from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish,
 from medret.snapshot.journal import write_entry
 from medret.snapshot.publish import write_quarantine
 from medret.storage import Location
+from medret.volume import SliceRef
+from medret.volume.previews import make_previews
 
 DIM = 8
 RUN = "20260131T094500Z"
@@ -74,10 +77,26 @@ def fields(volumes: int, slices: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def previews_of(embedded: list[Slices]) -> list[dict[str, Any]]:
+    """The preview of each volume's first slice: noise of its own, so that its bytes are those of no other."""
+    rows = []
+    for volume in embedded:
+        seed = int.from_bytes(hashlib.sha256(volume.volume_id.encode()).digest()[:4])
+        pixels = np.random.default_rng(seed).integers(0, 256, (1, 8, 8), np.uint8)
+        assert volume.slice_indices is not None
+        ref = SliceRef(str(volume.plane_names[0]), int(volume.slice_indices[0]), 0.0, 0.0)
+        (made,) = make_previews([ref], pixels, 1)
+        rows.append(
+            {"volume_id": volume.volume_id, "plane": made.plane, "position": made.slice_index, "image": made.image}
+        )
+    return rows
+
+
 def write_shard(store: Location, embedded: list[Slices], key: str) -> list[dict[str, Any]]:
     tables = [
         ("slices", None, slice_table(embedded, DIM, RECIPE.digest)),
         ("volumes", "mean", volume_table(embedded, parse_aggregation("mean"), DIM, RECIPE.digest)),
+        ("previews", None, preview_table(previews_of(embedded), RECIPE.digest)),
     ]
     files = []
     for kind, aggregation, table in tables:
@@ -111,7 +130,7 @@ def write_indices(store: Location, embedded: list[Slices], files: list[dict[str,
             for kind, written in shard.files
         ]  # fmt: skip
         for row in files:
-            if row["aggregation"] == aggregation:
+            if row["aggregation"] == aggregation and row["kind"] != "previews":
                 row["indexed_in"] = shard.shard
     return made
 
@@ -199,7 +218,7 @@ def history(tmp_path: Path) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def makers() -> SimpleNamespace:
     """The makers of stores with a history."""
-    return SimpleNamespace(rows=make_rows, publish=publish_more, journal=write_journal)
+    return SimpleNamespace(rows=make_rows, publish=publish_more, journal=write_journal, previews=previews_of)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from medret.cli import main
 from medret.embeddings.parquet import read_parquet
+from medret.embeddings.shards import PLAIN
 from medret.errors import BusyError, CorruptError, NotFoundError
 from medret.index import KINDS
 from medret.search import open_snapshot
@@ -60,7 +61,11 @@ def worn(tmp_path_factory: pytest.TempPathFactory, makers: SimpleNamespace) -> S
     # What killed runs left.
     unfinished, row = makers.rows(2, 2, [UNFINISHED, "v3.nii.gz"], seed=7)
     makers.journal(store, unfinished, row)
-    vectors = {one.volume_id: [row.tobytes() for row in one.vectors] for one in [*embedded, *unfinished]}
+    every = [*embedded, *unfinished]
+    vectors = {one.volume_id: [row.tobytes() for row in one.vectors] for one in every}
+    for shown in makers.previews(every):
+        vectors[shown["volume_id"]].append(shown["image"])
+        assert any(shown["image"] in data for path, data in contents(store).items() if "/previews-" in path)
     embeddings = next(path.rpartition("/")[0] for path in store.files("embeddings"))
     cut = b"".join(vectors[EMBEDDED]) + EMBEDDED.encode()
     for path in (
@@ -104,7 +109,7 @@ def texts(store: Location) -> Iterator[tuple[str, str]]:
             yield path, repr(json.loads(data))
         if path.endswith(".parquet"):
             table = read_parquet(data)
-            yield path, "\n".join(str(table[name].to_pylist()) for name in table.schema.names if name != "vector")
+            yield path, "\n".join(str(table[name].to_pylist()) for name in table.schema.names if name not in PLAIN)
 
 
 def assert_nothing_is_left(store: Location, gone: set[str], vectors: Sequence[bytes]) -> None:

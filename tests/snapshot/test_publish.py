@@ -22,7 +22,7 @@ def test_published_snapshot_reads_back(published: tuple[Location, str], made: Si
     assert read_ledger(store, snapshot_id, manifest)["volume_id"].to_pylist() == [f"v{n}.nii.gz" for n in range(4)]
     found = read_ledger(store, snapshot_id, manifest, ["organ"])
     assert found.to_pylist() == [{"organ": "Brain"}] * 4
-    assert set(read_files(store, snapshot_id, manifest)["kind"].to_pylist()) == {"slices", "volumes"}
+    assert set(read_files(store, snapshot_id, manifest)["kind"].to_pylist()) == {"slices", "volumes", "previews"}
 
 
 def test_nothing_is_live_before_the_first_publication(tmp_path: Path) -> None:

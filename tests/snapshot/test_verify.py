@@ -21,7 +21,7 @@ def test_a_fresh_store_is_sound(published: tuple[Location, str]) -> None:
 def test_any_changed_byte_is_found_and_its_file_named(published: tuple[Location, str]) -> None:
     store, _ = published
     paths = store.files()
-    assert len(paths) == 6  # CURRENT, manifest, ledger, files, slices, volumes
+    assert len(paths) == 7  # CURRENT, manifest, ledger, files, slices, volumes, previews
     for path in paths:
         sound = store.read(path)
         for place in {0, len(sound) // 2, len(sound) - 1}:
