@@ -249,7 +249,7 @@ class Corpus:
     def named(self, name: str | Volume) -> tuple[Volume, LedgerRow]:
         """A volume by a name that `find` knows, or itself, with its row; raises NotFoundError, UsageError as `find`."""
         found = self.find(name) if isinstance(name, str) else None
-        if not isinstance(name, str) and 0 <= name[1] < len(self.stores):
+        if not isinstance(name, str) and 0 <= name[1] < len(self.stores) and self.sees(name):
             row = self.stores[name[1]].ledger.row(name[0])
             found = None if row is None else (name, row)
         if found is None:

@@ -11,10 +11,7 @@ from medret.errors import MedretError
 from medret.search.contents import Contents
 from medret.search.corpus import Corpus
 from medret.search.hit import Hit, query_request
-<<<<<<< HEAD
-=======
-from medret.search.ledger import LedgerRow, Refused
->>>>>>> 6e906c6 (Runs store previews of each volume; pages of hits show them where the archive is out of reach)
+from medret.search.ledger import LedgerRow
 from medret.search.options import SCORES, VOLUME
 from medret.search.places import Refused
 from medret.search.query import Query, VolumeName

@@ -59,6 +59,17 @@ def test_each_volume_has_its_own(shown: Any) -> None:
             snapshot.previews([unknown])
 
 
+def test_a_filter_hides_previews_as_it_hides_volumes(shown: Any) -> None:
+    made, previews = shown
+    snapshot = open_snapshot(made.uri).restricted("organ = 'Liver'")
+    seen = [name for name in made.ids if "liver" in name]
+    assert snapshot.previews(seen) == {name: previews.get(name, ()) for name in seen}
+    hidden = next(name for name in made.ids if "liver" not in name)
+    for name in (hidden, (hidden, 0), f"{made.uri}#{hidden}"):
+        with pytest.raises(NotFoundError, match="has no volume"):
+            snapshot.previews([name])
+
+
 def test_a_store_without_previews_has_none(made_store: Any) -> None:
     assert open_snapshot(made_store.uri).previews(made_store.ids[:2]) == dict.fromkeys(made_store.ids[:2], ())
 
