@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         open_snapshot,
         open_snapshots,
     )
+    from medret.volume.previews import Preview
 
 __all__ = [
     "BusyError",
@@ -60,6 +61,7 @@ __all__ = [
     "MedretError",
     "MissingPackageError",
     "NotFoundError",
+    "Preview",
     "SearchOptions",
     "SliceMatch",
     "SlicePair",
@@ -98,6 +100,7 @@ _LAZY = {  # the public names that are not loaded with medret, by module
         "open_snapshot",
         "open_snapshots",
     ),
+    "medret.volume.previews": ("Preview",),
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless its user listens

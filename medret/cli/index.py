@@ -111,7 +111,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--previews",
         type=int,
         metavar="N",
-        help="small pictures to store of each volume that is embedded, for pages of hits; 0: none (default 5)",
+        help="most slices of each volume that are stored as small pictures, for pages of hits; 0: none (default 5)",
     )
 
 

@@ -22,10 +22,8 @@ PREVIEW_SIZE = 160  # px per side, at most
 FORMAT, MEDIA_TYPE, QUALITY = "JPEG", "image/jpeg", 60
 BYTES_MAX = 2 * PREVIEW_SIZE**2  # of one picture: twice its pixels
 
-# Where slices are taken from, as shares of a plane's slices: around the middle, where the organs are.
-OF_ONLY_PLANE = (0.3, 0.7)
-OF_FIRST_PLANE = (0.35, 0.65)
-MIDDLE = 0.5
+# How far apart the slices are, as a share of those of their plane: around the middle, where the organs are.
+STEP_OF_ONLY_PLANE, STEP_OF_FIRST_PLANE = 0.1, 0.15
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,19 @@ def middle_slices(slices: Sequence[SliceRef], count: int = MIDDLE_SLICES) -> lis
     for plane in list(dict.fromkeys(ref.plane for ref in slices))[:count]:
         numbers = by_plane[plane]
         if chosen:
-            shares = [MIDDLE]
+            shares = _spread(1, 0)
         elif len(by_plane) == 1:
-            shares = _spread(count, *OF_ONLY_PLANE)
+            shares = _spread(count, STEP_OF_ONLY_PLANE)
         else:
-            shares = _spread(max(1, count - len(PLANES) + 1), *OF_FIRST_PLANE)
+            shares = _spread(max(1, count - len(PLANES) + 1), STEP_OF_FIRST_PLANE)
         chosen += dict.fromkeys(numbers[round(share * (len(numbers) - 1))] for share in shares)
     return chosen
 
 
-def _spread(count: int, first: float, last: float) -> list[float]:
-    """Evenly spaced shares, in decimals that round as they are written."""
-    return [round(first + (last - first) * at / (count - 1), 10) for at in range(count)] if count > 1 else [MIDDLE]
+def _spread(count: int, step: float) -> list[float]:
+    """Evenly spaced shares around the middle, 0 to 1 at most, in decimals that round as they are written."""
+    step = min(step, 1 / max(1, count - 1))
+    return [round(0.5 + step * (at - (count - 1) / 2), 10) for at in range(count)]
 
 
 def make_previews(slices: Sequence[SliceRef], pixels: NDArray[np.uint8], count: int) -> list[Preview]:

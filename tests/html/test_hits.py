@@ -6,7 +6,8 @@ from jinja2 import UndefinedError
 
 from medret.html import breakable, render
 from medret.html.hits import BestPair, HitCard, render_hits
-from medret.html.images import Tile, VolumeImages, png_uri
+from medret.html.images import Tile, VolumeImages, png_uri, preview_images
+from medret.volume.previews import Preview
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -32,6 +33,15 @@ def test_a_volume_without_images_has_the_reason_in_their_place() -> None:
     text = render_hits([_card(f"no file {EVIL}")])
     assert "<img" not in text
     assert "no file &lt;script&gt;" in text
+
+
+def test_previews_say_why_they_are_there() -> None:
+    images = preview_images([Preview("axial", 2, b"\xff")], f"no file {EVIL}")
+    assert images is not None
+    text = render_hits([_card(images)])
+    assert "Previews, stored when it was indexed: no file &lt;script&gt;" in text
+    assert 'src="data:image/jpeg;base64,/w=="' in text
+    assert preview_images([], "no file") is None
 
 
 def test_names_break_after_their_parts() -> None:

@@ -224,6 +224,19 @@ def test_a_damaged_live_snapshot_is_never_half_erased(
         assert before.items() <= after.items()
 
 
+def test_previews_that_cannot_be_read_are_erased_whole(
+    worn: SimpleNamespace, copy_of: Callable[[Location], Location]
+) -> None:
+    """A snapshot can do without them, so they stop no forgetting."""
+    store = copy_of(worn.store)
+    path = next(path for path in sorted(named_by(store, worn.second)) if "/previews-" in path)
+    store.write(path, store.read(path)[:-40])
+    done = forget(store, {REFUSED}, NoLease())  # type: ignore[arg-type]
+    assert path in done.unreadable
+    assert not store.exists(path)
+    assert [finding.path for finding in verify_store(store)] == STRANGERS
+
+
 def named_by(store: Location, snapshot_id: str) -> set[str]:
     manifest = read_manifest(store, snapshot_id)
     paths = {table.path for table in manifest.tables}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from medret.errors import UsageError
 from medret.snapshot import verify_store
 from medret.snapshot.names import say_strangers
 from medret.storage import Location
+from tests.snapshot import conftest
 
 
 def test_a_fresh_store_is_sound(published: tuple[Location, str]) -> None:
@@ -52,6 +55,31 @@ def test_a_swapped_file_is_found(published: tuple[Location, str]) -> None:
     Path(store.path(slices)).unlink()
     store.write_content_addressed(slices.rpartition("/")[0], "slices", ".parquet", b"something else")
     assert [(finding.path, finding.problem) for finding in verify_store(store)] == [(slices, "is missing")]
+
+
+@pytest.mark.parametrize(
+    ("forged", "problem"),
+    [
+        ({"volume_id": "stranger.nii.gz"}, "are of no slice of the shard, or twice: stranger.nii.gz"),
+        ({"position": 99}, "are of no slice of the shard, or twice: v0.nii.gz, axial 99"),
+        ({"plane": "sagittal"}, "are of no slice"),
+        ({"volume_id": "v1.nii.gz"}, "1 previews are of no slice of the shard, or twice: v1.nii.gz"),
+        ({"image": b"<script>"}, "1 previews cannot be shown"),
+    ],
+)
+def test_previews_of_other_slices_are_found(
+    forged: dict[str, Any], problem: str, tmp_path: Path, makers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def previews(embedded: list[Any]) -> list[dict[str, Any]]:
+        first, *others = makers.previews(embedded)
+        return [{**first, **forged}, *others]
+
+    monkeypatch.setattr(conftest, "previews_of", previews)
+    store = Location(tmp_path / "store")
+    makers.publish(store, *makers.rows(2, 2))
+    [finding] = verify_store(store)
+    assert "/previews-" in finding.path
+    assert problem in finding.problem
 
 
 def test_foreign_files_are_named_and_leftovers_of_a_killed_writer_are_not(published: tuple[Location, str]) -> None:
