@@ -60,7 +60,7 @@ def test_the_same_archive_gives_the_same_files(golden: Path, ray_session: None) 
 
 
 def _comparable(store: Path) -> set[str]:
-    """The files of a store without those of LSH, which held their rotation when it was written, and without previews."""
+    """The files of a store but those of LSH, which held their rotation when it was written, and previews, new since."""
     kept = {name for name in files(store) if "/lsh-" not in name and "/previews-" not in name}
     assert 0 < len(kept) < len(files(store))
     return kept

@@ -160,17 +160,17 @@ class Contents:
     def previews(self, row: LedgerRow) -> tuple[Preview, ...]:
         """The previews of a volume, stored with the first of its models that has some; none if no model has."""
         keys = ((entry.digest, row.shards.get(entry.digest, "")) for entry in self.manifest.recipes)
-        found = (self._read_previews(*key, row.volume_id) for key in keys if key in self._previews_files)
+        found = (self._kept_previews(*key, row.volume_id) for key in keys if key in self._previews_files)
         return next(filter(None, found), ())
 
     @cached_property
-    def _read_previews(self) -> Callable[[str, str, str], tuple[Preview, ...]]:
+    def _kept_previews(self) -> Callable[[str, str, str], tuple[Preview, ...]]:
+        return keep_answers(self._previews, PREVIEWS_KEPT)
+
+    def _previews(self, digest: str, shard: str, volume_id: str) -> tuple[Preview, ...]:
         from medret.search.stored_previews import read_previews  # Pillow: only where pictures are shown
 
-        def read(digest: str, shard: str, volume_id: str) -> tuple[Preview, ...]:
-            return read_previews(self._checked_path(self._previews_files[digest, shard]), volume_id)
-
-        return lru_cache(PREVIEWS_KEPT)(read)
+        return read_previews(self._checked_path(self._previews_files[digest, shard]), volume_id)
 
     def _checked_path(self, file: StoredFile) -> Path:
         """The local path of a file that the table of files names, after a check of its row there."""
