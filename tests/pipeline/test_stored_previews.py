@@ -5,31 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medret import open_snapshot
 from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
+from medret.embeddings import Aggregation, Slices, plane_codes, unit_slices
+from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
+from medret.pipeline.embedding_shards import Rewrite, Source, _rewrite, write_shard
 from medret.pipeline.request import IndexRequest
-from medret.recipe import SliceRecipe
-from medret.snapshot import verify_store
+from medret.recipe import ModelRecipe, Recipe, SliceRecipe
+from medret.snapshot import read_files, verify_store
+from medret.snapshot.files import PREVIEWS, SLICES, stored_files
 from medret.storage import Location
 from medret.volume import read_volume
 from medret.volume.previews import PREVIEWS_MAX, make_previews
 
 MODEL = "timm:test_vit"
 OPTIONS = (
-    "--model",
-    MODEL,
-    "--weights",
-    f"{MODEL}=random",
-    "--slices",
-    "uniform:11",
-    "--shard-volumes",
-    "4",
-    "--quiet",
-)
+    "--model", MODEL, "--weights", f"{MODEL}=random", "--slices", "uniform:11", "--shard-volumes", "4", "--quiet",
+)  # fmt: skip
+RECIPE = Recipe(SliceRecipe(), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0.5,) * 3, 4, "fp32"))
 
 
 @pytest.mark.ray
@@ -75,11 +73,43 @@ def test_previews_go_along_and_are_not_made_again(tmp_path: Path, ray_session: N
 
 
 def _previews_files(store: Path) -> list[str]:
-    from medret.snapshot import read_files
-    from medret.snapshot.files import PREVIEWS, stored_files
-
     snapshot = open_snapshot(store)
     return [file.path for file in stored_files(read_files(Location(store), snapshot.id, snapshot.manifest), [PREVIEWS])]
+
+
+def test_copies_and_compacted_shards_take_previews_along(tmp_path: Path) -> None:
+    store, mean = Location(tmp_path), Aggregation("mean")
+    pictures = [
+        {"volume_id": one, "plane": "axial", "position": at, "image": f"{one}{at}".encode()}
+        for one in "abc"
+        for at in range(2)
+    ]
+    files = []
+    for ids, previews in (("abc", pictures), ("d", [])):
+        volumes = [_volume(volume_id) for volume_id in ids]
+        shard, table = write_shard(store, {RECIPE: volumes}, [mean], previews)
+        assert write_shard(store, {RECIPE: volumes}, [mean])[0] == shard, "previews are no part of its key"
+        files.append({file.kind: file for file in stored_files(table)})
+    (first, second) = files
+    assert PREVIEWS not in second
+    names = (("c", "z"), ("a", "a"), ("a", "copy"))
+    sources = (Source(first[SLICES], names, first[PREVIEWS]), Source(second[SLICES], (("d", "d"),)))
+    shard, table, refused = _rewrite(store, Rewrite(RECIPE, sources), [mean])
+    assert not refused
+    [made] = stored_files(table, [PREVIEWS])
+    assert (made.rows, made.recipe, made.shard) == (6, RECIPE.digest, shard)
+    rows = read_parquet(store.read(made.path)).to_pylist()
+    assert [(row["volume_id"], row["image"].decode()) for row in rows] == [
+        ("a", "a0"), ("a", "a1"), ("copy", "a0"), ("copy", "a1"), ("z", "c0"), ("z", "c1"),
+    ]  # fmt: skip
+
+
+def _volume(volume_id: str) -> Slices:
+    vectors, norms = unit_slices(np.random.default_rng(ord(volume_id)).standard_normal((2, 4)).astype(np.float32))
+    place = np.linspace(0, 1, 2, dtype=np.float32)
+    return Slices(
+        vectors, plane_codes(["axial"] * 2), np.arange(2, dtype=np.int32), place, place, norms, volume_id=volume_id
+    )
 
 
 @pytest.mark.parametrize("count", [-1, PREVIEWS_MAX + 1])
