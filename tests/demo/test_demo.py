@@ -14,7 +14,10 @@ from medret.search import open_snapshot
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_demo_indexes_searches_and_names_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_indexes_searches_and_names_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medret.demo.phantoms._varied", lambda _, shape: tuple(n // 2 for n in shape))  # less to paint
     run_demo(tmp_path / "demo", volumes_per_kind=2)
     said = capsys.readouterr().out
     page = tmp_path / "demo" / "page.html"
