@@ -102,6 +102,15 @@ class Contents:
         archive = self.manifest.archive_uri
         return place_of(row.volume_id, row.uri, archive=archive, store=self.uri, user_archive=self._archive)
 
+    def row_at(self, place: str) -> LedgerRow | None:
+        """What the ledger says about the volume that is read at a place; None if none is."""
+        for archive in filter(None, (self.manifest.archive_uri, self._archive)):
+            if place.startswith(f"{archive}/"):
+                row = self.ledger.row(place[len(archive) + 1 :])
+                if row is not None and self.place(row) == place:
+                    return row
+        return None
+
     def readable(self, row: LedgerRow) -> str:
         """Where a volume is read; raises UsageError if it is not."""
         place = self.place(row)

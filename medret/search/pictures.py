@@ -75,10 +75,10 @@ class Pictures:
             return self._corpus.identify(uri, self._corpus.with_content(content_sha256(content)))
 
         def stored(request: ImageRequest) -> tuple[Preview, ...]:
-            if request.identity is None or not previews:
+            if not previews:
                 return ()
             with self._corpus.reading():
-                found = self._row(request.identity[0], request.uri)
+                found = self._row(request.identity[0], request.uri) if request.identity else self._row_at(request.uri)
                 return found[0].previews(found[1]) if found else ()
 
         slices = self._corpus.recipe(model).load().slices
@@ -140,6 +140,12 @@ class Pictures:
         with self._corpus.reading():
             found = self._row(volume_id, uri)
         return found[0].place(found[1]) if found else uri
+
+    def _row_at(self, place: str) -> tuple[Contents, LedgerRow] | None:
+        """The store that has a volume which is read at that place, and what its ledger says about it."""
+        rows = ((number, contents, contents.row_at(place)) for number, contents in enumerate(self._corpus.stores))
+        seen = ((contents, row) for number, contents, row in rows if row and self._corpus.sees((row.volume_id, number)))
+        return next(seen, None)
 
     def _row(self, volume_id: str, uri: str) -> tuple[Contents, LedgerRow] | None:
         """The store that has a volume with that URI, and what its ledger says about it."""

@@ -43,7 +43,7 @@ def test_hits_that_cannot_be_read_are_shown_without_pictures(made_store: Any, sn
 def test_nothing_is_read_before_hits_are_shown(
     made_store: Any, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise DroppedError("the snapshot is gone")
 
     monkeypatch.setattr(Pictures, "read", fail)

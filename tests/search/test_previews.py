@@ -65,6 +65,9 @@ def test_a_filter_hides_previews_as_it_hides_volumes(shown: Any) -> None:
     seen = [name for name in made.ids if "liver" in name]
     assert snapshot.previews(seen) == {name: previews.get(name, ()) for name in seen}
     hidden = next(name for name in made.ids if "liver" not in name)
+    for name, shown_ids in ((seen[0], 1), (hidden, 0)):  # as a query by the file that it was
+        html = snapshot.pictures.page([("query", f"/synthetic-archive/{name}", [])])
+        assert html.count("Previews, stored") == shown_ids
     for name in (hidden, (hidden, 0), f"{made.uri}#{hidden}"):
         with pytest.raises(NotFoundError, match="has no volume"):
             snapshot.previews([name])
@@ -182,9 +185,14 @@ def snapshot(shown: Any) -> Snapshot:
 def test_a_page_shows_previews_of_what_is_out_of_reach_and_says_so(shown: Any, snapshot: Snapshot) -> None:
     made, previews = shown
     hits = snapshot.search(made.ids[0], 20, exclude="none")
-    for html in (snapshot.pictures.page([("vector", None, hits)]), str(hits._repr_html_())):
-        assert html.count("Previews, stored when it was indexed: the file is no longer there") == len(previews)
-        assert html.count("<strong>No image</strong><span>the file is no longer there") >= 1  # the one without
+    uri, reason = snapshot.uri_of_query(made.ids[0]), "the file is no longer there"
+    for html, queries in (
+        (snapshot.pictures.page([("vector", None, hits)]), 0),
+        (snapshot.pictures.page([(made.ids[0], uri, hits)]), 1),  # the query is one of the volumes
+        (str(hits._repr_html_()), 0),
+    ):
+        assert html.count(f"Previews, stored when it was indexed: {reason}") == len(previews) + queries
+        assert html.count(f"<strong>No image</strong><span>{reason}") == 1  # of the one without
         assert html.count("data:image/jpeg;base64,") >= PER_VOLUME * len(previews)
 
 
