@@ -103,6 +103,8 @@ class LiveStores:
                     self.refresh()
                 except MedretError as error:
                     LOGGER.warning("the live snapshot cannot be opened: %s", redacted(str(error)))
+                except Exception:  # whatever it was, the server goes on, and looks again
+                    LOGGER.exception("the live snapshot cannot be opened")
 
         Thread(target=look, name="medret-live", daemon=True).start()
 

@@ -233,14 +233,19 @@ def test_a_rollback_is_followed(store: Store, live: LiveStores) -> None:
     assert live.ask(everything) == ((first,), FIRST)
 
 
+@pytest.mark.parametrize("error", [StorageError, RuntimeError])
 def test_a_store_out_of_reach_keeps_what_is_open(
-    store: Store, live: LiveStores, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: type[Exception],
+    store: Store,
+    live: LiveStores,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     opened, looks, open_stores = threading.Event(), itertools.count(), live._open
 
     def flaky(place: Any) -> str | None:
         if next(looks) < 2:
-            raise StorageError(f"no way to {place.uri}")
+            raise error(f"no way to {place.uri}")
         return current_id(place)
 
     def told() -> Opened:
@@ -252,7 +257,7 @@ def test_a_store_out_of_reach_keeps_what_is_open(
     store.publish()
     monkeypatch.setattr(live_module, "current_id", flaky)
     monkeypatch.setattr(live, "_open", told)
-    with pytest.raises(StorageError):
+    with pytest.raises(error):
         live.refresh()
     assert live.ask(everything) == before
     live.watch(0.001)
