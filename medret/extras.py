@@ -28,7 +28,9 @@ EXTRAS = {
     "shtab": "completion",
     "fastapi": "serve",
     "uvicorn": "serve",
-    "multipart": "serve",
+    "httptools": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
 }
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from medret.embeddings import parse_aggregation
 from medret.errors import CorruptError, MedretError, NotFoundError, UsageError
 from medret.index.rows import SortedIds
+from medret.schemas import LABELS
 from medret.search.answers_kept import keep_answers
 from medret.search.basis import shared_centre
 from medret.search.candidates import MANY, CandidateFilter, QueryGroup, excluded_of, query_groups
@@ -104,7 +105,7 @@ class Corpus:
         tables = [contents.labels for contents in self.stores]
         names = dict.fromkeys(name for table in tables for name in table.column_names)
         tables = [table if table.column_names == list(names) else _with_columns(table, names) for table in tables]
-        return tuple(tables if self._only is None else (_only(table, self._only) for table in tables))
+        return tuple(tables if self._only is None else _only(tables, self._only))
 
     @cached_property
     def _visible(self) -> tuple[SortedIds, ...] | None:
@@ -315,8 +316,11 @@ def _with_columns(table: pa.Table, names: Iterable[str]) -> pa.Table:
     return pa.table(columns)
 
 
-def _only(labels: pa.Table, where: str) -> pa.Table:
-    """The rows that a filter keeps; raises UsageError."""
+def _only(tables: Sequence[pa.Table], where: str) -> list[pa.Table]:
+    """The rows that a filter keeps, without the columns that only others have a value in; raises UsageError."""
     from medret.search.filters import kept_rows, parse_filter
 
-    return labels.filter(pa.array(kept_rows(parse_filter(where, labels), labels)))
+    kept = [table.filter(pa.array(kept_rows(parse_filter(where, table), table))) for table in tables]
+    filled = {name for table in kept for name in table.column_names if table[name].null_count < table.num_rows}
+    names = [name for name in kept[0].column_names if name in filled or name in ("volume_id", "uri", *LABELS)]
+    return [table.select(names) for table in kept]

@@ -163,8 +163,9 @@ async def _received(request: Request, asking: Asker) -> AsyncIterator[tuple[Uplo
         began = perf_counter()
         async with received(request, max_bytes=settings.upload_bytes, seconds=settings.upload_seconds) as upload:
             asking.record.seconds["receive"] = perf_counter() - began
+            asking.service.uploads.received_bytes += upload.size_bytes
             asked = checked(upload.options)
-            asking.record.asked = asked.model_dump(exclude_defaults=True)
+            asking.record.asked = asked.model_dump(exclude_defaults=True, exclude={"vector", "vectors"})
             yield upload, asked
 
 

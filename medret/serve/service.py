@@ -12,11 +12,16 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from medret.errors import UsageError
 from medret.serve.access import Record
+from medret.serve.audit import AuditLog
 from medret.serve.live import LiveStores
 from medret.serve.refusals import Refused
+from medret.serve.server_metrics import Metrics
 from medret.serve.slice_pictures import SlicePictures
+from medret.serve.tokens import Tokens
 from medret.serve.upload_queue import UploadQueue
+from medret.visible import visible
 from medret.volume import Limits
 
 Answer = TypeVar("Answer")
@@ -33,7 +38,7 @@ class ServeSettings:
     request_seconds: from a request that was received to its answer. body_bytes: of a JSON request.
     upload_bytes, upload_seconds: of the body of a request with files. volume_bytes: decoded, of an uploaded volume.
     encoder_slots: uploads that are decoded and encoded at a time. queue: further ones that are received or wait.
-    uploads_per_caller: how many of one caller, over all.
+    uploads_per_caller: how many of one caller, over all. in_flight: requests under way, of any kind.
     """
 
     threads: int = field(default_factory=lambda: (cpu_count() or 1) + 2)
@@ -48,24 +53,46 @@ class ServeSettings:
     encoder_slots: int = 1
     queue: int = 8
     uploads_per_caller: int = 4
+    in_flight: int = 256
 
 
 class Service:
-    """The state of a server. It belongs to one event loop."""
+    """The state of a server. It belongs to one event loop.
 
-    def __init__(self, live: LiveStores, settings: ServeSettings | None = None) -> None:
-        self.live = live
+    tokens: None: whoever asks sees all, from this machine only. audit: None: requests are not logged.
+    in_flight: how many requests are under way.
+    """
+
+    def __init__(
+        self,
+        live: LiveStores,
+        settings: ServeSettings | None = None,
+        *,
+        tokens: Tokens | None = None,
+        audit: AuditLog | None = None,
+    ) -> None:
+        self.live, self.tokens, self.audit = live, tokens, audit
         self.settings = settings or ServeSettings()
         self.threads = CapacityLimiter(self.settings.threads)
         self._unlimited = CapacityLimiter(inf)  # the limiter of a thread counts it already
         self.pictures = SlicePictures(self.settings.pictures_bytes)
         self.uploads = UploadQueue(self.settings.encoder_slots, self.settings.queue, self.settings.uploads_per_caller)
+        self.in_flight = 0
+        self.metrics = Metrics(live, self.uploads, lambda: self.in_flight)
         self.limits = Limits(max_voxels_bytes=self.settings.volume_bytes)
 
     @property
     def query_options(self) -> dict[str, Any]:
         """The options of a search that the server decides."""
         return {"device": self.settings.device, "weights": self.settings.weights}
+
+    def check_filters(self) -> None:
+        """Raise UsageError that names the token whose filter does not fit the open snapshots."""
+        for caller in [] if self.tokens is None else self.tokens.callers:
+            try:
+                self.live.current.view(caller.where)
+            except UsageError as error:
+                raise UsageError(f"the filter of token '{visible(caller.name)}' cannot be used: {error}") from error
 
     async def in_thread(
         self, function: Callable[[], Answer], limiter: CapacityLimiter, record: Record, stage: str

@@ -25,6 +25,7 @@ class UploadQueue:
         self._places, self._per_caller = slots + queue, per_caller
         self._of_callers: Counter[str] = Counter()
         self.refused = 0
+        self.received_bytes = 0
 
     @property
     def active(self) -> int:

@@ -37,7 +37,7 @@ class Served:
 
     def __init__(self, uris: list[str], ids: list[str], folder: Path) -> None:
         self.uris, self.ids, self._file = uris, ids, folder / "query.npy"
-        self._client = TestClient(create_app(Service(LiveStores(uris))))
+        self._client = TestClient(create_app(Service(LiveStores(uris))), base_url="http://localhost")
 
     def over_http(self, body: dict[str, Any]) -> tuple[int, Any]:
         """The status, and the hits or the reason."""

@@ -122,7 +122,7 @@ def test_clients_notice_nothing_of_new_snapshots_and_gc(store: Store, live: Live
 
 
 def test_a_request_ends_on_the_snapshot_that_it_began_with(store: Store, live: LiveStores) -> None:
-    with TestClient(create_app(Service(live))) as client:
+    with TestClient(create_app(Service(live)), base_url="http://localhost") as client:
         ends_as_it_began(store, live, client)
     assert live.refresh() is False
 
