@@ -16,6 +16,7 @@ from medret.errors import (
     WeightsError,
 )
 from medret.storage import redacted
+from medret.visible import visible
 
 
 class Refused(Exception):  # noqa: N818  # it is an answer
@@ -34,8 +35,8 @@ class Refused(Exception):  # noqa: N818  # it is an answer
 
 
 def problem(status: int, code: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An answer that says why a request was refused."""
-    return JSONResponse({"code": code, "reason": reason}, status, headers)
+    """An answer that says why a request was refused; the reason may quote what was sent."""
+    return JSONResponse({"code": code, "reason": visible(reason)}, status, headers)
 
 
 def refusal(error: MedretError) -> JSONResponse:
