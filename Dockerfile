@@ -4,8 +4,8 @@
 #   docker build --target job -t registry.example/medret-job:0.1.0 .         indexes: Ray, torch with CUDA, faiss-gpu
 #   docker build --target search -t registry.example/medret-search:0.1.0 .   searches by volume: no torch, no Ray
 #
-# The libraries are a layer of their own, which a change of medret's code leaves in the cache. For further models, add
-# `--extra dreamsim` or `--extra hf` where `job-libraries` has `--extra job`.
+# Both serve too (docs/serving.md). The libraries are a layer of their own, which a change of medret's code leaves in the
+# cache. For further models, add `--extra dreamsim` or `--extra hf` where `job-libraries` has `--extra job`.
 
 FROM python:3.11.14-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 \
@@ -24,14 +24,14 @@ COPY pyproject.toml constraints.txt ./
 
 FROM installer AS job-libraries
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --constraint constraints.txt --requirement pyproject.toml --extra job --extra s3
+    uv pip install --constraint constraints.txt --requirement pyproject.toml --extra job --extra s3 --extra ray-serve
 COPY README.md LICENSE ./
 COPY medret medret
 RUN uv pip install --no-cache --no-deps --build-constraints constraints.txt .
 
 FROM installer AS search-libraries
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --constraint constraints.txt --requirement pyproject.toml --extra search --extra s3
+    uv pip install --constraint constraints.txt --requirement pyproject.toml --extra search --extra s3 --extra serve
 COPY README.md LICENSE ./
 COPY medret medret
 RUN uv pip install --no-cache --no-deps --build-constraints constraints.txt .

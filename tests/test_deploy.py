@@ -80,7 +80,7 @@ def test_the_manifests_agree() -> None:
     assert f"kubectl create configmap {name} --from-file=deploy/rayjob.yaml" in (DEPLOY / "cronjob.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml", "cronjob.yaml"])
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml", "cronjob.yaml", "serve.yaml", "rayservice.yaml"])
 def test_containers_are_pinned_bounded_and_not_root(name: str) -> None:
     for pod in pods(manifest(name)):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -94,7 +94,7 @@ def test_containers_are_pinned_bounded_and_not_root(name: str) -> None:
             assert container["resources"]["limits"]["memory"]
 
 
-@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml"])
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml", "rayservice.yaml"])
 def test_the_manifests_have_the_fields_of_kuberay(name: str) -> None:
     """Against config/crd/bases of KubeRay, if MEDRET_KUBERAY_CRDS names a copy. No field may be unknown to it."""
     folder = os.environ.get("MEDRET_KUBERAY_CRDS")
@@ -106,6 +106,44 @@ def test_the_manifests_have_the_fields_of_kuberay(name: str) -> None:
     schema = version["schema"]["openAPIV3Schema"]
     schema["properties"]["metadata"] = {}
     jsonschema.Draft7Validator(_without_unknown_fields(schema)).validate(content)
+
+
+def test_the_deployment_serves_with_tokens_to_its_service() -> None:
+    service, deployment = yaml.safe_load_all((DEPLOY / "serve.yaml").read_text())
+    template = deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
+    [container] = template["spec"]["containers"]
+    arguments = _parser().parse_args(container["args"])
+    assert (arguments.command, arguments.host) == ("serve", "0.0.0.0")
+    [port] = container["ports"]
+    assert port["containerPort"] == arguments.port == service["spec"]["ports"][0]["port"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert mounted.keys() == volumes.keys()
+    assert arguments.token_file == f"{mounted['tokens']}/tokens.toml"
+    assert {value["value"] for value in container["env"]} == {mounted["cache"], mounted["uploads"]}
+    secret = volumes["tokens"]["secret"]["secretName"]
+    assert f"kubectl create secret generic {secret} --from-file=tokens.toml" in (DEPLOY / "serve.yaml").read_text()
+
+
+def test_the_ray_service_builds_an_application_of_this_checkout_with_tokens() -> None:
+    spec = manifest("rayservice.yaml")["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    [application] = config["applications"]
+    module, _, function = application["import_path"].partition(":")
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    assert f"def {function}(" in source
+    fields = re.findall(r"^    (\w+): ", source.partition("class Arguments")[2].partition("class ")[0], re.MULTILINE)
+    assert set(application["args"]) <= set(fields)
+    cluster = spec["rayClusterConfig"]
+    assert cluster["authOptions"]["mode"] == "token"
+    assert f"ray=={cluster['rayVersion']}" in CONSTRAINTS
+    tokens = Path(application["args"]["token_file"])
+    for pod in pods(cluster):
+        assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} == {str(tokens.parent)}
+    [workdir] = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert application["runtime_env"]["env_vars"] == {"PYTHONPATH": workdir}
 
 
 def _without_unknown_fields(schema: Any) -> Any:
