@@ -33,7 +33,7 @@ def post(path: str, document: Any) -> bytes:
     """The bytes of a POST request with a JSON document."""
     body = json.dumps(document).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
@@ -56,7 +56,7 @@ def run_load(port: int, requests: Sequence[bytes], clients: int, until: Callable
     load, rest = Load(), _turns(requests, until)
     with selectors.DefaultSelector() as selector:
         started, cpu = time.perf_counter(), time.process_time()
-        for request, _ in zip(rest, range(clients), strict=False):
+        for _, request in zip(range(clients), rest, strict=False):
             opened = _Connection(socket.create_connection(("127.0.0.1", port)))
             selector.register(opened.socket, selectors.EVENT_READ, opened)
             opened.send(request)
