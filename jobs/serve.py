@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
-from medret.serve.audit import AuditLog
-from medret.serve.tokens import Tokens
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
@@ -25,10 +23,13 @@ from medret.errors import MedretError, UnreachableError, UsageError
 from medret.search import Encoders, SearchOptions
 from medret.search.encoders import Embed
 from medret.serve import LiveStores, ServeSettings, Service, create_app
+from medret.serve.audit import AuditLog
 from medret.serve.server import WATCH_SECONDS
+from medret.serve.tokens import Tokens
 from medret.snapshot import RecipeEntry
 
 ONGOING = 4  # requests per replica and encoder at which Ray Serve adds another, if it may
+ANSWERING = 64  # requests that a replica takes at a time; it answers some of them at once, and queues the others
 EMBED_SECONDS = 300  # for the slices of one volume, the model's loading included
 
 
@@ -57,7 +58,7 @@ class Arguments(BaseModel):
 class RemoteEncoders(Encoders):
     """Encoders whose models are loaded by another deployment: slices go there, and vectors come back."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         super().__init__()
         self._handle = handle
 
@@ -80,7 +81,6 @@ class RemoteEncoders(Encoders):
         return embed
 
 
-@serve.deployment(max_ongoing_requests=2 * ONGOING)
 class Encoder:
     """Turns slices into vectors. Each model is loaded when it is first needed."""
 
@@ -93,12 +93,10 @@ class Encoder:
         return self._encoders.embed(entry, SearchOptions(weights=weights))(slices)
 
 
-@serve.deployment(max_ongoing_requests=64)
-@serve.ingress()
 class Answers:
     """Answers requests as `medret serve` does. Each replica follows the stores on its own."""
 
-    def __init__(self, arguments: Arguments, encoder: DeploymentHandle) -> None:
+    def __init__(self, arguments: Arguments, encoder: DeploymentHandle[Any]) -> None:
         _log()
         stores = [arguments.stores] if isinstance(arguments.stores, str) else arguments.stores
         tokens = Tokens(arguments.token_file)
@@ -126,14 +124,20 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"argument {at}: {first['msg']}; there are {', '.join(Arguments.model_fields)}") from error
-    encoder = Encoder.options(
+    encoder: Any = serve.deployment(
+        Encoder,
+        max_ongoing_requests=2 * ONGOING,
         autoscaling_config=_scaled(checked.encoders),
         ray_actor_options={"num_cpus": checked.encoder_cpus, "num_gpus": checked.gpus},
     )
-    answers = Answers.options(
-        autoscaling_config=_scaled(checked.replicas), ray_actor_options={"num_cpus": checked.cpus}
+    answers: Any = serve.deployment(
+        serve.ingress()(Answers),
+        max_ongoing_requests=ANSWERING,
+        autoscaling_config=_scaled(checked.replicas),
+        ray_actor_options={"num_cpus": checked.cpus},
     )
-    return answers.bind(checked, encoder.bind())
+    application: serve.Application = answers.bind(checked, encoder.bind())
+    return application
 
 
 def _log() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from medret.serve.tokens import Tokens
 from starlette.testclient import TestClient
 
 from medret.errors import UsageError
 from medret.serve import LiveStores, ServeSettings, Service, create_app
+from medret.serve.tokens import Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORE = str(GOLDEN / "store")

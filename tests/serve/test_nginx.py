@@ -16,9 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from medret.serve.tokens import Tokens
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app
+from medret.serve.tokens import Tokens
 from tests.serve.conftest import serving
 
 CONFIG = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()
