@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from medret.errors import UsageError
@@ -26,7 +27,6 @@ WAIT_S = 120
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.usefixtures("ray_session"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # of Ray Serve's own
 ]
 
@@ -117,6 +117,19 @@ def test_a_killed_replica_takes_only_the_requests_that_it_held(on_ray: str) -> N
         results = [future.result(WAIT_S) for future in asking]
     assert all(each.count(False) <= 1 for each in results), "a client has one request under way at a time"
     assert all(each[-1] for each in results)
+
+
+def test_the_manifest_configures_what_there_is() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from jobs.serve import Arguments
+
+    *_, service = yaml.safe_load_all((GOLDEN.parents[1] / "deploy" / "rayservice.yaml").read_text())
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    [application] = config.applications
+    arguments = Arguments.model_validate(application.args)
+    assert arguments.replicas[0] > 1, "one may be lost"
+    assert arguments.gpus > 0
 
 
 def test_wrong_arguments_are_named() -> None:
