@@ -3,6 +3,7 @@
 export const OPTIONS = ["mode", "model", "aggregation", "fuse", "index", "k", "exclude", "modality"];
 const TEXTS = ["view", "volume", "store", "file", "where", "contains", "box", "label", ...OPTIONS];
 const VIEWER = ["hit", "hitStore", "plane", "at", "hitAt", "apart", "queryWindow", "hitWindow"];
+const CLOSED = Object.fromEntries(VIEWER.map((name) => [name, null]));
 const NUMBERS = ["at", "hitAt"];
 const IS = "is.";
 const NONE = "none.";
@@ -57,6 +58,7 @@ function become(state) {
 /** Change the state. quiet: the address follows without a new entry in the history, and nobody is told. */
 export function go(change, { quiet = false } = {}) {
   const next = { ...current, ...change };
+  if (next.viewer) next.viewer = { ...CLOSED, ...next.viewer };
   if (quiet) {
     current = next;
     history.replaceState(null, "", address(next));

@@ -1,0 +1,360 @@
+"""The page in a real browser, as people use it: by mouse and by keyboard alone, in light and dark, on a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from medret.search import Snapshots
+from tests.serve.conftest import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+CHEST = "chest_ct/0.nii.gz"
+Open = Callable[..., "Page"]
+
+
+@dataclass
+class Watched:
+    """What a page did that a person does not see. refused: answers that a test expects, by status."""
+
+    requested: set[str] = field(default_factory=set)
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs a browser at {CHROMIUM}")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, served: Served) -> Iterator[Open]:
+    """Opens an address of the server; at the end nothing was asked of another host, and nothing went wrong unseen."""
+    watched, contexts = Watched(), []
+
+    def opened(address: str = "", *, refusals: bool = False, route: Any = None, **options: Any) -> Page:
+        context = browser.new_context(
+            **({"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce"} | options)
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: watched.requested.add(request.url))
+        page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda message: (
+                watched.complaints.append(message.text)
+                if message.type in ("error", "warning") and not (refusals and "Failed to load resource" in message.text)
+                else None
+            ),
+        )
+        if route:
+            page.route(*route)
+        page.goto(f"{served.url}/{address}")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert watched.complaints == []
+    foreign = {
+        url for url in watched.requested if not url.startswith((f"{served.url}/", "data:", f"blob:{served.url}/"))
+    }
+    assert foreign == set()
+
+
+def _asked(page: Page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def _hits(page: Page) -> list[str]:
+    """The volume_ids of the hits, once there are some."""
+    page.locator(".hit").first.wait_for()
+    return [text.partition(": ")[2] for text in page.locator(".hit h2").all_text_contents()]
+
+
+def _all_drawn(page: Page, selector: str, count: int) -> None:
+    """Wait until that many pictures are there and have pixels."""
+    page.wait_for_function(
+        "([selector, count]) => { const all = [...document.querySelectorAll(selector)];"
+        " const missing = all.find((image) => !image.naturalWidth); missing?.scrollIntoView();"
+        " return all.length === count && !missing; }",
+        arg=[selector, count],
+    )
+
+
+def _at(page: Page) -> list[int]:
+    return [int(text.split()[1]) for text in page.locator(".pane .at").all_text_contents()]
+
+
+def test_from_a_file_to_hits_and_back(open_page: Open, archive: Path, snapshots: Snapshots, tmp_path: Path) -> None:
+    ct = [row for row in snapshots.labels().to_pylist() if row["modality"] == "CT"]
+    shutil.copy(archive / CHEST, tmp_path / "mine.nii.gz")
+    page = open_page()
+    page.get_by_role("heading", name="7 volumes").wait_for()
+    page.locator('[id="facet modality CT"]').check()
+    page.get_by_role("heading", name=f"{len(ct)} volumes in this filter").wait_for()
+    assert _asked(page)["is.modality"] == ["CT"]
+    assert page.locator("fieldset", has_text="Organ").locator(".choice").all_text_contents() == [
+        f"Lung{len(ct)}"
+    ]  # it refines
+    page.go_back()
+    page.get_by_role("heading", name="7 volumes").wait_for()
+    assert "is.modality" not in _asked(page)
+
+    page.set_input_files("#file", tmp_path / "mine.nii.gz")
+    assert _hits(page)[0] == CHEST  # its own bytes
+    assert page.locator(".hit .score").first.text_content() == "Score 1.000"
+    _all_drawn(page, ".hit img", 2 * len(_hits(page)))
+    of_file = _hits(page)
+    page.get_by_role("button", name="More like this").nth(1).click()
+    page.wait_for_function(
+        "document.querySelector('h1').textContent.startsWith('Most like ') && document.activeElement.id === 'title'"
+    )
+    assert _asked(page)["volume"] == [of_file[1]]
+    page.locator(".note").wait_for()
+    assert _hits(page)[0] == of_file[1]
+    page.go_back()
+    page.get_by_role("heading", name="Most like mine.nii.gz").wait_for()
+    assert _hits(page) == of_file  # the file is still there
+    page.reload()
+    page.get_by_text("choose it again to repeat this search").wait_for()
+    page.set_input_files("#file", tmp_path / "mine.nii.gz")
+    assert _hits(page) == of_file
+
+
+def _spacing(served: Served, volume_id: str) -> float:
+    """Millimetres between axial slices."""
+    spacing: list[float] = served.client.get("/v1/view", params={"volume": volume_id}).json()["spacing_mm"]
+    return spacing[2]
+
+
+def test_slices_are_scrolled_together_and_the_link_restores_them(open_page: Open, served: Served) -> None:
+    page = open_page(f"?volume={CHEST}&exclude=self")
+    assert CHEST not in _hits(page)
+    page.get_by_role("button", name="Compare", exact=True).first.click()
+    _all_drawn(page, ".slice img", 2)
+    query, hit = _at(page)
+    page.locator(".stage").first.hover()
+    page.mouse.wheel(0, 100)  # down: two slices
+    page.wait_for_function(
+        "(at) => document.querySelector('.pane .at').value.startsWith(`axial ${at} `)", arg=query - 2
+    )
+    scale = _spacing(served, CHEST) / _spacing(served, _asked(page)["hit"][0])
+    assert _at(page)[1] == max(0, round(hit - 2 * scale))  # the other follows by as many millimetres
+    page.get_by_label("Scroll together").uncheck()
+    page.locator(".stage").nth(1).press("Home")
+    assert _at(page) == [query - 2, 0]
+    page.get_by_label("Query: CT window").select_option("lung")
+    assert page.get_by_label("Query: window width").input_value() == "1500"
+    page.wait_for_function("location.search.includes('queryWindow=lung') && location.search.includes('hitAt=0')")
+    again = open_page(urlsplit(page.url).query and f"?{urlsplit(page.url).query}")
+    _all_drawn(again, ".slice img", 2)
+    assert _at(again) == [query - 2, 0]
+    assert again.get_by_label("Query: CT window").input_value() == "lung"
+    again.keyboard.press("Escape")
+    again.wait_for_function("!document.querySelector('dialog[open]') && !location.search.includes('show=')")
+
+
+def test_a_part_is_drawn_where_it_lies(open_page: Open, served: Served) -> None:
+    shape = served.client.get(f"/v1/volumes/{CHEST}").json()["shape"]
+    page = open_page(f"?volume={CHEST}&show=1&plane=axial&at=5")
+    _all_drawn(page, ".slice img", 1)
+    page.get_by_text("Search with a part of the query").click()
+    page.get_by_role("button", name="Draw a box").click()
+    frame = page.locator(".slice").bounding_box()
+    assert frame is not None
+    # The upper left quarter: the patient's right, front; high x and high y.
+    page.mouse.move(frame["x"] + 1, frame["y"] + 1)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + frame["width"] / 2 - 1, frame["y"] + frame["height"] / 2 - 1)
+    page.mouse.up()
+    x, y = (
+        [int(page.get_by_label(f"{end} voxel along {axis}").input_value()) for end in ("First", "Last")]
+        for axis in "xy"
+    )
+    assert x == [shape[0] // 2, shape[0] - 1]
+    assert y == [shape[1] // 2, shape[1] - 1]
+    marked = page.locator(".mark").bounding_box()
+    assert marked is not None
+    assert abs(marked["x"] - frame["x"]) < 3
+    assert abs(marked["width"] - frame["width"] / 2) < 4
+    page.get_by_label("First voxel along z").fill("2")
+    page.get_by_label("Last voxel along z").fill("9")
+    page.get_by_role("button", name="Search with this part").click()
+    page.get_by_text("the best cosine in the volume").first.wait_for()
+    assert _asked(page)["box"] == [f"{x[0]}:{x[1]},{y[0]}:{y[1]},2:9"]
+    assert _hits(page)
+    body = {"volume": CHEST, "box": _asked(page)["box"][0]}
+    expected = served.client.post("/v1/search", json=body).json()["hits"]
+    assert _hits(page) == [hit["volume_id"] for hit in expected]
+
+
+def test_the_keyboard_suffices(open_page: Open) -> None:
+    page = open_page()
+    page.locator(".tile").first.wait_for()
+    press = page.keyboard.press
+    press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.locator("#contains").focus()
+    page.keyboard.type("HEAD")
+    page.get_by_role("heading", name="2 volumes in this filter").wait_for()
+    assert page.evaluate("document.activeElement.id") == "contains"  # what is typed is not interrupted
+    for _ in range(60):
+        press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Find similar":
+            break
+    press("Enter")
+    assert len(_hits(page)) == 2 or _hits(page)
+    page.wait_for_function("document.activeElement.id === 'title'")
+    press("Tab")
+    while page.evaluate("document.activeElement.textContent") != "Compare":
+        press("Tab")
+    press("Enter")
+    _all_drawn(page, ".slice img", 2)
+    before = _at(page)
+    press("ArrowDown")
+    assert _at(page)[0] == before[0] - 1
+    press("Escape")
+    page.wait_for_function("document.activeElement.textContent === 'Compare'")
+
+
+def test_the_map_leads_to_volumes(open_page: Open) -> None:
+    page = open_page("?view=map")
+    assert page.locator(".plot .point").count() == 7
+    legend = page.get_by_role("group", name="Values of Organ").get_by_role("button")
+    counts = dict(
+        zip(
+            legend.locator("span:not(.count)").all_text_contents(),
+            legend.locator(".count").all_text_contents(),
+            strict=True,
+        )
+    )
+    assert counts == {"Lung": "3", "Brain": "2", "Heart": "1", "Leg": "1"} or sum(map(int, counts.values())) == 7
+    legend.first.click()
+    assert page.locator(".plot .pale").count() == 7 - int(next(iter(counts.values())))
+    page.locator(".plot").focus()
+    seen = set()
+    for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp", "End"):
+        page.keyboard.press(key)
+        seen.add(page.locator(".plot").get_attribute("aria-activedescendant"))
+    assert len(seen) > 1
+    chosen = page.locator(".point[aria-selected=true]").get_attribute("aria-label")
+    assert chosen is not None
+    page.keyboard.press("Enter")
+    assert _hits(page)[0] == chosen.partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "ready"),
+    [
+        ("", ".tile img[src]"),
+        (f"?volume={CHEST}", ".hit img[src]"),
+        (f"?volume={CHEST}&show=1&hit={CHEST}&box=0:5,0:5,0:5", ".pane img[src]"),
+        ("?view=map", ".plot"),
+    ],
+    ids=["list", "hits", "viewer", "map"],
+)
+def test_it_is_accessible_and_fits(open_page: Open, address: str, ready: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe").Axe()
+    page = open_page(address, color_scheme="dark")
+    page.locator(ready).first.wait_for()
+    page.locator(".facets fieldset").first.wait_for(state="attached")
+    for scheme, width in (("dark", 1280), ("light", 390)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        problems = axe.run(page).response["violations"]
+        assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in problems] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_file_that_cannot_be_used_is_explained(open_page: Open, archive: Path) -> None:
+    page = open_page(refusals=True)
+    page.set_input_files("#file", archive / "broken.nii.gz")
+    page.get_by_role("heading", name="This file cannot be used").wait_for()
+    failure = page.get_by_role("alert").filter(has_text="Code:").text_content() or ""
+    assert failure.endswith("Code: gzip_corrupt")
+    assert "the gzip stream is damaged" in failure
+    page.locator("#where").fill("organ ~ 3")
+    page.get_by_role("button", name="Apply the condition").click()
+    page.get_by_text("this is not understood").first.wait_for()
+
+
+def test_a_token_is_asked_for_and_sent(open_page: Open) -> None:
+    sent = []
+
+    def guarded(route: Route) -> None:
+        sent.append(route.request.headers.get("authorization"))
+        if sent[-1] == "Bearer secret":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"code": "no_token", "reason": "this token is unknown"})
+
+    page = open_page(refusals=True, route=("**/v1/**", guarded))
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_text("this token is unknown").wait_for()
+    page.get_by_role("textbox", name="Token").fill("secret")
+    page.keyboard.press("Enter")
+    _all_drawn(page, ".tile img", 7)  # pictures are asked for with the token too
+    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    assert set(sent) == {None, "Bearer wrong", "Bearer secret"}
+
+
+def test_a_busy_server_is_asked_again(open_page: Open) -> None:
+    refused = []
+
+    def busy(route: Route) -> None:
+        if refused:
+            route.continue_()
+        else:
+            refused.append(route.request.url)
+            answer = {"code": "busy", "reason": "all encoders are at work"}
+            route.fulfill(status=503, json=answer, headers={"Retry-After": "1"})
+
+    page = open_page(f"?volume={CHEST}", refusals=True, route=("**/v1/search", busy))
+    page.get_by_text("all encoders are at work. Trying again in 1 s.").wait_for()
+    assert _hits(page)
+    assert len(refused) == 1
+
+
+def test_a_volume_out_of_reach_is_explained(open_page: Open) -> None:
+    def out_of_reach(route: Route) -> None:
+        route.fulfill(status=422, json={"code": "wrong_usage", "reason": "the archive is not mounted"})
+
+    page = open_page(f"?volume={CHEST}", refusals=True, route=("**/slices/**", out_of_reach))
+    assert page.locator(".hit .absent").first.text_content() == "No pictureThe archive is not mounted".replace(
+        "The", "the"
+    )
+
+
+def test_the_api_is_described_without_another_host(open_page: Open) -> None:
+    page = open_page("docs")
+    page.get_by_text("/v1/search", exact=False).first.wait_for()
+    assert page.locator(".opblock").count() >= 8
