@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     _add_errors(app)
-    for router in (endpoints.router, page_endpoints.router, api_docs.router):
+    for router in (page_endpoints.router, endpoints.router, api_docs.router):
         app.include_router(router)
     app.add_middleware(Guard, service=service)
 

@@ -1,4 +1,4 @@
-"""The endpoints that the page needs besides those of a search: options in words, how a volume is shown, and maps."""
+"""The endpoints for people who look: options in words, how a volume is shown, previews, and maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from medret.errors import UsageError, VolumeError
+from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.search import Snapshots, VolumeName
 from medret.search.options import FUSIONS, SCORES
 from medret.serve.archive_map import drawn_map
@@ -30,6 +30,26 @@ async def options() -> dict[str, Any]:
         "fusions": list(FUSIONS),
         "ct_windows": [{"name": name, "level": level, "width": width} for name, (level, width) in CT_WINDOWS.items()],
     }
+
+
+# An id may hold slashes: this stands before the route of a volume, and takes numbers alone.
+@router.get(
+    "/volumes/{volume_id:path}/previews/{number:int}",
+    responses={200: {"content": {"image/jpeg": {}}}},
+    response_class=Response,
+)
+async def preview(volume_id: str, number: int, asking: Asking, store: StoreUri = None) -> Response:
+    """A small picture that was stored of a volume, for where the archive is out of reach. number: its place, from 0."""
+    name = VolumeName(volume_id, store)
+
+    def question(snapshots: Snapshots) -> bytes:
+        asking.show(snapshots, [seen_volume(snapshots, name)])
+        previews = snapshots.previews([name.text])[name.text]
+        if number >= len(previews):
+            raise NotFoundError(f"there is no preview {number} of '{volume_id}': {len(previews)} are stored")
+        return previews[number].image
+
+    return Response(await asking.ask(question, "pictures"), media_type="image/jpeg")
 
 
 @router.get("/view", responses={200: {"model": ViewAnswer}}, response_model=None)

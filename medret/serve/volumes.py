@@ -190,6 +190,7 @@ def described(snapshots: Snapshots, name: VolumeName) -> dict[str, Any]:
         volume, row = found
         contents = corpus.stores[volume[1]]
         slices = corpus.index(corpus.recipe(None), None).slices_of(volume)
+        previews = snapshots.previews([volume])[volume]
     planes: dict[str, list[int]] = {}
     if slices is not None and slices.slice_indices is not None:
         for plane, index in sorted(zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)):
@@ -204,6 +205,6 @@ def described(snapshots: Snapshots, name: VolumeName) -> dict[str, Any]:
         "planes": planes,
         "shape": None if shape is None else list(shape),
         "spacing_mm": None if spacing_mm is None else list(spacing_mm),
-        "previews": [],
+        "previews": [{"plane": preview.plane, "slice_index": preview.slice_index} for preview in previews],
         "snapshots": list(snapshots.manifests),
     }

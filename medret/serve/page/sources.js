@@ -4,6 +4,7 @@ import { getJson, query, upload, volumePath } from "./api.js";
 import { load } from "./pictures.js";
 
 export const AXIS = { sagittal: 0, coronal: 1, axial: 2 };
+const OUT_OF_REACH = [404, 422, 503]; // what a server answers when it cannot read a volume of the archive
 export const PLANES = ["axial", "coronal", "sagittal"];
 
 const nearest = (indices, index) =>
@@ -38,7 +39,7 @@ export class StoredSource {
         await load(path);
         return { ...place, path };
       } catch (error) {
-        if (![422, 503].includes(error.status)) throw error;
+        if (!OUT_OF_REACH.includes(error.status)) throw error;
         const preview = await this.preview(place);
         if (preview) return preview;
         throw error;
@@ -72,7 +73,7 @@ export class StoredSource {
       const planes = Object.fromEntries(PLANES.map((plane) => [plane, [...Array(view.shape[AXIS[plane]]).keys()]]));
       return { shape: view.shape, spacing: view.spacing_mm, planes, window: view.window, hounsfield: view.hounsfield };
     } catch (error) {
-      if (![422, 503].includes(error.status)) throw error;
+      if (!OUT_OF_REACH.includes(error.status)) throw error;
       const described = await this.described();
       if (!described.previews.length || !described.shape) throw error;
       const planes = {};
