@@ -139,7 +139,7 @@ def test_from_a_file_to_hits_and_back(open_page: Open, archive: Path, snapshots:
     of_file = _hits(page)
     page.get_by_role("button", name="More like this").nth(1).click()
     page.wait_for_function(
-        "document.querySelector('h1').textContent.startsWith('Most like ') && document.activeElement.id === 'title'"
+        "() => document.querySelector('h1').textContent.startsWith('Most like ') && document.activeElement.id === 'title'"
     )
     assert _asked(page)["volume"] == [of_file[1]]
     page.locator(".note").wait_for()
@@ -177,13 +177,13 @@ def test_slices_are_scrolled_together_and_the_link_restores_them(open_page: Open
     assert _at(page) == [query - 2, 0]
     page.get_by_label("Query: CT window").select_option("lung")
     assert page.get_by_label("Query: window width").input_value() == "1500"
-    page.wait_for_function("location.search.includes('queryWindow=lung') && location.search.includes('hitAt=0')")
+    page.wait_for_function("() => location.search.includes('queryWindow=lung') && location.search.includes('hitAt=0')")
     again = open_page(urlsplit(page.url).query and f"?{urlsplit(page.url).query}")
     _all_drawn(again, ".slice img", 2)
     assert _at(again) == [query - 2, 0]
     assert again.get_by_label("Query: CT window").input_value() == "lung"
     again.keyboard.press("Escape")
-    again.wait_for_function("!document.querySelector('dialog[open]') && !location.search.includes('show=')")
+    again.wait_for_function("() => !document.querySelector('dialog[open]') && !location.search.includes('show=')")
 
 
 def test_a_part_is_drawn_where_it_lies(open_page: Open, served: Served) -> None:
@@ -238,7 +238,7 @@ def test_the_keyboard_suffices(open_page: Open) -> None:
             break
     press("Enter")
     assert _hits(page)[0].startswith("head_mri/")
-    page.wait_for_function("document.activeElement.id === 'title'")
+    page.wait_for_function("() => document.activeElement.id === 'title'")
     press("Tab")
     while page.evaluate("document.activeElement.textContent") != "Compare":
         press("Tab")
@@ -248,7 +248,7 @@ def test_the_keyboard_suffices(open_page: Open) -> None:
     press("ArrowDown")
     assert _at(page)[0] == before[0] - 1
     press("Escape")
-    page.wait_for_function("document.activeElement.textContent === 'Compare'")
+    page.wait_for_function("() => document.activeElement.textContent === 'Compare'")
 
 
 def test_the_map_leads_to_volumes(open_page: Open, snapshots: Snapshots) -> None:
@@ -374,7 +374,14 @@ def test_previews_stand_in_for_an_archive_out_of_reach(open_page: Open, tmp_path
     live.close()
 
 
-def test_the_api_is_described_without_another_host(open_page: Open) -> None:
+def test_the_api_is_described_without_another_host(open_page: Open, served: Served) -> None:
     page = open_page("docs")
     page.get_by_text("/v1/search", exact=False).first.wait_for()
     assert page.locator(".opblock").count() >= 8
+    for address, policy in (
+        ("/", POLICY),
+        ("/docs", POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")),
+    ):
+        assert served.client.get(address).headers["content-security-policy"].replace(" blob:", "") == policy.replace(
+            " blob:", ""
+        )

@@ -28,7 +28,7 @@ def asking(previews: dict[str, tuple[Preview, ...]], tmp_path_factory: pytest.Te
     rows = [row for volume_id, found in previews.items() for row in rows_of(volume_id, found)]
     made = make_store(store, synthetic_volumes(3), previews=rows)
     live = LiveStores([made.uri])
-    with TestClient(create_app(Service(live))) as client:
+    with TestClient(create_app(Service(live)), base_url="http://127.0.0.1") as client:
         yield client
     live.close()
 
