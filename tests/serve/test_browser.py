@@ -139,7 +139,8 @@ def test_from_a_file_to_hits_and_back(open_page: Open, archive: Path, snapshots:
     of_file = _hits(page)
     page.get_by_role("button", name="More like this").nth(1).click()
     page.wait_for_function(
-        "() => document.querySelector('h1').textContent.startsWith('Most like ') && document.activeElement.id === 'title'"
+        "(id) => document.activeElement.id === 'title' && document.activeElement.textContent === `Most like ${id}`",
+        arg=of_file[1],
     )
     assert _asked(page)["volume"] == [of_file[1]]
     page.locator(".note").wait_for()
