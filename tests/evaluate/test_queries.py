@@ -30,7 +30,7 @@ class _Encoder:
 
 @pytest.fixture(autouse=True)
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medret.search.resolve.load_encoder", lambda *_: _Encoder())
+    monkeypatch.setattr("medret.search.encoders.load_encoder", lambda *_: _Encoder())
 
 
 @pytest.fixture
