@@ -86,6 +86,7 @@ def test_every_command_names_the_extra_that_it_needs(store: Path, phantom_archiv
         ("s3fs", ["index", archive, new, "--labels", "s3://bucket/labels.csv"]),
         ("s3fs", ["search", "s3://bucket/prefix", "x"]),
         ("s3fs", ["verify", "s3://bucket/prefix"]),
+        *((package, ["serve", str(store)]) for package, extra in EXTRAS.items() if extra == "serve"),
     ]
     results = run([([package], arguments) for package, arguments in cases])
     for (package, arguments), (code, out, err) in zip(cases, results, strict=True):
