@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from medret._version import __version__
 from medret.errors import MedretError
+from medret.extras import missing_package
 from medret.serve import api_docs, endpoints, page_endpoints
 from medret.serve.guard import Guard
 from medret.serve.refusals import Refused, problem, refusal
@@ -72,6 +73,13 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(MedretError)
     async def _refused(_: Request, error: MedretError) -> Response:
         return refusal(error)
+
+    @app.exception_handler(ImportError)
+    async def _not_installed(_: Request, error: ImportError) -> Response:
+        missing = missing_package(error)
+        if missing is None:
+            raise error
+        return refusal(missing)
 
     @app.exception_handler(Refused)
     async def _not_taken(_: Request, error: Refused) -> Response:

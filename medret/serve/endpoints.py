@@ -54,11 +54,17 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def service_of(request: Request) -> Service:
+    """The service that answers a request."""
+    service: Service = request.app.state.service
+    return service
+
+
 class Asker:
     """Asks the live snapshots for one request: as its caller sees them, in one of the service's threads."""
 
     def __init__(self, request: Request) -> None:
-        self.service: Service = request.app.state.service
+        self._request, self.service = request, service_of(request)
         self.caller, self.record = caller_of(request), record_of(request)
 
     async def ask(self, question: Callable[[Snapshots], Answer], stage: str = "search") -> Answer:
@@ -68,7 +74,11 @@ class Asker:
     async def ask_encoding(self, question: Callable[[Snapshots], Answer]) -> Answer:
         """The answer to a question that decodes and encodes a volume, in one of the encoder's slots."""
         return await self.service.in_thread(
-            lambda: self._answered(question), self.service.uploads.slots, self.record, "encode"
+            lambda: self._answered(question),
+            self.service.uploads.slots,
+            self.record,
+            "encode",
+            is_gone=self._request.is_disconnected,
         )
 
     def _answered(self, question: Callable[[Snapshots], Answer]) -> Answer:
@@ -115,7 +125,8 @@ async def search(request: Request, asking: Asking) -> Response:
     """Find the volumes most like a volume, vectors or an uploaded file, as `medret search --json` does."""
     if request.headers.get("content-type", "").lower().startswith(MULTIPART):
         return await _search_uploaded(request, asking)
-    asked = checked(await read_body(request, asking.service.settings.body_bytes))
+    settings = asking.service.settings
+    asked = checked(await read_body(request, max_bytes=settings.body_bytes, seconds=settings.upload_seconds))
     asking.record.asked = asked.model_dump(exclude_defaults=True, exclude={"vector", "vectors"})
     service = asking.service
 

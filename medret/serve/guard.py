@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import MutableMapping
@@ -94,7 +95,8 @@ class _Exchange:
             refused = problem(503, "no_audit", "this request cannot be logged, so it is not answered")
             await refused(self._scope, receive, self._sending_unaudited)
         except ClientDisconnect:
-            self._disconnected()
+            if not self._status:
+                self._disconnected()
         except Exception:  # a mistake in medret: it is told to the operator, not to the caller
             LOGGER.exception("%s %s failed", self._scope["method"], visible(self._path))
             await self._failed(receive)
@@ -146,7 +148,11 @@ class _Exchange:
             self._add_headers(MutableHeaders(scope=message))
         else:
             self._sent_bytes += len(message.get("body", b""))
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._service.settings.upload_seconds):
+                await self._send(message)
+        except TimeoutError as error:  # whoever asked does not read the answer
+            raise ClientDisconnect from error
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         for name, value in HEADERS.items():

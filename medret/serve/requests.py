@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,18 +15,22 @@ from medret.errors import NotFoundError, UsageError
 from medret.search import Snapshots, VolumeName
 from medret.serve.messages import SearchRequest
 from medret.serve.refusals import Refused
-from medret.serve.uploads import FILE, MASK, MULTIPART, OPTIONS, check_length, too_large
+from medret.serve.uploads import FILE, MASK, MULTIPART, OPTIONS, check_length, too_large, too_slow
 from medret.visible import visible
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a request; raises Refused if it is longer."""
+async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """The body of a request; raises Refused if it is longer, or takes longer to arrive."""
     check_length(request, max_bytes)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large(max_bytes)
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large(max_bytes)
+    except TimeoutError as error:
+        raise too_slow(seconds) from error
     return bytes(body)
 
 

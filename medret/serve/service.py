@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from os import cpu_count
@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
+from starlette.requests import ClientDisconnect
 
 from medret.errors import UsageError
 from medret.serve.access import Record
@@ -95,11 +96,19 @@ class Service:
                 raise UsageError(f"the filter of token '{visible(caller.name)}' cannot be used: {error}") from error
 
     async def in_thread(
-        self, function: Callable[[], Answer], limiter: CapacityLimiter, record: Record, stage: str
+        self,
+        function: Callable[[], Answer],
+        limiter: CapacityLimiter,
+        record: Record,
+        stage: str,
+        *,
+        is_gone: Callable[[], Awaitable[bool]] | None = None,
     ) -> Answer:
         """The result of a function in one of a limiter's threads; raises Refused when the time is over.
 
         A thread cannot be stopped: it ends on its own, and nothing else begins in its place until then.
+        is_gone: whether nobody waits for the answer any more, asked before the thread begins; then it raises
+        ClientDisconnect.
         """
         asked, began = perf_counter(), 0.0
 
@@ -108,6 +117,8 @@ class Service:
             async with limiter:
                 began = perf_counter()
                 record.seconds["wait"] = began - asked
+                if is_gone is not None and await is_gone():
+                    raise ClientDisconnect
                 try:
                     return await to_thread.run_sync(function, limiter=self._unlimited)
                 finally:

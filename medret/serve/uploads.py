@@ -107,8 +107,7 @@ async def received(request: Request, *, max_bytes: int, seconds: float) -> Async
             async with asyncio.timeout(seconds):
                 upload = await _receive(request, spool, max_bytes)
         except TimeoutError as error:
-            reason = f"the upload was not complete after {seconds:g} seconds"
-            raise Refused(408, "too_slow", reason) from error
+            raise too_slow(seconds) from error
         yield upload
 
 
@@ -124,6 +123,11 @@ def check_length(request: Request, max_bytes: int) -> None:
 def too_large(max_bytes: int) -> Refused:
     """The refusal of a body that is longer than this server takes."""
     return Refused(413, "too_large_upload", f"the request is larger than {max_bytes} bytes, the limit of this server")
+
+
+def too_slow(seconds: float) -> Refused:
+    """The refusal of a body that takes too long to arrive."""
+    return Refused(408, "too_slow", f"the request was not complete after {seconds:g} seconds")
 
 
 async def _receive(request: Request, spool: BinaryIO, max_bytes: int) -> Upload:

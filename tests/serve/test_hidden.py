@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app
 from medret.serve.tokens import Tokens
+from medret.volume import content_sha256
 from tests.search import conftest as stores
 from tests.serve.conftest import GOLDEN
 
@@ -177,6 +178,9 @@ def test_a_file_with_the_bytes_of_a_hidden_volume_is_a_file_like_any_other(
     tokens = Tokens(token_file(tmp_path / "tokens.toml", where="modality = 'MRI'"))
     service = Service(live, ServeSettings(device="cpu"), tokens=tokens)
     data = (archive / "chest_ct/0.nii.gz").read_bytes()
+    digest = content_sha256(data)
+    assert live.current.view(None).corpus.with_content(digest) == [("chest_ct/0.nii.gz", 0)]
+    assert live.current.view("modality = 'MRI'").corpus.with_content(digest) == []
     with TestClient(create_app(service), headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         answers = []
         for each in (data, data + bytes(8)):  # the second has no twin in the store

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
-from medret.search import Snapshots
+from medret.search import Snapshots, encoders
 from medret.serve import endpoints, uploaded
 from medret.volume import bundles, view_volume
 from tests.dicom_phantoms import affine_of, single_frames, write
@@ -266,11 +266,11 @@ def test_a_slow_sender_is_told_so_and_leaves_its_place(make_app: Callable[..., F
 
     app = make_app(upload_seconds=0.2)
     with serving(app) as server:
-        headers = {"content-type": "multipart/form-data; boundary=b"}
-        answer = _answer_before_the_end(server, slowly(), headers)
+        for kind in ("multipart/form-data; boundary=b", "application/json"):
+            answer = _answer_before_the_end(server, slowly(), {"content-type": kind})
+            assert answer.startswith("HTTP/1.1 408")
+            assert "too_slow" in answer
         go_on.set()
-        assert answer.startswith("HTTP/1.1 408")
-        assert "too_slow" in answer
         assert app.state.service.uploads.waiting == 0
 
 
@@ -281,6 +281,50 @@ def _answer_before_the_end(server: Served, chunks: Any, headers: dict[str, str])
         head = f"POST /v1/search HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000\r\n{''.join(lines)}\r\n"
         sending.sendall(head.encode() + next(chunks))
         return sending.recv(65536).decode()
+
+
+def test_whoever_has_gone_is_not_encoded_for(
+    make_app: Callable[..., FastAPI], data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on, calls = threading.Event(), threading.Event(), []
+    query_of = uploaded.query_of
+
+    def held(*arguments: Any) -> Any:
+        calls.append(1)
+        entered.set()
+        assert go_on.wait(60)
+        return query_of(*arguments)
+
+    monkeypatch.setattr(endpoints, "query_of", held)
+    app = make_app()
+    queue = app.state.service.uploads
+    with serving(app) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_post, _Plain(server.url), data)
+        assert entered.wait(60)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/search", files={"file": data}, timeout=httpx.Timeout(60, read=0.2))
+        go_on.set()
+        assert first.result().status_code == 200
+        while queue.active + queue.waiting:
+            threading.Event().wait(0.005)
+        assert len(calls) == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_not_the_callers_fault(
+    make_app: Callable[..., FastAPI], data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(make_app(weights={"timm:test_vit": "/nowhere/weights.pth"}), base_url="http://127.0.0.1") as asking:
+        answer = _post(asking, data)
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_model")
+
+    def without_torch(*_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(encoders, "load_encoder", without_torch)
+    with TestClient(make_app(weights={"timm:test_vit": "/elsewhere"}), base_url="http://127.0.0.1") as asking:
+        answer = _post(asking, data)
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_model")
+        assert "medret[models]" in answer.json()["reason"]
 
 
 def test_nothing_of_an_upload_is_on_disk_under_a_name(
