@@ -37,7 +37,7 @@ function showFailure(error) {
   byId("view").replaceChildren(
     h("h1", { id: "title", tabIndex: -1 }, unusable ? "This file cannot be used" : "This did not work"),
     h("div", { className: "failure", role: "alert" }, h("p", {}, error.message), h("p", { className: "soft" }, `Code: ${code}`)),
-    h("div", { className: "row" }, h("button", { type: "button", onclick: () => showMain(now()) }, "Try again")),
+    [404, 422].includes(error.status) ? "" : h("button", { type: "button", onclick: () => showMain(now()) }, "Try again"),
   );
 }
 
