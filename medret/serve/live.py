@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from medret.errors import DroppedError, MedretError
 from medret.search import Encoders, Snapshots, open_snapshot, open_snapshots
 from medret.search.query import VolumeName
+from medret.serve.volumes import listed
 from medret.snapshot import current_id
 from medret.storage import Location, redacted
 
@@ -126,6 +127,7 @@ class LiveStores:
 def _warm(snapshots: Snapshots) -> None:
     """Open what nearly every request needs, so that the first one does not wait for it."""
     labels = snapshots.labels()
+    listed(snapshots, where=None, contains="", after=None, limit=1, facets=True)  # counts labels, once per snapshot
     if labels.num_rows:
         volume_id = labels["volume_id"][0].as_py()
         store = next(iter(snapshots.corpus.stores)).uri if len(snapshots.corpus.stores) > 1 else None
