@@ -69,7 +69,8 @@ class Asker:
 
     async def ask(self, question: Callable[[Snapshots], Answer], stage: str = "search") -> Answer:
         """The answer to a question; raises its errors."""
-        return await self.service.in_thread(lambda: self._answered(question), self.service.threads, self.record, stage)
+        limiter = self.service.drawers if stage == "pictures" else self.service.threads
+        return await self.service.in_thread(lambda: self._answered(question), limiter, self.record, stage)
 
     async def ask_encoding(self, question: Callable[[Snapshots], Answer]) -> Answer:
         """The answer to a question that decodes and encodes a volume, in one of the encoder's slots."""
