@@ -150,6 +150,8 @@ def test_a_hidden_volume_is_as_unknown_as_one_that_is_not_there(pair: Pair, volu
     pair.ask("GET", f"/v1/volumes/{store}%23{volume_id}")
     pair.ask("GET", f"/v1/volumes/{volume_id}", params={"store": "elsewhere"})
     pair.ask("GET", "/v1/view", params={"volume": volume_id})
+    for number in ("0", "9", "x"):
+        pair.ask("GET", f"/v1/volumes/{volume_id}/previews/{number}")
     for plane, index, options in (("axial", 0, ""), ("axial", 999, ""), ("oblique", 0, ""), ("axial", 0, "?side=9")):
         pair.ask("GET", f"/v1/volumes/{volume_id}/slices/{plane}/{index}.png{options}")
     for part in ({"box": "0:1,0:1,0:1"}, {"slices": "1:20"}, {"query_slices": "uniform:2"}, {"store": "x"}):
