@@ -32,6 +32,7 @@ token may be restricted to the volumes that a filter keeps.
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = add_command(commands, "serve", run, "search from a browser and over HTTP", DESCRIPTION)
+    parser.set_defaults(verbose=1)  # whoever runs a server sees which snapshots it opens, and what keeps it from that
     parser.add_argument(
         "stores", metavar="STORE", nargs="*", help="folder or URI of a store; several are searched as one"
     )

@@ -76,3 +76,14 @@ def test_a_run_that_finds_nothing_says_so_in_json(tmp_path: Path, capsys: pytest
     assert lines[0]["run"]
     assert lines[0]["message"].startswith(f"run {lines[0]['run']}: index ")
     assert lines[-1]["level"] == "ERROR"
+
+
+def test_a_server_logs_what_it_does_without_being_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(*_: object) -> None:
+        logging.getLogger("medret.serve.live").info("opened another snapshot")
+
+    monkeypatch.setattr("medret.serve.server.run_server", serve)
+    assert main(["serve", str(Path(__file__).parents[1] / "golden" / "store")]) == 0
+    assert "opened another snapshot" in capsys.readouterr().err
