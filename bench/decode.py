@@ -128,7 +128,7 @@ def shares(files: Sequence[File]) -> dict[str, float]:
 
 @contextmanager
 def _timed(spent: dict[str, float]) -> Iterator[None]:
-    """While it lasts, the steps of read_volume add what they take."""
+    """While it lasts, the steps of reading a volume add what they take."""
 
     def timed(step: str, function: Callable[..., object]) -> Callable[..., object]:
         def run(*args: object, **options: object) -> object:
@@ -140,10 +140,11 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
 
         return run
 
-    module = import_module("medret.volume.read")
+    modules = [import_module(f"medret.volume.{name}") for name in ("examine", "read")]
     with ExitStack() as stack:
         for step, names in STEPS.items():
             for name in names:
+                module = next(module for module in modules if hasattr(module, name))
                 stack.enter_context(mock.patch.object(module, name, timed(step, getattr(module, name))))
         yield
 

@@ -18,7 +18,8 @@
 Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
 StalledError and NotAFileError (medret.storage.objects) are OSErrors about one file, like those of the operating system;
 the code that reads the file converts them to one of these. NotShownError (medret.html.images) is the text that a page
-shows in place of a volume's images. A ValueError is a mistake in the code that calls a function, not in a request.
+shows in place of a volume's images. _UnwrittenError (medret.serve.guard) ends an answer that cannot be audited. A
+ValueError is a mistake in the code that calls a function, not in a request.
 A message names the object, what was found, what was expected and what to do.
 """
 

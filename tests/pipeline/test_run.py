@@ -47,7 +47,7 @@ def test_every_volume_is_embedded_and_labelled(store: Path, phantom_archive: Pat
     assert (brain["modality"], brain["body_region"], brain["organ"]) == ("MRI", "Head", "Brain")
     assert json.loads(brain["facts"])["modality_source"] == "label"
     assert set(found.files["kind"].to_pylist()) == {
-        "slices", "volumes", "hnsw", "lsh", "exact", "rows", "centre",
+        "slices", "volumes", "previews", "hnsw", "lsh", "exact", "rows", "centre",
     }  # fmt: skip
     assert len(found.manifest.indices) == 3  # slices, mean, gaussian
     assert verify_store(found.store) == []

@@ -189,4 +189,4 @@ def test_no_request_is_a_failure_of_the_server(
 
     ask()
     assert sum(statuses.values()) >= 2000
-    assert statuses[200] > 200, f"too few requests fit to say much: {statuses}"
+    assert statuses[200] > 100, f"too few requests fit to say much: {statuses}"
