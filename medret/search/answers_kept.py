@@ -1,13 +1,15 @@
-"""Keep the last answers of a method without keeping its object: open files go as soon as nobody uses a snapshot."""
+"""Keep answers without keeping what they are about: open files go as soon as nobody uses a snapshot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from threading import Lock
 from typing import TypeVar
-from weakref import WeakMethod
+from weakref import WeakKeyDictionary, WeakMethod
 
 Answer = TypeVar("Answer")
+Subject = TypeVar("Subject")
 
 
 def keep_answers(method: Callable[..., Answer], count: int) -> Callable[..., Answer]:
@@ -20,3 +22,17 @@ def keep_answers(method: Callable[..., Answer], count: int) -> Callable[..., Ans
         return bound(*arguments)
 
     return lru_cache(count)(answer)
+
+
+def made_once(make: Callable[[Subject], Answer]) -> Callable[[Subject], Answer]:
+    """What `make` gives for a subject, made once and kept as long as the subject. The answer must not hold it."""
+    answers: WeakKeyDictionary[Subject, Answer] = WeakKeyDictionary()
+    making = Lock()
+
+    def answer(subject: Subject) -> Answer:
+        with making:
+            if subject not in answers:
+                answers[subject] = make(subject)
+            return answers[subject]
+
+    return answer

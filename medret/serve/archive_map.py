@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medret.search import Snapshots
+from medret.search.answers_kept import keep_answers, made_once
 from medret.search.shard import Shard
 from medret.serve.volumes import Catalogue, catalogue_of
 
@@ -88,7 +87,7 @@ class ArchiveMaps:
     def __init__(self, snapshots: Snapshots) -> None:
         self._corpus, self._catalogue = snapshots.corpus, catalogue_of(snapshots)
         self._lock = Lock()
-        self._layouts = lru_cache(MAPS_KEPT)(self._laid_out)
+        self._layouts = keep_answers(self._laid_out, MAPS_KEPT)
 
     def layout(self, model: str | None, where: str | None) -> Layout:
         """The map of the volumes that a filter keeps; raises UsageError for the model and the filter."""
@@ -126,17 +125,7 @@ class ArchiveMaps:
             yield shard, shard.first_rows(places)[numbers >= 0], numbers[numbers >= 0]
 
 
-_MAPS: WeakKeyDictionary[Snapshots, ArchiveMaps] = WeakKeyDictionary()
-_MAKING = Lock()
-
-
-def maps_of(snapshots: Snapshots) -> ArchiveMaps:
-    """The maps of a view of snapshots: kept as long as the view."""
-    with _MAKING:
-        maps = _MAPS.get(snapshots)
-        if maps is None:
-            maps = _MAPS[snapshots] = ArchiveMaps(snapshots)
-        return maps
+maps_of = made_once(ArchiveMaps)  # of a view of snapshots
 
 
 def drawn_map(snapshots: Snapshots, *, model: str | None, where: str | None, label: str | None) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from functools import cached_property, lru_cache
-from threading import Lock
+from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from medret.errors import NotFoundError, UsageError
 from medret.search import Snapshots, VolumeName
+from medret.search.answers_kept import keep_answers, made_once
 from medret.search.filters import kept_rows, parse_filter
 from medret.storage import redacted
 
@@ -39,7 +38,7 @@ class Catalogue:
             tables = snapshots.corpus.labels
         self._table = pa.concat_tables(tables)
         self._bounds = np.cumsum([0, *(table.num_rows for table in tables)])
-        self._kept: Callable[[str], Mask] = lru_cache(FILTERS_KEPT)(self._filtered)
+        self._kept: Callable[[str], Mask] = keep_answers(self._filtered, FILTERS_KEPT)
 
     @property
     def count(self) -> int:
@@ -148,17 +147,7 @@ def _mask(chunked: pa.ChunkedArray) -> Mask:
     return mask.astype(np.bool_)
 
 
-_CATALOGUES: WeakKeyDictionary[Snapshots, Catalogue] = WeakKeyDictionary()
-_MAKING = Lock()
-
-
-def catalogue_of(snapshots: Snapshots) -> Catalogue:
-    """The catalogue of a view of snapshots: made once, and kept as long as the view."""
-    with _MAKING:
-        catalogue = _CATALOGUES.get(snapshots)
-        if catalogue is None:
-            catalogue = _CATALOGUES[snapshots] = Catalogue(snapshots)
-        return catalogue
+catalogue_of = made_once(Catalogue)  # of a view of snapshots
 
 
 def listed(
