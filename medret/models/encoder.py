@@ -1,4 +1,4 @@
-"""From a spec and its weights to a torch module, and uint8 slices to vectors on one device, in float32 or bf16.
+"""From a spec and its weights to a torch module, and slices to vectors on one device, in float32 or bf16.
 
 bf16 is used where it is faster, float32 where bf16 would show. Transformers are cast whole: torch keeps the sums of
 their norms and softmaxes in float32. Convolutional networks run under autocast, their batch norms in float32.
@@ -23,14 +23,14 @@ from medret.extras import needs_extra
 from medret.models.fusing import fuse_batch_norms, fuse_layers
 from medret.models.spec import Family, ModelSpec
 from medret.models.weights import Weights, check_weights
-from medret.recipe import Precision
+from medret.recipe import Precision, stack_dtype, stack_shape
 
 
 def load_model(spec: ModelSpec, weights: Weights) -> nn.Module:
     """Load the model in float32 on the CPU, ready for inference.
 
-    It maps (n, 3, side, side) float32, normalised by the spec's mean and std, to (n, dim). Raises WeightsError when
-    the files have changed since they were resolved, are damaged, or hold another model.
+    It maps (n, channels, side, side) float32, normalised as the spec's contract says, to (n, dim). Raises WeightsError
+    when the files have changed since they were resolved, are damaged, or hold another model.
     """
     if weights.model != spec.name:
         raise WeightsError(f"these are weights of {weights.model}, not of {spec.name}")
@@ -87,26 +87,31 @@ class Encoder:
         model = load_model(spec, weights)
         # Convolutions are faster over channels-last data, on the CPU and on tensor cores.
         self._layout = torch.channels_last if is_convolutional(model) else torch.contiguous_format
-        model = fuse_batch_norms(model, spec.image_size) if spec.fuse_bn else model
+        model = fuse_batch_norms(model, spec.image_size, spec.contract.channels) if spec.fuse_bn else model
         model = model.to(self._device).to(memory_format=self._layout)
         model = in_bf16(model) if precision == "bf16" else model
         # A model that takes float32 rounds later: under autocast per layer, in DreamSim after a branch normalises.
         takes_float32 = isinstance(model, Autocast) or spec.family == "dreamsim" or precision == "fp32"
         self._input_dtype = torch.float32 if takes_float32 else torch.bfloat16
         if self._device.type == "cpu" and backend is None:
-            image = torch.rand(1, 3, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(0))
+            image = torch.rand(1, *spec.input_shape, generator=torch.Generator().manual_seed(0))
             model = fuse_layers(model, image.to(dtype=self._input_dtype, memory_format=self._layout), batch_size)
         run: Any = torch.compile(model, backend=backend) if backend else model
         self._model: nn.Module = run
-        mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
-        std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
-        self._gain, self._offset = 1 / (255 * std), -mean / std
+        channels, white = spec.contract.channels, 255 if spec.contract.values == "grey" else 1
+        mean = torch.tensor(spec.mean[:channels], device=self._device).view(1, channels, 1, 1)
+        std = torch.tensor(spec.std[:channels], device=self._device).view(1, channels, 1, 1)
+        self._gain, self._offset = 1 / (white * std), -mean / std
 
-    def embed(self, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, side, side) uint8 -> (n, dim) float32, not normalised. n may be 0."""
-        side = self.spec.image_size
-        if slices.dtype != np.uint8 or slices.ndim != 3 or slices.shape[1:] != (side, side):
-            raise ValueError(f"slices are {slices.dtype} {slices.shape}, expected uint8 (n, {side}, {side})")
+    def embed(self, slices: NDArray[Any]) -> NDArray[np.float32]:
+        """Images as the contract says, plain ones (n, side, side) uint8 -> (n, dim) float32, not normalised.
+
+        n may be 0.
+        """
+        dtype, shape = stack_dtype(self.spec.images), stack_shape(self.spec.images)
+        if slices.dtype != dtype or slices.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"slices are {slices.dtype} {slices.shape}, expected {dtype} (n, {expected})")
         if len(slices) == 0:
             return np.empty((0, self.spec.dim), np.float32)
         starts = range(0, len(slices), self.batch_size)
@@ -114,21 +119,28 @@ class Encoder:
         return torch.cat(parts).cpu().numpy()  # one transfer, after all batches are queued
 
     @torch.inference_mode()
-    def _forward(self, slices: NDArray[np.uint8]) -> torch.Tensor:
+    def _forward(self, slices: NDArray[Any]) -> torch.Tensor:
         """At most batch_size slices -> (n, dim) float32 on the device. Zeros fill up the batch and are cut off."""
         shape, pinned = (self.batch_size, *slices.shape[1:]), self._device.type == "cuda"
-        batch = torch.zeros(
-            shape, dtype=torch.uint8, pin_memory=pinned
-        )  # pinned memory is copied while the GPU computes
+        dtype = torch.uint8 if slices.dtype == np.uint8 else torch.float32
+        batch = torch.zeros(shape, dtype=dtype, pin_memory=pinned)  # pinned memory is copied while the GPU computes
         batch.numpy()[: len(slices)] = slices
-        grey = batch.to(self._device, non_blocking=True)[:, None].to(torch.float32)
-        images = torch.addcmul(self._offset, grey, self._gain)
+        images = self._normalised(batch.to(self._device, non_blocking=True).to(torch.float32))
         vectors: torch.Tensor = self._model(images.to(dtype=self._input_dtype, memory_format=self._layout))
         if vectors.shape != (self.batch_size, self.spec.dim):
             raise WeightsError(
                 f"{self.spec.name}: gives {tuple(vectors.shape)}, expected {(self.batch_size, self.spec.dim)}"
             )
         return vectors[: len(slices)].float()
+
+    def _normalised(self, batch: Tensor) -> Tensor:
+        """Images -> (n, channels, side, side) as the network takes them."""
+        images = batch if batch.ndim == 4 else batch[:, None]
+        if self.spec.contract.normalise == "fixed":
+            return torch.addcmul(self._offset, images, self._gain)
+        std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
+        images = (images - mean) / torch.where(std > 0, std, 1)  # a constant image is only centred
+        return images.expand(-1, self.spec.contract.channels, -1, -1)
 
 
 _Convolution = nn.modules.conv._ConvNd  # noqa: SLF001  the base of all convolutions has no public name

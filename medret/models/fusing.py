@@ -95,14 +95,14 @@ def _value(tensor: Tensor) -> Value:
 
 
 @torch.no_grad()
-def fuse_batch_norms(model: nn.Module, image_size: int) -> nn.Module:
+def fuse_batch_norms(model: nn.Module, image_size: int, channels: int = 3) -> nn.Module:
     """A model with the same output whose batch norms are fused into the convolutions directly before them.
 
-    model: in float32 on the CPU, for inference of (n, 3, image_size, image_size). A trial run shows which layers follow
-    one another. Returns the model itself when there is no such pair, or when a second run shows that its output would
-    change, because a convolution also feeds other layers.
+    model: in float32 on the CPU, for inference of (n, channels, image_size, image_size). A trial run shows which layers
+    follow one another. Returns the model itself when there is no such pair, or when a second run shows that its output
+    would change, because a convolution also feeds other layers.
     """
-    images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
         return model
     fused = copy.deepcopy(model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from medret.recipe import USUAL, Contract, Images
+
 Triple = tuple[float, float, float]
 Family = Literal["timm", "dreamsim", "hf"]
 
@@ -86,6 +88,7 @@ class ModelSpec:
     layers: inner layers whose pooled features follow the model's output in the vector (medret.models.timm_models).
     fuse_bn: whether batch norms go into the convolutions before them (medret.models.fusing), unless bf16 loses by it.
     gmacs: 10^9 multiply-adds per slice, by which models that run together share cores or GPUs; 0 if unknown.
+    contract: what the model is fed, and which of its outputs is the vector.
     """
 
     name: str
@@ -107,3 +110,14 @@ class ModelSpec:
     layers: tuple[str, ...] = ()
     fuse_bn: bool = True
     gmacs: float = 0.0
+    contract: Contract = USUAL
+
+    @property
+    def images(self) -> Images:
+        """The images that the model is fed."""
+        return self.contract.images(self.image_size)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, side, side) of one image, as the network takes it."""
+        return self.contract.channels, self.image_size, self.image_size

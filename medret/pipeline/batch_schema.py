@@ -5,8 +5,8 @@ the ledger, files and journal that are made from them have their schemas in medr
 
     read    in:  volume_id, uri, size_bytes, etag, mtime, parts, names, modality, canary
             out: + content_sha256, code, reason, facts, found, planes, positions, relative, positions_mm,
-                 sources, previews, pixels_<size>...
-    embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels_<size> drops it
+                 sources, previews, pixels_<images>...
+    embed   out: + vectors_<recipe digest>, raw model outputs (n, dim) float32; the last user of pixels drops them
     write   out: one row per shard: its part of the ledger, of the file table and of the canaries, as Arrow IPC
 
 Once a run is stopping, its remaining rows pass through with the code STOPPED, and nothing is written for them.
@@ -15,10 +15,11 @@ Once a run is stopping, its remaining rows pass through with the code STOPPED, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 
-from medret.recipe import Recipe
+from medret.recipe import Images, Recipe, digest_of
 from medret.schemas import LEDGER, OBJECTS, PREVIEWS
 
 SOURCE = pa.schema(
@@ -76,9 +77,9 @@ def from_ipc(cells: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *tables])
 
 
-def pixels_column(image_size: int) -> str:
-    """Name of the column with a volume's slices at one image size: (n, size, size) uint8, as bytes."""
-    return f"pixels_{image_size}"
+def pixels_column(images: Images) -> str:
+    """Name of the column with a volume's images: (n, *stack_shape(images)) of stack_dtype(images), as bytes."""
+    return f"pixels_{images if isinstance(images, int) else digest_of(asdict(images))}"
 
 
 def vectors_column(recipe: Recipe) -> str:

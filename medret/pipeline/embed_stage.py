@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medret.models import ModelSpec, Weights, stage_weights, staged_weights, tune_malloc
 from medret.pipeline.batch_schema import STOPPED, pixels_column, vectors_column
 from medret.pipeline.counter import Tally
-from medret.recipe import Recipe
+from medret.recipe import Images, Recipe, stack_dtype, stack_shape
 
 
 class EmbedStage:
@@ -52,21 +52,21 @@ class EmbedStage:
         started = time.monotonic()
         volumes = table["volume_id"].to_pylist()
         self._tally.begin(volumes)
-        side = self._recipe.model.image_size
+        drawn = self._recipe.model.images
         if self._tally.is_stopping():
             place = table.schema.get_field_index("code")
             table = table.set_column(place, "code", pa.array([STOPPED] * table.num_rows, pa.string()))
-        column = _pixels(table, side)
-        images = [_image_stack(cell.as_buffer(), side) for cell in column if cell.is_valid]
-        stack = np.concatenate(images) if images else np.empty((0, side, side), np.uint8)
+        column = _pixels(table, drawn)
+        images = [_image_stack(cell.as_buffer(), drawn) for cell in column if cell.is_valid]
+        stack = np.concatenate(images or [np.empty((0, *stack_shape(drawn)), stack_dtype(drawn))])
         raw = np.ascontiguousarray(self._encoder.embed(stack), dtype=np.float32)
         vectors, at = [], 0
         for cell in column:
-            n = len(cell.as_buffer()) // (side * side) if cell.is_valid else 0
+            n = len(_image_stack(cell.as_buffer(), drawn)) if cell.is_valid else 0
             vectors.append(raw[at : at + n].tobytes() if cell.is_valid else None)
             at += n
         if self._drop_pixels:
-            table = table.drop_columns(pixels_column(side))
+            table = table.drop_columns(pixels_column(drawn))
         done = table.num_rows - table["code"].to_pylist().count(STOPPED)
         self._tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
         self._tally.report()
@@ -74,11 +74,11 @@ class EmbedStage:
         return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
 
 
-def _pixels(table: pa.Table, side: int) -> list[Any]:
+def _pixels(table: pa.Table, drawn: Images) -> list[Any]:
     """The pixel cells to embed: null for quarantined rows, whatever an earlier stage left there."""
-    cells, codes = table[pixels_column(side)], table["code"]
+    cells, codes = table[pixels_column(drawn)], table["code"]
     return [cell if not code.is_valid else pa.scalar(None, cell.type) for cell, code in zip(cells, codes, strict=True)]
 
 
-def _image_stack(buffer: pa.Buffer, side: int) -> NDArray[np.uint8]:
-    return np.frombuffer(buffer, np.uint8).reshape(-1, side, side)
+def _image_stack(buffer: pa.Buffer, drawn: Images) -> NDArray[Any]:
+    return np.frombuffer(buffer, stack_dtype(drawn)).reshape(-1, *stack_shape(drawn))

@@ -79,6 +79,7 @@ def recipe_of(request: IndexRequest, spec: ModelSpec, weights: Weights, precisio
         dim=spec.dim,
         precision=precision,
         layers=spec.layers,
+        contract=spec.contract,
     )
     return Recipe(request.slices, model)
 

@@ -1,4 +1,4 @@
-"""The first stage, in Ray tasks: turn the bytes of each object into uint8 slices.
+"""The first stage, in Ray tasks: turn the bytes of each object into slices.
 
 Ray repeats a task whose process was killed. When such a task begins again, it reads one volume at a time and tells the
 counter before and after each: the one that was begun and never ended killed the process. A volume that killed its
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.batch_schema import SLICED, SOURCE, STOPPED, pixels_column
 from medret.pipeline.counter import MOST_BEGINNINGS, Tally
-from medret.recipe import SliceRecipe
+from medret.recipe import Images, SliceRecipe
 from medret.storage import Identity, add_options, given_options, in_words
 from medret.volume import Limits, SlicedVolume, VolumeSource, content_sha256, read_volume, size_of
 from medret.volume.content import Content as VolumeContent
@@ -41,13 +41,14 @@ Contents = Iterator[tuple[dict[str, Any], Content]]
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Turns the bytes of each object into uint8 slices at every image size of the run. Decodes each volume once.
+    """Turns the bytes of each object into the images of every model of the run. Decodes each volume once.
 
-    hidden: names of labels in tags that are not stored. previews: per volume, made from its slices at `preview_side`.
+    hidden: names of labels in tags that are not stored. previews: per volume, made from its plain images of
+    `preview_side` px.
     """
 
     recipe: SliceRecipe
-    image_sizes: tuple[int, ...]
+    images: tuple[Images, ...]
     limits: Limits
     counter: Any
     hidden: frozenset[str] = frozenset()
@@ -59,7 +60,7 @@ class ReadStage:
         """Yield one single-row table per volume, so that a large one moves on early. table: SOURCE columns."""
         add_options(self.storage_options)
         tally = Tally(self.counter, "read")
-        fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(side), pa.large_binary()) for side in self.image_sizes)]
+        fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(each), pa.large_binary()) for each in self.images)]
         schema = pa.schema(fields)
         started = time.monotonic()
         for row, content in surviving(table.to_pylist(), lambda rows: _with_contents(rows, self.limits), tally):
@@ -84,8 +85,9 @@ class ReadStage:
             if isinstance(content, VolumeError):
                 raise content
             sha256 = content_sha256(content)
+            drawn = (*self.images, self.preview_side) if self.previews and not row["canary"] else self.images
             volume = read_volume(
-                content, row["volume_id"], self.recipe, self.image_sizes, modality=row["modality"], limits=self.limits
+                content, row["volume_id"], self.recipe, drawn, modality=row["modality"], limits=self.limits
             )
         except VolumeError as error:
             code, reason = error.code, error.reason
@@ -98,7 +100,7 @@ class ReadStage:
             "found": [_found(volume, self.hidden) if volume else None],
             **_sliced_columns(volume),
             "previews": [self._previews(volume) if volume and self.previews and not row["canary"] else None],
-            **{pixels_column(side): _binary(volume.pixels[side] if volume else None) for side in self.image_sizes},
+            **{pixels_column(each): _binary(volume.pixels[each] if volume else None) for each in self.images},
         }
         return columns, len(volume.slices) if volume else 0
 
@@ -113,7 +115,7 @@ def _found(volume: SlicedVolume, hidden: frozenset[str]) -> list[tuple[str, str]
     return sorted((name, text) for name, text in volume.labels.items() if name not in hidden and text)
 
 
-def _binary(pixels: NDArray[np.uint8] | None) -> pa.Array:
+def _binary(pixels: NDArray[Any] | None) -> pa.Array:
     """A one-row column over the memory of the array, without a copy; null for None."""
     if pixels is None:
         return pa.nulls(1, pa.large_binary())

@@ -22,6 +22,7 @@ from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location
 from medret.volume import Limits
+from medret.volume.previews import PREVIEW_SIZE
 
 # Volumes per block: one read task returns a block, one call of an actor embeds it. The driver spends about 30 ms on
 # each block, so a large archive gets large blocks, as long as there are enough to share. Actors come and go, and equal
@@ -123,13 +124,13 @@ def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
-    sides = tuple(sorted({job.recipe.model.image_size for job in jobs}))
+    images = tuple(dict.fromkeys(job.recipe.model.images for job in jobs))
     size = block_volumes(source, jobs[0].device, stages.slices)
     # Not from_arrow: that starts one task per block, only to count its rows.
     dataset: ray.data.Dataset = ray.data.from_blocks([source.slice(at, size) for at in range(0, source.num_rows, size)])
-    first_side = jobs[0].recipe.model.image_size
+    preview_side = next((each for each in images if isinstance(each, int)), PREVIEW_SIZE)
     reading = ReadStage(
-        stages.slices, sides, stages.limits, stages.counter, stages.hidden, stages.previews, first_side
+        stages.slices, images, stages.limits, stages.counter, stages.hidden, stages.previews, preview_side
     )  # fmt: skip
     dataset = dataset.map_batches(
         reading.run,
@@ -141,8 +142,7 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
         memory=READ_MEMORY_BYTES,
     )
     for place, job in enumerate(jobs):
-        side = job.recipe.model.image_size
-        last_user = all(later.recipe.model.image_size != side for later in jobs[place + 1 :])
+        last_user = all(later.recipe.model.images != job.recipe.model.images for later in jobs[place + 1 :])
         dataset = dataset.map_batches(
             EmbedStage,
             batch_format="pyarrow",

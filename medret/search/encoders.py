@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from medret.storage import redacted
 if TYPE_CHECKING:
     from medret.models import Encoder
 
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # (n, side, side) slices -> (n, dim) outputs of the model
+Embed = Callable[[NDArray[Any]], NDArray[np.float32]]  # images as the model is fed -> (n, dim) outputs of the model
 
 RANDOM = re.compile(r"random(:[0-9]{1,18})?")
 

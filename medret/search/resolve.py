@@ -253,7 +253,7 @@ def slice_query(
             data,
             volume_id,
             slices,
-            [recipe.model.image_size],
+            [recipe.model.images],
             modality=modality,
             region=region,
             limits=limits or Limits(),
@@ -267,7 +267,7 @@ def slice_query(
 def encode_query(volume: SlicedVolume, name: str, recipe: Recipe, embed: Embed) -> Slices:
     """Slices to unit vectors, rounded to float16 as stored ones are; raises UsageError when the model gives none."""
     try:
-        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.image_size]))
+        vectors, _ = unit_slices(embed(volume.pixels[recipe.model.images]))
     except VolumeError as error:
         raise UsageError(f"query {name} cannot be used: {error.code}: {error.reason}") from error
     return Slices(

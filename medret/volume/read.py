@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.recipe import SliceRecipe
+from medret.recipe import Images, SliceRecipe, stack_dtype, stack_shape
 from medret.volume.content import Content
+from medret.volume.drawing import Shown, draw_slices
 from medret.volume.examine import examine, within_memory
 from medret.volume.foreground import Box, whole
-from medret.volume.intensity import to_grey
 from medret.volume.limits import Limits
 from medret.volume.orientation import AffineSource
 from medret.volume.region import Region
 from medret.volume.slicing import (
     AXIS,
     SliceRef,
-    draw_squares,
     extract,
     in_plane_axes,
     parse_slice_plan,
@@ -86,12 +85,13 @@ class VolumeFacts:
 class SlicedVolume:
     """A volume ready for the models.
 
-    pixels: side in px -> (n, side, side) uint8, one image per slice, in order.
+    pixels: images -> one per slice, in order: (n, side, side) uint8 for the side of plain ones; for a drawing, (n,)
+        and its medret.recipe.stack_shape and stack_dtype.
     labels: found in the volume's own tags, under medret's names (subject, modality, body_region, StudyDate, ...).
     """
 
     slices: tuple[SliceRef, ...]
-    pixels: Mapping[int, NDArray[np.uint8]]
+    pixels: Mapping[Images, NDArray[Any]]
     facts: VolumeFacts
     labels: Mapping[str, str]
 
@@ -113,7 +113,7 @@ def read_volume(
     content: Content,
     volume_id: str,
     recipe: SliceRecipe,
-    sides_px: Sequence[int],
+    images: Sequence[Images],
     *,
     modality: str | None = None,
     limits: Limits = _LIMITS,
@@ -125,15 +125,16 @@ def read_volume(
         memory-mapped .nii file, only the pages of the sample and of the planned slices are read, unless its voxels are
         floating-point numbers: those are all checked.
     volume_id: part of the seed of `random:N`.
-    sides_px: sizes of the square images; all are made from the same decoded slices.
+    images: sides in px of plain square images, and drawings; all are made from the same decoded slices.
     modality: the label, if there is one; else the DICOM tags and the voxels decide.
     region: the part to slice, instead of the whole body; UsageError if it lies outside the volume.
 
     For any bytes the outcome is a SlicedVolume or a VolumeError. An impossible recipe is a UsageError.
     """
     parse_slice_plan(recipe.slices)  # before anything is decoded
+    sides_px = [stack_shape(each)[-1] for each in images]
     if min(sides_px, default=1) < 1:
-        raise UsageError(f"image sides {list(sides_px)} px are not all positive")
+        raise UsageError(f"image sides {sides_px} px are not all positive")
     examined = examine(content, recipe, modality=modality, limits=limits)
     stored, geometry, voxels = examined.stored, examined.geometry, examined.voxels
     time_point, non_finite, window = examined.time_point, examined.non_finite, examined.window
@@ -151,18 +152,17 @@ def read_volume(
             f"slice plan {recipe.slices} takes {count} slices of {' x '.join(map(str, ras.shape))} voxels, "
             f"the limit is {limits.max_slices}",
         )
-    pixels = {side: np.zeros((count, side, side), dtype=np.uint8) for side in sides_px}
+    pixels = {each: np.zeros((count, *stack_shape(each)), stack_dtype(each)) for each in images}
+    shown = Shown(stored.scaling, window, shown_as.is_hu, all_finite=not non_finite)
     slices: list[SliceRef] = []
     sources = stored.sources[time_point] if stored.sources else ()
     shows_something = not non_finite
     for plane, slice_indices in chosen.items():
-        images = extract(voxels, geometry, box, plane, slice_indices)
-        shows_something = shows_something or any(np.isfinite(image).any() for image in images)
-        grey = [to_grey(image, stored.scaling, window, all_finite=not non_finite) for image in images]
-        across, down = in_plane_axes(plane)
-        for squares in pixels.values():
-            onto = squares[len(slices) : len(slices) + len(grey)]
-            draw_squares(grey, (geometry.spacing_mm[across], geometry.spacing_mm[down]), onto)
+        values = extract(voxels, geometry, box, plane, slice_indices)
+        shows_something = shows_something or any(np.isfinite(each).any() for each in values)
+        across, down = (geometry.spacing_mm[axis] for axis in in_plane_axes(plane))
+        at = slice(len(slices), len(slices) + len(values))
+        draw_slices(values, shown, plane, (across, down), {each: stack[at] for each, stack in pixels.items()})
         slices += slice_refs(geometry, ras.shape, plane, slice_indices, sources)
     if not shows_something:
         raise VolumeError(QuarantineCode.NON_FINITE, f"none of the {count} planned slices has a finite voxel")

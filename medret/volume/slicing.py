@@ -25,7 +25,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from medret.errors import UsageError
 from medret.recipe import middles
@@ -34,7 +33,6 @@ from medret.volume.orientation import Geometry, slice_centres_mm
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis along which its slices are counted
 PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
-_BANDS = 4  # of a CMYK image
 
 
 @dataclass(frozen=True)
@@ -119,44 +117,6 @@ def extract(
     bounds[axis] = slice(None)
     stack = np.moveaxis(geometry.to_ras(voxels)[tuple(bounds)], axis, 0)
     return [stack[index].T[::-1, ::-1] for index in slice_indices]
-
-
-def draw_squares(images: Sequence[NDArray[np.uint8]], spacing_mm: tuple[float, float], onto: NDArray[np.uint8]) -> None:
-    """Draw each image into its square, centred, with equal spacing in both directions; the longer side fills it.
-
-    images: (rows, columns), all of one shape. spacing_mm: between (columns, rows). onto: (n, side, side), black.
-    Shrinking averages over all pixels (a bilinear filter of sufficient width), so it does not alias. Pillow resizes
-    four bands of one image faster than four images, with the same result, so each band is a slice.
-    """
-    side = onto.shape[1]
-    rows, columns = images[0].shape
-    width, height = fitted_size(columns * spacing_mm[0], rows * spacing_mm[1], side)
-    left, top = (side - width) // 2, (side - height) // 2
-    inner = onto[:, top : top + height, left : left + width]
-    for at in range(0, len(images), _BANDS):
-        some = images[at : at + _BANDS]
-        if len(some) < _BANDS - 1:  # an empty band costs as much as a full one
-            for image, square in zip(some, inner[at:], strict=False):
-                square[:] = _resized(np.ascontiguousarray(image), "L", width, height)
-            continue
-        pixels = _resized(_in_bands(some), "CMYK", width, height)
-        for band, square in enumerate(inner[at : at + _BANDS]):
-            np.copyto(square, pixels >> np.uint32(8 * band), casting="unsafe")  # keeps the lowest byte
-
-
-def _in_bands(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint32]:
-    """Up to four images as the bytes of one contiguous image."""
-    pixels = images[0].astype(np.uint32)
-    for band, image in enumerate(images[1:], start=1):
-        pixels |= image.astype(np.uint32) << np.uint32(8 * band)
-    return np.ascontiguousarray(pixels)
-
-
-def _resized(pixels: NDArray[Any], mode: str, width: int, height: int) -> NDArray[Any]:
-    """Resize. pixels: (rows, columns), contiguous, in the mode's memory layout; returns (height, width), same type."""
-    image = Image.frombuffer(mode, pixels.shape[::-1], pixels, "raw", mode, 0, 1)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.frombuffer(image.tobytes(), pixels.dtype).reshape(height, width)
 
 
 def fitted_size(width_mm: float, height_mm: float, image_size: int) -> tuple[int, int]:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from medret.volume.drawing import draw_squares
 from medret.volume.foreground import Box, foreground_box, threshold, whole
 from medret.volume.header import parse_header
 from medret.volume.limits import Limits
 from medret.volume.sample import Sample, take_sample
-from medret.volume.slicing import draw_squares, fitted_size, planes_of
+from medret.volume.slicing import fitted_size, planes_of
 
 
 @pytest.fixture(scope="module")
