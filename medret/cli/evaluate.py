@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Score the live snapshot of STORE: each volume is a query for the volumes of its class among the other subjects
 (or, with --queries, labelled files are the queries). Compares all search configurations, model x aggregation x
-index x mode, in one table, at the levels modality, body region and organ.
+index x mode, in one table, at the levels modality, body region and organ. With --masks, segmentations say which
+structures each slice shows, and these are scored in place of labels.
 """
 
 EPILOG = """\
@@ -41,6 +42,7 @@ examples:
   medret evaluate ~/ct-store --exclude dataset --html report.html
   medret evaluate ~/ct-store --index exact --mode late --json
   medret evaluate ~/ct-store --queries ~/new-cases --labels new-cases.csv
+  medret evaluate ~/ts-store --masks ~/Totalsegmentator_dataset --mask-counts slices.parquet
 
 metrics:        recall@1 is the hit rate: how often the first hit is of the same class. recall@k for larger k is the
                 share of all relevant volumes that are found. hit@k, precision@k, mAP and ndcg@10 are standard,
@@ -48,6 +50,9 @@ metrics:        recall@1 is the hit rate: how often the first hit is of the same
 figures:        macro is the mean of the classes, micro of the queries. Intervals: 95 %, over subjects; a class of one
                 subject has none, nor has a macro mean over such a class. chance: the score of a random ranking.
                 A label may name several values, separated by `;`: volumes that share one are relevant.
+masks:          slice: each slice asks for one slice. volume: all slices of a volume ask. region: those that show the
+                structure ask. localised: the same, and the slices that match must show it; localisation@15 is the
+                share of the 15 best matches that do (docs/evaluating.md)
 exit codes:     0 done, 4 done, but some --queries could not be used, 2 wrong usage or nothing to score, 1 failed
 """
 
@@ -79,6 +84,22 @@ def add_parser(commands: Any) -> None:
         help="volumes to leave out, one id per line, as `medret duplicates --list` writes them",
     )
     group.add_argument("--sample", type=positive_int, metavar="N", help="use only N random volumes as queries")
+
+    group = parser.add_argument_group("masks (segmentations) in place of labels")
+    group.add_argument(
+        "--masks",
+        metavar="PLACE",
+        help="table with the columns volume_id (or path) and mask, or folder: TotalSegmentator's segmentations/, MSD's "
+        "labelsTr/, the label `mask` of the store, or files with the volumes' own paths",
+    )
+    names = "names of the values: a dataset.json, or a table of value and name"
+    group.add_argument("--mask-names", metavar="FILE", help=names)
+    least = "a slice shows a structure from N voxels on (default %(default)s)"
+    group.add_argument("--mask-voxels", type=positive_int, default=1, metavar="N", help=least)
+    absent = "take a structure that no mask of a volume names for absent from it (default: not known)"
+    group.add_argument("--unnamed-absent", action="store_true", help=absent)
+    counts = "also write the voxels of each structure on each slice, as Parquet"
+    group.add_argument("--mask-counts", type=Path, metavar="FILE", help=counts)
 
     group = parser.add_argument_group("search configurations (each option is repeatable; default: all)")
     add_repeatable(group, "--model", "NAME")
@@ -123,6 +144,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
     )
     selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
+    if arguments.masks:
+        return _run_masks(arguments, snapshot, selection)
+    for option in ("mask_names", "unnamed_absent", "mask_counts"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')} is of --masks: without it labels are scored")
     query_set = _query_set(arguments, snapshot, selection)
     options = Options(
         levels=arguments.level,
@@ -153,6 +179,49 @@ def run(arguments: argparse.Namespace) -> int:
         for warning in evaluation.warnings:
             note(f"medret evaluate: warning: {warning}", logging.WARNING)
     return 4 if query_set.failures else 0
+
+
+def _run_masks(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> int:
+    from medret.evaluate import Bootstrap
+    from medret.evaluate.masks import find_masks
+    from medret.evaluate.query_sets import known_labels
+    from medret.evaluate.slice_truth import write_counts
+    from medret.evaluate.structure_figures import StructureOptions
+    from medret.evaluate.structure_retrieval import evaluate_structures
+
+    for option in ("level", "source", "sample", "queries", "labels", "weights", "aggregation"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} is of an evaluation by labels: leave it out, or leave --masks out")
+    labels = known_labels(snapshot, _names(arguments.without))
+    place = arguments.archive or snapshot.manifest.archive_uri
+    masks = find_masks(arguments.masks, labels, arguments.mask_names, place)
+    options = StructureOptions(
+        excludes=arguments.exclude,
+        selection=selection,
+        min_relevant=arguments.min_relevant,
+        bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
+        least_voxels=arguments.mask_voxels,
+        absent=arguments.unnamed_absent,
+        depth=arguments.depth,
+    )
+    evaluation, counts = evaluate_structures(snapshot, masks, options, report)
+    clear()
+    if arguments.mask_counts:
+        write_counts(arguments.mask_counts, counts)
+    if arguments.csv:
+        write_text(arguments.csv, evaluation.study().to_csv())
+    if arguments.html:
+        from medret.evaluate.study import study_page
+
+        write_text(arguments.html, study_page(evaluation.study()))
+    if arguments.json:
+        say(json.dumps(evaluation.to_json(), allow_nan=False))
+        return 0
+    for line in evaluation.lines():
+        say(line)
+    for path in filter(None, (arguments.csv, arguments.html, arguments.mask_counts)):
+        say(f"written: {path.resolve()}")
+    return 0
 
 
 def _query_set(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> QuerySet:

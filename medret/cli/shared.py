@@ -112,7 +112,7 @@ def use_storage_options(arguments: argparse.Namespace) -> None:
         values = (getattr(arguments, name, None) for name in names)
         return [text for value in values if value for text in ([value] if isinstance(value, str) else value)]
 
-    others = named("archive", "labels", "inventory", "queries", "query", "mask")
+    others = named("archive", "labels", "inventory", "queries", "query", "mask", "masks", "mask_names")
     use_options(arguments.storage_options, stores=named("store", "also"), others=others)
 
 

@@ -32,6 +32,7 @@ def head(canvas: Canvas) -> None:
     folds = canvas.noise(7.5)
     brain = inner - 3
     canvas.paint(brain, 0.50)
+    canvas.mark("brain", brain)
     sulci = canvas.inside((0.16 - np.abs(folds)) * 9) * canvas.inside(15 - brain)
     canvas.paint(brain - 3.5 - 13 * np.exp(-((folds / 0.5) ** 2)), 0.80)  # white matter follows the folds
     canvas.paint(brain, 0.22, within=sulci)
@@ -63,6 +64,8 @@ def chest(canvas: Canvas) -> None:
     heart = canvas.ellipsoid((-24, 22, -45), (66, 54, 60))
     mediastinum = canvas.tube((0, 0), (26, 62))
     lungs = np.minimum(lungs, -np.maximum(heart, mediastinum))
+    canvas.mark("lung", lungs)
+    canvas.mark("heart", heart)
     canvas.paint(lungs, LUNG_HU + 35 * canvas.noise(14))
     vessels = canvas.noise(13)
     for field, calibre in ((vessels, 0.13), (canvas.noise(9), 0.08)):
@@ -73,8 +76,10 @@ def chest(canvas: Canvas) -> None:
     for centre, radii in (((-36, 14, -50), (24, 26, 32)), ((6, 34, -48), (22, 20, 30)), ((-8, -8, -28), (26, 18, 22))):
         canvas.paint(canvas.ellipsoid(centre, radii), 150.0)  # chambers with contrast
     canvas.paint(canvas.tube((-22, -44), (12, 12)), 165.0)  # descending aorta
+    canvas.mark("aorta", canvas.tube((-22, -44), (12, 12)))
     canvas.paint(np.minimum(canvas.tube((8, 20), (15, 15)), canvas.z + 5), 165.0)  # ascending aorta
     canvas.paint(np.minimum(canvas.tube((0, -8), (9, 8)), canvas.z - 8), AIR_HU)  # trachea
+    canvas.mark("trachea", np.minimum(canvas.tube((0, -8), (9, 8)), canvas.z - 8))
     for side in (-1, 1):
         canvas.paint(canvas.ellipsoid((side * 20, -12, 2), (16, 6, 6)), AIR_HU)  # main bronchi
     _spine(canvas, y_mm=-68)
@@ -95,18 +100,24 @@ def abdomen(canvas: Canvas) -> None:
     )
     texture = 6 * canvas.noise(10)
     canvas.paint(np.minimum(liver, cavity), 108 + texture)
+    canvas.mark("liver", np.minimum(liver, cavity))
     for centre, radii in (((52, 14, 40), (34, 4.5, 4.5)), ((70, -8, 28), (4.5, 34, 4.5)), ((40, 30, 44), (4, 4, 26))):
         canvas.paint(canvas.ellipsoid(centre, radii), 170.0)  # portal branches
     canvas.paint(canvas.ellipsoid((52, 44, 4), (13, 20, 22)), 12.0)  # gall bladder
+    canvas.mark("gallbladder", canvas.ellipsoid((52, 44, 4), (13, 20, 22)))
     stomach = np.minimum(canvas.ellipsoid((-66, 34, 30), (46, 38, 46)), cavity)
     canvas.paint(stomach, 60.0)
+    canvas.mark("stomach", stomach)
     canvas.paint(stomach - 5, 20.0)
     canvas.paint(np.minimum(stomach - 5, canvas.y - 44), AIR_HU)  # the gas rises in a patient on the back
-    canvas.paint(np.minimum(canvas.ellipsoid((-106, -30, 40), (28, 44, 42)), cavity), 125.0)  # spleen
+    spleen = np.minimum(canvas.ellipsoid((-106, -30, 40), (28, 44, 42)), cavity)
+    canvas.paint(spleen, 125.0)
+    canvas.mark("spleen", spleen)
     for side in (-1, 1):
         kidney = canvas.ellipsoid((side * 62, -46, -14 - 6 * side), (27, 25, 52))
         canvas.paint(kidney + 6, FAT_HU)
         canvas.paint(kidney, 185.0)
+        canvas.mark("kidney", kidney)
         canvas.paint(kidney - 9, 130.0)
         canvas.paint(canvas.ellipsoid((side * 50, -44, -14), (12, 9, 20)), FAT_HU + 60)
     bowel, gas = canvas.noise(24), canvas.noise(28)
@@ -114,6 +125,7 @@ def abdomen(canvas: Canvas) -> None:
     canvas.paint((bowel - 0.15) * 12, 40.0, within=belly)
     canvas.paint((bowel - 0.55) * 12, np.where(gas > 0.6, AIR_HU, 15.0), within=belly)
     canvas.paint(canvas.tube((-8, -34), (11, 11)), 175.0)  # aorta
+    canvas.mark("aorta", canvas.tube((-8, -34), (11, 11)))
     canvas.paint(canvas.tube((18, -32), (13, 10)), 140.0)  # inferior vena cava
     for side in (-1, 1):
         canvas.paint(np.minimum(canvas.tube((side * 38, -62), (18, 20)), 25 - canvas.z), 60.0)  # psoas
@@ -137,6 +149,7 @@ def pelvis(canvas: Canvas) -> None:
         )
         canvas.paint(bone + 3, 0.06)
         canvas.paint(bone, 0.58)
+        canvas.mark("femur", bone)
         socket = np.minimum(canvas.ellipsoid((side * 72, 2, 8), (20, 44, 46)), -bone - 3)
         canvas.paint(socket, 0.08)
         canvas.paint(socket - 4, 0.55)
@@ -145,13 +158,16 @@ def pelvis(canvas: Canvas) -> None:
     sacrum = canvas.ellipsoid((0, -64, 45), (48, 17, 55))
     canvas.paint(sacrum, 0.07)
     canvas.paint(sacrum - 3, 0.50)
+    canvas.mark("sacrum", sacrum)
     canvas.paint(canvas.ellipsoid((0, -74, 48), (13, 6, 52)), 0.85)  # sacral canal
     bladder = canvas.ellipsoid((0, 30, 34), (44, 36, 33))
     canvas.paint(bladder, 0.20)
     canvas.paint(bladder - 4, 1.0)
+    canvas.mark("urinary_bladder", bladder)
     prostate = canvas.ellipsoid((0, 16, -18), (25, 20, 21))
     canvas.paint(prostate + 1.5, 0.16)
     canvas.paint(prostate, 0.72)  # peripheral zone
+    canvas.mark("prostate", prostate)
     canvas.paint(canvas.ellipsoid((0, 20, -15), (17, 13, 16)), 0.42 + 0.08 * canvas.noise(7))  # transition zone
     rectum = canvas.ellipsoid((0, -30, 8), (19, 17, 70))
     canvas.paint(rectum, 0.30)
@@ -175,6 +191,7 @@ def leg(canvas: Canvas) -> None:
         femur = 15 - np.hypot(x + side * 2, y - 8)
         canvas.paint(femur, 0.05)
         canvas.paint(femur - 5.5, 0.92)
+        canvas.mark("femur", femur)
         for at_x, at_y in ((-26, -6), (-30, -14), (-6, -34)):
             canvas.paint(4.5 - np.hypot(x * side - at_x, y - at_y), 0.08)  # vessels
 
@@ -186,6 +203,7 @@ def heart(canvas: Canvas) -> None:
     canvas.paint(wall, 0.30)
     lungs = np.maximum(canvas.ellipsoid((84, 22, 10), (46, 62, 90)), canvas.ellipsoid((-84, 6, 10), (42, 78, 90)))
     canvas.paint(lungs, 0.05 + 0.015 * canvas.noise(10))
+    canvas.mark("lung", lungs)
     canvas.paint(canvas.ellipsoid((60, -52, -40), (80, 44, 62)), 0.34 + 0.02 * canvas.noise(9))  # liver
     canvas.paint(canvas.ellipsoid((-12, 8, 0), (74, 64, np.inf)), 0.62)  # epicardial fat
     size = np.sqrt(np.clip((canvas.z + 62) / 100, 0.02, 1))  # the ventricles close towards the apex
@@ -194,12 +212,14 @@ def heart(canvas: Canvas) -> None:
     canvas.paint(right_cavity + 4, 0.24)
     canvas.paint(right_cavity, 0.92)
     canvas.paint(42 * size - left, 0.20)  # left myocardium
+    canvas.mark("heart", np.maximum(right_cavity + 4, 42 * size - left))
     cavity = 29 * size - left
     canvas.paint(cavity, 1.0)
     for at_x, at_y in ((-44, 12), (-40, -14)):
         papillary = 5.5 - np.hypot(canvas.x - at_x, canvas.y - at_y)
         canvas.paint(papillary, 0.25, within=canvas.inside(cavity - 4) * canvas.inside(25 - canvas.z))
     canvas.paint(canvas.tube((-34, -68), (12, 12)), 0.95)  # descending aorta
+    canvas.mark("aorta", canvas.tube((-34, -68), (12, 12)))
     spine = canvas.tube((6, -84), (20, 17))
     canvas.paint(spine, 0.42)
     canvas.paint(canvas.tube((6, -104), (8, 6)), 0.9)
@@ -230,6 +250,7 @@ def _spine(canvas: Canvas, *, y_mm: float) -> None:
     level = np.abs(((canvas.z + 200) % 32) - 16)  # 16 in the middle of a disc
     body = canvas.tube((0, y_mm), (20, 16))
     canvas.paint(body, 80.0)
+    canvas.mark("vertebrae", body)
     bone = np.minimum(body, 13 - level)
     canvas.paint(bone, BONE_HU * 0.6)
     canvas.paint(bone - 2, MARROW_HU)

@@ -65,6 +65,7 @@ class Canvas:
             (at / scale + offset).astype(np.float32) for at, scale, offset in zip(turned, scales, wander, strict=True)
         )
         self.values = np.full(shape, background, np.float32)
+        self.structures: dict[str, NDArray[np.bool_]] = {}
 
     def noise(self, reach_mm: float) -> Field:
         """A smooth random field of about unit variance that changes over `reach_mm`."""
@@ -96,3 +97,10 @@ class Canvas:
         if within is not None:
             cover = cover * within
         self.values += cover * (value - self.values)
+
+    def mark(self, structure: str, depth_mm: Field) -> None:
+        """Note that the voxels at positive depth belong to a structure, and to no other that was marked before."""
+        inside = np.asarray(depth_mm > 0)
+        for voxels in self.structures.values():
+            voxels &= ~inside
+        self.structures[structure] = self.structures.get(structure, np.zeros(self.shape, bool)) | inside

@@ -89,6 +89,22 @@ class Ledger:
             }
             return sides[0], sides[1], sides[2]
 
+    def crop_box(self, volume_id: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """First (inclusive) and last (exclusive) voxel of what was sliced, RAS+ order; None if not known."""
+        facts = self._facts(volume_id)
+        if "crop_box" not in facts:
+            return None
+        with _reading_facts(volume_id):
+            first, last = (tuple(map(int, corner)) for corner in facts["crop_box"])
+            if len(first) != 3 or len(last) != 3:
+                raise ValueError("its crop box has no three sides")
+            return first, last
+
+    def content_sha256(self, volume_id: str) -> str | None:
+        """The sha256 of a volume's bytes when it was embedded; None if not known."""
+        group = self._group_with(volume_id)
+        return group.content_sha256(volume_id) if group else None
+
     def _facts(self, volume_id: str) -> dict[str, Any]:
         """VolumeFacts of a volume as JSON; empty if the ledger has none."""
         group = self._group_with(volume_id)
@@ -193,9 +209,17 @@ class _Group:
         """JSON of medret.volume.read.VolumeFacts, or an empty object."""
         return self._facts[self._places[volume_id]] or "{}"
 
+    def content_sha256(self, volume_id: str) -> str | None:
+        """As `Ledger.content_sha256`."""
+        return self._contents[self._places[volume_id]]
+
     @cached_property
     def _facts(self) -> Coded:
         return Coded(self._read(["facts"]).column("facts"))
+
+    @cached_property
+    def _contents(self) -> Coded:
+        return Coded(self._read(["content_sha256"]).column("content_sha256"))
 
     def _read(self, columns: list[str]) -> pa.RecordBatch:
         (batch,) = self._file.read(columns, self._number).combine_chunks().to_batches()

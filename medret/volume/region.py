@@ -16,6 +16,7 @@ from medret.volume.limits import Limits
 from medret.volume.open import open_volume
 from medret.volume.orientation import Geometry, geometry_of, slice_centres_mm
 from medret.volume.slicing import PLANE_OF_AXIS
+from medret.volume.stored import StoredVolume
 
 Bounds = tuple[float, float] | None
 _SAME_MM = 1e-2  # tolerated difference between the affines of a mask and its volume
@@ -53,6 +54,28 @@ class Region:
         return Box((first[0], first[1], first[2]), (last[0], last[1], last[2]))
 
 
+def grids_differ(one: StoredVolume, other: StoredVolume) -> str | None:
+    """How the grid of a volume differs from that of another, in words: what one has, not what the other has.
+
+    None if they are the same, up to 0.01 mm.
+    """
+    geometry, other_geometry = (geometry_of(each.placement, each.shape) for each in (one, other))
+    sides = [one.shape[axis] for axis in geometry.axes]
+    other_sides = [other.shape[axis] for axis in other_geometry.axes]
+    if sides != other_sides:
+        return f"{' x '.join(map(str, sides))} voxels, not {' x '.join(map(str, other_sides))}"
+    if np.allclose(geometry.affine_ras, other_geometry.affine_ras, rtol=0, atol=_SAME_MM):
+        return None
+    here, there = _place(geometry), _place(other_geometry)
+    return f"voxels {here}, not {'in other directions' if here == there else there}"
+
+
+def _place(geometry: Geometry) -> str:
+    spacing = " x ".join(f"{mm:.4g}" for mm in geometry.spacing_mm)
+    first = ", ".join(f"{mm:.2f}" for mm in geometry.affine_ras[:3, 3])
+    return f"of {spacing} mm, the first at ({first})"
+
+
 def mask_region(mask: Content, volume: Content, limits: Limits | None = None) -> Region:
     """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
     limits = limits or Limits()
@@ -62,14 +85,9 @@ def mask_region(mask: Content, volume: Content, limits: Limits | None = None) ->
     except VolumeError as error:
         named = VolumeError(error.code, f"mask: {error.reason}")
         raise UsageError(f"mask cannot be used: {error.code}: {error.reason}") from named
-    mask_geometry, geometry = (geometry_of(each.placement, each.shape) for each in (marks, imaged))
-    voxels = mask_geometry.to_ras(voxels)
-    shape = tuple(imaged.shape[axis] for axis in geometry.axes)
-    if voxels.shape != shape or not np.allclose(mask_geometry.affine_ras, geometry.affine_ras, atol=_SAME_MM):
-        raise UsageError(
-            f"mask has {' x '.join(map(str, voxels.shape))} voxels, the query {' x '.join(map(str, shape))} (RAS+ "
-            "order), or lies elsewhere in the scanner: a mask must be drawn on the query's own grid"
-        )
+    voxels = geometry_of(marks.placement, marks.shape).to_ras(voxels)
+    if problem := grids_differ(marks, imaged):
+        raise UsageError(f"mask has {problem} (the query's, RAS+ order): a mask must be drawn on the query's own grid")
     marked = (voxels != 0) & (voxels == voxels)  # not NaN
     bounds = []
     for axis in range(3):
