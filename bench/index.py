@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from synthetic import clustered, near
 
 from medret.index import EXACT, LSH, Distinct, ExactIndex, IndexSettings, open_approximate, open_exact
-from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
+from medret.index.approximate import first_equal
 from medret.index.exact import build_exact
+from medret.index.hnsw import HnswIndex, build_hnsw
+from medret.index.lsh import LshIndex, build_lsh
 
 try:
     import hnswlib

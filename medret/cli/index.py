@@ -159,6 +159,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="HNSW candidates while searching (default 64)",
     )
+    add(
+        "--hnsw-codes",
+        choices=("fp16", "rabitq2"),
+        help="what HNSW nodes hold: float16 vectors, or codes of two bits per dimension (default fp16)",
+    )
     add("--lsh-bits", type=positive_int, metavar="BITS", help="LSH bits per vector (default two per dimension)")
     add("--shard-rows", type=positive_int, metavar="ROWS", help="most vectors per index shard (default 262144)")
 

@@ -21,9 +21,10 @@ from medret.evaluate.query_sets import Report
 from medret.evaluate.study import Row, Study, read_slices
 from medret.html.plots import lines
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
-from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh
 from medret.index.build import RECALL_K, TIE_TOLERANCE, size_bytes, threads
 from medret.index.exact import build_exact
+from medret.index.hnsw import HnswIndex, build_hnsw
+from medret.index.lsh import LshIndex, build_lsh
 from medret.search import Snapshot
 
 SIZES = (1_000, 10_000, 100_000)

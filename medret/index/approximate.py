@@ -1,9 +1,4 @@
-"""HNSW and LSH: candidates from a FAISS index over the distinct vectors, re-scored by the exact index.
-
-HNSW holds float16 vectors: half the memory of float32, and faster to build and to search. LSH is a random rotation
-(medret.index.rotation), one bit per rotated dimension, and a Hamming scan. Embeddings share a strong mean; a zero
-threshold would give most vectors the same bits, so each bit's threshold is the median of its rotated dimension over a
-sample of the shard's own vectors.
+"""What HNSW and LSH share: candidates from a FAISS index over the distinct vectors, re-scored by the exact index.
 
 The index holds only the first of equal vectors. Archives repeat themselves: copies of files and, above all, empty
 slices, which have the same vector in every volume. In an HNSW graph, copies of a vector that outnumber a node's links
@@ -22,22 +17,17 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.exact import ExactIndex, float32_batches
+from medret.index.exact import ExactIndex
 from medret.index.neighbours import (
     MISSING,
-    TIE_MARGIN,
     Neighbours,
     best_first,
-    hnsw_parameters,
     mask_of_rows,
     no_neighbours,
 )
-from medret.index.rotation import Rotation
-from medret.index.settings import HNSW, IndexSettings
 
 Walked = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (n, dim) queries -> as this index holds vectors
 
@@ -194,131 +184,3 @@ class ApproximateIndex(ABC):
         allowed: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
         allowed[np.take_along_axis(unusable, first, axis=1).any(axis=1)] = MISSING
         return allowed
-
-
-_faiss: Any = faiss  # its type stubs lack `storage`
-
-# Up to this many excluded vectors are walked through; beyond, the search is widened by their share.
-EXCLUDED_MAX = 2048
-
-
-def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexHNSWSQ:
-    """Build the graph over (n, dim) distinct unit vectors. It is the same on every run only if FAISS has one thread."""
-    quantiser: Any = faiss.ScalarQuantizer.QT_fp16  # the type stubs want an object where FAISS wants its enum
-    index = faiss.IndexHNSWSQ(vectors.shape[1], quantiser, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = settings.hnsw_ef_construction
-    for batch in float32_batches(vectors):
-        index.add(batch)
-    return index
-
-
-class HnswIndex(ApproximateIndex):
-    """An opened HNSW index. Excluded vectors are walked through but not returned."""
-
-    cost_asked, cost_held = 24.0, 0.0
-
-    def __init__(
-        self,
-        index: faiss.IndexHNSWSQ,
-        exact: ExactIndex,
-        distinct: Distinct,
-        ef_search: int,
-        walked: Walked | None = None,
-    ) -> None:
-        super().__init__(index, exact, distinct, walked)
-        self._ef_search = ef_search
-        self._graph_vectors = ExactIndex(_faiss.downcast_index(index.storage))
-        self._unfiltered = hnsw_parameters(ef_search, None, self._total)
-
-    def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Use the graph's vectors, if they have the same bits: they are in the cache after the walk."""
-        return super()._scores(queries, numbers) if self._walked else self._graph_vectors.scores(queries, numbers)
-
-    def _candidates(
-        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
-    ) -> NDArray[np.int64] | None:
-        total, excluded_count = self._total, 0 if excluded is None else len(excluded)
-        numbers: NDArray[np.int64]
-        if excluded_count <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + excluded_count) >= kept:
-            return None  # in a small index a scan is as fast and misses nothing
-        if not excluded_count:
-            _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=self._unfiltered)
-            return numbers
-        if excluded is not None and excluded_count > EXCLUDED_MAX:
-            asked = self._widened(k + TIE_MARGIN, kept)
-            if asked is None:
-                return None
-            asked = min(max(asked, self._ef_search), total)
-            _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
-            return self._first_allowed(numbers, excluded, min(k + TIE_MARGIN, kept))
-        # Excluded vectors take places in the candidate list too: make room for all of them, in case they are nearest.
-        parameters = hnsw_parameters(self._ef_search + excluded_count, excluded, total)
-        _, numbers = self._index.search(queries, min(k + TIE_MARGIN, total), params=parameters)
-        return numbers
-
-
-TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice
-
-
-def build_lsh(vectors: NDArray[np.float16], settings: IndexSettings) -> faiss.IndexLSH:
-    """Build the codes of (n, dim) distinct unit vectors. Thresholds come from at most 16,384 evenly spaced rows."""
-    rows, dim = vectors.shape
-    bits = settings.bits_for(dim)
-    rotation = Rotation(dim, bits)
-    index = faiss.IndexLSH(bits, bits, False, True)  # vectors come rotated; train thresholds
-    sample = np.linspace(0, rows - 1, min(rows, TRAIN_ROWS)).round().astype(np.int64)
-    index.train(rotation.apply(vectors[sample].astype(np.float32)))
-    for batch in float32_batches(vectors):
-        index.add(rotation.apply(batch))
-    return index
-
-
-class LshIndex(ApproximateIndex):
-    """An opened LSH index. candidates: how many of the nearest codes are re-scored.
-
-    An index of an older version holds its own rotation, and is asked with vectors that are not rotated.
-    """
-
-    cost_asked, cost_held = 1.5, 0.1
-
-    def __init__(
-        self,
-        index: Any,  # faiss.IndexLSH, whose type stub lacks rotate_data
-        exact: ExactIndex,
-        distinct: Distinct,
-        candidates: int,
-        walked: Walked | None = None,
-    ) -> None:
-        super().__init__(index, exact, distinct, walked)
-        self._count = candidates
-        self._rotation = None if index.rotate_data else Rotation(exact.dim, index.nbits)
-
-    def _candidates(
-        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
-    ) -> NDArray[np.int64] | None:
-        total = self._total
-        needed = asked = max(self._count, k + TIE_MARGIN)
-        if excluded is not None:  # IndexLSH takes no selector: ask for more instead
-            few = len(excluded) <= self._count
-            share = None if few else self._widened(needed, kept)
-            if not few and share is None:
-                return None
-            asked = share or needed + len(excluded)
-        turned = queries if self._rotation is None else self._rotation.apply(queries)
-        numbers: NDArray[np.int64]
-        _, numbers = self._index.search(turned, min(asked, total))
-        return numbers if excluded is None else self._first_allowed(numbers, excluded, min(needed, kept))
-
-
-def approximate_index(
-    kind: str,
-    index: Any,
-    exact: ExactIndex,
-    distinct: Distinct,
-    settings: IndexSettings,
-    walked: Walked | None = None,
-) -> ApproximateIndex:
-    """An HNSW or LSH index of FAISS, over the distinct vectors of `exact`. walked: see `ApproximateIndex`."""
-    if kind == HNSW:
-        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search, walked)
-    return LshIndex(index, exact, distinct, settings.lsh_candidates, walked)

@@ -15,8 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.errors import MedretError
-from medret.index.approximate import Distinct, approximate_index, build_hnsw, build_lsh, first_equal
+from medret.index.approximate import Distinct, first_equal
 from medret.index.exact import ExactIndex, build_exact, float32_batches
+from medret.index.hnsw import build_hnsw
+from medret.index.index_files import approximate_index
+from medret.index.lsh import build_lsh
 from medret.index.neighbours import MISSING, Searchable
 from medret.index.rows import row_order, serialise_rows
 from medret.index.settings import EXACT, HNSW, LSH, IndexSettings

@@ -19,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import CorruptError, first_line
-from medret.index.approximate import Distinct, Walked, approximate_index
+from medret.index.approximate import ApproximateIndex, Distinct, Walked
 from medret.index.exact import ExactIndex
+from medret.index.hnsw import HnswIndex
+from medret.index.lsh import LshIndex
 from medret.index.neighbours import Searchable
-from medret.index.settings import EXACT, HNSW, KINDS, LSH, IndexSettings
+from medret.index.settings import EXACT, HNSW, KINDS, LSH, RABITQ_BITS, IndexSettings
 
 INNER_PRODUCT, L2 = 0, 1
-FP16 = 4  # faiss.ScalarQuantizer.QT_fp16
+QT_FP16 = 4  # faiss.ScalarQuantizer.QT_fp16
+QUERY_BITS = 4  # of FAISS's RaBitQ
 DIM_MAX, BITS_MAX = 1 << 16, 1 << 14
 LEVELS_MAX = 64  # of a graph; the highest of 2^31 nodes is about 10
 NO_LINK = -1
@@ -94,26 +97,50 @@ def _expect(holds: bool, problem: str) -> None:
         raise ValueError(problem)
 
 
-def _header(fields: _Fields, mark: bytes, metric: int) -> tuple[int, int]:
-    found_mark, dim, rows, _, _, trained, found_metric = fields.take("4siqqq?i")
-    _expect(found_mark == mark, f"it begins with {found_mark!r}, expected {mark!r}")
+def _header(fields: _Fields, metrics: dict[bytes, int]) -> tuple[bytes, int, int]:
+    """Mark, vectors and dimensions. metrics: mark -> the metric of such an index."""
+    mark, dim, rows, _, _, trained, metric = fields.take("4siqqq?i")
+    _expect(mark in metrics, f"it begins with {mark!r}, expected {' or '.join(map(repr, metrics))}")
     _expect(0 < dim <= DIM_MAX and 0 <= rows < 2**31, f"it declares {rows} vectors of {dim} dimensions")
-    _expect(trained and found_metric == metric, f"its metric is {found_metric}, expected {metric}")
-    return rows, dim
+    _expect(trained and metric == metrics[mark], f"its metric is {metric}, expected {metrics[mark]}")
+    return mark, rows, dim
 
 
 def _exact(fields: _Fields) -> tuple[int, int]:
-    rows, dim = _header(fields, b"IxSQ", INNER_PRODUCT)
+    _, rows, dim = _header(fields, {b"IxSQ": INNER_PRODUCT})
     *form, code_dim, code_bytes = fields.take("iifQQ")
     layout = (*form, code_dim, code_bytes, len(fields.vector("<f4")))
-    _expect(layout == (FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {layout}, expected float16 of {dim}")
+    _expect(
+        layout == (QT_FP16, 0, 0.0, dim, 2 * dim, 0), f"its vectors are stored as {layout}, expected float16 of {dim}"
+    )
     size = len(fields.vector("u1"))
     _expect(size == rows * code_bytes, f"it holds {size} bytes of vectors, expected {rows} x {code_bytes}")
     return rows, dim
 
 
+def _rabitq(fields: _Fields) -> tuple[int, int]:
+    _, rows, dim = _header(fields, {b"Ixrr": L2})
+    layout = fields.take("QQiQ")
+    size, code_bytes = len(fields.vector("u1")), layout[1]
+    expected = (dim, rabitq_bytes(dim), L2, RABITQ_BITS)
+    _expect(layout == expected, f"its codes are laid out as {layout}, expected {expected}")
+    _expect(size == rows * code_bytes, f"it holds {size} bytes of codes, expected {rows} x {code_bytes}")
+    centre, ending = fields.vector("<f4"), fields.take("BB")
+    _expect(len(centre) == dim and bool(np.isfinite(centre).all()), f"its centre has not {dim} finite numbers")
+    _expect(ending == (QUERY_BITS, 1), f"it ends with {ending}, expected {(QUERY_BITS, 1)}")
+    return rows, dim
+
+
+def rabitq_bytes(dim: int) -> int:
+    """Size of a code of RABITQ_BITS per dimension: signs, further bits, and 20 bytes of factors."""
+    return (dim + 7) // 8 + (dim * (RABITQ_BITS - 1) + 7) // 8 + 20
+
+
+_STORED = {b"IHNs": _exact, b"IHNr": _rabitq}  # HNSW's marks, and what the nodes of each are stored as
+
+
 def _hnsw(fields: _Fields) -> None:
-    rows, dim = _header(fields, b"IHNs", INNER_PRODUCT)
+    mark, rows, dim = _header(fields, {b"IHNs": INNER_PRODUCT, b"IHNr": L2})
     chances, ends, levels = fields.vector("<f8"), fields.vector("<i4"), fields.vector("<i4")
     starts, links = fields.vector("<u8"), fields.vector("<i4")
     entry, top, *_ = fields.take("5i")
@@ -127,7 +154,7 @@ def _hnsw(fields: _Fields) -> None:
     _expect(rows == 0 or (0 <= entry < rows and 0 <= top < levels[entry]), "its graph has no valid entry point")
     _expect(not len(links) or bool(links.min() >= NO_LINK and links.max() < rows), "a link leads out of its graph")
     _expect(_leads_down(levels, starts, links, ends, top), "a link leads to a node that is not on its level")
-    _expect(_exact(fields) == (rows, dim), f"its vectors are not {rows} of {dim} dimensions")
+    _expect(_STORED[mark](fields) == (rows, dim), f"its vectors are not {rows} of {dim} dimensions")
 
 
 def _leads_down(levels: NDArray[Any], starts: NDArray[Any], links: NDArray[Any], ends: NDArray[Any], top: int) -> bool:
@@ -143,7 +170,7 @@ def _leads_down(levels: NDArray[Any], starts: NDArray[Any], links: NDArray[Any],
 
 
 def _lsh(fields: _Fields) -> None:
-    rows, dim = _header(fields, b"IxHe", L2)
+    _, rows, dim = _header(fields, {b"IxHe": L2})
     bits, rotated, thresholds = fields.take("i??")
     _expect(0 < bits <= BITS_MAX and thresholds, f"it has {bits} bits, expected at most {BITS_MAX}")
     _expect(rotated or dim == bits, f"it has {bits} bits of {dim} rotated dimensions, expected as many")
@@ -160,7 +187,26 @@ def _lsh(fields: _Fields) -> None:
     _expect(codes == rows * code_bytes, f"it holds {codes} bytes of codes, expected {rows} x {code_bytes}")
 
 
-_CLASSES = {HNSW: faiss.IndexHNSWSQ, LSH: faiss.IndexLSH, EXACT: faiss.IndexScalarQuantizer}
+_faiss: Any = faiss  # its type stubs lack RaBitQ
+_CLASSES: dict[str, Any] = {
+    HNSW: (faiss.IndexHNSWSQ, _faiss.IndexHNSWRaBitQ),
+    LSH: faiss.IndexLSH,
+    EXACT: faiss.IndexScalarQuantizer,
+}
+
+
+def approximate_index(
+    kind: str,
+    index: Any,
+    exact: ExactIndex,
+    distinct: Distinct,
+    settings: IndexSettings,
+    walked: Walked | None = None,
+) -> ApproximateIndex:
+    """An HNSW or LSH index of FAISS, over the distinct vectors of `exact`. walked: see `ApproximateIndex`."""
+    if kind == HNSW:
+        return HnswIndex(index, exact, distinct, settings.hnsw_ef_search, walked)
+    return LshIndex(index, exact, distinct, settings.lsh_candidates, walked)
 
 
 def open_exact(path: Path, *, rows: int, dim: int, use_gpu: bool = False) -> ExactIndex:

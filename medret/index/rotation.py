@@ -1,4 +1,4 @@
-"""The rotation of LSH: seeded, so that it is not stored, and fast, so that building and opening an index cost nothing.
+"""Rotations of vectors: seeded, so that they are not stored, and fast, so that building and opening cost nothing.
 
 A Gaussian matrix made orthogonal takes bits x bits x bits steps to make and dim x bits numbers to store: seconds, and
 megabytes in each file, whatever the number of vectors. FAISS's Hadamard rotation (three rounds of random signs and a
@@ -6,6 +6,8 @@ Walsh-Hadamard transform) needs only a seed.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import faiss
 import numpy as np
@@ -21,7 +23,7 @@ class Rotation:
 
     def __init__(self, dim: int, bits: int) -> None:
         width = 1 << (dim - 1).bit_length()
-        self._rotations = [faiss.HadamardRotation(dim, seed) for seed in range(-(-bits // width))]
+        self._rotations = [_hadamard(dim, seed) for seed in range(-(-bits // width))]
         self._bits = bits
 
     def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -29,3 +31,23 @@ class Rotation:
         turned = [rotation.apply(np.ascontiguousarray(vectors)) for rotation in self._rotations]
         cut: NDArray[np.float32] = np.ascontiguousarray(np.concatenate(turned, axis=1)[:, : self._bits])
         return cut
+
+
+def turned(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, dim) vectors turned by a rotation that spreads every dimension over all others; lengths and angles stay.
+
+    A Hadamard rotation needs a power of two: where dim is none, the largest below it turns the first dimensions, then
+    the last, and both once more. They overlap, because it is more than half of dim.
+    """
+    dim = vectors.shape[1]
+    width = 1 << (dim.bit_length() - 1)
+    result = np.array(vectors, np.float32)
+    for seed, start in enumerate([0] if width == dim else [0, dim - width] * 2):
+        part = slice(start, start + width)
+        result[:, part] = _hadamard(width, seed).apply(np.ascontiguousarray(result[:, part]))
+    return result
+
+
+@cache
+def _hadamard(dim: int, seed: int) -> faiss.HadamardRotation:
+    return faiss.HadamardRotation(dim, seed)

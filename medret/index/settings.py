@@ -10,6 +10,9 @@ from medret.errors import UsageError
 
 HNSW, LSH, EXACT = "hnsw", "lsh", "exact"
 KINDS = (HNSW, LSH, EXACT)
+FP16, RABITQ = "fp16", "rabitq2"
+HNSW_CODES = (FP16, RABITQ)
+RABITQ_BITS = 2  # per dimension, of `rabitq2`
 
 # Increase when the same vectors and settings would give other index files.
 INDEX_VERSION = 1
@@ -27,6 +30,7 @@ class IndexSettings:
 
     hnsw_m: links per node (twice as many on the lowest level).
     hnsw_ef_construction, hnsw_ef_search: length of the candidate list while building and while searching.
+    hnsw_codes: what a node holds of its vector: fp16, or rabitq2, a code of two bits per dimension.
     lsh_bits: bits per vector, a multiple of 8; None applies `bits_for`'s rule.
     lsh_candidates: how many candidates, best by Hamming distance, are re-scored with the exact cosine.
     shard_rows: maximum number of vectors per shard.
@@ -39,6 +43,7 @@ class IndexSettings:
     hnsw_m: int = 32
     hnsw_ef_construction: int = 200
     hnsw_ef_search: int = 64
+    hnsw_codes: str = FP16
     lsh_bits: int | None = None
     lsh_candidates: int = 200
     shard_rows: int = 262_144
@@ -49,6 +54,8 @@ class IndexSettings:
         _within("hnsw_m", self.hnsw_m, 2, 512)
         _within("hnsw_ef_construction", self.hnsw_ef_construction, 1, 100_000)
         _within("hnsw_ef_search", self.hnsw_ef_search, 1, 100_000)
+        if self.hnsw_codes not in HNSW_CODES:
+            raise UsageError(f"index setting hnsw_codes is {self.hnsw_codes!r}, expected {' or '.join(HNSW_CODES)}")
         _within("lsh_candidates", self.lsh_candidates, 1, 1_000_000)
         _within("shard_rows", self.shard_rows, 1, 2**31 - 1)
         if self.lsh_bits is not None:
@@ -76,12 +83,15 @@ class IndexSettings:
 
         It goes into the digest of an index folder, and into the manifest, for the next run to compare.
         """
-        return {VERSION_KEY: INDEX_VERSION, **asdict(self), "kinds": list(self.kinds)}
+        content = {VERSION_KEY: INDEX_VERSION, **asdict(self), "kinds": list(self.kinds)}
+        if self.hnsw_codes == FP16:  # as before there was a choice: the files are the same
+            del content["hnsw_codes"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> IndexSettings:
         """Settings from a result of `to_json`; raises UsageError for unknown keys and bad values."""
-        values = {name: value for name, value in content.items() if name != VERSION_KEY}
+        values = {"hnsw_codes": FP16} | {name: value for name, value in content.items() if name != VERSION_KEY}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

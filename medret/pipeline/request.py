@@ -182,6 +182,7 @@ class IndexKeywords(TypedDict, total=False):
     hnsw_m: int
     hnsw_ef_construction: int
     hnsw_ef_search: int
+    hnsw_codes: str
     lsh_bits: int
     shard_rows: int
     device: str

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pickle
 import subprocess
@@ -30,9 +31,11 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
+from medret.index.settings import HNSW_CODES
 from medret.storage import Location
 
 SETTINGS = IndexSettings()
+both_codes = pytest.mark.parametrize("codes", HNSW_CODES)
 Make = Callable[..., Any]
 
 
@@ -69,9 +72,14 @@ def test_files_are_named_by_content_and_results_recorded(
     assert pickle.loads(pickle.dumps(shard)) == shard
 
 
-def test_every_kind_gives_the_brute_force_answer(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:
+@both_codes
+def test_every_kind_gives_the_brute_force_answer(
+    tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, codes: str
+) -> None:
     vectors, queries = np.split(synthetic_vectors(2050, 64), [2000])
-    opened = _open(tmp_path, build_shard(Location(tmp_path), "x", vectors, volume_rows(2000), SETTINGS))
+    opened = _open(
+        tmp_path, build_shard(Location(tmp_path), "x", vectors, volume_rows(2000), IndexSettings(hnsw_codes=codes))
+    )
     cosines = _cosines(queries, vectors)
     best = np.argsort(-cosines, axis=1)[:, :10]
     for kind, index in opened.items():
@@ -85,9 +93,12 @@ def test_every_kind_gives_the_brute_force_answer(tmp_path: Path, synthetic_vecto
         assert (found.rows[:, :, None] == best[:, None, :]).any(axis=1).mean() > 0.98
 
 
-def test_excluded_rows_are_never_found(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:
+@both_codes
+def test_excluded_rows_are_never_found(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, codes: str) -> None:
     vectors = synthetic_vectors(500, 32)
-    opened = _open(tmp_path, build_shard(Location(tmp_path), "x", vectors, volume_rows(500), SETTINGS))
+    opened = _open(
+        tmp_path, build_shard(Location(tmp_path), "x", vectors, volume_rows(500), IndexSettings(hnsw_codes=codes))
+    )
     query = vectors[:1].astype(np.float32)
     for index in opened.values():
         everything = index.search(query, 20)
@@ -98,10 +109,10 @@ def test_excluded_rows_are_never_found(tmp_path: Path, synthetic_vectors: Make, 
         assert np.isneginf(index.search(query, 5, np.arange(500)).scores).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 11])
-def test_few_rows(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, n: int) -> None:
+@pytest.mark.parametrize(("n", "codes"), [*itertools.product([1, 2, 11], HNSW_CODES)])
+def test_few_rows(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, n: int, codes: str) -> None:
     vectors = synthetic_vectors(n, 16)
-    shard = build_shard(Location(tmp_path), "x", vectors, volume_rows(n), SETTINGS)
+    shard = build_shard(Location(tmp_path), "x", vectors, volume_rows(n), IndexSettings(hnsw_codes=codes))
     assert shard.recall == {EXACT: 1.0, LSH: 1.0, HNSW: 1.0}
     for index in _open(tmp_path, shard).values():
         found = index.search(vectors.astype(np.float32), 10)
@@ -119,11 +130,14 @@ def test_all_equal_vectors(tmp_path: Path, volume_rows: Make) -> None:
         assert (index.search(vectors[:2].astype(np.float32), 10).scores == 1.0).all()
 
 
-def test_copies_do_not_cut_an_index_in_pieces(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:
+@both_codes
+def test_copies_do_not_cut_an_index_in_pieces(
+    tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, codes: str
+) -> None:
     vectors = synthetic_vectors(1500, 32)
     rng = np.random.default_rng(2)
     vectors[rng.choice(1500, 600, replace=False)] = vectors[7]  # as empty slices do
-    thorough = IndexSettings(lsh_candidates=1000)  # 32 dimensions give few bits
+    thorough = IndexSettings(lsh_candidates=1000, hnsw_codes=codes)  # 32 dimensions give few bits
     shard = build_shard(Location(tmp_path), "x", vectors, volume_rows(1500), thorough)
     opened = _open(tmp_path, shard, thorough)
     for query in (vectors[7], vectors[8], vectors[1200]):
@@ -164,8 +178,9 @@ vectors = np.load(sys.argv[1])
 n = len(vectors)
 ids = [f"synthetic/{row:05d}" for row in range(n)]
 rows = pa.table([ids, pa.nulls(n, pa.string()), pa.nulls(n, pa.int32())], schema=ROWS)
-shard = build_shard(Location(sys.argv[2]), "x", vectors, rows, IndexSettings())
-print(sorted((kind, file.sha256) for kind, file in shard.files))
+for codes in ("fp16", "rabitq2"):
+    shard = build_shard(Location(sys.argv[2]), "x", vectors, rows, IndexSettings(hnsw_codes=codes))
+    print(sorted((kind, file.sha256) for kind, file in shard.files))
 """
 
 
@@ -253,15 +268,18 @@ print(resident_mib() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_opening_maps_files_instead_of_reading_them(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:
+@both_codes
+def test_opening_maps_files_instead_of_reading_them(
+    tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, codes: str
+) -> None:
     rows, dim = 20_000, 256
-    quick = IndexSettings(hnsw_m=4, hnsw_ef_construction=8, lsh_bits=64)
+    quick = IndexSettings(hnsw_m=4, hnsw_ef_construction=8, lsh_bits=64, hnsw_codes=codes)
     shard = build_shard(Location(tmp_path), "x", synthetic_vectors(rows, dim), volume_rows(rows), quick)
     paths = {kind: tmp_path / file.path for kind, file in shard.files}
     on_disk = sum(file.size_bytes for _, file in shard.files) / 2**20
     command = [sys.executable, "-c", _OPEN, str(rows), str(dim), *(str(paths[kind]) for kind in (EXACT, HNSW, LSH))]
     grown = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert on_disk > 20
+    assert on_disk > 12
     assert grown < on_disk / 4
 
 

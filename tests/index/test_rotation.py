@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from medret.errors import CorruptError
 from medret.index import IndexSettings
-from medret.index.approximate import Distinct, LshIndex, build_lsh
+from medret.index.approximate import Distinct
 from medret.index.build import recall_of, recall_probe
 from medret.index.exact import ExactIndex, build_exact
 from medret.index.index_files import JUDGES, open_approximate
-from medret.index.rotation import Rotation
+from medret.index.lsh import LshIndex, build_lsh
+from medret.index.rotation import Rotation, turned
 
 DIM, ROWS = 96, 3000
 
@@ -32,6 +33,25 @@ def test_whole_rotations_keep_lengths_and_angles(power: int, more: int) -> None:
     for half in (turned[:, :width], turned[:, width:]):
         np.testing.assert_allclose(half @ half.T, vectors @ vectors.T, rtol=1e-4, atol=1e-4)
     assert not np.allclose(turned[:, :width], turned[:, width:])  # each rotation has a seed of its own
+
+
+@given(st.integers(1, 1600), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_turned_vector_keeps_its_length_and_its_angles(dim: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).standard_normal((5, dim)).astype(np.float32)
+    kept = vectors.copy()
+    made = turned(vectors)
+    assert made.shape == vectors.shape
+    assert (vectors == kept).all()
+    scale = float(np.abs(vectors @ vectors.T).max())
+    np.testing.assert_allclose(made @ made.T, vectors @ vectors.T, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("dim", [768, 1024, 1472])
+def test_a_turned_direction_has_no_dimension_that_holds_most_of_it(dim: int) -> None:
+    made = turned(np.eye(dim, dtype=np.float32)[:: dim // 16])
+    assert np.abs(made).max() < 0.3
+    assert np.abs(turned(np.ones((1, dim), np.float32)) / dim**0.5).max() < 0.3
 
 
 def test_every_bit_of_a_direction_depends_on_all_of_its_dimensions() -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from medret.errors import UsageError
 from medret.index import IndexSettings
+from medret.index.settings import FP16, HNSW_CODES
 
 
-def test_json_round_trip() -> None:
-    settings = IndexSettings(hnsw_m=16, lsh_bits=256, kinds=("exact", "lsh"))
+@pytest.mark.parametrize("codes", HNSW_CODES)
+def test_json_round_trip(codes: str) -> None:
+    settings = IndexSettings(hnsw_m=16, hnsw_codes=codes, lsh_bits=256, kinds=("exact", "lsh"))
     assert IndexSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
@@ -36,6 +38,8 @@ def test_lsh_bits_rule(dim: int, bits: int) -> None:
         ({"hnsw_ef_search": -1}, "hnsw_ef_search"),
         ({"hnsw_ef_search": 1.5}, "1.5"),
         ({"hnsw_m": True}, "True"),
+        ({"hnsw_codes": "fp8"}, "hnsw_codes is 'fp8', expected fp16 or rabitq2"),
+        ({"hnsw_codes": None}, "None"),
         ({"lsh_bits": 100}, "multiple of 8"),
         ({"lsh_candidates": 0}, "lsh_candidates"),
         ({"shard_rows": 0}, "shard_rows"),
@@ -57,3 +61,11 @@ def test_unknown_keys_are_refused() -> None:
 def test_json_tells_settings_apart() -> None:
     assert IndexSettings().to_json() == IndexSettings().to_json()
     assert IndexSettings().to_json() != IndexSettings(hnsw_m=16).to_json()
+    assert len({json.dumps(IndexSettings(hnsw_codes=codes).to_json()) for codes in HNSW_CODES}) == len(HNSW_CODES)
+
+
+def test_settings_from_before_there_were_codes_mean_float16() -> None:
+    """And float16 is written as it was then: its files stay where they are."""
+    content = {name: value for name, value in IndexSettings().to_json().items() if name != "hnsw_codes"}
+    assert IndexSettings.from_json(content) == IndexSettings(hnsw_codes=FP16)
+    assert IndexSettings(hnsw_codes=FP16).to_json() == content

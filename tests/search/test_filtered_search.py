@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import faiss
@@ -10,11 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.index import Distinct, ExactIndex, IndexSettings, Searchable
-from medret.index.approximate import HnswIndex, LshIndex, build_hnsw, build_lsh, first_equal
+from medret.index.approximate import first_equal
 from medret.index.exact import build_exact
+from medret.index.hnsw import HnswIndex, build_hnsw
+from medret.index.lsh import LshIndex, build_lsh
+from medret.index.settings import FP16, HNSW_CODES, RABITQ
 
 ROWS, DIM, K = 20_000, 64, 10
 SETTINGS = IndexSettings(hnsw_m=16, hnsw_ef_construction=80)
+EF_SEARCH = {FP16: 64, RABITQ: 100}  # codes of 64 dimensions are coarse
 SELECTIVITIES = (0.5, 0.05, 0.01, 0.001)
 
 
@@ -36,7 +41,10 @@ def indices(vectors: NDArray[np.float16]) -> dict[str, Searchable]:
     distinct, chosen = Distinct(first), vectors[np.unique(first)]
     return {
         "exact": exact,
-        "hnsw": HnswIndex(build_hnsw(chosen, SETTINGS), exact, distinct, SETTINGS.hnsw_ef_search),
+        **{
+            codes: HnswIndex(build_hnsw(chosen, replace(SETTINGS, hnsw_codes=codes)), exact, distinct, ef_search)
+            for codes, ef_search in EF_SEARCH.items()
+        },
         "lsh": LshIndex(build_lsh(chosen, SETTINGS), exact, distinct, SETTINGS.lsh_candidates),
     }
 
@@ -85,7 +93,7 @@ def test_filters_are_right_at_every_selectivity(
     untied = scores > scores[:, -1:]  # at the cut any of the equal vectors may be meant
     assert (found["exact"].rows == rows)[untied].all()
     assert kept[found["exact"].rows].all()
-    for kind in ("hnsw", "lsh"):
+    for kind in (*HNSW_CODES, "lsh"):
         assert kept[found[kind].rows].all()
         # by score: of equal vectors any may be meant
         reached = (found[kind].scores >= scores[:, -1:] - 1e-6).mean()
@@ -104,7 +112,7 @@ def test_the_index_is_walked_where_it_is_faster_and_the_rows_scanned_where_they_
 
     monkeypatch.setattr(ExactIndex, "search", counted)
     excluded = np.arange(0, ROWS, 2)
-    for kind in ("hnsw", "lsh"):
+    for kind in (*HNSW_CODES, "lsh"):
         indices[kind].search(queries, K, excluded)
         assert sum(asked) < len(queries) / 2, kind
         asked.clear()

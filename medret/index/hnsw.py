@@ -1,0 +1,102 @@
+"""HNSW: a graph of the distinct vectors, walked for candidates. Its nodes hold codes of the vectors, or float16.
+
+Whatever a walk finds is scored again from the exact index, which holds the vectors anyway. So the nodes need no more of
+a vector than leads a walk to its neighbours: RaBitQ's codes (Gao and Long, arXiv 2405.12497) of two bits per dimension.
+They compare squared distances, which order unit vectors as cosines do, and suppose that every dimension counts the
+same: vectors are turned first (medret.index.rotation). float16 nodes are the vectors' own bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from medret.index.approximate import ApproximateIndex, Distinct, Walked
+from medret.index.exact import ExactIndex, float32_batches
+from medret.index.neighbours import TIE_MARGIN, hnsw_parameters
+from medret.index.rotation import turned
+from medret.index.settings import FP16, RABITQ_BITS, IndexSettings
+
+_faiss: Any = faiss  # its type stubs lack `storage` and RaBitQ
+
+# Up to this many excluded vectors are walked through; beyond, the search is widened by their share.
+EXCLUDED_MAX = 2048
+TRAIN_ROWS = 16_384  # for the mean that codes are relative to
+
+
+def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> Any:
+    """Build the graph over (n, dim) distinct unit vectors. It is the same on every run only if FAISS has one thread."""
+    dim = vectors.shape[1]
+    if settings.hnsw_codes == FP16:
+        index = _faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
+    else:
+        index = _faiss.IndexHNSWRaBitQ(dim, settings.hnsw_m, RABITQ_BITS)
+        sample = np.linspace(0, len(vectors) - 1, min(len(vectors), TRAIN_ROWS)).round().astype(np.int64)
+        index.train(turned(vectors[sample].astype(np.float32)))
+    index.hnsw.efConstruction = settings.hnsw_ef_construction
+    for batch in float32_batches(vectors):
+        index.add(batch if settings.hnsw_codes == FP16 else turned(batch))
+    return index
+
+
+class HnswIndex(ApproximateIndex):
+    """An opened HNSW index. Excluded vectors are walked through but not returned.
+
+    index: faiss.IndexHNSWSQ or faiss.IndexHNSWRaBitQ. ef_search: length of the candidate list of a walk.
+    """
+
+    cost_asked, cost_held = 24.0, 0.0
+
+    def __init__(
+        self,
+        index: Any,
+        exact: ExactIndex,
+        distinct: Distinct,
+        ef_search: int,
+        walked: Walked | None = None,
+    ) -> None:
+        super().__init__(index, exact, distinct, walked)
+        self._ef_search = ef_search
+        self._turned = isinstance(index, _faiss.IndexHNSWRaBitQ)
+        nodes = _faiss.downcast_index(index.storage)
+        same_bits = not self._turned and nodes.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+        self._graph_vectors = ExactIndex(nodes) if same_bits else None
+        self._unfiltered = hnsw_parameters(ef_search, None, self._total)
+
+    def _scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Use the graph's vectors, if they have the same bits: they are in the cache after the walk."""
+        if self._walked or self._graph_vectors is None:
+            return super()._scores(queries, numbers)
+        return self._graph_vectors.scores(queries, numbers)
+
+    def _needed(self, k: int) -> int:
+        """How many candidates to score again: of codes, all that a walk lists, because their order is uncertain."""
+        return k + TIE_MARGIN if self._graph_vectors else max(k + TIE_MARGIN, self._ef_search)
+
+    def _candidates(
+        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
+    ) -> NDArray[np.int64] | None:
+        total, excluded_count = self._total, 0 if excluded is None else len(excluded)
+        needed = self._needed(k)
+        numbers: NDArray[np.int64]
+        if excluded_count <= EXCLUDED_MAX and self.cost_asked * (self._ef_search + excluded_count) >= kept:
+            return None  # in a small index a scan is as fast and misses nothing
+        if self._turned:
+            queries = turned(queries)
+        if not excluded_count:
+            _, numbers = self._index.search(queries, min(needed, total), params=self._unfiltered)
+            return numbers
+        if excluded is not None and excluded_count > EXCLUDED_MAX:
+            asked = self._widened(needed, kept)
+            if asked is None:
+                return None
+            asked = min(max(asked, self._ef_search), total)
+            _, numbers = self._index.search(queries, asked, params=hnsw_parameters(asked, None, total))
+            return self._first_allowed(numbers, excluded, min(needed, kept))
+        # Excluded vectors take places in the candidate list too: make room for all of them, in case they are nearest.
+        parameters = hnsw_parameters(self._ef_search + excluded_count, excluded, total)
+        _, numbers = self._index.search(queries, min(needed, total), params=parameters)
+        return numbers

@@ -1,0 +1,113 @@
+"""HNSW files of both kinds of nodes: what medret writes opens, mapped; what somebody changed is refused or answers."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from medret.errors import CorruptError
+from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, open_approximate
+from medret.index.exact import build_exact
+from medret.index.hnsw import build_hnsw
+from medret.index.index_files import rabitq_bytes
+from medret.index.settings import FP16, HNSW_CODES, RABITQ, RABITQ_BITS
+
+ROWS, DIM = 1700, 24  # so many that the graph is walked
+_faiss: Any = faiss  # its type stubs lack RaBitQ
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Any:
+    raw = np.random.default_rng(2).standard_normal((ROWS, DIM))
+    return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def files(vectors: Any) -> dict[str, bytes]:
+    settings = {codes: IndexSettings(hnsw_m=12, hnsw_ef_construction=60, hnsw_codes=codes) for codes in HNSW_CODES}
+    return {codes: faiss.serialize_index(build_hnsw(vectors, each)).tobytes() for codes, each in settings.items()}
+
+
+def opened(path: Path, vectors: Any) -> Any:
+    exact, distinct = ExactIndex(build_exact(vectors)), Distinct(np.arange(len(vectors), dtype=np.int32))
+    JUDGES[HNSW](path)
+    return open_approximate(path, HNSW, exact, distinct, IndexSettings(hnsw_ef_search=32))
+
+
+@pytest.mark.parametrize("codes", HNSW_CODES)
+def test_a_file_tells_what_its_nodes_hold(tmp_path: Path, vectors: Any, files: dict[str, bytes], codes: str) -> None:
+    """Whatever the settings of its reader say: shards of both kinds may lie in the snapshots of one store."""
+    path = tmp_path / codes
+    path.write_bytes(files[codes])
+    found = opened(path, vectors).search(vectors[:50].astype(np.float32), 3)
+    assert (found.rows[:, 0] == np.arange(50)).mean() > 0.95
+    cosines = vectors[:50].astype(np.float64) @ vectors.astype(np.float64).T
+    assert np.abs(found.scores - np.take_along_axis(cosines, found.rows, axis=1)).max() < 1e-6
+
+
+def test_codes_are_walked_by_their_estimates(files: dict[str, bytes]) -> None:
+    """FAISS's staged search, without which every step reads whole codes, survives writing and reading."""
+    index = _faiss.deserialize_index(np.frombuffer(files[RABITQ], np.uint8))
+    assert index.hnsw.search_method == _faiss.HNSW.SM_RABITQ
+    assert not index.hnsw.is_similarity
+
+
+@pytest.mark.parametrize("dim", [1, 8, 17, 24, 768, 1472, 1792])
+def test_codes_are_as_long_as_faiss_makes_them(dim: int) -> None:
+    assert rabitq_bytes(dim) == _faiss.IndexRaBitQ(dim, faiss.METRIC_L2, RABITQ_BITS).code_size
+
+
+def test_codes_are_less_than_a_third_of_float16(vectors: Any) -> None:
+    wide = np.tile(vectors, (1, 32))[:50]
+    wide = (wide / np.linalg.norm(wide.astype(np.float32), axis=1, keepdims=True)).astype(np.float16)
+    size = {c: faiss.serialize_index(build_hnsw(wide, IndexSettings(hnsw_codes=c))).nbytes for c in HNSW_CODES}
+    assert size[RABITQ] < size[FP16] / 3
+
+
+FORGED = {  # of a file of codes: where from its end, what stands there, and what is said of it
+    "query bits": (-2, b"\x09", "it ends with"),
+    "staged": (-1, b"\x00", "it ends with"),
+    "centre": (-6, struct.pack("<f", np.nan), "finite"),
+    "length of the centre": (-2 - 4 * DIM - 8, struct.pack("<Q", DIM - 1), "centre"),
+    "bits": (-2 - 4 * DIM - 8 - ROWS * rabitq_bytes(DIM) - 16, struct.pack("<Q", 1), "laid out as"),
+    "length of the codes": (
+        -2 - 4 * DIM - 8 - ROWS * rabitq_bytes(DIM) - 8,
+        struct.pack("<Q", 2**40),
+        "within a field",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_file_of_codes_is_refused(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
+    place, forged, said = FORGED[name]
+    data = bytearray(files[RABITQ])
+    at = len(data) + place
+    data[at : at + len(forged)] = forged
+    path = tmp_path / "forged"
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match=rf"forged is not an index that medret writes: .*{said}"):
+        JUDGES[HNSW](path)
+
+
+@pytest.mark.parametrize("codes", HNSW_CODES)
+def test_a_changed_file_is_refused_or_answers(
+    tmp_path: Path, vectors: Any, files: dict[str, bytes], codes: str
+) -> None:
+    rng = np.random.default_rng(4)
+    sound, path, refused = files[codes], tmp_path / "changed", 0
+    for number in range(60):
+        data = bytearray(sound)
+        for place in rng.integers(0, len(data) if number % 2 else 400, 3).tolist():
+            data[place if number % 3 else -1 - place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            opened(path, vectors).search(vectors[:5].astype(np.float32), 10)
+        except CorruptError:
+            refused += 1
+    assert 0 < refused < 60
