@@ -80,6 +80,7 @@ def of_one_model(
             "bare": partial(bare.run, way),
             "fed": partial(encoder.embed, slices),
             "fed in calls": partial(_each, encoder, calls),
+            "prepared": partial(_prepare, encoder, slices),
         }
         taking_turns(routes, images, 1)  # compiles, and warms up
         rates = taking_turns(routes, images, 1 if tiny else 5)
@@ -87,6 +88,14 @@ def of_one_model(
         figures += [
             Figure(f"{name}: fed from uint8 slices", rates["fed"] / rates["bare"], 0.95, f"bare model: {way}"),
             Figure(f"{name}: in an actor's calls", rates["fed in calls"] / rates["bare"], None, f"bare model: {way}"),
+            Figure(
+                f"{name}: copying and normalising images",
+                100 * rates["fed"] / rates["prepared"],
+                None,
+                "the time of embedding them, if nothing overlapped",
+                at_least=False,
+                unit="%",
+            ),
             Figure(f"{name}: bare", rates["bare"] * work / roof, None, f"roof: matmul {roof / 1e12:.1f} TFLOP/s"),
             Figure(f"{name}: bare", rates["bare"], None, "no bound", unit="img/s"),
         ]
@@ -96,6 +105,11 @@ def of_one_model(
 def _each(encoder: Encoder, calls: Sequence[Any]) -> None:
     for call in calls:
         encoder.embed(call)
+
+
+def _prepare(encoder: Encoder, slices: Any) -> None:
+    for start in range(0, len(slices), encoder.batch_size):
+        encoder.prepare(slices[start : start + encoder.batch_size])
 
 
 def sharing(names: Sequence[str], device: str, seconds: float, batch: int) -> tuple[Figure, dict[str, Any]]:

@@ -121,17 +121,22 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, slices: NDArray[Any]) -> torch.Tensor:
         """At most batch_size slices -> (n, dim) float32 on the device. Zeros fill up the batch and are cut off."""
-        shape, pinned = (self.batch_size, *slices.shape[1:]), self._device.type == "cuda"
-        dtype = torch.uint8 if slices.dtype == np.uint8 else torch.float32
-        batch = torch.zeros(shape, dtype=dtype, pin_memory=pinned)  # pinned memory is copied while the GPU computes
-        batch.numpy()[: len(slices)] = slices
-        images = self._normalised(batch.to(self._device, non_blocking=True).to(torch.float32))
-        vectors: torch.Tensor = self._model(images.to(dtype=self._input_dtype, memory_format=self._layout))
+        vectors: torch.Tensor = self._model(self.prepare(slices))
         if vectors.shape != (self.batch_size, self.spec.dim):
             raise WeightsError(
                 f"{self.spec.name}: gives {tuple(vectors.shape)}, expected {(self.batch_size, self.spec.dim)}"
             )
         return vectors[: len(slices)].float()
+
+    @torch.inference_mode()
+    def prepare(self, slices: NDArray[Any]) -> Tensor:
+        """At most batch_size slices -> (batch_size, channels, side, side) on the device, as the network takes them."""
+        shape, pinned = (self.batch_size, *slices.shape[1:]), self._device.type == "cuda"
+        dtype = torch.uint8 if slices.dtype == np.uint8 else torch.float32
+        batch = torch.zeros(shape, dtype=dtype, pin_memory=pinned)  # pinned memory is copied while the GPU computes
+        batch.numpy()[: len(slices)] = slices
+        images = self._normalised(batch.to(self._device, non_blocking=True).to(torch.float32))
+        return images.to(dtype=self._input_dtype, memory_format=self._layout)
 
     def _normalised(self, batch: Tensor) -> Tensor:
         """Images -> (n, channels, side, side) as the network takes them."""
