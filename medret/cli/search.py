@@ -124,6 +124,13 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"volumes that late and a fusion compare in full (default {DEFAULTS.candidates})",
     )
+    group.add_argument(
+        "--expand",
+        type=int,
+        metavar="N",
+        help="volume: average the query with the N volumes nearest to it, and let the mean decide the order; scores "
+        f"are still the query's own cosines (default {DEFAULTS.expand}; 2 is a good choice)",
+    )
     group.add_argument("--symmetric", action="store_true", default=None, help="late: the mean of both directions")
 
 

@@ -174,6 +174,19 @@ class ShardedIndex:
                 return shard, rows  # all of them: shards are made of whole volumes
         return None
 
+    def rescored(self, queries: NDArray[np.float32], ranked: Sequence[Sequence[ScoredRow]]) -> list[list[ScoredRow]]:
+        """The same results in the same order, with the cosines of other (q, dim) queries."""
+        rescored = []
+        for query, found in zip(queries, ranked, strict=True):
+            scores = np.empty(len(found), np.float32)
+            shards = np.array([scored.shard for scored in found], np.int64)
+            rows = np.array([scored.row for scored in found], np.int64)
+            for number in np.unique(shards).tolist():
+                own = shards == number
+                scores[own] = self.shards[number].exact.scores(query[None], rows[own][None])[0]
+            rescored.append([replace(one, score=score) for one, score in zip(found, scores.tolist(), strict=True)])
+        return rescored
+
     def slice_at(self, scored: ScoredRow) -> Slices:
         """The one slice of a search result."""
         return self.shards[scored.shard].slices(slice(scored.row, scored.row + 1))

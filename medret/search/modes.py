@@ -6,6 +6,11 @@
     sum      the same, score: the sum of their cosines, divided by the number of slices searched for
     late     candidates from both indices, then the late-interaction score over all slices (`matching.late_scores`)
 
+With `expand`, mode volume asks twice: the query is averaged with the volumes nearest to it, each weighted with its
+cosine, and the mean asks again (query expansion: Chum et al., ICCV 2007, doi 10.1109/ICCV.2007.4408891). Its order is
+that of the answer; the scores are still the cosines of the query itself, so they need not fall. The query's own volume
+takes no part in the mean, nor do those that it must not find.
+
 The weights of a query's slices (Gaussian, for example) count in vote, sum and late. All scores are at most 1.
 
 In vote, max and sum each slice of the query has one vote, split into `per_slice` equal places for its nearest slices.
@@ -52,7 +57,7 @@ def rank_volumes(
     if not queries:
         return []
     if mode == VOLUME:
-        return _by_volume(queries, k, indices, group)
+        return _by_volume(queries, k, indices, group, options.expand)
     if mode == LATE:
         return _by_late(queries, k, indices, group, options)
     return [
@@ -61,10 +66,38 @@ def rank_volumes(
     ]
 
 
-def _by_volume(queries: Sequence[QueryVectors], k: int, indices: Indices, group: QueryGroup) -> list[list[ScoredRow]]:
-    assert indices.volumes is not None
+def _by_volume(
+    queries: Sequence[QueryVectors], k: int, indices: Indices, group: QueryGroup, expand: int = 0
+) -> list[list[ScoredRow]]:
+    index = indices.volumes
+    assert index is not None
     vectors = np.array([query.volume for query in queries], np.float32)
-    return indices.volumes.search(vectors, k, indices.kind, group.excluded, group.kept)
+    if not expand:
+        return index.search(vectors, k, indices.kind, group.excluded, group.kept)
+    nearest = index.search(
+        vectors, expand + max(len(query.volumes) for query in queries), indices.kind, group.excluded, group.kept
+    )
+    means = []
+    for query, vector, found in zip(queries, vectors, nearest, strict=True):
+        others = [scored for scored in found if scored.volume not in query.volumes][:expand]
+        means.append(expanded(vector, others, np.array([index.slice_at(scored).vectors[0] for scored in others])))
+    return index.rescored(
+        vectors, index.search(np.array(means, np.float32), k, indices.kind, group.excluded, group.kept)
+    )
+
+
+def expanded(
+    query: NDArray[np.float32], nearest: Sequence[ScoredRow], vectors: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The (dim,) unit vector in the direction of a query plus its nearest vectors (n, dim), each times its cosine.
+
+    A cosine below 0 counts as 0.
+    """
+    total = query.astype(np.float64)
+    for scored, vector in zip(nearest, vectors, strict=True):
+        total = total + max(scored.score, 0.0) * vector.astype(np.float64)
+    found: NDArray[np.float32] = (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
+    return found
 
 
 def slices_found(

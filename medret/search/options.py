@@ -23,6 +23,7 @@ NONE, SELF = "none", "self"
 PARTS = ("slices", "box", "mask")  # the options that name a part of a query
 
 DEFAULT_K = 10
+EXPAND_MAX = 100  # volumes
 
 SCORES = {
     VOLUME: "the cosine of the two volumes' vectors",
@@ -48,7 +49,8 @@ class SearchOptions:
     where: keeps only matching volumes: a filter such as "modality = 'CT' and organ in ('liver', 'lung')" (see
     `medret.search.filters`), or a `pyarrow.compute.Expression` over the columns of `Snapshot.labels()`.
     per_slice: nearest slices that each slice of the query finds. candidates: volumes that `late`, and a fusion, compare
-    in full. symmetric, same_plane: for `late`, see `medret.search.matching`.
+    in full. symmetric, same_plane: for `late`, see `medret.search.matching`. expand: for `volume`, how many of its
+    nearest volumes the query is averaged with before it is asked again (query expansion, see `medret.search.modes`).
 
     How a query is read:
     modality, device: for queries that are files. slices: only a part of the query, `FIRST:LAST` as slice indices or
@@ -70,6 +72,7 @@ class SearchOptions:
     candidates: int = 200
     symmetric: bool = False
     same_plane: bool = True
+    expand: int = 0
     modality: str | None = None
     device: str = "auto"
     slices: str | None = None
@@ -92,10 +95,23 @@ class SearchOptions:
         check_count("candidates", self.candidates, "volumes")
         weighted_names("model", self.model)
         weighted_names("aggregation", self.aggregation)
+        self._check_expand()
         if len(parts := self.parts) > 1:
             raise UsageError(f"{' and '.join(parts)} both say which part of the query is meant: give one of them")
         if self.plane and not self.slices:
             raise UsageError(f"plane '{self.plane}' is the plane of a range of slices: give slices too, such as 40:58")
+
+    def _check_expand(self) -> None:
+        value: Any = self.expand
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= EXPAND_MAX:
+            raise UsageError(f"expand is {value!r}, expected a whole number of volumes, 0 to {EXPAND_MAX}")
+        if value and self.used_mode != VOLUME:
+            raise UsageError(f"expand is for mode '{VOLUME}': mode '{self.used_mode}' does not search by one vector")
+        members = len(weighted_names("model", self.model)) * len(weighted_names("aggregation", self.aggregation))
+        if value and members > 1 and self.fuse == CONCAT:
+            raise UsageError(
+                f"expand decides the order and leaves the scores, which fuse '{CONCAT}' adds up: take fuse '{RRF}'"
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SearchOptions:
@@ -124,6 +140,8 @@ class SearchOptions:
         words = SCORES[self.used_mode]
         if self.used_mode == LATE and self.symmetric:
             words = f"{words}, and the same with the sides exchanged, averaged"
+        if self.expand:
+            words = f"{words}; the order is that of the query averaged with the {self.expand} volumes nearest to it"
         if len(weighted_names("model", self.model)) * len(weighted_names("aggregation", self.aggregation)) == 1:
             return words
         if self.fuse == RRF:
@@ -146,6 +164,7 @@ class SearchKeywords(TypedDict, total=False):
     candidates: int
     symmetric: bool
     same_plane: bool
+    expand: int
     modality: str | None
     device: str
     slices: str | None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from medret.search import SearchOptions
-from medret.search.options import DEFAULT_K, FUSIONS, MODES
+from medret.search.options import DEFAULT_K, EXPAND_MAX, FUSIONS, MODES
 
 K_MAX = 1000
 VECTORS_MAX = 4096
@@ -42,6 +42,9 @@ class SearchRequest(BaseModel):
     candidates: int = Field(_DEFAULTS.candidates, ge=1, le=100_000)
     symmetric: bool = _DEFAULTS.symmetric
     same_plane: bool = _DEFAULTS.same_plane
+    expand: int = Field(
+        _DEFAULTS.expand, ge=0, le=EXPAND_MAX, description="volumes that the query is averaged with, mode volume"
+    )
     modality: Text | None = Field(None, description="modality of an uploaded file, if its voxels do not show it")
     slices: Text | None = Field(None, description="FIRST:LAST, only these slices of the query")
     plane: Text | None = Field(None, description="plane of `slices`")

@@ -110,6 +110,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "per_slice": st.integers(1, 30),
     "candidates": st.integers(1, 30),
     "symmetric": st.booleans(),
+    "expand": st.integers(0, 5),
     "slices": st.sampled_from(["10:40", "25:30", "70:80", "5"]),
     "plane": st.sampled_from(["axial", "sagittal"]),
     "query_slices": st.sampled_from(["uniform:2", "every:2"]),
