@@ -37,7 +37,8 @@ class Arguments(BaseModel):
     """What `build` is given. replicas, encoders: the fewest and the most; they grow as requests wait.
 
     cpus: of each replica. encoder_cpus, gpus: of each encoder; a part of 1 lets several share a GPU, 0 is a processor.
-    weights: model -> file, on the nodes of encoders. The others are options of `medret serve`.
+    archive: where the volumes of the first store lie, or store -> where its own lie. weights: model -> file, on the
+    nodes of encoders. The others are options of `medret serve`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,7 +46,7 @@ class Arguments(BaseModel):
     stores: str | list[str]
     token_file: str
     audit: str | None = None
-    archive: str | None = None
+    archive: str | dict[str, str] | None = None
     storage_options: dict[str, Any] = {}
     weights: dict[str, str] = {}
     replicas: tuple[int, int] = (1, 4)
@@ -101,9 +102,10 @@ class Answers:
         stores = [arguments.stores] if isinstance(arguments.stores, str) else arguments.stores
         tokens = Tokens(arguments.token_file)
         audit = None if arguments.audit is None else AuditLog(arguments.audit)
+        archive = arguments.archive
         self._live = LiveStores(
             stores,
-            archive=arguments.archive,
+            archives={stores[0]: archive} if isinstance(archive, str) else archive or {},
             storage_options=arguments.storage_options,
             encoders=RemoteEncoders(encoder),
         )

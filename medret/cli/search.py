@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medret.archive.looks import head_at
-from medret.cli.shared import add_command, add_storage_options, parse_weights
+from medret.cli.shared import add_command, add_storage_options, parse_weights, per_store
 from medret.errors import UsageError
 from medret.search.options import DEFAULT_K, LATE, SearchOptions
 from medret.storage import redacted
@@ -77,12 +77,20 @@ def add_parser(commands: Any) -> None:
     _add_query_options(parser)
     parser.add_argument(
         "--archive",
-        metavar="URI",
-        help="where the volumes of STORE lie, for --html, --box and --mask (default: where it says, if that is on this "
-        "machine's disks or on the store's own server)",
+        action="append",
+        default=[],
+        metavar="[STORE2=]URI",
+        help="where the volumes of STORE lie, or those of another that is searched, for --html, --box and --mask "
+        "(default: where the store says, if that is on this machine's disks or on the store's own server; repeatable)",
     )
     add_storage_options(parser)
-    parser.add_argument("--snapshot", metavar="ID", help="an older snapshot of STORE (default: the live one)")
+    parser.add_argument(
+        "--snapshot",
+        action="append",
+        default=[],
+        metavar="[STORE2=]ID",
+        help="an older snapshot of STORE, or of another that is searched (default: the live one; repeatable)",
+    )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with the query's slices beside the hits'"
     )
@@ -166,11 +174,14 @@ def run(arguments: argparse.Namespace) -> int:
     from medret.search import Snapshots, open_snapshot, open_snapshots
 
     options = _options(arguments)
-    snapshot: Snapshots = open_snapshot(
-        arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
-    )
-    if arguments.also:
-        snapshot = open_snapshots([snapshot, *arguments.also])
+    stores = [arguments.store, *arguments.also]
+    archives = per_store(arguments.archive, stores, "--archive")
+    ids = per_store(arguments.snapshot, stores, "--snapshot")
+    opened = [
+        open_snapshot(each, ids.get(each), archive=archives.get(each), storage_options=arguments.storage_options)
+        for each in stores
+    ]
+    snapshot: Snapshots = open_snapshots(opened) if len(opened) > 1 else opened[0]
     _refuse_instances(arguments.query)
     answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))
     results = list(zip(arguments.query, answers, strict=True))

@@ -11,6 +11,7 @@ from medret.cli.shared import (
     add_storage_options,
     count,
     parse_weights,
+    per_store,
     positive_float,
     positive_int,
 )
@@ -40,9 +41,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen at (default %(default)s)")
     parser.add_argument(
         "--archive",
-        metavar="URI",
-        help="where the volumes of the first STORE lie, for pictures and boxes (default: where it says, if that is on "
-        "this machine's disks or on the store's own server)",
+        action="append",
+        default=[],
+        metavar="[STORE2=]URI",
+        help="where the volumes of the first STORE lie, or those of another, for pictures and boxes (default: where "
+        "the store says, if that is on this machine's disks or on the store's own server; repeatable)",
     )
     add_storage_options(parser)
     _add_access(parser.add_argument_group("who may ask"))
@@ -134,7 +137,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         queue=arguments.queue,
         uploads_per_caller=arguments.uploads_per_caller,
     )
-    live = LiveStores(arguments.stores, archive=arguments.archive, storage_options=arguments.storage_options)
+    archives = per_store(arguments.archive, arguments.stores, "--archive")
+    live = LiveStores(arguments.stores, archives=archives, storage_options=arguments.storage_options)
     service = Service(live, settings, tokens=tokens, audit=audit)
     service.check_filters()
     run_server(service, arguments.host, arguments.port)

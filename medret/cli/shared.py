@@ -121,6 +121,25 @@ def add_repeatable(parser: Any, option: str, metavar: str, text: str | None = No
     parser.add_argument(option, action="append", default=[], metavar=metavar, help=text)
 
 
+def per_store(values: Sequence[str], stores: Sequence[str], option: str) -> dict[str, str]:
+    """Store -> the value of an option that is given as VALUE, for the first store, or as STORE=VALUE.
+
+    values: of the option `option`. stores: as they were named. Raises UsageError for two values of one store.
+    """
+    found: dict[str, str] = {}
+    for text in values:
+        store = next((each for each in stores if text.startswith(f"{each}=")), None)
+        value = text if store is None else text[len(store) + 1 :]
+        store = store or stores[0]
+        if store in found:
+            raise UsageError(
+                f"{option} says {found[store]} and {value} for the store {store}, expected one value per store; "
+                f"name another store as in {option} STORE={value}"
+            )
+        found[store] = value
+    return found
+
+
 class JsonLines(logging.Formatter):
     """A record as one JSON object: time, level, logger, message, and the fields that the call named in `extra`."""
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from threading import Event, Lock, Thread
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from medret.errors import DroppedError, MedretError
@@ -42,18 +43,18 @@ class Opened:
 class LiveStores:
     """Stores that are searched as one. uris: as they were named; raises the errors of `open_snapshot` for them.
 
-    archive: where the volumes of the first store are read. Several threads may ask at the same time.
+    archives: store -> where its volumes are read, as in `open_snapshot`. Several threads may ask at the same time.
     """
 
     def __init__(
         self,
         uris: Sequence[str],
         *,
-        archive: str | None = None,
+        archives: Mapping[str, str] = MappingProxyType({}),
         storage_options: Mapping[str, Any] | None = None,
         encoders: Encoders | None = None,
     ) -> None:
-        self._uris, self._archive, self._storage_options = tuple(uris), archive, storage_options
+        self._uris, self._archives, self._storage_options = tuple(uris), archives, storage_options
         self._encoders = encoders or Encoders()
         self._opening, self._stopped = Lock(), Event()
         self._opened = self._open()
@@ -114,12 +115,13 @@ class LiveStores:
         self._stopped.set()
 
     def _open(self) -> Opened:
-        first, *others = self._uris
-        snapshots: Snapshots = open_snapshot(
-            first, archive=self._archive, storage_options=self._storage_options, encoders=self._encoders
-        )
-        if others:
-            snapshots = open_snapshots([snapshots, *others], encoders=self._encoders)
+        opened = [
+            open_snapshot(
+                uri, archive=self._archives.get(uri), storage_options=self._storage_options, encoders=self._encoders
+            )
+            for uri in self._uris
+        ]
+        snapshots: Snapshots = opened[0] if len(opened) == 1 else open_snapshots(opened, encoders=self._encoders)
         _warm(snapshots)
         return Opened(snapshots)
 

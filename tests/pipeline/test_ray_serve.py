@@ -56,7 +56,7 @@ def on_ray(token_file: Path, ray_session: None) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def plain(token_file: Path) -> Iterator[TestClient]:
-    live = LiveStores([STORE], archive=str(GOLDEN / "archive"))
+    live = LiveStores([STORE], archives={STORE: str(GOLDEN / "archive")})
     app = create_app(Service(live, ServeSettings(device="cpu"), tokens=Tokens(token_file)))
     with TestClient(app, headers=HEADERS) as client:
         yield client

@@ -19,7 +19,9 @@ from medret.errors import CorruptError, DroppedError, UsageError
 from medret.index import IndexSettings, fit_centre, open_exact, pooled_centre
 from medret.search import Hit, Snapshots, Task, open_snapshot, open_snapshots
 from medret.search.basis import write_moved
+from medret.search.query import VolumeName
 from medret.search.shard import ShardFiles
+from medret.serve import LiveStores
 
 KINDS = ("hnsw", "lsh", "exact")
 MODES = ("volume", "vote", "max", "sum", "late", "slice")
@@ -221,6 +223,24 @@ def test_the_command_searches_several_stores(
     assert "named more than once" in capsys.readouterr().err
     assert main(command) == 0
     assert "store" in capsys.readouterr().out
+
+
+def test_an_option_of_one_store_names_it(split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = split.uris[:2]
+    command = ["search", first, open_snapshot(first).labels()["volume_id"][0].as_py(), "--also", second, "--json"]
+    assert main(command) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    live = {uri: open_snapshot(uri).id for uri in (first, second)}
+    assert main([*command, "--snapshot", live[first], "--snapshot", f"{second}={live[second]}"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"] == hits
+    assert main([*command, "--snapshot", f"{second}=20200101T000000-none"]) == 2
+    assert f"{second} has no snapshot '20200101T000000-none'" in capsys.readouterr().err
+    assert main([*command, "--archive", f"{second}=a", "--archive", f"{second}=b"]) == 2
+    assert f"--archive says a and b for the store {second}" in capsys.readouterr().err
+    live_stores = LiveStores([first, second], archives={second: str(tmp_path / "moved")})
+    for hit in hits:
+        place = live_stores.current.snapshots.uri_of_query(VolumeName(hit["volume_id"], hit["store"]))
+        assert (place == f"{tmp_path}/moved/{hit['volume_id']}") == (hit["store"] == second)
 
 
 def test_a_shard_is_moved_without_its_dead_rows_and_checked(tmp_path: Path, split: Split) -> None:

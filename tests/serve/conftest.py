@@ -54,7 +54,7 @@ def archive() -> Path:
 @pytest.fixture(scope="session")
 def live(archive: Path) -> Iterator[LiveStores]:
     """The golden store, opened once: seven volumes of a model with random weights."""
-    stores = LiveStores([str(GOLDEN / "store")], archive=str(archive))
+    stores = LiveStores([str(GOLDEN / "store")], archives={str(GOLDEN / "store"): str(archive)})
     yield stores
     stores.close()
 
