@@ -111,13 +111,14 @@ class StructureEvaluation:
             f"{self.without_masks} volumes without masks are not"
         )
         for level in self.structures:
-            yield f"\n{level.replace('_', ' ')}, macro: value (95 %; chance), n"
+            yield ""
+            yield f"{level.replace('_', ' ')}, macro: value (95 %; chance), n"
             for search in self.searches():
                 for asks, metric in SHOWN:
                     row = self.figures(search, level, asks, metric).get(MACRO)
                     if row:
                         name = f"{' '.join(search[:3])}, exclude {search[3]}"
-                        yield f"  {name:44} {asks:10} {metric:16} {_in_words(row)}"
+                        yield f"  {name:48} {asks:10} {metric:16} {_in_words(row)}"
             yield from self._by_structure(level)
         for name, count in self.left_out.items():
             yield f"not scored, {name}: {count} volumes, fewer than {self.options.min_relevant} others show it"
@@ -133,7 +134,8 @@ class StructureEvaluation:
             own = mode if METRICS_OF[asks] != METRICS_OF["slice"] else "slice"
             columns[asks, metric] = self.figures((model, index, own, exclude), level, asks, metric)
         heads = [asks if metric == RECALL else "loc.@15" for asks, metric in SHOWN]
-        yield f"\n{level.replace('_', ' ')}, {model} {index} {mode}, exclude {exclude}: recall@1/chance"
+        yield ""
+        yield f"{level.replace('_', ' ')}, {model} {index} {mode}, exclude {exclude}: recall@1/chance"
         yield f"  {'':28}" + "".join(f"{head:>11}" for head in heads)
         for name in next(iter(columns.values()), {}):
             cells = [_pair(rows.get(name)) for rows in columns.values()]

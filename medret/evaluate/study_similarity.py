@@ -132,7 +132,7 @@ def study_ensemble(
         *scorer.notes,
     ]
     plots = [
-        (heading, bars([_bar(row, name in alone) for name, row in by_variant.items()], heading, name_px=330))
+        (heading, bars([_bar(row, name in alone) for name, row in by_variant.items()], heading))
         for heading, by_variant in _recalls(rows)
     ]
     return Study("ensemble", snapshot.uri, snapshot.id, rows, plots, notes)

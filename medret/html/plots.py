@@ -20,6 +20,7 @@ COLOURS = (
     "#ff9ecb", "#b98b66", "#48d6c8", "#8f9bf7", "#b7e07a", "#d9739b",
 )  # fmt: skip
 OTHER_COLOUR = "#8a94a0"
+NAME_LETTERS = 44  # of a name beside a plot
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
 
@@ -48,9 +49,9 @@ class Point:
     title: str
 
 
-def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> Markup:
+def bars(rows: Sequence[Bar], label: str) -> Markup:
     """Draw horizontal bars on a scale from 0 to 1, with intervals as whiskers and chance as a tick."""
-    left, width, right, step, top = name_px, 330, 130, 26, 12
+    left, width, right, step, top = _names_px([f"{row.name} {row.n}" for row in rows]), 330, 130, 26, 12
     height = top + step * len(rows) + 24
     plot = _plot("bars", left + width + right, height, label)
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -62,7 +63,7 @@ def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> Markup:
         group = _add(plot, "g", class_="bar strong" if row.strong else "bar")
         interval = f"95 % interval {row.low:.3f} to {row.high:.3f}" if row.interval else "no interval"
         _add(group, "title", f"{row.name}: {row.value:.3f} ({interval}), chance {row.chance:.3f}, n {row.n}")
-        _with_count(_text(group, f"{row.name} ", left - 10, y + 13, "name", "end"), row.n)
+        _with_count(_text(group, f"{_short(row.name)} ", left - 10, y + 13, "name", "end"), row.n)
         _add(group, "rect", class_="track", x=left, y=y, width=width, height=18)
         _add(group, "rect", class_="value", x=left, y=y, width=row.value * width, height=18)
         if row.interval:
@@ -76,17 +77,29 @@ def bars(rows: Sequence[Bar], label: str, name_px: int = 150) -> Markup:
     return _markup(plot)
 
 
+def _short(name: str) -> str:
+    """A name that fits beside a plot: of a long one its two ends, which tell names apart."""
+    half = NAME_LETTERS // 2
+    return name if len(name) <= NAME_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _names_px(names: Sequence[str]) -> int:
+    """Width of a column of names, with their counts."""
+    return max([150, *(20 + 7 * min(len(name), NAME_LETTERS + 6) for name in names)])
+
+
 def matrix(counts: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str], label: str) -> Markup:
     """Draw a table of counts, shaded by their share of the row; cells of equal row and column names are framed."""
-    cell, left = 44, 150
-    top = 30 + 6 * max((len(name) for name in columns), default=0)
+    totals = counts.sum(axis=1).tolist()
+    cell, left = 44, _names_px([f"{name} {total}" for name, total in zip(rows, totals, strict=True)])
+    top = 30 + 6 * max((len(_short(name)) for name in columns), default=0)
     plot = _plot("matrix", left + cell * len(columns) + 60, top + cell * len(rows) + 8, label)
     for number, name in enumerate(columns):
         x, y = left + cell * number + cell / 2, top - 8
-        _text(plot, name, x, y, "name").set("transform", f"rotate(-45 {x} {y})")
+        _text(plot, _short(name), x, y, "name").set("transform", f"rotate(-45 {x} {y})")
     for row, name in enumerate(rows):
-        y, total = top + cell * row, int(counts[row].sum())
-        _with_count(_text(plot, f"{name} ", left - 10, y + cell / 2 + 4, "name", "end"), total)
+        y, total = top + cell * row, totals[row]
+        _with_count(_text(plot, f"{_short(name)} ", left - 10, y + cell / 2 + 4, "name", "end"), total)
         for column, other in enumerate(columns):
             count = int(counts[row, column])
             share = count / max(total, 1)
