@@ -125,6 +125,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="model to embed with, see `medret models`; "
         "repeatable (default: the models of the store, or efficientnet_lite0 for a new store)",
     )
+    add(
+        "--model-config",
+        metavar="FILE",
+        help="TOML file that says what models are fed, where their own files do not, or medret cannot follow them",
+    )
     add("--replace-models", action="store_true", help="drop those models of the store that no --model names")
     add(
         "--weights",

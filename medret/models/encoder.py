@@ -49,6 +49,10 @@ def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
         from medret.models.dreamsim import load_dreamsim
 
         return load_dreamsim
+    if family == "open_clip":
+        from medret.models.open_clip_models import load_open_clip
+
+        return load_open_clip
     from medret.models.hf_models import load_hf
 
     return load_hf

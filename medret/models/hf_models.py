@@ -18,7 +18,8 @@ from torch.nn.functional import cosine_similarity
 
 from medret.errors import UsageError, WeightsError, first_line
 from medret.models.checkpoint import build, read_json, read_state
-from medret.models.spec import ModelSpec
+from medret.models.processors import read_processor
+from medret.models.spec import ModelSpec, Words
 from medret.models.weights import Weights
 
 _SHOWN = 4
@@ -33,8 +34,16 @@ _SAME = 0.9999  # cosine
 _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})
 
 
-def vision_config(content: dict[str, Any], where: str) -> Any:
-    """The configuration of the image model; for an image-text model, that of its image tower.
+def words_of(content: dict[str, Any], pooling: str) -> Words:
+    """The kind of the text tower whose space the vectors share: SigLIP's always do, CLIP's if they are projected."""
+    kind = content.get("model_type")
+    if kind == "siglip" and pooling in ("default", "pooler", "projection") and "text_config" in content:
+        return "siglip"
+    return "clip" if kind == "clip" and pooling == "projection" else ""
+
+
+def vision_config(content: dict[str, Any], where: str, *, whole: bool = False) -> Any:
+    """The configuration of the image model; for an image-text model, that of its image tower unless it is `whole`.
 
     Raises UsageError when transformers itself has no such type of model, or refuses the values.
     """
@@ -49,7 +58,8 @@ def vision_config(content: dict[str, Any], where: str) -> Any:
         config = transformers.AutoConfig.for_model(kind, **plain)
     except Exception as error:
         raise UsageError(f"{where}: config.json does not fit {kind}: {' '.join(str(error).split())}") from error
-    config = getattr(config, "vision_config", config)
+    if not whole:
+        config = getattr(config, "vision_config", config)
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # masked autoencoders hide patches, which only training needs
     return config
@@ -78,27 +88,80 @@ def build_hf(config: Any, where: str) -> nn.Module:
     return model
 
 
-def build_pooled(config: Any, where: str) -> Pooled:
-    """`build_hf`, pooled to one vector per image."""
-    return Pooled(build_hf(config, where), use_pooler=True)
+def build_pooled(content: dict[str, Any], where: str, pooling: str = "default") -> nn.Module:
+    """The module for a config.json, randomly initialised, pooled to one vector per image."""
+    if pooling == "projection":
+        return Projected(build_towers(content, where))
+    return Pooled(build_hf(vision_config(content, where), where), True, pooling)
+
+
+def build_towers(content: dict[str, Any], where: str) -> nn.Module:
+    """An image-text model with both towers, randomly initialised. Raises UsageError for any other model."""
+    config = vision_config(content, where, whole=True)
+    auto: Any = transformers.AutoModel
+    model: nn.Module = auto.from_config(config, trust_remote_code=False)
+    if not all(hasattr(model, name) for name in ("vision_model", "get_image_features", "get_text_features")):
+        raise UsageError(f"{where}: {type(model).__name__} has no projection into a space shared with words")
+    return model
 
 
 def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
     """Build the module and load its weights. Raises WeightsError or UsageError."""
+    pooling = spec.contract.pooling
+    model: nn.Module
     if weights.random:
-        config = vision_config(json.loads(spec.config_json or "{}"), spec.name)
-        model: Pooled = build(weights, lambda: build_pooled(config, spec.name))
+        content = json.loads(spec.config_json or "{}")
+        model = build(weights, lambda: build_pooled(content, spec.name, pooling))
     else:
-        model = _filled(spec, weights)
-    check_repeatable(model.eval(), spec.image_size, spec.name)
+        check_processor(spec, weights)
+        content = read_config(weights)
+        if pooling == "projection":
+            with torch.device("meta"):
+                towers = type(build_towers(content, spec.name))
+            model = Projected(filled(spec, weights, towers, vision_config(content, spec.name, whole=True))[0])
+        else:
+            config = vision_config(content, spec.name)
+            with torch.device("meta"):
+                kind = type(build_hf(config, spec.name))
+            inner, missing = filled(spec, weights, kind, config)
+            use_pooler = not any(key.startswith("pooler.") for key in missing)
+            model = Pooled(inner, use_pooler, pooling)
+    check_repeatable(model.eval(), spec.image_size, spec.name, spec.contract.channels)
     return model
 
 
-def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
+def read_config(weights: Weights) -> dict[str, Any]:
+    """The config.json among a model's weights."""
+    return read_json(weights.files["config"], f"weights {weights.files['config']}")
+
+
+def check_processor(spec: ModelSpec, weights: Weights) -> None:
+    """Raise WeightsError if the processor's file among the weights says otherwise than the model known by name."""
+    path = weights.files.get("processor")
+    if path is None:
+        return
+    content = read_json(path, f"weights {path}")
+    fed = read_processor(content.get("image_processor", content), spec.image_size, spec.name)
+    says = {"image_size": fed.image_size, "mean": fed.mean, "std": fed.std, "normalise": fed.contract.normalise}
+    ours = {"image_size": spec.image_size, "mean": spec.mean, "std": spec.std, "normalise": spec.contract.normalise}
+    wrong = [key for key, value in says.items() if not _same(value, ours[key])]
+    if wrong:
+        listed = ", ".join(f"{key} {says[key]} instead of {ours[key]}" for key in wrong)
+        raise WeightsError(
+            f"weights {path}: they are fed otherwise than {spec.name}: {listed}; use them as hf:OWNER/NAME, "
+            "which reads this file"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple):
+        return all(abs(first - second) < 1e-4 for first, second in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def filled(spec: ModelSpec, weights: Weights, model_class: Any, config: Any) -> tuple[nn.Module, list[str]]:
+    """A transformers model with the values of a checkpoint; also the names of tensors that the file lacks."""
     path = weights.files["weights"]
-    config = vision_config(read_json(weights.files["config"], f"weights {weights.files['config']}"), spec.name)
-    with torch.device("meta"):
-        model_class: Any = type(build_hf(config, spec.name))
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_state(path).items()}
     try:
         with _quiet():
@@ -115,7 +178,7 @@ def _filled(spec: ModelSpec, weights: Weights) -> Pooled:
             f"weights {path}: not a checkpoint of {spec.name}: {len(untrained)} missing "
             f"({', '.join(untrained[:_SHOWN])}), {len(shaped)} of another shape ({', '.join(shaped[:_SHOWN])})"
         )
-    return Pooled(model, use_pooler=not any(key.startswith("pooler.") for key in missing))
+    return model, missing
 
 
 @contextlib.contextmanager
@@ -139,13 +202,13 @@ class Pooled(nn.Module):
     """A transformers vision model that returns one vector per image.
 
     The vector is the pooled output if the model has one with trained weights, else the class token if there is one,
-    else the mean over all tokens or pixels of the feature map. Models that mask patches at random see all of them, in
-    order.
+    else the mean over all tokens or pixels of the feature map; or what `pooling` names (medret.recipe.Contract). Models
+    that mask patches at random see all of them, in order.
     """
 
-    def __init__(self, model: nn.Module, use_pooler: bool) -> None:
+    def __init__(self, model: nn.Module, use_pooler: bool, pooling: str = "default") -> None:
         super().__init__()
-        self.model = model
+        self.model, self._pooling = model, pooling
         self._summaries = ("pooler_output", *_SUMMARIES) if use_pooler else _SUMMARIES
         names = [name for name, _ in model.named_parameters() if not name.startswith(_HEADS)]
         self._has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name in names)
@@ -154,6 +217,8 @@ class Pooled(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, side, side) -> (n, dim)."""
         output = self.model(pixel_values=images, **self._order(images))
+        if self._pooling in ("cls", "mean"):
+            return self._of_tokens(output)
         for name in self._summaries:
             summary: Tensor | None = getattr(output, name, None)
             if summary is not None:
@@ -165,6 +230,16 @@ class Pooled(nn.Module):
             return last.mean(_spatial_axes(last))
         return last[:, 0] if self._has_class_token else last.mean(1)
 
+    def _of_tokens(self, output: Any) -> Tensor:
+        """The class token, or the mean over the patches: not over the class token and registers before them."""
+        tokens: Tensor | None = getattr(output, "last_hidden_state", None)
+        if tokens is None or tokens.ndim != 3 or (self._pooling == "cls" and not self._has_class_token):
+            raise UsageError(f"{type(self.model).__name__} has no {self._pooling} of tokens")
+        if self._pooling == "cls":
+            return tokens[:, 0]
+        config: Any = self.model.config
+        return tokens[:, int(self._has_class_token) + (getattr(config, "num_register_tokens", 0) or 0) :].mean(1)
+
     def _order(self, images: Tensor) -> dict[str, Tensor]:
         """For a masked autoencoder, which sorts patches by noise: ascending noise, which keeps their order."""
         if not self._masks:
@@ -172,6 +247,21 @@ class Pooled(nn.Module):
         embeddings: Any = self.model.embeddings
         patches = torch.arange(embeddings.patch_embeddings.num_patches, dtype=torch.float32, device=images.device)
         return {"noise": patches.expand(len(images), -1)}
+
+
+class Projected(nn.Module):
+    """The image tower of an image-text model, projected into the space that it shares with words."""
+
+    def __init__(self, towers: nn.Module) -> None:
+        super().__init__()
+        self.towers = towers
+        towers.text_model = nn.Identity()  # not needed for images
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) -> (n, dim)."""
+        towers: Any = self.towers
+        output: Tensor = towers.get_image_features(pixel_values=images).pooler_output
+        return output
 
 
 def _spatial_axes(features: Tensor) -> tuple[int, int]:
@@ -185,10 +275,10 @@ def _spatial_axes(features: Tensor) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def check_repeatable(model: nn.Module, image_size: int, what: str) -> None:
+def check_repeatable(model: nn.Module, image_size: int, what: str, channels: int = 3) -> None:
     """Raise UsageError unless each image gets one vector, equal in every call and at every place in the batch."""
     with torch.random.fork_rng(devices=[]):
-        images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(2, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         once, again = model(images), model(images.flip(0))
     if len(once) != len(images):
         raise UsageError(f"{what}: gives {len(once)} vectors for {len(images)} images, expected one each")

@@ -76,7 +76,8 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     absent = f"{origin.repo} on the Hugging Face hub holds no {' or '.join(origin.names)}"
-    known = [huggingface_hub.try_to_load_from_cache(origin.repo, name) for name in origin.names]
+    find, revision = huggingface_hub.try_to_load_from_cache, origin.revision
+    known = [find(origin.repo, name, revision=revision) for name in origin.names]
     for name, cached in zip(origin.names, known, strict=True):
         if isinstance(cached, str):  # needs no network, and is what earlier runs used
             return _hub_files(origin, name, Path(cached))
@@ -87,7 +88,9 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
     _reach(huggingface_hub.constants.ENDPOINT, f"the Hugging Face hub, {huggingface_hub.constants.ENDPOINT},")
     for name in origin.names:
         try:
-            path = huggingface_hub.hf_hub_download(origin.repo, name, etag_timeout=READ_TIMEOUT_S)
+            path = huggingface_hub.hf_hub_download(
+                origin.repo, name, revision=origin.revision, etag_timeout=READ_TIMEOUT_S
+            )
             return _hub_files(origin, name, Path(path))
         except LocalEntryNotFoundError as error:  # the connection broke
             raise WeightsError(f"the Hugging Face hub stopped answering: {error}") from error
@@ -102,7 +105,8 @@ def _hub_files(origin: HubFile, name: str, path: Path) -> tuple[FileSet, str]:
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name):  # the hub names large files by their sha256
         _check_sha256(blob, blob.name)
-    return FileSet(str(path), {name: path}), f"hub:{origin.repo}/{name}"
+    at = f"@{origin.revision}" if origin.revision else ""
+    return FileSet(str(path), {name: path}), f"hub:{origin.repo}{at}/{name}"
 
 
 def _from_url(origin: UrlFile) -> tuple[FileSet, str]:

@@ -1,12 +1,14 @@
 """`timm:NAME` and `hf:NAME`: the spec of any vision model of the two libraries, read from their own records.
 
+`timm:hf_hub:OWNER/NAME` is a model in timm's layout on the Hugging Face hub; `@REVISION` names a version of a
+repository.
+
 Widths and costs are measured by running the architecture on torch's meta device, which computes shapes but no values.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
-from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Folder, HubFile, ModelSpec, Origin, Triple, WeightPart
+from medret.models.processors import Fed, is_stated, read_processor, stated, triple
+from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart
+from medret.recipe import USUAL, Contract
 
 # transformers writes it alone or, from version 5 on, in one file with a tokenizer's.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_RENAMED = re.compile(r"FeatureExtractor$|ImageProcessorFast$")
-_NORMALISING = ("do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std")
+_HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # as timm writes them
+_TIMM_POOLING = {"default": "", "cls": "token", "mean": "avg"}
 _UNKNOWN = "unknown: see the model's page"
 _HF_PARTS = (
     WeightPart("config", ("config.json",)),
@@ -32,23 +36,23 @@ _HF_PARTS = (
 )
 
 
-def open_spec(name: str, weights_uri: str | None = None) -> ModelSpec:
-    """The spec of `timm:NAME` or `hf:NAME`. weights_uri: for `hf:`, a folder with config.json. See `model_spec`."""
+def open_spec(name: str, weights_uri: str | None = None, by_user: Stated | None = None) -> ModelSpec:
+    """The spec of `timm:NAME` or `hf:NAME`. weights_uri: for models of the hub, a folder with their config.json."""
     library, _, model = name.partition(":")
     if not model:
         raise UsageError(f"model '{name}' has no name after the colon")
-    return _timm_spec(name, model) if library == "timm" else _hf_spec(name, model, weights_uri)
+    return (_timm_spec if library == "timm" else _hf_spec)(name, model, weights_uri, by_user)
 
 
-def measure(make: Callable[[], nn.Module], image_size: int, what: str) -> tuple[int, float]:
+def measure(make: Callable[[], nn.Module], image_size: int, what: str, channels: int = 3) -> tuple[int, float]:
     """The width of one image's vector, and its cost in 10^9 multiply-adds.
 
     Raises UsageError unless the model gives one vector per image.
     """
-    shape, flop, problem = _one_image(make, image_size, "meta")
+    shape, flop, problem = _one_image(make, (channels, image_size, image_size), "meta")
     if problem:  # some architectures read values while they are built or run
         with torch.random.fork_rng(devices=[]):
-            shape, flop, problem = _one_image(make, image_size, "cpu")
+            shape, flop, problem = _one_image(make, (channels, image_size, image_size), "cpu")
     if problem:
         raise UsageError(f"{what}: does not turn an image of {image_size} px into a vector: {problem}")
     if len(shape) != 2:
@@ -56,11 +60,13 @@ def measure(make: Callable[[], nn.Module], image_size: int, what: str) -> tuple[
     return int(shape[1]), flop / 2e9
 
 
-def _one_image(make: Callable[[], nn.Module], image_size: int, device: str) -> tuple[tuple[int, ...], int, str]:
+def _one_image(
+    make: Callable[[], nn.Module], image: tuple[int, int, int], device: str
+) -> tuple[tuple[int, ...], int, str]:
     """The output's shape and the FLOP for one image, or the problem."""
     try:
         with torch.device(device), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            shape = tuple(make().eval()(torch.empty(1, 3, image_size, image_size)).shape)
+            shape = tuple(make().eval()(torch.empty(1, *image)).shape)
         return shape, counter.get_total_flops(), ""
     except UsageError:
         raise
@@ -68,11 +74,39 @@ def _one_image(make: Callable[[], nn.Module], image_size: int, device: str) -> t
         return (), 0, first_line(error)
 
 
-def _timm_spec(name: str, model: str) -> ModelSpec:
+def _revised(model: str) -> tuple[str, str | None]:
+    """`OWNER/NAME@REVISION` -> the repository and the revision."""
+    repo, at, revision = model.partition("@")
+    return repo, revision if at else None
+
+
+def _timm_spec(name: str, model: str, weights_uri: str | None, by_user: Stated | None) -> ModelSpec:
+    hub = model.partition(":")[2] if model.startswith(_HUB_PREFIXES) else None
+    spec = _timm_hub_spec(name, hub, weights_uri) if hub else _timm_own_spec(name, model)
+    fed = stated(Fed(spec.image_size, spec.mean, spec.std, spec.contract), by_user, name)
+    options = dict(spec.options)
+    if fed.image_size != spec.image_size:
+        options["img_size"] = fed.image_size
+    if fed.contract.channels != 3:
+        options["in_chans"] = fed.contract.channels
+    if fed.contract.pooling not in _TIMM_POOLING:
+        raise UsageError(f"{name}: pooling '{fed.contract.pooling}' is not timm's; expected {', '.join(_TIMM_POOLING)}")
+    if fed.contract.pooling != "default":
+        options["global_pool"] = _TIMM_POOLING[fed.contract.pooling]
+    spec = replace(
+        spec, image_size=fed.image_size, mean=fed.mean, std=fed.std, contract=fed.contract,
+        options=tuple(options.items()),
+    )  # fmt: skip
+    from medret.models.timm_models import build_timm
+
+    dim, gmacs = measure(lambda: build_timm(spec), fed.image_size, name, fed.contract.channels)
+    return replace(spec, dim=dim, gmacs=gmacs)
+
+
+def _timm_own_spec(name: str, model: str) -> ModelSpec:
+    """A model that timm knows by name."""
     import timm
     from timm.models import get_pretrained_cfg
-
-    from medret.models.timm_models import build_timm
 
     if ":" in model or "/" in model or not timm.is_model(model):
         close = timm.list_models(f"*{model.partition('.')[0]}*")[:5]
@@ -84,59 +118,111 @@ def _timm_spec(name: str, model: str) -> ModelSpec:
         raise UsageError(f"{name}: {first_line(error)}") from error
     if record is None:
         raise UsageError(f"{name}: timm records no input size, mean and std for it")
-    _, height, width = record.input_size
-    if height != width:
-        raise UsageError(f"{name}: its input is {height} x {width} px; medret makes square slices")
     hub = record.hf_hub_id
-    spec = ModelSpec(
-        name, "timm", model, 0, width, _triple(record.mean), _triple(record.std), record.license or _UNKNOWN,
-        f"timm checkpoint {record.tag or 'default'}",
+    return ModelSpec(
+        name, "timm", model, 0, _square(record.input_size, name), triple(record.mean), triple(record.std),
+        record.license or _UNKNOWN, f"timm checkpoint {record.tag or 'default'}",
         f"model.safetensors of {hub} (Hugging Face hub)" if hub else f"a checkpoint of timm's {model}",
         origins=(HubFile(hub, (record.hf_hub_filename or "model.safetensors", "pytorch_model.bin")),) if hub else (),
         interpolation=record.interpolation,
     )  # fmt: skip
-    dim, gmacs = measure(lambda: build_timm(spec), width, name)
-    return replace(spec, dim=dim, gmacs=gmacs)
 
 
-def _hf_spec(name: str, model: str, weights_uri: str | None) -> ModelSpec:
-    from medret.models.hf_models import build_pooled, vision_config
+def _timm_hub_spec(name: str, hub: str, weights_uri: str | None) -> ModelSpec:
+    """A model in timm's layout in a repository of the hub: its config.json says what timm's own records say."""
+    import timm
 
-    files, source = _hf_files(name, model, weights_uri)
+    repo, revision = _revised(hub)
+    files, _ = _files(name, hub, weights_uri, ("config.json",))
+    content = _json(files, "config.json", name)
+    record = content.get("pretrained_cfg", content) if content else None
+    architecture = content.get("architecture") if content else None
+    if not isinstance(record, dict) or not isinstance(architecture, str) or "input_size" not in record:
+        raise WeightsError(
+            f"{name}: config.json in {files.label} has no architecture and pretrained_cfg, as timm's has"
+        )
+    if not timm.is_model(architecture):
+        raise UsageError(f"{name}: timm {timm.__version__} has no architecture '{architecture}'")
+    mean, std = record.get("mean"), record.get("std")
+    if not mean or not std:
+        raise UsageError(f"{name}: config.json in {files.label} has no mean and std in pretrained_cfg")
+    options = dict(content.get("model_args") or {}) if content else {}
+    if any(not isinstance(value, str | int | float) for value in options.values()):
+        raise UsageError(f"{name}: model_args in config.json are {options}, expected plain values")
+    if content and content.get("global_pool") is not None:
+        options["global_pool"] = content["global_pool"]
+    channels = record["input_size"][0]
+    contract = Contract(channels=1) if channels == 1 else USUAL
+    return ModelSpec(
+        name, "timm", architecture, 0, _square(record["input_size"], name), triple(mean), triple(std),
+        str(record.get("license") or _UNKNOWN), "see the model's page",
+        f"model.safetensors of {hub} (Hugging Face hub)",
+        origins=(HubFile(repo, ("model.safetensors", "pytorch_model.bin"), revision),),
+        options=tuple(options.items()), interpolation=str(record.get("interpolation", "bicubic")), contract=contract,
+    )  # fmt: skip
+
+
+def _square(input_size: Any, name: str) -> int:
+    _, height, width = input_size
+    if height != width:
+        raise UsageError(f"{name}: its input is {height} x {width} px; medret makes square slices")
+    return int(width)
+
+
+def _hf_spec(name: str, model: str, weights_uri: str | None, by_user: Stated | None) -> ModelSpec:
+    from medret.models.hf_models import build_pooled, words_of
+
+    files, source = _files(name, model, weights_uri, ("config.json",), _PROCESSOR_FILES)
     content = _json(files, "config.json", name)
     if content is None:
         raise WeightsError(f"{name}: {files.label} holds no config.json")
-    config = vision_config(content, name)
-    shown = _processor(files, name)
-    image_size, mean, std = _preprocessing(shown or {}, getattr(config, "image_size", None), name)
+    tower = vision_part(content)
+    own_size, channels = tower.get("image_size"), tower.get("num_channels", 3)
+    shown = None if is_stated(by_user) else _processor(files, name)
+    fed = read_processor({} if shown is None else shown, own_size, name)
+    if channels == 1 and fed.contract.channels != 1:
+        fed = replace(fed, contract=replace(fed.contract, channels=1))
+    fed = stated(fed, by_user, name)
+    repo, revision = _revised(model)
     folder = Path(model).expanduser()
-    origins: tuple[Origin, ...] = tuple(HubFile(model, part.names) for part in _HF_PARTS)
+    origins: tuple[Origin, ...] = tuple(HubFile(repo, part.names, revision) for part in _HF_PARTS)
+    assumed = " (without preprocessor_config.json: ImageNet's mean and std are assumed)"
     spec = ModelSpec(
-        name, "hf", str(content.get("model_type")), 0, image_size, mean, std, _UNKNOWN, "see the model's page",
-        source + ("" if shown else " (without preprocessor_config.json: ImageNet's mean and std are assumed)"),
+        name, "hf", str(content.get("model_type")), 0, fed.image_size, fed.mean, fed.std, _UNKNOWN,
+        "see the model's page", source + (assumed if shown is None and by_user is None else ""),
         origins=(Folder(str(folder.absolute())),) if folder.is_dir() else origins,
-        parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True),
+        parts=_HF_PARTS, config_json=json.dumps(content, sort_keys=True), contract=fed.contract,
+        words=words_of(content, fed.contract.pooling),
     )  # fmt: skip
-    dim, gmacs = measure(lambda: build_pooled(config, name), image_size, name)
+    pooling = fed.contract.pooling
+    dim, gmacs = measure(lambda: build_pooled(content, name, pooling), fed.image_size, name, fed.contract.channels)
     return replace(spec, dim=dim, gmacs=gmacs)
 
 
-def _hf_files(name: str, model: str, weights_uri: str | None) -> tuple[FileSet, str]:
-    """Fetch config.json and, if there is one, the configuration of the image processor."""
+def vision_part(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the image tower: all of it, for a model without others."""
+    inner = content.get("vision_config")
+    return inner if isinstance(inner, dict) else content
+
+
+def _files(name: str, model: str, weights_uri: str | None, *wanted: tuple[str, ...]) -> tuple[FileSet, str]:
+    """Fetch small files of a model, the first of which it must have. wanted: names of each, tried in this order."""
     if weights_uri is not None and not weights_uri.startswith("random"):
         return open_files(weights_uri), weights_uri
     if Path(model).expanduser().is_dir():
         return open_files(model), model
     files = FileSet(model)
-    for file_names in (("config.json",), _PROCESSOR_FILES):
+    repo, revision = _revised(model)
+    for file_names in wanted:
         try:
-            files |= fetch(HubFile(model, file_names))[0]
+            files |= fetch(HubFile(repo, file_names, revision))[0]
         except (WeightsError, NotFoundError) as error:
-            if file_names == _PROCESSOR_FILES and isinstance(error, NotFoundError):
+            if file_names != wanted[0] and isinstance(error, NotFoundError):
                 continue
+            needed = ", ".join(names[0] for names in wanted)
             raise WeightsError(
-                f"{name}: no configuration found: {error}. Download config.json, preprocessor_config.json and "
-                f"model.safetensors of {model} on a machine with a network and pass --weights {name}=FOLDER"
+                f"{name}: no configuration found: {error}. Download {needed} and model.safetensors of {model} on a "
+                f"machine with a network and pass --weights {name}=FOLDER"
             ) from error
     return files, f"{model} (Hugging Face hub)"
 
@@ -147,61 +233,14 @@ def _json(files: FileSet, file_name: str, name: str) -> dict[str, Any] | None:
 
 
 def _processor(files: FileSet, name: str) -> dict[str, Any] | None:
-    """The image processor's configuration over its class's defaults in transformers; None without a configuration."""
+    """The configuration of the image processor; None without a file."""
     content = next((parsed for file in _PROCESSOR_FILES if (parsed := _json(files, file, name)) is not None), None)
-    if content is None:
-        return None
-    content = content.get("image_processor", content)
-    if not isinstance(content, dict):
-        raise WeightsError(f"{name}: image_processor in {files.label} is not a JSON object")
-    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
-    import transformers
-
-    known = None if "auto_map" in content else getattr(transformers, _RENAMED.sub("ImageProcessor", kind), None)
-    defaults = {key: getattr(known, key, None) for key in _NORMALISING}
-    return {key: value for values in (defaults, content) for key, value in values.items() if value is not None}
+    return None if content is None else inner_processor(content, f"{name}: image_processor in {files.label}")
 
 
-def _preprocessing(content: dict[str, Any], image_size: Any, name: str) -> tuple[int, Triple, Triple]:
-    """Image size in px, mean and std of the model's image processor, for intensities in [0, 1].
-
-    Raises UsageError when it normalises but does not state mean and std.
-    """
-    side = _side(content.get("crop_size")) if content.get("do_center_crop", True) else None
-    side = side or _side(content.get("size")) or _side(image_size) or 224
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if content:
-        normalises = content.get("do_normalize", True)
-        missing = [key for key in ("image_mean", "image_std") if not content.get(key)]
-        if normalises and missing:
-            custom_code = " (it names custom code, and medret does not run code that comes with weights)"
-            raise UsageError(
-                f"{name}: its preprocessor_config.json has no {' and no '.join(missing)}"
-                f"{custom_code if 'auto_map' in content else ''}. Take both from the model's page, write them into "
-                f"that file in a folder with config.json and the weights, and pass --weights {name}=FOLDER"
-            )
-        mean = _triple(content["image_mean"]) if normalises else (0.0, 0.0, 0.0)
-        std = _triple(content["image_std"]) if normalises else (1.0, 1.0, 1.0)
-        # Mean and std apply after multiplication by this factor, whose result need not lie in [0, 1].
-        span = 255 * float(content.get("rescale_factor", 1 / 255)) if content.get("do_rescale", True) else 255.0
-        if abs(span - 1) > 1e-3:
-            mean = (mean[0] / span, mean[1] / span, mean[2] / span)
-            std = (std[0] / span, std[1] / span, std[2] / span)
-    if not 8 <= side <= 4096 or min(std) <= 0:
-        raise UsageError(f"{name}: input side {side} px with std {std} is not possible")
-    return side, mean, std
-
-
-def _side(size: Any) -> int | None:
-    if isinstance(size, dict):
-        size = size.get("shortest_edge", size.get("height"))
-    elif isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    return size if isinstance(size, int) else None
-
-
-def _triple(values: Any) -> Triple:
-    if isinstance(values, int | float):
-        values = [values]
-    first, second, third = (list(values) * 3)[:3]
-    return float(first), float(second), float(third)
+def inner_processor(content: dict[str, Any], what: str) -> dict[str, Any]:
+    """The image processor's part of a file that may hold a tokenizer's too. what: it is, for the WeightsError."""
+    inner = content.get("image_processor", content)
+    if not isinstance(inner, dict):
+        raise WeightsError(f"{what} is not a JSON object")
+    return inner

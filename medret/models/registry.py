@@ -10,6 +10,8 @@ import difflib
 
 from medret.errors import UsageError
 from medret.extras import require
+from medret.models.model_config import check_as_stated
+from medret.models.presets import PRESETS
 from medret.models.spec import (
     HALF,
     IMAGENET_MEAN,
@@ -18,6 +20,7 @@ from medret.models.spec import (
     HubFile,
     ModelSpec,
     PackageFile,
+    Stated,
     Triple,
     UrlFile,
     WeightPart,
@@ -26,7 +29,13 @@ from medret.models.spec import (
 DEFAULT_MODEL = "efficientnet_lite0"
 _INNER = ("blocks.5",)  # the second-last stage of MobileNet-like networks
 OPEN_PREFIXES = ("timm:", "hf:")
-_PACKAGES: dict[Family, tuple[str, ...]] = {"timm": ("timm",), "dreamsim": ("dreamsim",), "hf": ("transformers",)}
+_PACKAGES: dict[Family, tuple[str, ...]] = {
+    "timm": ("timm",),
+    "dreamsim": ("dreamsim",),
+    "hf": ("transformers",),
+    "open_clip": ("timm", "transformers"),
+    "package": (),
+}
 
 _DINO_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
 _DINOV2_BACKBONE_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"
@@ -38,11 +47,13 @@ def model_names() -> tuple[str, ...]:
     return tuple(_MODELS)
 
 
-def model_spec(name: str, weights_uri: str | None = None) -> ModelSpec:
+def model_spec(name: str, weights_uri: str | None = None, by_user: Stated | None = None) -> ModelSpec:
     """The model of that name.
 
-    weights_uri: the folder of the weights, from which `hf:NAME` reads its configuration instead of from the hub; other
-    models ignore it. Raises UsageError for an unknown name, WeightsError if an `hf:` configuration cannot be read.
+    weights_uri: the folder of the weights, from which models of a hub read their configuration instead of from the hub;
+    other models ignore it. by_user: what the user states, or a store's recipe; of a model that is not open it must be
+    what medret knows. Raises UsageError for an unknown name,
+    WeightsError if a configuration cannot be read.
     """
     if name.startswith(OPEN_PREFIXES):
         from medret.extras import needs_extra
@@ -50,12 +61,13 @@ def model_spec(name: str, weights_uri: str | None = None) -> ModelSpec:
         with needs_extra():
             from medret.models.open_names import open_spec  # imports torch
 
-            return open_spec(name, weights_uri)
+            return open_spec(name, weights_uri, by_user)
     spec = _MODELS.get(name)
     if spec is None:
         close = difflib.get_close_matches(name, _MODELS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(f"no model is called '{name}'{hint}: expected {', '.join(_MODELS)}, timm:NAME or hf:NAME")
+    check_as_stated(spec, by_user)
     return spec
 
 
@@ -207,6 +219,7 @@ _MODELS: dict[str, ModelSpec] = {
         ),
     )
 }  # fmt: skip
+_MODELS |= {spec.name: spec for spec in PRESETS}
 
 
 def check_installed(spec: ModelSpec) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from medret.recipe import USUAL, Contract, Images
 
 Triple = tuple[float, float, float]
-Family = Literal["timm", "dreamsim", "hf"]
+Family = Literal["timm", "dreamsim", "hf", "open_clip", "package"]
+Words = Literal["", "clip", "siglip", "open_clip"]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -25,10 +27,14 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a model repository on the Hugging Face hub. names: tried in this order."""
+    """A file of a model repository on the Hugging Face hub.
+
+    names: tried in this order. revision: branch, tag or commit; None for the hub's default branch.
+    """
 
     repo: str
     names: tuple[str, ...]
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,19 @@ ONE_FILE = (WeightPart("weights"),)
 
 
 @dataclass(frozen=True)
+class Stated:
+    """What a user states about a model's input, in place of the model's own files (`--model-config`).
+
+    None: not stated. contract: fields of `medret.recipe.Contract`.
+    """
+
+    image_size: int | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    contract: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model by name.
 
@@ -89,6 +108,8 @@ class ModelSpec:
     fuse_bn: whether batch norms go into the convolutions before them (medret.models.fusing), unless bf16 loses by it.
     gmacs: 10^9 multiply-adds per slice, by which models that run together share cores or GPUs; 0 if unknown.
     contract: what the model is fed, and which of its outputs is the vector.
+    words: the kind of its text tower, if its vectors lie in a space shared with words (medret.models.words); or empty.
+    terms: what a user has to accept before using the weights, if anything: said before any work.
     """
 
     name: str
@@ -111,6 +132,8 @@ class ModelSpec:
     fuse_bn: bool = True
     gmacs: float = 0.0
     contract: Contract = USUAL
+    words: Words = ""
+    terms: str = ""
 
     @property
     def images(self) -> Images:

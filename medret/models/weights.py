@@ -113,11 +113,12 @@ def _missing_text(spec: ModelSpec, files: FileSet, missing: list[WeightPart]) ->
 
 def _how_to_pass(spec: ModelSpec) -> str:
     """How to get the files and pass them to medret."""
-    kind = "FOLDER_OR_ZIP" if spec.family == "dreamsim" else "FOLDER" if spec.family == "hf" else "FILE"
+    kind = "FOLDER_OR_ZIP" if spec.family == "dreamsim" else "FOLDER" if len(spec.parts) > 1 else "FILE"
     names = ", ".join(part.names[-1] for part in spec.parts if part.names)
+    terms = f" ({spec.terms})" if spec.terms else ""
     return (
-        f"Needed: {spec.source}{f' ({names})' if names else ''}. Download it on a machine with a network and pass "
-        f"--weights {spec.name}={kind}; --weights {spec.name}=random tries medret out with random weights"
+        f"Needed: {spec.source}{f' ({names})' if names else ''}{terms}. Download it on a machine with a network and "
+        f"pass --weights {spec.name}={kind}; --weights {spec.name}=random tries medret out with random weights"
     )
 
 

@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import ray
 
-from medret.models import ModelSpec, Weights, default_batch_size, resolve_precision
+from medret.errors import UsageError
+from medret.models import (
+    OPEN_PREFIXES,
+    ModelSpec,
+    Weights,
+    default_batch_size,
+    model_spec,
+    read_model_config,
+    resolve_precision,
+    resolve_weights,
+    stated_by,
+)
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.store_state import BaseSnapshot
+from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
 from medret.snapshot import Journal, RecipeEntry
 from medret.storage import Location
 
 PROBE_GPUS = 0.01  # share of a GPU for the task that asks which precisions it supports
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    """A model of a run. by_store: the recipe of the live snapshot for it, which says what it is fed if no file does."""
+
+    spec: ModelSpec
+    weights_uri: str | None
+    by_store: ModelRecipe | None = None
+
+    def resolve(self) -> tuple[ModelSpec, Weights]:
+        """The model and its weights. Other weights than the store's are fed as their own files say."""
+        weights = resolve_weights(self.spec, self.weights_uri)
+        if self.by_store is None or weights.sha256 == self.by_store.weights_sha256:
+            return self.spec, weights
+        return model_spec(self.spec.name, self.weights_uri), weights
+
+
+def wanted_models(request: IndexRequest) -> list[WantedModel]:
+    """The models of a run; raises UsageError for one that is unknown, or that cannot be fed as is stated."""
+    stated = read_model_config(request.model_config) if request.model_config else {}
+    if stray := sorted(stated.keys() - set(request.models)):
+        raise UsageError(
+            f"--model-config states the input of {', '.join(stray)}, but the models of this run are "
+            f"{', '.join(request.models)}"
+        )
+    manifest = live_manifest(Location(request.store))
+    stored = [entry.load().model for entry in manifest.recipes] if manifest else []
+    models = []
+    for name in request.models:
+        uri = request.weights.get(name)
+        by_store = next((model for model in stored if model.name == name), None) if name not in stated else None
+        if by_store is not None and not name.startswith(OPEN_PREFIXES):
+            by_store = None
+        by_user = stated_by(by_store) if by_store else stated.get(name)
+        models.append(WantedModel(model_spec(name, uri, by_user), uri, by_store))
+    return models
 
 
 def known_precisions(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import chain
@@ -15,8 +16,8 @@ from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
 from medret.errors import MedretError
 from medret.extras import require
-from medret.models import ModelSpec, Weights, check_installed, model_spec, resolve_weights
-from medret.pipeline.model_jobs import known_precisions, recipe_of
+from medret.models import ModelSpec, Weights, check_installed
+from medret.pipeline.model_jobs import known_precisions, recipe_of, wanted_models
 from medret.pipeline.plan import make_plan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.run_report import Log
@@ -36,6 +37,8 @@ from medret.snapshot import (
 from medret.snapshot.files import SHARD_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.snapshot.tables import read_table
 from medret.storage import Location
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,12 +173,14 @@ class State:
         return pa.concat_tables([self.base.files, self.journal.files, (self.older or NOTHING).files])
 
 
-def read_inputs(request: IndexRequest, log: Log) -> Inputs:
+def read_inputs(request: IndexRequest, log: Log, warn: Callable[[str], None] = logger.warning) -> Inputs:
     """List the archive, join the labels, resolve the weights; raises UsageError."""
     require("duckdb")
-    specs = tuple(model_spec(name, request.weights.get(name)) for name in request.models)
-    for spec in specs:
-        check_installed(spec)
+    models = wanted_models(request)
+    for model in models:
+        check_installed(model.spec)
+        if model.spec.terms:
+            warn(f"{model.spec.name} ({model.spec.licence}): {model.spec.terms}")
     with log.phase("list"):
         listing = list_archive(
             request.archive,
@@ -189,8 +194,8 @@ def read_inputs(request: IndexRequest, log: Log) -> Inputs:
             require("pydicom")
         labels = read_labels(request.labels, listing)
     with log.phase("weights"):
-        weights = tuple(resolve_weights(spec, request.weights.get(spec.name)) for spec in specs)
-    return Inputs(listing, labels, specs, weights)
+        found = [model.resolve() for model in models]
+    return Inputs(listing, labels, tuple(spec for spec, _ in found), tuple(weights for _, weights in found))
 
 
 def read_state(request: IndexRequest, store: Location, inputs: Inputs) -> State:

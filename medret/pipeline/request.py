@@ -43,7 +43,8 @@ class IndexRequest:
     leave out. include_masks: index what is named as a mask, or looks like one, too. inventory: URI of the manifest.json
     of an S3 Inventory, to read in place of a listing. storage_options: of the filesystems of remote places
     (`medret.storage.storage_options`). models: distinct names; empty means those of the live snapshot,
-    else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. batch_size:
+    else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. model_config:
+    path or URI of a TOML file that says what models are fed (medret.models.model_config). batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
     that fits. previews: pictures to store per volume that is embedded. shard_volumes: volumes per embedding shard; at
@@ -63,6 +64,7 @@ class IndexRequest:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     models: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
+    model_config: str | None = None
     slices: SliceRecipe = field(default_factory=SliceRecipe)
     previews: int = MIDDLE_SLICES
     aggregations: tuple[Aggregation, ...] = (Aggregation("mean"),)
@@ -171,6 +173,7 @@ class IndexKeywords(TypedDict, total=False):
     max_volume_gib: float
     models: str | Sequence[str]
     weights: Mapping[str, str]
+    model_config: str | None
     replace_models: bool
     planes: str | Sequence[str]
     slices: str

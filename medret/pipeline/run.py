@@ -103,7 +103,7 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
     logger.info("run %s: index %s", log.run, store.uri, extra=reporter.fields)
     refuse_if_held(store)
     requested, request = request, with_models(request, live_manifest(store))
-    inputs = read_inputs(request, log)
+    inputs = read_inputs(request, log, reporter.warn)
     say_listing(reporter, inputs.listing)
     say_labels(reporter, inputs.labels)
     with stop.deferred():

@@ -46,7 +46,7 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
     weights_uri: path or URI of the weights; None: found by the model's name, or drawn from the same seed again.
     Raises WeightsError when they cannot be loaded or are not those of the recipe.
     """
-    from medret.models import Encoder, model_spec, resolve_device, resolve_weights
+    from medret.models import Encoder, model_spec, resolve_device, resolve_weights, stated_by
 
     recipe = entry.load()
     source = weights_uri
@@ -57,7 +57,7 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
                 f"store names; give them with --weights {recipe.model.name}=FILE"
             )
         source = entry.weights_uri
-    spec = model_spec(recipe.model.name, source)
+    spec = model_spec(recipe.model.name, source, stated_by(recipe.model))
     weights = resolve_weights(spec, source)
     if weights.sha256 != recipe.model.weights_sha256:
         raise WeightsError(

@@ -247,7 +247,7 @@ def test_a_processor_that_does_not_say_its_mean_is_refused(
     _, folder = dinov2
     path = Path(folder) / "preprocessor_config.json"
     path.write_text(json.dumps({"size": 56, **processor}))
-    with pytest.raises(UsageError, match=r"no image_mean.*--weights hf:some/model=FOLDER") as caught:
+    with pytest.raises(UsageError, match=r"no image_mean.*in a file for --model-config") as caught:
         model_spec("hf:some/model", folder)
     assert ("custom code" in str(caught.value)) is ("auto_map" in processor)
     path.write_text(json.dumps({"size": 56, **processor, "image_mean": MEAN, "image_std": STD}))
@@ -265,7 +265,7 @@ def test_a_hub_that_is_away_is_no_missing_processor(
     _, folder = dinov2
     absent = huggingface_hub._CACHED_NO_EXIST if answer == "absent" else None
     cached = {"config.json": f"{folder}/config.json"}
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: cached.get(name, absent))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name, revision: cached.get(name, absent))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     if answer == "absent":
         assert "assumed" in model_spec("hf:some/model").source

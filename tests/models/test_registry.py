@@ -9,6 +9,7 @@ import torch
 
 from medret.errors import UsageError
 from medret.models import DEFAULT_MODEL, ModelSpec, model_names, model_spec
+from medret.models.presets import PRESETS
 from medret.models.spec import IMAGENET_MEAN, HubFile, PackageFile, UrlFile
 
 ASKED = {
@@ -21,7 +22,8 @@ ASKED = {
 
 
 def test_every_model_asked_for_is_there() -> None:
-    assert {name: model_spec(name).dim for name in model_names()} == ASKED
+    of_presets = {spec.name: spec.dim for spec in PRESETS}  # tests/models/test_presets.py
+    assert {name: model_spec(name).dim for name in model_names()} == ASKED | of_presets
     assert DEFAULT_MODEL in ASKED
 
 
@@ -87,7 +89,7 @@ def test_preprocessing_is_what_timm_records(name: str) -> None:
         assert record.license.lower() == spec.licence.lower()
 
 
-@pytest.mark.parametrize("name", ["dinov3", "DINOV1", "", "dinov22", "timm:", "timm:no_such_model", "timm:hf-hub:a/b"])
+@pytest.mark.parametrize("name", ["dinov3", "DINOV1", "", "dinov22", "timm:", "timm:no_such_model", "timm:a/b"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         model_spec(name)

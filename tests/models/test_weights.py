@@ -156,7 +156,7 @@ def test_a_cached_hub_file_needs_no_network(no_hub: None, monkeypatch: pytest.Mo
     blob.write_bytes(data)
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(link))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name, revision: str(link))
     weights = resolve_weights(model_spec("resnet50"))
     assert weights.source == "hub:timm/resnet50.a1_in1k/model.safetensors"
     assert weights.sha256 == sha256(data)

@@ -1,0 +1,128 @@
+"""`--model-config`: what a user states about a model's input, and what a store's recipe says about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from medret.errors import UsageError
+from medret.models import Encoder, model_spec, read_model_config, resolve_weights, stated_by
+from medret.models.spec import Stated
+from medret.recipe import Contract, ModelRecipe
+
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "models.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_field_can_be_stated(tmp_path: Path) -> None:
+    uri = written(
+        tmp_path,
+        """
+        ["hf:own/ct"]
+        image_size = 64
+        mean = [-200]
+        std = 300.5
+        channels = 1
+        values = "real"
+        clip_hu = [-1000, 1000]
+        normalise = "fixed"
+        orientation = "neurological"
+        resample = "bicubic"
+        pooling = "mean"
+
+        ["timm:vit_tiny_patch16_224"]
+        windows_hu = [[-1000, 1000], [0, 80], [-135, 215]]
+        """,
+    )
+    ct, rgb = read_model_config(uri).values()
+    assert (ct.image_size, ct.mean, ct.std) == (64, (-200.0,) * 3, (300.5,) * 3)
+    assert Contract(**ct.contract) == Contract(1, "real", (), (-1000, 1000), "fixed", "neurological", "bicubic", "mean")
+    assert Contract(**rgb.contract) == Contract(windows_hu=((-1000, 1000), (0, 80), (-135, 215)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["hf:x"]\ngamma = 2', "gamma.*the keys are image_size, mean"),
+        ('["hf:x"]\nimage_size = "wide"', "image_size"),
+        ('["hf:x"]\nwindows_hu = [[1, 2, 3]]', "windows_hu"),
+        ('["hf:x"]\nvalues = "colour"', "values"),
+        ("hf = 3", r'\["hf"\]'),
+        ("[hf", "cannot be read as TOML"),
+    ],
+)
+def test_a_mistake_is_named(text: str, message: str, tmp_path: Path) -> None:
+    uri = written(tmp_path, text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_model_config(uri)
+    assert uri in str(caught.value)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_model_config("/no/such.toml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A model of one channel whose processor medret does not follow."""
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(**TINY, image_size=56, patch_size=14, num_channels=1)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_gamma": True}))
+    return str(tmp_path)
+
+
+def test_what_is_stated_stands_in_place_of_the_file(folder: str) -> None:
+    with pytest.raises(UsageError, match="do_gamma"):
+        model_spec("hf:own/ct", folder)
+    contract = {"values": "real", "clip_hu": (-1000.0, 1000.0), "pooling": "mean"}
+    stated = Stated(56, (-200.0,) * 3, (300.0,) * 3, contract)
+    spec = model_spec("hf:own/ct", folder, stated)
+    assert spec.contract == Contract(channels=1, **contract)  # type: ignore[arg-type]
+    images = np.random.default_rng(0).normal(0, 400, (2, 56, 56)).astype(np.float32)
+    model = transformers.Dinov2Model.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        tokens = model(pixel_values=(torch.from_numpy(images)[:, None] + 200) / 300).last_hidden_state
+    found = Encoder(spec, resolve_weights(spec, folder), batch_size=2).embed(images)
+    np.testing.assert_allclose(found, tokens[:, 1:].mean(1), rtol=1e-3, atol=1e-4)
+    recipe = ModelRecipe("hf:own/ct", "0" * 64, 56, spec.mean, spec.std, 32, "fp32", contract=spec.contract)
+    assert model_spec("hf:own/ct", folder, stated_by(recipe)) == spec, "a search is fed as its store was"
+
+
+def test_a_part_may_be_stated(tmp_path: Path) -> None:
+    transformers.Dinov2Model(transformers.Dinov2Config(**TINY, image_size=56, patch_size=14)).save_pretrained(tmp_path)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 56}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    spec = model_spec("hf:own/ct", str(tmp_path), Stated(contract={"normalise": "image"}))
+    assert (spec.image_size, spec.mean) == (56, (0.5,) * 3)
+    assert spec.contract == Contract(normalise="image")
+
+
+def test_timm_models_are_built_as_stated() -> None:
+    base = model_spec("timm:vit_tiny_patch16_224")
+    stated = Stated(112, None, None, {"channels": 1, "pooling": "mean"})
+    spec = model_spec("timm:vit_tiny_patch16_224", None, stated)
+    assert (spec.image_size, spec.mean, spec.dim) == (112, base.mean, base.dim)
+    assert spec.gmacs < base.gmacs / 3
+    images = np.zeros((1, 112, 112), np.uint8)
+    assert Encoder(spec, resolve_weights(spec, "random"), batch_size=1).embed(images).shape == (1, spec.dim)
+    with pytest.raises(UsageError, match="pooling 'projection' is not timm's"):
+        model_spec("timm:vit_tiny_patch16_224", None, Stated(contract={"pooling": "projection"}))
+
+
+def test_a_model_known_by_name_is_fed_as_its_publisher_says() -> None:
+    with pytest.raises(UsageError, match=r"fed as its publisher says, not with image_size 448 instead of 224"):
+        model_spec("dinov2", None, Stated(image_size=448))
+    assert model_spec("dinov2", None, Stated(image_size=224)) == model_spec("dinov2")
