@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from medret.models.devices import default_batch_size, gc_paused, resolve_device, resolve_precision, tune_malloc
-from medret.models.model_config import read_model_config, stated_by
+from medret.models.model_input import read_model_config, stated_by
 from medret.models.registry import DEFAULT_MODEL, OPEN_PREFIXES, check_installed, model_names, model_spec
 from medret.models.spec import ModelSpec, Stated
 from medret.models.weights import Weights, read_contents, resolve_weights, stage_weights, staged_weights

@@ -50,7 +50,7 @@ def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
 
         return load_dreamsim
     if family == "open_clip":
-        from medret.models.open_clip_models import load_open_clip
+        from medret.models.timm_models import load_open_clip
 
         return load_open_clip
     from medret.models.hf_models import load_hf

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from medret.errors import UsageError, WeightsError, first_line
 from medret.models.checkpoint import build, read_json, read_state
-from medret.models.processors import read_processor
+from medret.models.model_input import read_processor
 from medret.models.spec import ModelSpec, Words
 from medret.models.weights import Weights
 
@@ -116,9 +116,7 @@ def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
         check_processor(spec, weights)
         content = read_config(weights)
         if pooling == "projection":
-            with torch.device("meta"):
-                towers = type(build_towers(content, spec.name))
-            model = Projected(filled(spec, weights, towers, vision_config(content, spec.name, whole=True))[0])
+            model = Projected(load_towers(spec, weights))
         else:
             config = vision_config(content, spec.name)
             with torch.device("meta"):
@@ -128,6 +126,17 @@ def load_hf(spec: ModelSpec, weights: Weights) -> nn.Module:
             model = Pooled(inner, use_pooler, pooling)
     check_repeatable(model.eval(), spec.image_size, spec.name, spec.contract.channels)
     return model
+
+
+def load_towers(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """An image-text model with both towers and their weights. Raises WeightsError or UsageError."""
+    if weights.random:
+        content = json.loads(spec.config_json or "{}")
+        return build(weights, lambda: build_towers(content, spec.name))
+    content = read_config(weights)
+    with torch.device("meta"):
+        kind = type(build_towers(content, spec.name))
+    return filled(spec, weights, kind, vision_config(content, spec.name, whole=True))[0]
 
 
 def read_config(weights: Weights) -> dict[str, Any]:

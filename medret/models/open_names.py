@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
-from medret.models.processors import Fed, is_stated, read_processor, stated, triple
+from medret.models.model_input import Fed, is_stated, read_processor, stated, triple
 from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart
 from medret.recipe import USUAL, Contract
 

@@ -1,4 +1,4 @@
-"""Models that timm builds: DINO, DINOv2, Swin, ResNet, EfficientNet-lite and any `timm:NAME`.
+"""Models that timm builds: DINO, DINOv2, Swin, ResNet, EfficientNet-lite, any `timm:NAME`, BiomedCLIP's image tower.
 
 A checkpoint may be in timm's layout or in the one its authors published, which timm's own filter for the architecture
 translates (it also resamples a position embedding). Layouts that timm does not know are translated here: RadImageNet's
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medret.errors import WeightsError
-from medret.models.checkpoint import State, build, fill, mismatch, read_state
+from medret.models.checkpoint import State, build, fill, mismatch, read_json, read_state
 from medret.models.spec import ModelSpec
 from medret.models.weights import Weights
 
@@ -135,3 +135,59 @@ class WithLayers(nn.Module):
         output = parts[0].float()
         length = output.norm(dim=1, keepdim=True)
         return torch.cat([output, *(nn.functional.normalize(part, dim=1) * length for part in parts[1:])], dim=1)
+
+
+# What OpenCLIP's configuration says of a model like BiomedCLIP, besides what its spec says.
+_TEXT_IS = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
+
+
+class ImageTower(nn.Module):
+    """A timm network and a linear projection without a bias, named as OpenCLIP names them."""
+
+    def __init__(self, architecture: str, dim: int) -> None:
+        super().__init__()
+        import timm
+
+        trunk: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
+        self.trunk = trunk
+        self.head = nn.ModuleDict({"proj": nn.Linear(trunk.num_features, dim, bias=False)})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) -> (n, dim)."""
+        projected: Tensor = self.head["proj"](self.trunk(images))
+        return projected
+
+
+def load_open_clip(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """The image tower. Raises WeightsError."""
+    model = build(weights, lambda: ImageTower(spec.architecture, spec.dim))
+    if not weights.random:
+        check_config(spec, weights)
+        path = weights.files["weights"]
+        fill(model, part_of(read_state(path), "visual."), path, f"the image tower of {spec.name}")
+    return model
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> State:
+    """The tensors whose names begin so, without that beginning."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def check_config(spec: ModelSpec, weights: Weights) -> None:
+    """Raise WeightsError unless open_clip_config.json describes the model that is built here."""
+    path = weights.files["config"]
+    content = read_json(path, f"weights {path}")
+    model, preprocess = content.get("model_cfg", {}), content.get("preprocess_cfg", {})
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    expected = {
+        "embed_dim": (model.get("embed_dim"), spec.dim),
+        "timm_model_name": (vision.get("timm_model_name"), spec.architecture),
+        "timm_proj": (vision.get("timm_proj"), "linear"),
+        "image_size": (vision.get("image_size", spec.image_size), spec.image_size),
+        **{key: (text.get(key, text.get(key.removeprefix("hf_"))), value) for key, value in _TEXT_IS.items()},
+        "mean": (tuple(preprocess.get("mean", spec.mean)), spec.mean),
+        "std": (tuple(preprocess.get("std", spec.std)), spec.std),
+    }
+    wrong = [f"{key} {found!r} instead of {value!r}" for key, (found, value) in expected.items() if found != value]
+    if wrong:
+        raise WeightsError(f"weights {path}: not a configuration of {spec.name}: {', '.join(wrong)}")

@@ -44,7 +44,7 @@ class IndexRequest:
     of an S3 Inventory, to read in place of a listing. storage_options: of the filesystems of remote places
     (`medret.storage.storage_options`). models: distinct names; empty means those of the live snapshot,
     else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. model_config:
-    path or URI of a TOML file that says what models are fed (medret.models.model_config). batch_size:
+    path or URI of a TOML file that says what models are fed (medret.models.model_input). batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
     that fits. previews: pictures to store per volume that is embedded. shard_volumes: volumes per embedding shard; at

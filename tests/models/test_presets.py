@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from medret.errors import UsageError, WeightsError
 from medret.models import Encoder, ModelSpec, model_spec, resolve_weights
 from medret.models.hf_models import build_pooled
-from medret.models.open_clip_models import ImageTower, load_text_tower
 from medret.models.open_names import measure
-from medret.models.presets import PRESETS
-from medret.models.timm_models import build_timm
+from medret.models.registry import PRESETS
+from medret.models.timm_models import ImageTower, build_timm
+from medret.models.words import load_text_tower
 from medret.recipe import SliceRecipe, stack_shape
 from medret.volume import read_volume
 

@@ -9,7 +9,7 @@ import torch
 
 from medret.errors import UsageError
 from medret.models import DEFAULT_MODEL, ModelSpec, model_names, model_spec
-from medret.models.presets import PRESETS
+from medret.models.registry import PRESETS
 from medret.models.spec import IMAGENET_MEAN, HubFile, PackageFile, UrlFile
 
 ASKED = {

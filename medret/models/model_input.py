@@ -1,20 +1,32 @@
-"""What the published file of an image processor says that a model is fed. What medret does not follow is refused.
+"""What a model is fed: as its image processor's file says, as a user states in a file, or as a store's recipe says.
 
 medret's images are square, of the side that the model takes, and grey. For such images most steps of a processor change
 nothing (resizing, cropping, padding to a square, converting to RGB, reversing channels); the others are followed, or
 their key is refused. medret's own drawing stands in place of a processor's resizing: `resample` is not read.
+
+A user states the rest in TOML (`--model-config`), each model in a section of its name:
+
+    ["hf:owner/name"]
+    image_size = 512                     # side in px
+    mean = [0.5, 0.5, 0.5]               # per channel, in units of [0, 1]; of real values in their own unit
+    std = [0.2, 0.2, 0.2]
+    channels = 1                         # and the other fields of `medret.recipe.Contract`
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from medret.errors import UsageError
-from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, Stated, Triple
-from medret.recipe import USUAL, Contract
+import msgspec
+
+from medret.errors import UsageError, first_line
+from medret.models.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Stated, Triple
+from medret.recipe import USUAL, Contract, ModelRecipe
+from medret.storage.objects import read_uri
 
 _RENAMED = re.compile(r"FeatureExtractor$|ImageProcessor(Fast|Pil)$")
 _DEFAULTS = ("do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std", "rescale_offset", "include_top")
@@ -152,3 +164,83 @@ def _side(size: Any) -> int | None:
     elif isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     return size if isinstance(size, int) else None
+
+
+_Range = tuple[float, float]
+_Values = Annotated[list[float], msgspec.Meta(min_length=1, max_length=3)] | float
+_MAX_BYTES = 1 << 20
+CONTRACT_FIELDS = tuple(field.name for field in fields(Contract))
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True):
+    """One model's section. The fields after std are those of `Contract`."""
+
+    image_size: Annotated[int, msgspec.Meta(ge=8, le=4096)] | None = None
+    mean: _Values | None = None
+    std: _Values | None = None
+    channels: Literal[1, 3] | None = None
+    values: Literal["grey", "real"] | None = None
+    windows_hu: Annotated[list[_Range], msgspec.Meta(min_length=1, max_length=3)] | None = None
+    clip_hu: _Range | None = None
+    normalise: Literal["fixed", "image"] | None = None
+    orientation: Literal["radiological", "neurological"] | None = None
+    resample: Literal["bilinear", "bicubic"] | None = None
+    pooling: Literal["default", "cls", "mean", "pooler", "projection"] | None = None
+
+
+def read_model_config(uri: str) -> dict[str, Stated]:
+    """Model name -> what the file at a path or URI states about it. Raises UsageError."""
+    try:
+        data = read_uri(uri)
+        if len(data) > _MAX_BYTES:
+            raise UsageError(f"--model-config {uri}: {len(data)} bytes is too large for a file of settings")
+        content = tomllib.loads(data.decode())
+    except FileNotFoundError as error:
+        raise UsageError(f"--model-config {uri}: there is no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--model-config {uri} cannot be read as TOML: {error}") from error
+    found = {}
+    for name, section in content.items():
+        try:
+            parsed = msgspec.convert(section, _Section)
+            contract = {
+                field: tuple(value) if isinstance(value, list) else value
+                for field in CONTRACT_FIELDS
+                if (value := getattr(parsed, field)) is not None
+            }
+            found[name] = Stated(parsed.image_size, _triple(parsed.mean), _triple(parsed.std), contract)
+        except msgspec.ValidationError as error:
+            keys = ", ".join(_Section.__struct_fields__)
+            raise UsageError(f'--model-config {uri}: ["{name}"]: {first_line(error)}; the keys are {keys}') from error
+    return found
+
+
+def _triple(values: list[float] | float | None) -> Triple | None:
+    if values is None:
+        return None
+    listed = [values] if isinstance(values, float | int) else values
+    first, second, third = (listed * 3)[:3] if len(listed) != 2 else (*listed, listed[1])
+    return float(first), float(second), float(third)
+
+
+def stated_by(recipe: ModelRecipe) -> Stated:
+    """All that a recipe says about the input of its model."""
+    return Stated(recipe.image_size, recipe.mean, recipe.std, vars(recipe.contract))
+
+
+def check_as_stated(spec: ModelSpec, by_user: Stated | None) -> None:
+    """Raise UsageError if something else is stated about a model whose input medret knows by its name."""
+    if by_user is None:
+        return
+    known: Mapping[str, Any] = {**vars(spec.contract), **vars(spec)}
+    asked: Mapping[str, Any] = {**vars(by_user), **by_user.contract}
+    wrong = [
+        f"{key} {asked[key]} instead of {known[key]}"
+        for key in ("image_size", "mean", "std", *CONTRACT_FIELDS)
+        if asked.get(key) is not None and asked[key] != known[key]
+    ]
+    if wrong:
+        raise UsageError(
+            f"{spec.name} is fed as its publisher says, not with {', '.join(wrong)}: use another model, or these "
+            "weights under the name timm:NAME or hf:NAME, whose input can be stated"
+        )
