@@ -299,6 +299,7 @@ def to_json(outcome: IndexOutcome) -> dict[str, Any]:
         "stale": [{key: row[key] for key in ("volume_id", "code", "reason")} for row in outcome.stale.to_pylist()],
         "slices": outcome.slices,
         "seconds": round(outcome.seconds, 3),
+        "waits_s": dict(outcome.waits_s),
         "slices_per_second": round(outcome.slices_per_second, 2),
         "quarantine": [
             {key: row[key] for key in ("volume_id", "code", "reason")} for row in outcome.quarantine.to_pylist()

@@ -40,6 +40,8 @@ def print_index_summary(outcome: IndexOutcome, store: str) -> None:
     for kind, recall in outcome.recall.items():
         table.add_row(f"recall@10 of {kind}", f"{recall:.3f} of exact search")
     table.add_row("seconds", f"{outcome.seconds:.1f}")
+    if outcome.waits_s:
+        table.add_row("  of these", ", ".join(f"{name} {value:.1f}" for name, value in outcome.waits_s.items()))
     if outcome.report:
         table.add_row("run report", outcome.report)
     console.print(table)

@@ -10,6 +10,7 @@ at nine tenths of the speed and twice that of float32.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -79,13 +80,13 @@ class Encoder:
         """Load the model. Raises WeightsError when the weights are not the model's.
 
         device: from `resolve_device`.
-        threads: of torch in this process; None keeps torch's default.
+        threads: of torch, in each thread that calls `embed`; None keeps torch's default.
         backend: of torch.compile, such as `inductor`; None does not compile.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self._threads, self._told = threads, threading.local()
+        self._tell_torch()
         self.spec, self.batch_size = spec, batch_size
         self._device = torch.device(device)
         model = load_model(spec, weights)
@@ -110,8 +111,9 @@ class Encoder:
     def embed(self, slices: NDArray[Any]) -> NDArray[np.float32]:
         """Images as the contract says, plain ones (n, side, side) uint8 -> (n, dim) float32, not normalised.
 
-        n may be 0.
+        n may be 0. Threads may call it side by side.
         """
+        self._tell_torch()
         dtype, shape = stack_dtype(self.spec.images), stack_shape(self.spec.images)
         if slices.dtype != dtype or slices.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
@@ -121,6 +123,12 @@ class Encoder:
         starts = range(0, len(slices), self.batch_size)
         parts = [self._forward(slices[start : start + self.batch_size]) for start in starts]
         return torch.cat(parts).cpu().numpy()  # one transfer, after all batches are queued
+
+    def _tell_torch(self) -> None:
+        """OpenMP, and with it torch, keeps a number of threads for each thread that computes."""
+        if self._threads is not None and not hasattr(self._told, "once"):
+            torch.set_num_threads(self._threads)
+            self._told.once = True
 
     @torch.inference_mode()
     def _forward(self, slices: NDArray[Any]) -> torch.Tensor:

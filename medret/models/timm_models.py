@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def _by_order(state: State, model: nn.Module, path: Path, what: str) -> State:
     return dict(zip(expected, tensors, strict=False))
 
 
+class _Maps(threading.local):
+    """The feature maps of the pass that this thread makes: several threads may use one model."""
+
+    def __init__(self) -> None:
+        self.maps: list[Tensor] = []
+
+    def __deepcopy__(self, _memo: object) -> _Maps:
+        return _Maps()
+
+
 class WithLayers(nn.Module):
     """A model whose output is followed by the spatial means of inner feature maps, in one vector.
 
@@ -120,18 +131,18 @@ class WithLayers(nn.Module):
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         self.model = model
-        self._maps: list[Tensor] = []
+        self._seen = _Maps()
         for layer in layers:
             model.get_submodule(layer).register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        self._maps.append(output)
+        self._seen.maps.append(output)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, side, side) -> (n, dim of the output + channels of each layer)."""
-        self._maps.clear()
-        parts = [self.model(images), *(features.mean((2, 3), dtype=torch.float32) for features in self._maps)]
-        self._maps.clear()
+        self._seen.maps.clear()
+        parts = [self.model(images), *(features.mean((2, 3), dtype=torch.float32) for features in self._seen.maps)]
+        self._seen.maps.clear()
         output = parts[0].float()
         length = output.norm(dim=1, keepdim=True)
         return torch.cat([output, *(nn.functional.normalize(part, dim=1) * length for part in parts[1:])], dim=1)

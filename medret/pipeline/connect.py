@@ -26,10 +26,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants
+from ray._private import node, ray_constants
 
 from medret.errors import MedretError, StoppedError, UnreachableError
 
@@ -159,6 +160,7 @@ def _attached(
     try:
         with _stderr_held_back():
             try:
+                import_module("ray.data")  # the driver needs it next
                 answered = ready.wait(seconds)
             except StoppedError:
                 ready.wait(STARTING_S)
@@ -285,14 +287,32 @@ def guarded() -> Iterator[int]:
         guard.wait()
 
 
+class BareNode(node.Node):
+    """A node without the processes that a run on one machine has no use for, and that it would wait for.
+
+    They are Ray's dashboard, which starts even where it is switched off, the autoscaler's monitor, and the one that
+    sends the logs of workers to the driver. A Ray that starts them in another way starts them as before.
+    """
+
+    def start_api_server(self, **_: object) -> None:
+        """No dashboard."""
+
+    def start_monitor(self) -> None:
+        """No autoscaler."""
+
+    def start_log_monitor(self) -> None:
+        """No logs to the driver."""
+
+
 def start(folder: Path, group: int) -> None:
     """Start Ray with its files below `folder` and its processes in process group `group`, and connect to it."""
     global _group  # noqa: PLW0603  # forked processes have no other way to know
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    clusters, whole = ray_constants.ENABLE_RAY_CLUSTER, node.Node
     # The only way to make Ray listen on loopback alone: it replaces a loopback address by the machine's outer one.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    node.Node = BareNode  # type: ignore[misc]  # the only way, too: ray.init has no option for it
     _group = group
     try:
         ray.init(
@@ -304,4 +324,5 @@ def start(folder: Path, group: int) -> None:
         )
     finally:
         _group = None
+        node.Node = whole  # type: ignore[misc]
         ray_constants.ENABLE_RAY_CLUSTER = clusters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,10 @@ from medret.recipe import Images, Recipe, stack_dtype, stack_shape
 
 
 class EmbedStage:
-    """One model in one actor. It embeds the slices of several volumes as one stream of batches of equal shape."""
+    """One model in one actor. It embeds the slices of several volumes as one stream of batches of equal shape.
+
+    Threads may call it side by side (PoolPlan.at_once).
+    """
 
     def __init__(
         self,
@@ -45,15 +50,19 @@ class EmbedStage:
         )
         self._recipe = recipe
         self._drop_pixels = drop_pixels
-        self._tally = Tally(counter, f"embed {recipe.model.name}")
+        self._counter = counter
+        self._tallies = threading.local()
+        # What torch and the model consist of stays to the end. Without this, every full collection looks through all of
+        # it, and those at the end of the process take a second of a core.
+        gc.freeze()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Append the model outputs to every row. Quarantined rows get null; so do all rows once the run is stopping."""
         started = time.monotonic()
-        volumes = table["volume_id"].to_pylist()
-        self._tally.begin(volumes)
+        volumes, tally = table["volume_id"].to_pylist(), self._tally()
+        tally.begin(volumes)
         drawn = self._recipe.model.images
-        if self._tally.is_stopping():
+        if tally.is_stopping():
             place = table.schema.get_field_index("code")
             table = table.set_column(place, "code", pa.array([STOPPED] * table.num_rows, pa.string()))
         column = _pixels(table, drawn)
@@ -68,10 +77,17 @@ class EmbedStage:
         if self._drop_pixels:
             table = table.drop_columns(pixels_column(drawn))
         done = table.num_rows - table["code"].to_pylist().count(STOPPED)
-        self._tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
-        self._tally.report()
-        self._tally.done(volumes)
+        tally.add(done, len(stack), stack.nbytes, time.monotonic() - started)
+        tally.report()
+        tally.done(volumes)
         return table.append_column(vectors_column(self._recipe), pa.array(vectors, pa.large_binary()))
+
+    def _tally(self) -> Tally:
+        """This thread's own."""
+        if not hasattr(self._tallies, "own"):
+            self._tallies.own = Tally(self._counter, f"embed {self._recipe.model.name}")
+        own: Tally = self._tallies.own
+        return own
 
 
 def _pixels(table: pa.Table, drawn: Images) -> list[Any]:

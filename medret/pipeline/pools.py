@@ -19,7 +19,8 @@ WRITES_ON_NODE = 10
 BUSY_SHARE = 0.9  # of a core's time; a model that needs more gets a further actor
 CALLS_PER_ACTOR = 16  # an actor with fewer calls would hardly repay the time that its node and its model take to come
 READS_PER_GPU = 32  # cores that decode what one GPU embeds; docs/scale.md has the arithmetic
-READING_SHARE = 0.25  # of the CPUs beside a GPU
+READING_SHARE = 0.25  # of the CPUs, at least
+AT_ONCE = 4  # most calls that an actor embeds side by side: their threads take turns at holding Python's lock
 UNLIMITED = 10**6  # actors: the work and the cluster are the limits
 
 
@@ -80,8 +81,8 @@ class PoolPlan:
     """The embedding pool of each model, and the CPUs of a read task.
 
     sizes: actors per model at the start. least, most: actors per model between which the pools follow the work and the
-    cluster. num_cpus, num_gpus: Ray resources per actor. threads: torch threads per actor. read_cpus, write_cpus: CPUs
-    per read and write task.
+    cluster. num_cpus, num_gpus: Ray resources per actor. threads: torch threads per call. read_cpus, write_cpus: CPUs
+    per read and write task. at_once: calls that an actor of each model embeds side by side.
     """
 
     sizes: tuple[int, ...]
@@ -92,6 +93,7 @@ class PoolPlan:
     threads: int
     read_cpus: float
     write_cpus: float
+    at_once: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def plan_pools(
     costs = [cost or dearest for cost in costs]
     if capacity.grows:
         plan = _growing(capacity, costs, device, actors, gpus_per_actor)
+    elif device == "cpu" and capacity.node_cpus >= capacity.cpus:
+        plan = _one_machine(capacity, costs, calls, actors)
     else:
         plan = _fixed(capacity, costs, device, actors, gpus_per_actor)
     return replace(
@@ -137,20 +141,44 @@ def plan_pools(
     )
 
 
+def _one_machine(capacity: Capacity, costs: Sequence[float], calls: int, actors: ActorRange | None) -> PoolPlan:
+    """Pools for the cores of one machine without GPUs; reading uses the CPUs that actors do not request.
+
+    A core works on one call, with one thread: two calls of one thread embed 1.5 times as many slices as one call of two
+    threads. Calls share an actor, because its start costs as much as embedding hundreds of slices.
+    """
+    models, cpus = len(costs), capacity.cpus
+    read_cpus = _reading(capacity)
+    if actors:
+        most, least = (actors.most,) * models, (actors.least,) * models
+        at_once = (max(1, min(AT_ONCE, int(cpus / sum(most)))),) * models
+    else:
+        cores = [min(calls, _on_one_machine(cpus * cost / sum(costs), cpus)) for cost in costs]
+        most = least = tuple(math.ceil(each / AT_ONCE) for each in cores)
+        at_once = tuple(math.ceil(each / size) for each, size in zip(cores, most, strict=True))
+    budget = cpus - max(read_cpus, READING_SHARE * cpus)
+    return PoolPlan(most, least, most, _asked(budget / sum(most)), 0.0, 1, read_cpus, 0.0, at_once)
+
+
+def _reading(capacity: Capacity) -> float:
+    """The CPUs of a read task, of a cluster that stays as it is."""
+    if capacity.node_cpus >= WHOLE_CPU_FROM:
+        return 1.0
+    return capacity.node_cpus / (4 if capacity.node_cpus >= capacity.cpus else 2)
+
+
 def _fixed(
     capacity: Capacity, costs: Sequence[float], device: str, actors: ActorRange | None, gpus_per_actor: float | None
 ) -> PoolPlan:
-    """Pools for the nodes that are there.
+    """Pools for GPUs, or for several nodes that are there.
 
     Actors that take all CPUs would deadlock the reads, so at least a quarter of the CPUs (one, on a small machine)
     stays free.
     """
-    models = len(costs)
-    is_one_machine = capacity.node_cpus >= capacity.cpus
+    models, single = len(costs), (1,) * len(costs)
     # Any one of several nodes may be lost; the others must still have room for a read task beside all actors.
-    read_cpus = 1.0 if capacity.node_cpus >= WHOLE_CPU_FROM else capacity.node_cpus / (4 if is_one_machine else 2)
-    write_cpus = 0.0
-    if not is_one_machine:
+    read_cpus, write_cpus = _reading(capacity), 0.0
+    if capacity.node_cpus < capacity.cpus:
         read_cpus, write_cpus = read_cpus - WRITES_ON_NODE * WRITE_CPUS, WRITE_CPUS
     if device == "cuda":
         share = gpus_per_actor or 1 / math.ceil(models / capacity.gpus)
@@ -163,22 +191,16 @@ def _fixed(
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(most))
         least = (actors.least,) * models if actors else most
-        return PoolPlan(most, least, most, num_cpus, share, max(1, int(num_cpus)), read_cpus, write_cpus)
-    # Two processes of one thread embed 1.5 times as many slices as one process of two threads. On one machine each core
-    # gets one actor, and reading uses the CPUs that actors do not request. On several nodes, actors request so little
-    # that all of them fit beside a read task on the smallest node: wherever Ray places them, and whichever nodes are
-    # lost, some node has room for reading. Ray spreads the actors; those of a lost node move to the others.
-    budget = capacity.cpus - max(read_cpus, 0.25 * capacity.cpus)
-    if actors:
-        most = (actors.most,) * models
-    elif is_one_machine:
-        most = tuple(_on_one_machine(capacity.cpus * cost / sum(costs), capacity.cpus) for cost in costs)
-    else:
-        most = allot(int(budget), costs)
+        return PoolPlan(most, least, most, num_cpus, share, max(1, int(num_cpus)), read_cpus, write_cpus, single)
+    # Actors request so little that all of them fit beside a read task on the smallest node: wherever Ray places them,
+    # and whichever nodes are lost, some node has room for reading. Ray spreads the actors; those of a lost node move to
+    # the others, so each is small.
+    budget = capacity.cpus - max(read_cpus, READING_SHARE * capacity.cpus)
+    most = (actors.most,) * models if actors else allot(int(budget), costs)
     least = (actors.least,) * models if actors else most
     threads = max(1, int(min(capacity.cpus / sum(most), capacity.node_cpus)))
-    num_cpus = (budget if is_one_machine else capacity.node_cpus - read_cpus) / sum(most)
-    return PoolPlan(most, least, most, _asked(num_cpus), 0.0, threads, read_cpus, write_cpus)
+    num_cpus = (capacity.node_cpus - read_cpus) / sum(most)
+    return PoolPlan(most, least, most, _asked(num_cpus), 0.0, threads, read_cpus, write_cpus, single)
 
 
 def _growing(
@@ -198,7 +220,8 @@ def _growing(
         num_cpus, read_cpus = cpu_shares(capacity.node_cpus, on_node)
     sizes = tuple(max(least, min(size, most)) for size in allot(places, costs))
     threads = max(1, int(num_cpus))
-    return PoolPlan(sizes, (least,) * models, (most,) * models, num_cpus, num_gpus, threads, read_cpus, WRITE_CPUS)
+    ranges, single = ((least,) * models, (most,) * models), (1,) * models
+    return PoolPlan(sizes, *ranges, num_cpus, num_gpus, threads, read_cpus, WRITE_CPUS, single)
 
 
 def cpu_shares(node_cpus: float, on_node: int) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -134,7 +134,7 @@ class IndexOutcome:
     and keep their vectors (schemas.QUARANTINE). skipped: objects skipped per rule. labels: how labels matched, in
     counts. slices: slices embedded by this run, summed over models. quarantine: schemas.QUARANTINE. seconds: of the
     whole run. streaming_s: seconds from reading to writing. recall: lowest recall@10 per index kind. report: path below
-    the store; None if there was nothing to do.
+    the store; None if there was nothing to do. waits_s: where the time went (Log.waits); empty then.
     """
 
     snapshot: str
@@ -154,6 +154,7 @@ class IndexOutcome:
     recipes: tuple[RecipeEntry, ...]
     recall: Mapping[str, float]
     report: str | None
+    waits_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def slices_per_second(self) -> float:

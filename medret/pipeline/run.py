@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,7 +81,6 @@ class _Run:
     log: Log
     lease: Lease
     stop: Stop
-    clock: float = field(default_factory=time.monotonic)
 
 
 def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Stop | None = None) -> IndexOutcome:
@@ -98,7 +96,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Sto
 def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: ExitStack) -> IndexOutcome:
     """stack: holds the lease until the run ends."""
     stop.check()
-    log, clock, store = begin(), time.monotonic(), request.open_store()
+    log, store = begin(), request.open_store()
     reporter.fields = {"run": log.run}
     logger.info("run %s: index %s", log.run, store.uri, extra=reporter.fields)
     refuse_if_held(store)
@@ -118,7 +116,7 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
     if state.base.id is None:
         say_strangers(store, reporter.say)
     check_labels(state.base.ledger, inputs.listing, inputs.labels, request.gates)
-    run = _Run(request, store, inputs, state, reporter, log, lease, stop, clock)
+    run = _Run(request, store, inputs, state, reporter, log, lease, stop)
     recipes = known_recipes(request, inputs, state)
     planned = None
     if recipes is not None:
@@ -127,7 +125,7 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
         if is_up_to_date(request, inputs, state, recipes, plan):
             clear_journal(store, _useful_to_others(run, target))
             return _nothing_to_do(run, plan)
-    with connected(), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
+    with log.entering("ray", connected()), watching_nodes(reporter.warn) as log.facts["lost_nodes"]:
         try:
             with stop.explained():
                 return _embed_and_publish(run, planned)
@@ -156,7 +154,7 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
         skipped=run.inputs.listing.skipped,
         labels=label_facts(run.inputs.labels, ledger.tagged, ledger.ct_without_hu),
         slices=0,
-        seconds=time.monotonic() - run.clock,
+        seconds=run.log.passed_s,
         streaming_s=0.0,
         quarantine=outcomes.quarantine(unusable),
         recipes=tuple(base.manifest.recipes),
@@ -255,11 +253,12 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         skipped=inputs.listing.skipped,
         labels=log.facts["labels"],
         slices=outcomes.slices_made(made.ledger),
-        seconds=time.monotonic() - run.clock,
+        seconds=run.log.passed_s,
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
         recipes=tuple(manifest.recipes),
         recall=worst_recall(indices.entries),
+        waits_s=log.waits(),
         report=log.write(store),
     )
 

@@ -7,7 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,12 +22,22 @@ PACKAGES = ("ray", "torch", "timm", "transformers", "dreamsim", "faiss-gpu", "fa
 
 @dataclass
 class Log:
-    """Collects the content of the run report while the run goes on."""
+    """Collects the content of the run report while the run goes on.
+
+    phases_s: seconds of each phase. ends_s: when each ended, in seconds since the run began.
+    """
 
     run: str
     started: datetime
     phases_s: dict[str, float] = field(default_factory=dict)
+    ends_s: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    clock: float = field(default_factory=time.monotonic)
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.clock
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -37,6 +47,41 @@ class Log:
             yield
         finally:
             self.phases_s[name] = round(self.phases_s.get(name, 0.0) + time.monotonic() - start, 3)
+            self.ends_s[name] = self.passed_s
+
+    @contextmanager
+    def entering(self, name: str, context: AbstractContextManager[object]) -> Iterator[None]:
+        """Measure as a phase how long it takes to enter the context that the block runs in."""
+        with ExitStack() as stack:
+            with self.phase(name):
+                stack.enter_context(context)
+            yield
+
+    def waits(self) -> dict[str, float]:
+        """Note where the time of a run went that published: seconds of each part, in order; they add up to all of it.
+
+        `a model ready` ends when the first call of a model begins, and `first slices` when the first call ends. Both
+        are missing if no model ran.
+        """
+        ends, phases = self.ends_s, self.phases_s
+        begin = ends["stream"] - phases["stream"]
+        stages = self.facts.get("timeline", {}).get("stages", {})
+        calls = [span for stage, span in stages.items() if stage.startswith("embed ")]
+        listing, ray = ends["weights"], phases["ray"]
+        parts = {"listing": listing, "Ray": ray, "planning": begin - listing - ray}
+        if calls:  # by the clocks of the nodes, which may differ from the driver's
+            ready = min(max(begin, min(span["began_s"] for span in calls)), ends["stream"])
+            first = min(max(ready, min(span["first_ended_s"] for span in calls)), ends["stream"])
+            parts |= {
+                "a model ready": ready - begin,
+                "first slices": first - ready,
+                "embedding": ends["stream"] - first,
+            }
+        else:
+            parts["planning"] += phases["stream"]
+        parts |= {"indices": ends["gates"] - ends["stream"], "publishing": self.passed_s - ends["gates"]}
+        self.facts["waits_s"] = {name: round(seconds, 3) for name, seconds in parts.items()}
+        return dict(self.facts["waits_s"])
 
     def write(self, store: Location) -> str:
         """Write the report; returns its path below the store."""

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
@@ -38,7 +37,7 @@ SMALL_BYTES = 256 * 2**20
 BLOCKS = 256  # at least, of more than LEAST_VOLUMES
 USUAL_SLICES = 16  # per plane, if the slice plan depends on the volume
 READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
-IN_FLIGHT = 3  # calls queued per actor, so that transfers overlap with computing
+WAITING = 2  # calls queued per actor beside those that it works on, so that transfers overlap with computing
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,8 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
     """Read, embed, reduce and write every object of `source` (batch_schema.SOURCE)."""
     if source.num_rows == 0:
         return Streamed(LEDGER.empty_table(), FILES.empty_table(), CANARIES.empty_table())
+    from ray.data import DataContext  # as slow as Ray's start, and so imported during it (connect.py)
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Blocks leave every stage in their original order, so that timing does not decide which volumes share a shard.
@@ -124,6 +125,8 @@ def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:
+    from ray.data import ActorPoolStrategy
+
     images = tuple(dict.fromkeys(job.recipe.model.images for job in jobs))
     size = block_volumes(source, jobs[0].device, stages.slices)
     # Not from_arrow: that starts one task per block, only to count its rows.
@@ -151,7 +154,9 @@ def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
                 min_size=pools.least[place],
                 max_size=pools.most[place],
                 initial_size=pools.sizes[place],
-                max_tasks_in_flight_per_actor=IN_FLIGHT,
+                max_tasks_in_flight_per_actor=pools.at_once[place] + WAITING,
+                max_concurrent_calls_per_actor=pools.at_once[place],
+                enable_true_multi_threading=pools.at_once[place] > 1,
             ),
             num_cpus=pools.num_cpus,
             num_gpus=pools.num_gpus or None,

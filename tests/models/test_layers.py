@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -62,3 +63,14 @@ def test_a_silent_layer_stays_zero() -> None:
 
     vectors = WithLayers(Model(), ["inner"])(torch.ones(1, 3, 4, 4))
     assert vectors.tolist() == [[3, 0, 4, 0, 0, 0]]
+
+
+def test_threads_that_share_an_encoder_get_the_vectors_that_they_get_alone(slices: Any) -> None:
+    spec = model_spec("efficientnet_lite0")
+    encoder = Encoder(spec, resolve_weights(spec, "random:3"), batch_size=2, threads=1)
+    stacks = [np.ascontiguousarray(slices(4, 224) // (place + 1)) for place in range(4)]
+    alone = [encoder.embed(stack) for stack in stacks]
+    with ThreadPoolExecutor(len(stacks)) as pool:
+        for _ in range(2):
+            for vectors, expected in zip(pool.map(encoder.embed, stacks), alone, strict=True):
+                np.testing.assert_array_equal(vectors, expected)

@@ -8,6 +8,7 @@ import pytest
 
 from medret.errors import UsageError
 from medret.pipeline.pools import (
+    AT_ONCE,
     SMALLEST_PARTS,
     WRITES_ON_NODE,
     ActorRange,
@@ -66,33 +67,56 @@ def test_a_head_without_cpus_is_given_no_writing_but_one_machine_writes_at_once(
 
 
 def test_cpu_pools_grow_with_the_cluster() -> None:
-    assert plan_pools(Capacity(2, 0, 2), [1], "cpu", MANY).sizes == (2,)
+    two = plan_pools(Capacity(2, 0, 2), [1], "cpu", MANY)
+    assert (two.sizes, two.at_once) == ((1,), (2,))
     assert plan_pools(Capacity(64, 0, 16), [1], "cpu", MANY).sizes == (48,)
     assert plan_pools(Capacity(64, 0, 16), [1], "cpu", MANY, actors=ActorRange(3, 3)).sizes == (3,)
     assert plan_pools(Capacity(64, 0, 16), [1], "cpu", MANY).threads == 1
-    assert plan_pools(Capacity(64, 0, 64), [1], "cpu", MANY).sizes == (64,)
+    one_machine = plan_pools(Capacity(64, 0, 64), [1], "cpu", MANY)
+    assert (one_machine.sizes, one_machine.at_once, one_machine.threads) == ((16,), (4,), 1)
     assert (
         plan_pools(Capacity(64, 0, 16), [1], "cpu", MANY, actors=ActorRange(3, 3)).threads == 16
     )  # no more than a node has
 
 
 @pytest.mark.parametrize(
-    ("cpus", "node_cpus", "costs", "sizes"),
+    ("cpus", "node_cpus", "costs", "cores"),
     [
         (2, 2, [RESNET, DREAMSIM], (1, 2)),
         (2, 2, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (1, 1, 2, 1, 1)),
         (16, 16, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (3, 4, 9, 3, 1)),
         (64, 16, [DINOV1, DINOV2, DREAMSIM, SWIN, RESNET], (8, 10, 21, 7, 2)),
         (64, 16, [DREAMSIM, RESNET], (44, 4)),
-        (8, 8, [0.0, DINOV1], (5, 5)),  # what is not known counts as the dearest
-        (8, 8, [0.0, 0.0], (5, 5)),
+        (8, 8, [0.0, DINOV1], (6, 6)),  # what is not known counts as the dearest
+        (8, 8, [0.0, 0.0], (6, 6)),
     ],
 )
 def test_models_share_cores_by_what_they_cost(
-    cpus: int, node_cpus: int, costs: list[float], sizes: tuple[int, ...]
+    cpus: int, node_cpus: int, costs: list[float], cores: tuple[int, ...]
 ) -> None:
     plan = plan_pools(Capacity(cpus, 0, node_cpus), costs, "cpu", MANY)
-    assert (plan.sizes, plan.threads) == (sizes, 1)
+    busy = tuple(size * at_once for size, at_once in zip(plan.sizes, plan.at_once, strict=True))
+    assert (busy, plan.threads) == (cores, 1)
+
+
+@pytest.mark.parametrize("models", [1, 2, 5])
+@pytest.mark.parametrize("calls", [1, 2, 7, MANY])
+@pytest.mark.parametrize("cpus", [1, 2, 3, 5, 16, 96])
+def test_on_one_machine_few_actors_use_all_cores(cpus: int, calls: int, models: int) -> None:
+    """An actor costs two seconds of a core for imports; more than AT_ONCE threads would wait for Python's lock."""
+    plan = plan_pools(Capacity(cpus, 0, cpus), [1.0] * models, "cpu", calls)
+    for size, at_once in zip(plan.sizes, plan.at_once, strict=True):
+        assert at_once <= AT_ONCE
+        assert size * at_once >= min(calls, cpus // models)
+        assert (size - 1) * AT_ONCE < min(calls, cpus)
+
+
+def test_the_actors_of_a_user_work_on_as_many_calls_as_the_machine_has_cores() -> None:
+    for actors, at_once in ((1, 4), (2, 4), (4, 2), (8, 1), (20, 1)):
+        plan = plan_pools(Capacity(8, 0, 8), [1], "cpu", MANY, actors=ActorRange(actors, actors))
+        assert (plan.sizes, plan.at_once, plan.threads) == ((actors,), (at_once,), 1)
+    several = plan_pools(Capacity(32, 0, 8), [1], "cpu", MANY)
+    assert several.at_once == plan_pools(Capacity(8, 1, 8), [1], "cuda", MANY).at_once == (1,)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +145,7 @@ def test_more_actors_than_fit_are_refused() -> None:
 def test_a_range_of_actors_and_the_number_of_calls_bound_a_pool() -> None:
     plan = plan_pools(Capacity(16, 0, 16), [1], "cpu", MANY, actors=ActorRange.parse("2:5"))
     assert (plan.least, plan.sizes, plan.most) == ((2,), (5,), (5,))
-    plan = plan_pools(Capacity(16, 0, 16), [1], "cpu", 3)
+    plan = plan_pools(Capacity(48, 0, 16), [1], "cpu", 3)
     assert (plan.least, plan.sizes, plan.most) == ((3,), (3,), (3,))
     with pytest.raises(UsageError, match="N or MIN:MAX"):
         ActorRange.parse("2-5")

@@ -136,7 +136,7 @@ def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     assert content["stages"]["read"]["volumes"] == content["counts"]["listed"] == 12
     assert content["stages"][f"embed {MODEL}"]["slices"] == content["stages"]["read"]["slices"] == 12 * 8
     assert "MapBatches(EmbedStage)" in content["ray_data"]
-    phases = {"list", "weights", "check", "stream", "arrange", "index", "gates", "publish"}
+    phases = {"list", "weights", "ray", "check", "stream", "arrange", "index", "gates", "publish"}
     assert set(content["phases_s"]) == phases
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from medret.pipeline.counter import FIRST_STEP_S, MOST_STEPS, Timeline, idle_share
+from medret.pipeline.run_report import begin
 
 
 def test_work_is_spread_over_the_steps_it_touches() -> None:
@@ -42,3 +43,21 @@ def test_what_began_before_the_run_counts_from_its_start() -> None:
     timeline = Timeline()
     timeline.add("read", -1, 0.25, 1)
     assert sum(timeline.stages["read"].busy_s) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("calls", [[], [(0.5, 0.75, 8)], [(-3, 900, 8), (2, 3, 4)]])  # also of a clock that is wrong
+def test_where_the_time_went_adds_up_to_all_of_it(calls: list[tuple[float, float, int]]) -> None:
+    log = begin()
+    for name in ("list", "weights", "ray", "check", "stream", "arrange", "index", "gates", "publish"):
+        with log.phase(name):
+            pass
+    timeline = Timeline()
+    for call in calls:
+        timeline.add("embed one", *call)
+        timeline.add("read", *call)
+    log.facts["timeline"] = timeline.to_json()
+    parts = log.waits()
+    assert min(parts.values()) >= 0
+    assert sum(parts.values()) == pytest.approx(log.passed_s, abs=0.02)
+    assert ("a model ready" in parts) == bool(calls)
+    assert log.facts["waits_s"] == parts
