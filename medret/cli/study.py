@@ -26,6 +26,7 @@ Answer one question on the vectors that STORE holds; nothing is embedded again.
                 a grid of Gaussian weights over slice position; by exact search
   index         build time, bytes per vector, p50 and p95 latency and recall@10 of LSH and HNSW settings, by the number
                 of vectors and their width; on synthetic vectors distributed like the stored ones
+  position      late interaction with and without a cost for slices that lie at other relative positions or heights
   ensemble      each model alone, and pairs fused by weighted concatenation and by reciprocal ranks
 """
 
@@ -58,15 +59,17 @@ def add_parser(commands: Any) -> None:
 
 def _add_study(commands: Any) -> None:
     parser = add_command(commands, "study", run_study, "answer a question about the method", STUDY, STUDY_EXAMPLES)
-    parser.add_argument("question", choices=("aggregation", "index", "ensemble"), metavar="QUESTION")
+    parser.add_argument("question", choices=("aggregation", "index", "ensemble", "position"), metavar="QUESTION")
     add_store(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
 
-    group = parser.add_argument_group("aggregation and ensemble")
+    group = parser.add_argument_group("aggregation, ensemble and position")
     add_repeatable(group, "--level", "LABEL", "as for `medret evaluate`")
     add_repeatable(group, "--exclude", "LABEL", "as for `medret evaluate`")
     group.add_argument("--min-relevant", type=positive_int, default=3, metavar="N", help="(default %(default)s)")
-    group.add_argument("--model", metavar="NAME", help="for aggregation and index (default: the snapshot's first)")
+    group.add_argument(
+        "--model", metavar="NAME", help="for aggregation, index and position (default: the snapshot's first)"
+    )
     group.add_argument("--aggregation", metavar="NAME", help="for ensemble (default: the snapshot's first)")
     group.add_argument(
         "--draws", type=positive_int, default=5, metavar="N", help="seeds of random slices (default %(default)s)"
@@ -136,6 +139,10 @@ def _study(arguments: argparse.Namespace) -> Study:
         from medret.evaluate.study_similarity import study_ensemble
 
         return study_ensemble(snapshot, options, aggregation=arguments.aggregation, report=report)
+    if arguments.question == "position":
+        from medret.evaluate.study_similarity import study_position
+
+        return study_position(snapshot, options, model=arguments.model, report=report)
     from medret.evaluate.study_index import DIMS, SIZES, study_index
 
     sizes, dims = arguments.sizes or SIZES, arguments.dims or DIMS

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ from numpy.typing import NDArray
 from medret.embeddings import Slices, plane_codes, read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import UsageError
-from medret.evaluate.levels import Options, scoring_plan
+from medret.evaluate.levels import SOURCE, Options, scoring_plan
 from medret.evaluate.metrics import NAMES, Bootstrap, Figure
 from medret.evaluate.query_sets import archive_queries
-from medret.evaluate.relevance import subject_numbers
+from medret.evaluate.relevance import subject_numbers, text_column
 from medret.evaluate.scoring import Ranking, Tally
 from medret.html import render
 from medret.index import CENTRE_KIND
@@ -33,6 +35,7 @@ from medret.visible import csv_text
 METRICS = ("recall@1", "mAP")
 BATCH_PAIRS = 20_000_000
 VOLUMES_MAX = 20_000
+ALL, HALVES = "all", ("half 1", "half 2")  # of the queries: all of them, or those from one half of the sources
 
 Similarity = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]  # rows of queries to (rows, volumes)
 
@@ -73,7 +76,7 @@ def read_slices(snapshot: Snapshot, model: str | None) -> dict[str, Slices]:
     shards = stored_files(read_files(store, snapshot.id, snapshot.manifest), [SLICES], recipe=digest)
     if not shards:
         raise UsageError(f"{snapshot.uri} has no slice vectors of this model: its Parquet files are not there to study")
-    columns = ["volume_id", "plane", "relative", "vector"]
+    columns = ["volume_id", "plane", "relative", "position_mm", "vector"]
     live = live_shards(read_ledger(store, snapshot.id, snapshot.manifest, LIVE_COLUMNS), digest)
     tables = []
     for file in shards:
@@ -85,8 +88,9 @@ def read_slices(snapshot: Snapshot, model: str | None) -> dict[str, Slices]:
     order = np.argsort(ids, kind="stable")
     names, firsts = np.unique(ids[order].astype(str), return_index=True)
     planes = plane_codes(table["plane"].to_pylist())[order]
-    relative = np.array(table["relative"].to_pylist(), np.float32)[order]
-    every = Slices(read_vectors(table)[order].astype(np.float32), planes, relative_position=relative)
+    relative, mm = (np.array(table[name].to_pylist(), np.float32)[order] for name in ("relative", "position_mm"))
+    vectors = read_vectors(table)[order].astype(np.float32)
+    every = Slices(vectors, planes, relative_position=relative, position_mm=mm)
     ranges = map(slice, firsts.tolist(), [*firsts[1:].tolist(), len(order)])
     return {name: replace(every.take(rows), volume_id=name) for name, rows in zip(names.tolist(), ranges, strict=True)}
 
@@ -109,12 +113,13 @@ class SimilarityScorer:
         self.notes = self._plan.warnings
         self._bootstrap = Bootstrap(min(options.bootstrap.resamples, 300), options.bootstrap.seed)
         self._subjects = subject_numbers(query_set.queries)
+        self._halves = halves(text_column(query_set.queries, SOURCE))
 
     def score(self, variant: str, similarities: Iterable[Similarity]) -> list[Row]:
         """Rank all volumes by similarities that differ in their seed alone; return macro figures.
 
         value, and low and high (of the 95 % interval over subjects; None if there is none), are means over the seeds;
-        spread is their standard deviation.
+        spread is their standard deviation. queries: ALL, or one of HALVES of the sources, if there are several.
         """
         rows = []
         by_seed = [list(self._figures(similarity)) for similarity in similarities]
@@ -129,7 +134,7 @@ class SimilarityScorer:
         return rows
 
     def _figures(self, similarity: Similarity) -> Iterator[tuple[dict[str, str], Figure]]:
-        """Yield exclusion, level and metric, and the macro figure."""
+        """Yield exclusion, level, metric and which queries, and the macro figure."""
         tallies = {name: [Tally(queries) for queries in at_levels] for name, at_levels in self._plan.queries.items()}
         count = len(self.volume_ids)
         step = max(1, BATCH_PAIRS // count)
@@ -143,9 +148,48 @@ class SimilarityScorer:
                 for tally in tallies[exclusion.column]:
                     tally.add(rows, kept, ranking)
         for exclude, at_levels in tallies.items():
-            for tally in at_levels:
-                if tally.queries.counted.any():
-                    means = tally.averages(self._subjects, count, self._bootstrap)
+            for tally, (which, own) in product(at_levels, self._halves.items()):
+                counted = tally.queries.counted & own
+                if counted.any():
+                    part = Tally(replace(tally.queries, counted=counted))
+                    part.values = tally.values
+                    means = part.averages(self._subjects, count, self._bootstrap)
                     for metric in METRICS:
                         names = {"exclude": exclude, "level": tally.queries.level.name, "metric": metric}
-                        yield names, means.figure(0, NAMES.index(metric))
+                        yield {**names, "queries": which}, means.figure(0, NAMES.index(metric))
+
+
+def halves(sources: Sequence[str | None]) -> dict[str, NDArray[np.bool_]]:
+    """Which queries are meant by ALL and by HALVES: (queries,) bool each; ALL alone if there is one source, or none.
+
+    The sources are divided by a hash of their names, so that a choice made on one half can be checked on the other.
+    """
+    found = {ALL: np.ones(len(sources), bool)}
+    named = sorted({name for name in sources if name}, key=lambda name: sha256(name.encode()).digest())
+    if len(named) > 1:
+        half = {name: number % 2 for number, name in enumerate(named)}
+        found |= {which: np.array([half.get(name or "") == at for name in sources]) for at, which in enumerate(HALVES)}
+    return found
+
+
+def chosen_by_half(rows: Sequence[Row], usual: str) -> list[str]:
+    """What the best arm of one half of the sources, by mAP, gains over the usual one on the other half, in words."""
+    values = {
+        (row["exclude"], row["level"], row["queries"], row["arm"]): row["value"]
+        for row in rows
+        if row["metric"] == "mAP"
+    }
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    notes = []
+    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
+        for one, other in (HALVES, HALVES[::-1]):
+            here = {arm: values[exclude, level, one, arm] for arm in arms if (exclude, level, one, arm) in values}
+            if not here or (exclude, level, other, usual) not in values:
+                continue
+            best = max(here, key=lambda arm: (here[arm], -arms.index(arm)))
+            there = values[exclude, level, other, best], values[exclude, level, other, usual]
+            notes.append(
+                f"{level}, exclude {exclude}: best on {one} of the sources: {best} (mAP {here[best]:.3f}, {usual} "
+                f"{here[usual]:.3f}); on {other} it has {there[0]:.3f}, {usual} {there[1]:.3f}"
+            )
+    return notes

@@ -1,4 +1,4 @@
-"""Studies of volume vectors by exact search: which aggregation is best, and whether two models beat one."""
+"""Studies by exact search: which aggregation is best, whether two models beat one, and whether position helps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.query_sets import Report
-from medret.evaluate.study import Row, Similarity, SimilarityScorer, Study, is_centred, read_slices
+from medret.evaluate.study import ALL, Row, Similarity, SimilarityScorer, Study, chosen_by_half, is_centred, read_slices
 from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot
@@ -25,6 +25,8 @@ CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
 SIGMAS = (0.05, 0.1, 0.2, 0.4)
 SEEDS = 5
 WEIGHTS = (0.25, 0.5, 0.75)
+PENALTIES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+OTHER_PLANE = 2.0  # subtracted from the cosine of slices of two planes: they match only where there is no other
 
 
 def study_aggregation(
@@ -86,7 +88,7 @@ def _recalls(rows: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:
     """Per exclusion and level: a heading, and the rows of recall@1 by variant."""
     recalls: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if row["metric"] == "recall@1":
+        if row["metric"] == "recall@1" and row["queries"] == ALL:
             heading = f"{row['level'].replace('_', ' ')}, exclude {row['exclude']}: macro recall@1"
             recalls.setdefault(heading, {})[row["arm"]] = row
     return list(recalls.items())
@@ -129,6 +131,7 @@ def study_ensemble(
     notes = [
         "A + B: cosine of the weighted, concatenated vectors",
         "rrf: reciprocal-rank fusion, the ranks counted among all other volumes",
+        *chosen_by_half(rows, snapshot.models[0]),
         *scorer.notes,
     ]
     plots = [
@@ -136,6 +139,92 @@ def study_ensemble(
         for heading, by_variant in _recalls(rows)
     ]
     return Study("ensemble", snapshot.uri, snapshot.id, rows, plots, notes)
+
+
+def study_position(
+    snapshot: Snapshot, options: Options, *, model: str | None = None, report: Report = lambda _: None
+) -> Study:
+    """Score late interaction over the stored slices, with and without what is known of where a slice lies.
+
+    score(query, volume) = mean over the query's slices q of (max over the volume's v of cos(q, v) - w |p(q) - p(v)|)
+
+    p is the relative position (0 the first slice of the volume, 1 the last), or the height in units of 100 mm, counted
+    from the middle of a volume's slices: scanner coordinates of two scanners have no common origin.
+    """
+    slices = read_slices(snapshot, model)
+    scorer = SimilarityScorer(snapshot, options)
+    stored = [slices[name] for name in scorer.volume_ids if name in slices]
+    if len(stored) < len(scorer.volume_ids):
+        raise UsageError(f"{snapshot.uri}: {len(scorer.volume_ids) - len(stored)} volumes have no slice vectors")
+    vectors = np.concatenate([one.vectors for one in stored])
+    if is_centred(snapshot):  # as an index of these vectors would be
+        vectors = centred(vectors, fit_centre([vectors.sum(axis=0, dtype=np.float64)], len(vectors), len(stored)))
+    planes = np.concatenate([one.planes for one in stored])
+    starts = np.cumsum([0, *(len(one) for one in stored)])
+    relative = np.concatenate([_known(one.relative_position) for one in stored])
+    heights = np.concatenate([_height(one) for one in stored])
+    variants = {"late": late_with_position(vectors, planes, starts, relative, 0.0)}
+    for name, places in (("relative", relative), ("height", heights)):
+        for weight in PENALTIES:
+            variants[f"late, {name} {weight:g}"] = late_with_position(vectors, planes, starts, places, weight)
+        variants[f"{name} alone"] = late_with_position(np.zeros_like(vectors[:, :1]), planes, starts, places, 1.0)
+    rows = []
+    for number, (name, similarity) in enumerate(variants.items(), start=1):
+        report(f"{number}/{len(variants)} {name}")
+        rows += scorer.score(name, [similarity])
+    notes = [
+        "relative W: each match costs W times the difference of the relative positions, 0 to 1",
+        "height W: each match costs W per 100 mm between the slices' heights over the middle of their volumes",
+        "alone: the vectors take no part, so the figure is that of where slices lie, and of how far a volume reaches",
+        *chosen_by_half(rows, "late"),
+        *scorer.notes,
+    ]
+    plots = [
+        (heading, bars([_bar(row, name == "late") for name, row in by_variant.items()], heading))
+        for heading, by_variant in _recalls(rows)
+    ]
+    return Study("position", snapshot.uri, snapshot.id, rows, plots, notes)
+
+
+def _known(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    assert values is not None  # stored slices have one
+    return values
+
+
+def _height(slices: Slices) -> NDArray[np.float32]:
+    """(n,) heights of the slices of one volume over the middle of those of their plane, in units of 100 mm."""
+    mm = _known(slices.position_mm).astype(np.float64)
+    heights = np.zeros(len(mm), np.float32)
+    for plane in np.unique(slices.planes):
+        own = slices.planes == plane
+        heights[own] = (mm[own] - (mm[own].min() + mm[own].max()) / 2) / 100
+    return heights
+
+
+def late_with_position(
+    vectors: NDArray[np.float32],
+    planes: NDArray[np.int8],
+    starts: NDArray[np.int64],
+    places: NDArray[np.float32],
+    weight: float,
+) -> Similarity:
+    """Late interaction between volumes, less `weight` times how far apart matching slices lie: see `study_position`.
+
+    vectors: (n, dim) of the slices of all volumes. planes, places: (n,). starts: (volumes + 1,) first slice of each
+    volume, and n.
+    """
+
+    def similarity(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        scores = np.zeros((len(rows), len(starts) - 1))
+        for at, row in enumerate(rows.tolist()):
+            own = slice(starts[row], starts[row + 1])
+            cosines = (vectors[own] @ vectors.T).astype(np.float64)
+            cosines -= weight * np.abs(places[own][:, None] - places[None])
+            cosines -= OTHER_PLANE * (planes[own][:, None] != planes[None])
+            scores[at] = np.maximum.reduceat(cosines, starts[:-1], axis=1).mean(axis=0)
+        return scores
+
+    return similarity
 
 
 def _cosines(vectors: NDArray[np.float32]) -> Similarity:

@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import math
+import runpy
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from medret.cli import main
 from medret.demo.phantoms import KINDS, STRUCTURES, write_corpus
@@ -404,6 +407,7 @@ def test_the_command_scores_structures(archive: Archive, tmp_path: Path, capsys:
     out = capsys.readouterr().out
     for text in ("18 volumes with masks", "structure, macro: value (95 %; chance), n", "localisation@15", "vertebrae"):
         assert text in out
+    assert "\\n" not in out
     assert all(path.stat().st_size for path in files)
     assert main(["evaluate", archive.store, *place, *options[:-6], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -430,6 +434,52 @@ def test_bad_requests_by_masks_are_one_line(
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert message in captured.err
+
+
+# --- published protocols ---------------------------------------------------------------------------------------------
+
+
+def run_bench(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(Path(__file__).parents[2] / "bench" / f"{name}.py"), run_name="__main__")
+
+
+def test_the_protocol_on_totalsegmentator_stands_beside_its_figures(
+    archive: Archive, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = str(archive.masks / "structures.csv")
+    arguments = (archive.store, str(archive.masks), "--mask-names", names, "--unnamed-absent")
+    run_bench("totalsegmentator", *arguments, monkeypatch=monkeypatch)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 2 * (1 + 2 * 4), "levels x (single slices, then count and re-ranked: four figures each)"
+    published = {tuple(cell.strip("| ") for cell in row[:3]): row[-1] for row in rows if row[-1].startswith("0.")}
+    assert published["structure", "region", "re-ranked"].startswith("0.987 (SD 0.024, DreamSim)")
+
+
+def test_the_protocol_of_3d_mir_names_its_confound(
+    archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["path,split,flag,stage,source"]
+    for number, name in enumerate(sorted(archive.boxes)):
+        flag = int(name.startswith("abdomen"))
+        lines.append(f"{name},{'test' if number % 3 == 0 else 'train'},{flag},{flag * 2},{name.split('/')[0]}")
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    found = tmp_path / "found.json"
+    options = ("--cases", str(tmp_path / "cases.csv"), "--json", str(found))
+    run_bench("mirb3d", archive.store, *options, monkeypatch=monkeypatch)
+    rows = json.loads(found.read_text())
+    assert {row["by_source"] for row in rows} == {1.0}, "the kind of phantom decides the flag"
+    assert {row["ranking"] for row in rows} == {"freq", "max", "sum", "late", "vector, mean", "vector, max"}
+    assert {(row["n"], row["candidates"]) for row in rows} == {(6, 12)}
+    assert "| late | flag | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("right", [[1, 0, 1, 1, 0, 0, 0, 1, 0, 0], [0] * 10, [1] * 10, [0, 0, 1], []])
+def test_scores_of_3d_mir_are_those_of_the_notebooks(right: list[int]) -> None:
+    scores = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "mirb3d.py"))["scores"]
+    average = average_precision_score(right, list(range(len(right)))[::-1]) if any(right) else 0.0
+    expected = [np.mean(right[:cut]) if right else 0.0 for cut in (3, 5, 10)]
+    assert scores([bool(one) for one in right]) == pytest.approx([*expected, average])
 
 
 # --- real masks ------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from medret.cli import main
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_queries, evaluate
-from medret.evaluate.study import Study, read_slices, study_page
+from medret.evaluate.study import Study, chosen_by_half, halves, read_slices, study_page
 from medret.evaluate.study_index import like_stored, study_index
-from medret.evaluate.study_similarity import study_aggregation, study_ensemble
+from medret.evaluate.study_similarity import late_with_position, study_aggregation, study_ensemble, study_position
 from medret.search import Snapshot, open_snapshot
 
 ORGAN = Options(levels=["organ"])
@@ -22,7 +22,8 @@ ORGAN = Options(levels=["organ"])
 
 def _value(study: Study, arm: str, metric: str = "mAP", exclude: str = "subject") -> float:
     rows = study.rows
-    (row,) = (r for r in rows if (r["arm"], r["metric"], r["exclude"], r["level"]) == (arm, metric, exclude, "organ"))
+    key = (arm, metric, exclude, "organ", "all")
+    (row,) = (r for r in rows if (r["arm"], r["metric"], r["exclude"], r["level"], r["queries"]) == key)
     return float(row["value"])
 
 
@@ -48,7 +49,7 @@ def test_aggregation_is_scored_as_an_evaluation_scores_it(snapshot: Snapshot) ->
             assert row is not None
             # the index holds vectors rounded to float16, so that a near tie may be the other way round
             assert _value(study, arm.aggregation, metric) == pytest.approx(row.value, abs=0.01)
-    rows = {row["arm"]: row for row in study.rows if row["metric"] == "mAP"}
+    rows = {row["arm"]: row for row in study.rows if row["metric"] == "mAP" and row["queries"] == "all"}
     assert rows["random:5"]["seeds"] == 3
     assert rows["random:5"]["spread"] > 0
     assert rows["random:10"]["value"] == rows["mean"]["value"]  # there are six slices
@@ -63,6 +64,63 @@ def test_an_ensemble_of_equals_is_no_better_and_no_worse(snapshot: Snapshot) -> 
     for weight in (0.25, 0.5, 0.75):
         assert _value(study, f"{one} {weight:g} + {other} {1 - weight:g}") == pytest.approx(alone, abs=0.01)
     assert _value(study, f"{one} rrf {other}") == pytest.approx(alone, abs=0.01)
+
+
+def test_without_a_cost_position_is_late_interaction(snapshot: Snapshot) -> None:
+    study = study_position(snapshot, ORGAN)
+    arms = {row["arm"] for row in study.rows}
+    assert {"late", "late, relative 0.1", "late, height 0.1"} <= arms
+    assert len(arms) == 1 + 2 * 7
+    assert any(note.startswith("organ, exclude subject: best on half 1") for note in study.notes)
+    selection = Selection(models=[snapshot.models[0]], aggregations=["mean"], indices=["exact"], modes=["late"])
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], selection=selection))
+    for metric in ("recall@1", "mAP"):
+        row = found.figure(found.configs[0], "subject", "organ", "macro", metric)
+        assert row is not None
+        assert _value(study, "late", metric) == pytest.approx(row.value, abs=1e-9)
+
+
+def test_position_costs_what_its_definition_says() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((9, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    planes, starts = np.array([0, 0, 1, 0, 1, 0, 0, 0, 1], np.int8), np.array([0, 3, 5, 9])
+    places = rng.random(9).astype(np.float32)
+    scores = late_with_position(vectors, planes, starts, places, 0.3)(np.arange(3))
+    for query in range(3):
+        for volume in range(3):
+            best = []
+            for q in range(starts[query], starts[query + 1]):
+                same = [v for v in range(starts[volume], starts[volume + 1]) if planes[v] == planes[q]]
+                costs = [float(vectors[q] @ vectors[v]) - 0.3 * abs(float(places[q] - places[v])) for v in same]
+                best.append(max(costs))
+            assert scores[query, volume] == pytest.approx(np.mean(best), abs=1e-6)
+
+
+def test_halves_of_the_sources_share_no_source() -> None:
+    sources = ["A", "B", None, "C", "A", "D", "B"]
+    found = halves(sources)
+    first, second = (found[name] for name in ("half 1", "half 2"))
+    assert found["all"].all()
+    assert not (first & second).any()
+    assert (first | second).tolist() == [name is not None for name in sources]
+    of_source = {name: {bool(first[at]) for at, one in enumerate(sources) if one == name} for name in "ABCD"}
+    assert all(len(where) == 1 for where in of_source.values())
+    assert sum(where == {True} for where in of_source.values()) == 2
+    assert list(halves(["A", "A", None])) == ["all"]
+
+
+def test_what_is_chosen_on_one_half_is_told_on_the_other() -> None:
+    values = {("late", "half 1"): 0.5, ("late", "half 2"): 0.6, ("near", "half 1"): 0.7, ("near", "half 2"): 0.4}
+    fixed = {"exclude": "subject", "level": "organ", "metric": "mAP"}
+    rows = [{**fixed, "arm": arm, "queries": half, "value": value} for (arm, half), value in values.items()]
+    words = (
+        "organ, exclude subject: best on half {} of the sources: {} (mAP {}, late {}); on half {} it has {}, late {}"
+    )
+    assert chosen_by_half(rows, "late") == [
+        words.format(1, "near", "0.700", "0.500", 2, "0.400", "0.600"),
+        words.format(2, "late", "0.600", "0.600", 1, "0.500", "0.500"),
+    ]
 
 
 def test_an_ensemble_needs_two_models(stores: Any, tmp_path: Path) -> None:
