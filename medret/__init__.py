@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Snapshot,
         Snapshots,
         Task,
+        Words,
         open_snapshot,
         open_snapshots,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "VersionError",
     "VolumeError",
     "WeightsError",
+    "Words",
     "__version__",
     "evaluate_snapshot",
     "index_archive",
@@ -97,6 +99,7 @@ _LAZY = {  # the public names that are not loaded with medret, by module
         "Snapshot",
         "Snapshots",
         "Task",
+        "Words",
         "open_snapshot",
         "open_snapshots",
     ),

@@ -24,7 +24,8 @@ DEFAULTS = SearchOptions()
 DESCRIPTION = """\
 Search the live snapshot of STORE for the volumes most similar to each QUERY: a NIfTI file, a folder with a DICOM
 series, FOLDER/SeriesInstanceUID, a zip or tar of a series, a URI of any of these, the id of a volume that is in the
-snapshot (its stored vectors are used), or a .npy file with a vector or slice vectors. A file is read, sliced and
+snapshot (its stored vectors are used), or a .npy file with a vector or slice vectors; or words (--text), if the
+model puts words beside images. A file is read, sliced and
 embedded exactly as the snapshot's recipe says. Every hit says which of its slices matched which of the query's, and
 the contiguous range that matches best.
 
@@ -50,6 +51,7 @@ examples:
   medret search ~/ct-store case.nii.gz --model dinov2=0.7 --model dreamsim=0.3
   medret search ~/ct-store case.nii.gz --also ~/mr-store --also s3://hospital/medret     as if it were one store
   medret search ~/ct-store export/patient7/series3                     a folder with a DICOM series
+  medret search ~/ct-store --text "CT of the abdomen, liver with cysts" --model medsiglip
   medret search ~/ct-store one.nii.gz two.nii.gz three.nii.gz --json   {"results": [...]}, in one pass
 
 filters: COLUMN = 'text', <>, <, <=, >, >=, in ('a', 'b'), like 'P0%', is null, joined by and, or, not and parentheses.
@@ -63,7 +65,14 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "search", run, "find similar volumes", DESCRIPTION, EPILOG)
     parser.add_argument("store", metavar="STORE", help="folder or URI of a store")
     parser.add_argument(
-        "query", metavar="QUERY", nargs="+", help="NIfTI file, DICOM folder or URI, volume id, or .npy of vectors"
+        "query", metavar="QUERY", nargs="*", help="NIfTI file, DICOM folder or URI, volume id, or .npy of vectors"
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="a query in words, for models that put words beside images (`medret models`; repeatable)",
     )
     parser.add_argument("-k", type=int, default=DEFAULT_K, metavar="K", help="how many hits (default %(default)s)")
     parser.add_argument(
@@ -171,7 +180,7 @@ def _add_query_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.search import Snapshots, open_snapshot, open_snapshots
+    from medret.search import Snapshots, Words, open_snapshot, open_snapshots
 
     options = _options(arguments)
     stores = [arguments.store, *arguments.also]
@@ -183,13 +192,19 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     snapshot: Snapshots = open_snapshots(opened) if len(opened) > 1 else opened[0]
     _refuse_instances(arguments.query)
-    answers = snapshot.search_many(arguments.query, arguments.k, **vars(options))
-    results = list(zip(arguments.query, answers, strict=True))
+    queries = [*arguments.query, *map(Words, arguments.text)]
+    if not queries:
+        raise UsageError("there is no query: give a file, a folder, a volume id, or --text WORDS")
+    answers = snapshot.search_many(queries, arguments.k, **vars(options))
+    results = list(zip([*arguments.query, *arguments.text], answers, strict=True))
     if arguments.html:
         from medret.cli.shared import write_text
 
         page = snapshot.pictures.page(
-            [(query, snapshot.uri_of_query(query), hits) for query, hits in results],
+            [
+                (label, snapshot.uri_of_query(query), hits)
+                for query, (label, hits) in zip(queries, results, strict=True)
+            ],
             score=options.score_words(),
         )
         write_text(arguments.html, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import struct
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from medret.errors import WeightsError, first_line
+from medret.errors import UsageError, WeightsError, first_line
 from medret.models.hub import Entry
+from medret.models.spec import ModelSpec
 from medret.models.weights import Weights
 
 State = dict[str, Tensor]
@@ -154,3 +156,20 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
             raise WeightsError(f"weights {path}: {name} holds values that are not finite")
+
+
+def load_packaged(spec: ModelSpec, weights: Weights) -> nn.Module:
+    """The network of a model that another package brings: built by its function, filled from a file.
+
+    Raises UsageError if there is no such function, WeightsError.
+    """
+    module, _, function = spec.architecture.partition(":")
+    try:
+        make: Callable[[ModelSpec], nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{spec.name}: '{spec.architecture}' is no module:function: {first_line(error)}") from error
+    model = build(weights, lambda: make(spec))
+    if not weights.random:
+        path = weights.files["weights"]
+        fill(model, read_state(path), path, spec.name)
+    return model

@@ -54,6 +54,10 @@ def _loader(family: Family) -> Callable[[ModelSpec, Weights], nn.Module]:
         from medret.models.timm_models import load_open_clip
 
         return load_open_clip
+    if family == "package":
+        from medret.models.checkpoint import load_packaged
+
+        return load_packaged
     from medret.models.hf_models import load_hf
 
     return load_hf

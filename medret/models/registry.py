@@ -22,10 +22,12 @@ from medret.models.spec import (
     ModelSpec,
     PackageFile,
     Stated,
+    TextTowerKind,
     Triple,
     UrlFile,
     WeightPart,
-    Words,
+    packaged_names,
+    packaged_spec,
 )
 from medret.recipe import USUAL, Contract
 
@@ -47,7 +49,7 @@ _DREAMSIM_RELEASES = "https://github.com/ssundaram21/dreamsim/releases/download"
 
 def model_names() -> tuple[str, ...]:
     """Names that `model_spec` knows, without the open prefixes `timm:` and `hf:`."""
-    return tuple(_MODELS)
+    return (*_MODELS, *(name for name in packaged_names() if name not in _MODELS))
 
 
 def model_spec(name: str, weights_uri: str | None = None, by_user: Stated | None = None) -> ModelSpec:
@@ -65,7 +67,7 @@ def model_spec(name: str, weights_uri: str | None = None, by_user: Stated | None
             from medret.models.open_names import open_spec  # imports torch
 
             return open_spec(name, weights_uri, by_user)
-    spec = _MODELS.get(name)
+    spec = _MODELS.get(name) or packaged_spec(name)
     if spec is None:
         close = difflib.get_close_matches(name, _MODELS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -259,7 +261,7 @@ def _hf(
     gmacs: float,
     *,
     contract: Contract = USUAL,
-    words: Words = "",
+    words: TextTowerKind = "",
     terms: str = "",
 ) -> ModelSpec:
     """A model of transformers. config: of its architecture, for random weights; real ones bring their own."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from typing import Any, Literal
 
+from medret.errors import UsageError, first_line
 from medret.recipe import USUAL, Contract, Images
 
 Triple = tuple[float, float, float]
 Family = Literal["timm", "dreamsim", "hf", "open_clip", "package"]
-Words = Literal["", "clip", "siglip", "open_clip"]
+TextTowerKind = Literal["", "clip", "siglip", "open_clip"]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -132,7 +135,7 @@ class ModelSpec:
     fuse_bn: bool = True
     gmacs: float = 0.0
     contract: Contract = USUAL
-    words: Words = ""
+    words: TextTowerKind = ""
     terms: str = ""
 
     @property
@@ -144,3 +147,43 @@ class ModelSpec:
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, side, side) of one image, as the network takes it."""
         return self.contract.channels, self.image_size, self.image_size
+
+
+def without_words(model: str) -> str:
+    """Why a store of this model cannot be searched with words, and what to do."""
+    return (
+        f"{model} has no text tower, or its vectors are not in the space that it shares with words. To search with "
+        "words, index with medsiglip, biomedclip, a SigLIP model (hf:NAME), or a CLIP model (hf:NAME with pooling = "
+        '"projection" in a file for --model-config)'
+    )
+
+
+ENTRY_POINTS = "medret.models"  # the group in which other packages announce models
+
+
+def packaged_names() -> tuple[str, ...]:
+    """The names of the models that other installed packages bring."""
+    return tuple(sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)}))
+
+
+@cache
+def packaged_spec(name: str) -> ModelSpec | None:
+    """The model of that name from another package, or None.
+
+    Its entry point is a ModelSpec, or a function that makes one; of family `package`, `architecture` names the function
+    that builds the network, as `module:function`. Raises UsageError that names the package if that cannot be used.
+    """
+    found = next(iter(metadata.entry_points(group=ENTRY_POINTS, name=name)), None)
+    if found is None:
+        return None
+    package = found.dist.name if found.dist else found.module
+    try:
+        made = found.load()
+        spec = made() if callable(made) else made
+    except Exception as error:  # whatever a package raises when it is imported
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"model '{name}' of the package {package} cannot be loaded: {problem}") from error
+    if not isinstance(spec, ModelSpec) or spec.name != name:
+        shown = spec.name if isinstance(spec, ModelSpec) else type(spec).__name__
+        raise UsageError(f"model '{name}' of the package {package} is {shown}, expected a ModelSpec of that name")
+    return spec

@@ -20,7 +20,7 @@ from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.extras import needs_extra
 from medret.models.checkpoint import build, fill, read_state
 from medret.models.hub import FileSet, fetch, open_files
-from medret.models.spec import HubFile, ModelSpec
+from medret.models.spec import HubFile, ModelSpec, without_words
 from medret.models.weights import Weights
 
 TOKENIZER_FILES = (
@@ -30,6 +30,12 @@ TOKENIZER_FILES = (
 _VALUES_PER_HEAD = 64  # of BERT, at every size
 _OPEN_CLIP_TOKENS = 256  # context_length of BiomedCLIP
 _BATCH = 16  # texts per forward pass
+# What texts about volumes have in common is the mean of these, docs/decisions/0030-words-have-a-centre-of-their-own.md.
+REFERENCE_TEXTS = tuple(
+    f"{modality} of the {region}"
+    for modality in ("CT scan", "MRI scan")
+    for region in ("head", "neck", "chest", "abdomen", "pelvis", "spine", "leg", "whole body")
+)
 
 
 class TextEncoder:
@@ -47,6 +53,7 @@ class TextEncoder:
         with needs_extra():
             self._tokenizer = load_tokenizer(spec, weights_uri)
             tower, self._most = self._load(weights)
+        self._centre: NDArray[np.float32] | None = None
         self._tower = tower.eval().requires_grad_(False).to(self._device)
 
     def _load(self, weights: Weights) -> tuple[nn.Module, int]:
@@ -70,6 +77,12 @@ class TextEncoder:
         parts = [self._forward(list(texts[at : at + _BATCH])) for at in range(0, len(texts), _BATCH)]
         return np.concatenate(parts) if parts else np.empty((0, self.spec.dim), np.float32)
 
+    def directions(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """n texts -> (n, dim) unit vectors: their directions from the centre of texts about volumes."""
+        if self._centre is None:
+            self._centre = unit(self.embed(REFERENCE_TEXTS)).mean(axis=0)
+        return unit(unit(self.embed(texts)) - self._centre)
+
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> NDArray[np.float32]:
         # SigLIP was trained on texts that are padded to their full length
@@ -92,13 +105,11 @@ class TextEncoder:
         return found
 
 
-def without_words(model: str) -> str:
-    """Why a model cannot be searched with words, and what to do."""
-    return (
-        f"{model} has no text tower, or its vectors are not in the space that it shares with words. To search with "
-        "words, index with medsiglip, biomedclip, a SigLIP model (hf:NAME), or a CLIP model (hf:NAME with pooling = "
-        '"projection" in a file for --model-config)'
-    )
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, dim) vectors, scaled to unit length."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return scaled
 
 
 def load_tokenizer(spec: ModelSpec, weights_uri: str | None) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "Snapshots",
     "Task",
     "VolumeName",
+    "Words",
     "open_snapshot",
     "open_snapshots",
 ]
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from medret.search.hit import Hit, Hits, SliceMatch, SlicePair
     from medret.search.index_search import Task
     from medret.search.options import SearchOptions
-    from medret.search.query import FileContent, VolumeName
+    from medret.search.query import FileContent, VolumeName, Words
     from medret.search.snapshot import Snapshot, Snapshots, open_snapshot, open_snapshots
 else:
 

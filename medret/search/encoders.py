@@ -1,4 +1,4 @@
-"""The models that turn the slices of queries into vectors, loaded once and kept; and how one is loaded."""
+"""The models that turn the slices and the words of queries into vectors, loaded once and kept; how one is loaded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import WeightsError
+from medret.errors import UsageError, WeightsError
 from medret.search.options import SearchOptions
 from medret.snapshot import RecipeEntry
 from medret.storage import redacted
 
 if TYPE_CHECKING:
-    from medret.models import Encoder
+    from medret.models import Encoder, ModelSpec, Weights
+    from medret.models.words import TextEncoder
 
 Embed = Callable[[NDArray[Any]], NDArray[np.float32]]  # images as the model is fed -> (n, dim) outputs of the model
 
@@ -28,6 +29,7 @@ class Encoders:
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str | None, str], Encoder] = {}
+        self._of_words: dict[tuple[str, str | None, str], TextEncoder] = {}
         self._loading = Lock()
 
     def embed(self, entry: RecipeEntry, options: SearchOptions) -> Embed:
@@ -39,6 +41,29 @@ class Encoders:
                 self._loaded[key] = load_encoder(entry, weights, device)
             return self._loaded[key].embed
 
+    def directions(self, entry: RecipeEntry, options: SearchOptions, text: str) -> NDArray[np.float32]:
+        """The (dim,) direction of a text in the space of a recipe's images, from the centre of texts about volumes.
+
+        Raises UsageError for a model without a text tower, WeightsError when it cannot be loaded.
+        """
+        weights, device = options.weights_of(entry.model), options.device
+        key = (entry.digest, weights, device)
+        with self._loading:
+            if key not in self._of_words:
+                self._of_words[key] = load_text_encoder(entry, weights, device)
+            direction: NDArray[np.float32] = self._of_words[key].directions([text])[0]
+            return direction
+
+
+def load_text_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> TextEncoder:
+    """The text tower of a recipe's model, from the same weights; arguments and errors as for `load_encoder`."""
+    from medret.models import resolve_device
+    from medret.models.words import TextEncoder
+
+    spec, weights, source = _model_of(entry, weights_uri, words=True)
+    resolved = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
+    return TextEncoder(spec, weights, source, device=resolved)
+
 
 def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> Encoder:
     """The encoder of a recipe, its weights checked against the recipe's sha256.
@@ -46,7 +71,19 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
     weights_uri: path or URI of the weights; None: found by the model's name, or drawn from the same seed again.
     Raises WeightsError when they cannot be loaded or are not those of the recipe.
     """
-    from medret.models import Encoder, model_spec, resolve_device, resolve_weights, stated_by
+    from medret.models import Encoder, resolve_device
+
+    spec, weights, _ = _model_of(entry, weights_uri)
+    resolved = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
+    return Encoder(spec, weights, device=resolved, precision=entry.load().model.precision)
+
+
+def _model_of(
+    entry: RecipeEntry, weights_uri: str | None, *, words: bool = False
+) -> tuple[ModelSpec, Weights, str | None]:
+    """The model of a recipe, its weights, and where they are if that was named. words: it must have a text tower."""
+    from medret.models import model_spec, resolve_weights, stated_by
+    from medret.models.spec import without_words
 
     recipe = entry.load()
     source = weights_uri
@@ -58,6 +95,8 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
             )
         source = entry.weights_uri
     spec = model_spec(recipe.model.name, source, stated_by(recipe.model))
+    if words and not spec.words:
+        raise UsageError(without_words(spec.name))
     weights = resolve_weights(spec, source)
     if weights.sha256 != recipe.model.weights_sha256:
         raise WeightsError(
@@ -65,5 +104,4 @@ def load_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> En
             f"made with {recipe.model.weights_sha256[:16]}.. ({entry.weights_source}): vectors of different "
             f"weights cannot be compared, so give those with --weights {recipe.model.name}=FILE"
         )
-    resolved = resolve_device(device)  # type: ignore[arg-type]  # it checks the text itself
-    return Encoder(spec, weights, device=resolved, precision=recipe.model.precision)
+    return spec, weights, source

@@ -1,4 +1,4 @@
-"""What a search can be asked for: a file or DICOM folder, a volume of the snapshot, a volume vector, or slice vectors.
+"""What a search can be asked for: a file or DICOM folder, a volume of the snapshot, words, or vectors.
 
 A query may be narrowed to a part of a volume (`slices`, `box`, `mask`), to the slices of a slice plan, and its slices
 may have weights.
@@ -58,8 +58,19 @@ class FileContent:
     mask: Content | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class Words:
+    """A query in words, such as "CT of the abdomen, liver with cysts", for models that put words beside images."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise UsageError("the text of a query is empty: say in words what the volumes show")
+
+
 # A sequence: the files of one DICOM series.
-Query = File | Sequence[File] | NDArray[Any] | VolumeName | FileContent
+Query = File | Sequence[File] | NDArray[Any] | VolumeName | FileContent | Words
 
 
 @dataclass(frozen=True)

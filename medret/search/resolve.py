@@ -1,6 +1,6 @@
-"""From a query to vectors: look up a stored volume, or read, slice and embed a file as the snapshot's recipe says.
+"""From a query to vectors: look up a stored volume, or embed a file or words as the snapshot's recipe says.
 
-Only files need torch, so it is imported only for them.
+Only files and words need torch, so it is imported only for them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from medret.search.query import (
     SliceRange,
     Volume,
     VolumeName,
+    Words,
     aggregated,
     chosen_slices,
     load_array,
@@ -68,6 +69,8 @@ class Resolver:
         Raises UsageError for a query that cannot be searched with.
         """
         entry, aggregation = member.entry, member.aggregation
+        if isinstance(query, Words):
+            return self._words(query, entry, options)
         raw = self._resolve(query, entry, aggregation, options)
         index = self._corpus.index(entry, aggregation)
         volume = index.centred(raw.volume[None])
@@ -93,11 +96,18 @@ class Resolver:
         if not isinstance(query, str | os.PathLike):
             raise UsageError(
                 f"query is a {type(query).__name__}, expected a path, a URI, a list of a "
-                "series' files, a volume_id or a numpy array"
+                "series' files, a volume_id, Words or a numpy array"
             )
         if self.names_file(query):
             return self._file(normalise_uri(query), None, entry, aggregation, options)
         return self._volume(os.fspath(query), entry, aggregation, options)
+
+    def _words(self, query: Words, entry: RecipeEntry, options: SearchOptions) -> QueryVectors:
+        """Words as the indices hold images: as a direction, from the centre of words, not from that of images."""
+        if options.parts or options.query_slices or options.query_weights:
+            raise UsageError(f"query '{query.text}' is a text, which has no slices to choose from or to weigh")
+        vector = self._encoders.directions(entry, options, query.text)
+        return QueryVectors(f"'{query.text}'", frozenset(), vector, whole_volume(vector[None]))
 
     def _volume(self, text: str, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
         found = self._corpus.find(text)

@@ -135,9 +135,9 @@ async def search(request: Request, asking: Asking) -> Response:
         query, label = stored_query(snapshots, asked)
         return _searched(snapshots, asking, query, label, asked.k, asked.options(**service.query_options))
 
-    if asked.volume is None or asked.box is None:
+    if asked.text is None and (asked.volume is None or asked.box is None):
         return json_answer(await asking.ask(question))
-    with service.uploads.place(asking.caller.name):  # the box is read from the archive, and encoded
+    with service.uploads.place(asking.caller.name):  # words are encoded; a box is read from the archive, and encoded
         return json_answer(await asking.ask_encoding(question))
 
 

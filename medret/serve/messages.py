@@ -19,7 +19,7 @@ _DEFAULTS = SearchOptions()
 
 
 class SearchRequest(BaseModel):
-    """A search. One of `volume`, `vector` and `vectors` is the query; an uploaded file takes their place.
+    """A search. One of `volume`, `text`, `vector` and `vectors` is the query; an uploaded file takes their place.
 
     All other fields are the options of `medret search`, under their names.
     """
@@ -28,6 +28,7 @@ class SearchRequest(BaseModel):
 
     volume: Text | None = Field(None, description="volume_id of an indexed volume, as hits show it")
     store: Text | None = Field(None, description="URI of the store of `volume`, where several stores have that id")
+    text: Text | None = Field(None, description="words, for models that put words beside images")
     vector: list[float] | None = Field(None, description="one volume vector", max_length=65_536)
     vectors: list[list[float]] | None = Field(None, description="slice vectors", max_length=VECTORS_MAX)
     k: int = Field(DEFAULT_K, ge=1, le=K_MAX, description="how many hits")

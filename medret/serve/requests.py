@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from medret.errors import NotFoundError, UsageError
-from medret.search import Snapshots, VolumeName
+from medret.search import Snapshots, VolumeName, Words
 from medret.serve.messages import SearchRequest
 from medret.serve.refusals import Refused
 from medret.serve.uploads import FILE, MASK, MULTIPART, OPTIONS, check_length, too_large, too_slow
@@ -46,15 +46,18 @@ def checked(body: bytes) -> SearchRequest:
 
 def stored_query(snapshots: Snapshots, asked: SearchRequest) -> tuple[Any, str]:
     """The query of a search without a file, and how an answer names it; raises UsageError."""
-    given = [name for name in ("volume", "vector", "vectors") if getattr(asked, name) is not None]
+    given = [name for name in ("volume", "text", "vector", "vectors") if getattr(asked, name) is not None]
     if len(given) != 1:
         raise UsageError(
-            f"the request has {' and '.join(given) or 'no query'}: give one of volume, vector and vectors, or a file"
+            f"the request has {' and '.join(given) or 'no query'}: give one of volume, text, vector and "
+            "vectors, or a file"
         )
     if asked.volume is not None:
         query = VolumeName(asked.volume, asked.store)
         seen_volume(snapshots, query)
         return query, asked.volume
+    if asked.text is not None:
+        return Words(asked.text), asked.text
     values = asked.vector if asked.vector is not None else asked.vectors
     try:
         vectors = np.array(values, np.float32)

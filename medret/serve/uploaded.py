@@ -27,7 +27,7 @@ MASK_NAME = "mask"
 
 def query_of(upload: Upload, asked: SearchRequest, limits: Limits, record: Record) -> FileContent:
     """The query that an uploaded file is; raises UsageError, VolumeError."""
-    if given := [name for name in ("volume", "store", "vector", "vectors") if getattr(asked, name) is not None]:
+    if given := [name for name in ("volume", "store", "text", "vector", "vectors") if getattr(asked, name) is not None]:
         raise UsageError(f"there is a file and {given[0]}: give one query")
     content, mask = upload.content(), upload.mask_content()
     record.uploads[:] = [content_sha256(content)] + ([] if mask is None else [content_sha256(mask)])
