@@ -182,6 +182,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.search import Snapshots, Words, open_snapshot, open_snapshots
 
+    queries = [*arguments.query, *map(Words, arguments.text)]
+    if not queries:
+        raise UsageError("there is no query: give a file, a folder, a volume id, or --text WORDS")
     options = _options(arguments)
     stores = [arguments.store, *arguments.also]
     archives = per_store(arguments.archive, stores, "--archive")
@@ -192,9 +195,6 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     snapshot: Snapshots = open_snapshots(opened) if len(opened) > 1 else opened[0]
     _refuse_instances(arguments.query)
-    queries = [*arguments.query, *map(Words, arguments.text)]
-    if not queries:
-        raise UsageError("there is no query: give a file, a folder, a volume id, or --text WORDS")
     answers = snapshot.search_many(queries, arguments.k, **vars(options))
     results = list(zip([*arguments.query, *arguments.text], answers, strict=True))
     if arguments.html:

@@ -42,9 +42,7 @@ def test_one_clear_line(
     assert len(captured.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["nosuch"], ["index"], ["index", "a", "b", "--batch-size", "0"], ["search", "s"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["nosuch"], ["index"], ["index", "a", "b", "--batch-size", "0"], ["search"]])
 def test_argparse_mistakes_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert "usage: medret" in capsys.readouterr().err

@@ -117,7 +117,13 @@ def test_clip_without_a_projection_has_no_words(tmp_path: Path) -> None:
 def test_only_image_text_models_have_a_projection(tmp_path: Path) -> None:
     import transformers
 
-    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    tiny: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
     transformers.ViTModel(transformers.ViTConfig(**tiny)).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="has no projection into a space shared with words"):
         model_spec("hf:some/vit", str(tmp_path), Stated(contract={"pooling": "projection"}))

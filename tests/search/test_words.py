@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 AXES = np.linalg.qr(RNG.standard_normal((DIM, DIM)))[0].T.astype(np.float32)
 SHOWN, OF_IMAGES = AXES[:CONCEPTS], 0.9 * AXES[CONCEPTS]
 OF_WORDS = 0.9 * (-0.6 * AXES[CONCEPTS] + 0.8 * AXES[CONCEPTS + 1])
-GAP = unit((OF_WORDS - OF_IMAGES)[None])[0]
+GAP: NDArray[np.float32] = unit((OF_WORDS - OF_IMAGES)[None])[0]
 
 
 class Constructed(TextEncoder):
@@ -36,17 +36,18 @@ class Constructed(TextEncoder):
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         rng = np.random.default_rng(1)
         said = [
-            SHOWN[NAMES.index(text)] if text in NAMES else unit(rng.standard_normal((1, CONCEPTS)))[0] @ SHOWN
-            for text in texts
+            SHOWN[NAMES.index(text)] if text in NAMES else mixture / np.linalg.norm(mixture) @ SHOWN
+            for text, mixture in zip(texts, rng.standard_normal((len(texts), CONCEPTS)), strict=True)
         ]
-        return unit(OF_WORDS + 0.25 * np.array(said, np.float32))
+        return unit((OF_WORDS + 0.25 * np.array(said)).astype(np.float32))
 
 
 class Shared(Encoders):
     """Encoders that have a text tower for every recipe."""
 
     def directions(self, entry: RecipeEntry, options: SearchOptions, text: str) -> NDArray[np.float32]:
-        return Constructed().directions([text])[0]
+        direction: NDArray[np.float32] = Constructed().directions([text])[0]
+        return direction
 
 
 def volumes() -> tuple[Slices, ...]:
@@ -130,14 +131,14 @@ def test_words_are_filtered_like_any_query(snapshot: Snapshot) -> None:
 
 
 def test_words_and_volumes_are_asked_in_one_pass(snapshot: Snapshot, made: MadeStore) -> None:
-    queries = [Words(NAMES[1]), made.ids[0], Words(NAMES[4])]
+    queries: list[Any] = [Words(NAMES[1]), made.ids[0], Words(NAMES[4])]
     together = snapshot.search_many(queries, 5)
     alone = [snapshot.search(query, 5) for query in queries]
     assert [[hit.volume_id for hit in hits] for hits in together] == [[h.volume_id for h in hits] for hits in alone]
 
 
 @pytest.mark.parametrize("options", [{"slices": "1:2"}, {"box": "0:1,0:1,0:1"}, {"query_slices": "uniform:2"}])
-def test_words_have_no_slices(options: dict[str, str], snapshot: Snapshot) -> None:
+def test_words_have_no_slices(options: dict[str, Any], snapshot: Snapshot) -> None:
     with pytest.raises(UsageError, match="'concept 0' is a text, which has no slices"):
         snapshot.search(Words(NAMES[0]), **options)
 
