@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import faiss
 import numpy as np
@@ -24,6 +24,7 @@ from medret.index.exact import build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
 from medret.index.neighbours import MISSING, Neighbours, Searchable
+from medret.index.settings import FP16, RABITQ
 
 SELECTIVITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001)
 K = 10
@@ -54,7 +55,12 @@ def measured(arguments: argparse.Namespace) -> Measured:
     settings, exact = IndexSettings(), ExactIndex(build_exact(vectors))
     distinct = Distinct(first_equal(vectors))
     indices: dict[str, ApproximateIndex] = {
-        "HNSW": HnswIndex(build_hnsw(vectors, settings), exact, distinct, settings.hnsw_ef_search),
+        **{
+            f"HNSW, {codes}": HnswIndex(
+                build_hnsw(vectors, replace(settings, hnsw_codes=codes)), exact, distinct, settings.hnsw_ef_search
+            )
+            for codes in (FP16, RABITQ)
+        },
         "LSH": LshIndex(build_lsh(vectors, settings), exact, distinct, settings.lsh_candidates),
     }
     figures, facts = [], {}

@@ -166,8 +166,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--hnsw-codes",
-        choices=("fp16", "rabitq2"),
-        help="what HNSW nodes hold: float16 vectors, or codes of two bits per dimension (default fp16)",
+        choices=("auto", "fp16", "rabitq2"),
+        help="what HNSW nodes hold: float16 vectors; codes of two bits per dimension; or auto: codes, and float16 in "
+        "shards whose recall@10 they take below 0.99 (default auto)",
     )
     add("--lsh-bits", type=positive_int, metavar="BITS", help="LSH bits per vector (default two per dimension)")
     add("--shard-rows", type=positive_int, metavar="ROWS", help="most vectors per index shard (default 262144)")

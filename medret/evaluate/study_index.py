@@ -25,6 +25,7 @@ from medret.index.build import RECALL_K, TIE_TOLERANCE, size_bytes, threads
 from medret.index.exact import build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
+from medret.index.settings import FP16, RABITQ
 from medret.search import Snapshot
 
 SIZES = (1_000, 10_000, 100_000)
@@ -32,7 +33,7 @@ SIZES_MAX = 1_000_000
 DIMS = (384, 768, 1280, 2048)
 QUERIES = 200
 SPREAD = 0.3  # the share of a difference that is added
-HNSW_LINKS = (16, 32)
+HNSW_GRAPHS = ((FP16, 16), (FP16, 32), (RABITQ, 16), (RABITQ, 32))  # what nodes hold, links
 HNSW_SEARCH = (32, 64, 128)
 LSH_BITS = (256, 512, 1024, 2048)
 
@@ -48,8 +49,8 @@ def study_index(
 ) -> Study:
     """Build and search every kind of index at every size and width.
 
-    bytes_per_vector: without the exact index, which LSH also reads. p50_ms, p95_ms: of one query for ten vectors.
-    recall_at_10: of exact search, ties included.
+    bytes_per_vector: without the exact index, from which candidates are scored again. p50_ms, p95_ms: of one query for
+    ten vectors. recall_at_10: of exact search, ties included.
     """
     for size in sizes:
         if not RECALL_K < size <= SIZES_MAX:
@@ -69,7 +70,7 @@ def study_index(
     notes = [
         f"synthetic vectors like {len(stored)} stored slice vectors of {snapshot.recipe(model).model.name}",
         f"{QUERIES} queries that are not among the vectors, one at a time; threads of FAISS: {threads()}",
-        "bytes_per_vector of LSH: codes and rotation; the exact index, which re-scores the candidates, is not counted",
+        "bytes_per_vector of HNSW and LSH: without the exact index, from which candidates are scored again",
     ]
     return Study("index", snapshot.uri, snapshot.id, rows, _plots(rows), notes)
 
@@ -101,11 +102,12 @@ def _measured(vectors: NDArray[np.float16], queries: NDArray[np.float32]) -> Ite
     distinct = Distinct(np.arange(len(vectors), dtype=np.int32))  # drawn at random: none equals another
     searched = partial(_searched, exact, queries, exact.search(queries, RECALL_K).scores[:, -1])
     yield {"index": "exact", "setting": "", "build_seconds": seconds, **searched(exact, flat)}
-    for links in HNSW_LINKS:
-        graph, seconds = _timed(build_hnsw, vectors, IndexSettings(hnsw_m=links))
+    for nodes, links in HNSW_GRAPHS:
+        graph, seconds = _timed(build_hnsw, vectors, IndexSettings(hnsw_m=links, hnsw_codes=nodes))
         for search in HNSW_SEARCH:
             measured = searched(HnswIndex(graph, exact, distinct, search), graph)
-            yield {"index": "hnsw", "setting": f"M {links}, efSearch {search}", "build_seconds": seconds, **measured}
+            setting = f"{nodes}, M {links}, efSearch {search}"
+            yield {"index": "hnsw", "setting": setting, "build_seconds": seconds, **measured}
     for bits in LSH_BITS:
         settings = IndexSettings(lsh_bits=bits)
         codes, seconds = _timed(build_lsh, vectors, settings)

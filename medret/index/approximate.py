@@ -170,17 +170,24 @@ class ApproximateIndex(ABC):
         excluded: numbers too. kept: how many vectors are not excluded. Returns None where a scan is faster.
         """
 
-    def _widened(self, needed: int, kept: int) -> int | None:
+    def _widened(self, needed: int, kept: int, slack: float = ASK_SLACK) -> int | None:
         """How many nearest vectors to ask for, so that about `needed` of them are kept; None if a scan is faster."""
         total = self._total
-        asked = math.ceil(ASK_SLACK * needed * total / max(kept, 1))
+        asked = math.ceil(slack * needed * total / max(kept, 1))
         walk = self.cost_asked * asked + self.cost_held * total
         return asked if walk < kept and asked < total else None
 
-    def _first_allowed(self, numbers: NDArray[np.int64], excluded: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """The first `count` numbers that are not excluded; none for a query with fewer, which is then scanned."""
+    def _first_allowed(
+        self, numbers: NDArray[np.int64], excluded: NDArray[np.int64], count: int, least: int | None = None
+    ) -> NDArray[np.int64]:
+        """The first `count` numbers that are not excluded; none for a query with fewer than `least`, to be scanned.
+
+        least: `count` if not given.
+        """
         unusable = (numbers == MISSING) | mask_of_rows(excluded, self._total)[numbers]
         first = np.argsort(unusable, axis=1, kind="stable")[:, :count]
         allowed: NDArray[np.int64] = np.take_along_axis(numbers, first, axis=1)
-        allowed[np.take_along_axis(unusable, first, axis=1).any(axis=1)] = MISSING
+        unusable = np.take_along_axis(unusable, first, axis=1)
+        allowed[unusable] = MISSING
+        allowed[(~unusable).sum(axis=1) < (count if least is None else least)] = MISSING
         return allowed

@@ -6,7 +6,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import faiss
@@ -22,7 +23,7 @@ from medret.index.index_files import approximate_index
 from medret.index.lsh import build_lsh
 from medret.index.neighbours import MISSING, Searchable
 from medret.index.rows import row_order, serialise_rows
-from medret.index.settings import EXACT, HNSW, LSH, IndexSettings
+from medret.index.settings import AUTO, CODES_RECALL, EXACT, FP16, HNSW, LSH, RABITQ, IndexSettings
 from medret.storage import NAME_DIGITS, Location, WrittenFile
 
 ROWS_KIND = "rows"
@@ -86,14 +87,24 @@ def build_shard(
             recall[EXACT] = recall_of(exact, exact, probe)
         if len(distinct.rows) < len(vectors):
             vectors = vectors[distinct.rows]
-        builders: dict[str, Callable[[NDArray[np.float16], IndexSettings], Any]] = {LSH: build_lsh, HNSW: build_hnsw}
-        for kind in (kind for kind in builders if kind in settings.kinds):
+        for kind in (kind for kind in (LSH, HNSW) if kind in settings.kinds):
             with _timed(seconds, kind):
-                index = builders[kind](vectors, settings)
+                for build in _builders(kind, settings):
+                    index = build(vectors)
+                    recall[kind] = recall_of(approximate_index(kind, index, exact, distinct, settings), exact, probe)
+                    if recall[kind] >= CODES_RECALL:
+                        break
                 files.append((kind, _write(store, folder, kind, index)))
-                recall[kind] = recall_of(approximate_index(kind, index, exact, distinct, settings), exact, probe)
                 del index  # one index beside the exact one at a time
     return IndexShard(_shard_key(files), exact.rows, exact.dim, tuple(files), recall, seconds)
+
+
+def _builders(kind: str, settings: IndexSettings) -> list[Callable[[NDArray[np.float16]], Any]]:
+    """How an index can be built, until one finds enough; the last is kept whatever it finds."""
+    if kind == LSH:
+        return [partial(build_lsh, settings=settings)]
+    codes = (RABITQ, FP16) if settings.hnsw_codes == AUTO else (settings.hnsw_codes,)
+    return [partial(build_hnsw, settings=replace(settings, hnsw_codes=each)) for each in codes]
 
 
 def building_bytes(rows: int, dim: int) -> int:

@@ -34,15 +34,15 @@ class Rotation:
 
 
 def turned(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, dim) vectors turned by a rotation that spreads every dimension over all others; lengths and angles stay.
+    """(n, dim) vectors turned by a rotation that spreads every dimension over most others; lengths and angles stay.
 
     A Hadamard rotation needs a power of two: where dim is none, the largest below it turns the first dimensions, then
-    the last, and both once more. They overlap, because it is more than half of dim.
+    the last. They overlap, because it is more than half of dim.
     """
     dim = vectors.shape[1]
     width = 1 << (dim.bit_length() - 1)
     result = np.array(vectors, np.float32)
-    for seed, start in enumerate([0] if width == dim else [0, dim - width] * 2):
+    for seed, start in enumerate([0] if width == dim else [0, dim - width]):
         part = slice(start, start + width)
         result[:, part] = _hadamard(width, seed).apply(np.ascontiguousarray(result[:, part]))
     return result

@@ -10,9 +10,10 @@ from medret.errors import UsageError
 
 HNSW, LSH, EXACT = "hnsw", "lsh", "exact"
 KINDS = (HNSW, LSH, EXACT)
-FP16, RABITQ = "fp16", "rabitq2"
-HNSW_CODES = (FP16, RABITQ)
+AUTO, FP16, RABITQ = "auto", "fp16", "rabitq2"
+HNSW_CODES = (AUTO, FP16, RABITQ)
 RABITQ_BITS = 2  # per dimension, of `rabitq2`
+CODES_RECALL = 0.99  # recall@10 of a shard below which `auto` holds float16
 
 # Increase when the same vectors and settings would give other index files.
 INDEX_VERSION = 1
@@ -30,7 +31,8 @@ class IndexSettings:
 
     hnsw_m: links per node (twice as many on the lowest level).
     hnsw_ef_construction, hnsw_ef_search: length of the candidate list while building and while searching.
-    hnsw_codes: what a node holds of its vector: fp16, or rabitq2, a code of two bits per dimension.
+    hnsw_codes: what a node holds of its vector: fp16; rabitq2, a code of two bits per dimension; or auto, which is
+        rabitq2 but in shards where that finds less than 0.99 of the neighbours (`CODES_RECALL`).
     lsh_bits: bits per vector, a multiple of 8; None applies `bits_for`'s rule.
     lsh_candidates: how many candidates, best by Hamming distance, are re-scored with the exact cosine.
     shard_rows: maximum number of vectors per shard.
@@ -43,7 +45,7 @@ class IndexSettings:
     hnsw_m: int = 32
     hnsw_ef_construction: int = 200
     hnsw_ef_search: int = 64
-    hnsw_codes: str = FP16
+    hnsw_codes: str = AUTO
     lsh_bits: int | None = None
     lsh_candidates: int = 200
     shard_rows: int = 262_144
@@ -55,7 +57,9 @@ class IndexSettings:
         _within("hnsw_ef_construction", self.hnsw_ef_construction, 1, 100_000)
         _within("hnsw_ef_search", self.hnsw_ef_search, 1, 100_000)
         if self.hnsw_codes not in HNSW_CODES:
-            raise UsageError(f"index setting hnsw_codes is {self.hnsw_codes!r}, expected {' or '.join(HNSW_CODES)}")
+            raise UsageError(
+                f"index setting hnsw_codes is {self.hnsw_codes!r}, expected one of {', '.join(HNSW_CODES)}"
+            )
         _within("lsh_candidates", self.lsh_candidates, 1, 1_000_000)
         _within("shard_rows", self.shard_rows, 1, 2**31 - 1)
         if self.lsh_bits is not None:

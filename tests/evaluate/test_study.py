@@ -132,14 +132,14 @@ def test_an_ensemble_needs_two_models(stores: Any, tmp_path: Path) -> None:
 def test_index_settings_are_measured(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[300, 600], dims=[16, 48])
     rows = study.rows
-    assert len(rows) == 2 * 2 * (1 + 6 + 4)
+    assert len(rows) == 2 * 2 * (1 + 12 + 4)
     for row in rows:
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["build_seconds"] > 0
         if row["index"] == "exact":
             assert row["recall_at_10"] == 1
             assert row["bytes_per_vector"] == pytest.approx(2 * row["dim"], rel=0.05)
-        elif row["setting"] in ("M 32, efSearch 128", "2048 bits"):
+        elif row["setting"] in ("fp16, M 32, efSearch 128", "rabitq2, M 32, efSearch 128", "2048 bits"):
             assert row["recall_at_10"] > 0.95
     assert "synthetic" in study.notes[0]
 

@@ -25,7 +25,7 @@ OPTIONS = (
     "--model", MODEL, "--weights", f"{MODEL}=random", "--slices", "uniform:2", "--device", "cpu",
     "--precision", "fp32", "--actors", "1", "--quiet",
     "--aggregation", "mean", "--aggregation", "gaussian:0.3,0.25", "--shard-volumes", "8",
-    "--shard-rows", "5", "--lsh-bits", "32",
+    "--shard-rows", "5", "--lsh-bits", "32", "--hnsw-codes", "fp16",
 )  # fmt: skip
 # Two runs over one archive, of which each leaves something out: the second snapshot has further shards, and tombstones.
 FIRST, SECOND = ("--exclude", "leg_mri/*"), ("--exclude", "heart_mri/*")

@@ -31,11 +31,11 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
-from medret.index.settings import HNSW_CODES
+from medret.index.settings import AUTO, FP16, RABITQ
 from medret.storage import Location
 
 SETTINGS = IndexSettings()
-both_codes = pytest.mark.parametrize("codes", HNSW_CODES)
+both_codes = pytest.mark.parametrize("codes", [FP16, RABITQ])
 Make = Callable[..., Any]
 
 
@@ -109,7 +109,7 @@ def test_excluded_rows_are_never_found(tmp_path: Path, synthetic_vectors: Make, 
         assert np.isneginf(index.search(query, 5, np.arange(500)).scores).all()
 
 
-@pytest.mark.parametrize(("n", "codes"), [*itertools.product([1, 2, 11], HNSW_CODES)])
+@pytest.mark.parametrize(("n", "codes"), [*itertools.product([1, 2, 11], [FP16, RABITQ])])
 def test_few_rows(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, n: int, codes: str) -> None:
     vectors = synthetic_vectors(n, 16)
     shard = build_shard(Location(tmp_path), "x", vectors, volume_rows(n), IndexSettings(hnsw_codes=codes))
@@ -157,6 +157,20 @@ def test_low_recall_is_reported_as_low(tmp_path: Path, synthetic_vectors: Make, 
     starved = IndexSettings(lsh_bits=8, lsh_candidates=1)
     shard = build_shard(Location(tmp_path), "x", synthetic_vectors(4000, 64), volume_rows(4000), starved)
     assert shard.recall[LSH] < 0.5
+
+
+@pytest.mark.parametrize(("dim", "clusters", "holds"), [(8, 3, FP16), (96, 100, RABITQ)])
+def test_nodes_hold_codes_where_these_find_the_neighbours(
+    tmp_path: Path, synthetic_vectors: Make, volume_rows: Make, dim: int, clusters: int, holds: str
+) -> None:
+    """16 bits do not tell the vectors of a cluster from each other."""
+    vectors, rows, made = synthetic_vectors(3000, dim, clusters=clusters), volume_rows(3000), {}
+    for codes in (AUTO, FP16, RABITQ):
+        settings = IndexSettings(hnsw_m=16, hnsw_ef_construction=60, hnsw_codes=codes)
+        made[codes] = build_shard(Location(tmp_path), "x", vectors, rows, settings)
+    assert dict(made[AUTO].files)[HNSW] == dict(made[holds].files)[HNSW]
+    assert made[AUTO].recall[HNSW] == made[holds].recall[HNSW] >= 0.99
+    assert (made[RABITQ].recall[HNSW] >= 0.99) == (holds == RABITQ)
 
 
 def test_rows_are_put_in_volume_order(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from medret.errors import CorruptError
-from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, open_approximate
+from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, centred, open_approximate, uncentred
 from medret.index.exact import build_exact
-from medret.index.hnsw import build_hnsw
+from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.index_files import rabitq_bytes
-from medret.index.settings import FP16, HNSW_CODES, RABITQ, RABITQ_BITS
+from medret.index.settings import FP16, RABITQ, RABITQ_BITS
 
+CODES = (FP16, RABITQ)
 ROWS, DIM = 1700, 24  # so many that the graph is walked
 _faiss: Any = faiss  # its type stubs lack RaBitQ
 
@@ -29,7 +30,7 @@ def vectors() -> Any:
 
 @pytest.fixture(scope="module")
 def files(vectors: Any) -> dict[str, bytes]:
-    settings = {codes: IndexSettings(hnsw_m=12, hnsw_ef_construction=60, hnsw_codes=codes) for codes in HNSW_CODES}
+    settings = {codes: IndexSettings(hnsw_m=12, hnsw_ef_construction=60, hnsw_codes=codes) for codes in CODES}
     return {codes: faiss.serialize_index(build_hnsw(vectors, each)).tobytes() for codes, each in settings.items()}
 
 
@@ -39,7 +40,7 @@ def opened(path: Path, vectors: Any) -> Any:
     return open_approximate(path, HNSW, exact, distinct, IndexSettings(hnsw_ef_search=32))
 
 
-@pytest.mark.parametrize("codes", HNSW_CODES)
+@pytest.mark.parametrize("codes", CODES)
 def test_a_file_tells_what_its_nodes_hold(tmp_path: Path, vectors: Any, files: dict[str, bytes], codes: str) -> None:
     """Whatever the settings of its reader say: shards of both kinds may lie in the snapshots of one store."""
     path = tmp_path / codes
@@ -48,6 +49,42 @@ def test_a_file_tells_what_its_nodes_hold(tmp_path: Path, vectors: Any, files: d
     assert (found.rows[:, 0] == np.arange(50)).mean() > 0.95
     cosines = vectors[:50].astype(np.float64) @ vectors.astype(np.float64).T
     assert np.abs(found.scores - np.take_along_axis(cosines, found.rows, axis=1)).max() < 1e-6
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_a_graph_is_walked_from_another_centre_than_its_own(codes: str) -> None:
+    """As in a search of several stores: found in the graph of one centre, scored around another."""
+    rng = np.random.default_rng(6)
+    around = rng.standard_normal((100, 96)) + rng.standard_normal(96)
+    raw = around[rng.integers(100, size=3000)] + 0.7 * rng.standard_normal((3000, 96))
+    raw = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+    own, shared = raw.mean(axis=0), (0.7 * raw[:300].mean(axis=0) + 0.2 / 96**0.5).astype(np.float32)
+    exact = ExactIndex(build_exact(centred(raw, shared).astype(np.float16)))
+    settings = IndexSettings(hnsw_m=16, hnsw_ef_construction=80, hnsw_codes=codes)
+    graph = build_hnsw(centred(raw, own).astype(np.float16), settings)
+    distinct = Distinct(np.arange(len(raw), dtype=np.int32))
+    index = HnswIndex(graph, exact, distinct, 64, lambda queries: centred(uncentred(queries, shared), own))
+    queries = exact.vectors(slice(0, 200)).astype(np.float32)
+    least = exact.search(queries, 10).scores[:, -1:]
+    found = index.search(queries, 10)
+    assert (exact.scores(queries, found.rows) == found.scores).all()
+    assert (found.scores >= least - 1e-6).mean() > 0.97
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_more_is_found_than_a_walk_lists_by_itself(
+    tmp_path: Path, vectors: Any, files: dict[str, bytes], codes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAISS finds no more than efSearch where nodes hold codes; the rest would have to be scanned for."""
+    path = tmp_path / codes
+    path.write_bytes(files[codes])
+    index, queries = opened(path, vectors), vectors[:20].astype(np.float32)
+    least = np.sort(queries @ vectors.astype(np.float32).T, axis=1)[:, -300:-299]
+    monkeypatch.setattr(ExactIndex, "search", None)
+    for excluded in (None, np.arange(1000, 1003)):
+        found = index.search(queries, 300, excluded)
+        assert (found.rows >= 0).all()
+        assert (found.scores >= least - 1e-6).mean() > 0.9  # codes of 24 dimensions are coarse
 
 
 def test_codes_are_walked_by_their_estimates(files: dict[str, bytes]) -> None:
@@ -65,7 +102,7 @@ def test_codes_are_as_long_as_faiss_makes_them(dim: int) -> None:
 def test_codes_are_less_than_a_third_of_float16(vectors: Any) -> None:
     wide = np.tile(vectors, (1, 32))[:50]
     wide = (wide / np.linalg.norm(wide.astype(np.float32), axis=1, keepdims=True)).astype(np.float16)
-    size = {c: faiss.serialize_index(build_hnsw(wide, IndexSettings(hnsw_codes=c))).nbytes for c in HNSW_CODES}
+    size = {c: faiss.serialize_index(build_hnsw(wide, IndexSettings(hnsw_codes=c))).nbytes for c in CODES}
     assert size[RABITQ] < size[FP16] / 3
 
 
@@ -95,7 +132,7 @@ def test_a_forged_file_of_codes_is_refused(tmp_path: Path, files: dict[str, byte
         JUDGES[HNSW](path)
 
 
-@pytest.mark.parametrize("codes", HNSW_CODES)
+@pytest.mark.parametrize("codes", CODES)
 def test_a_changed_file_is_refused_or_answers(
     tmp_path: Path, vectors: Any, files: dict[str, bytes], codes: str
 ) -> None:

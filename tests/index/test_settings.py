@@ -19,6 +19,7 @@ def test_json_round_trip(codes: str) -> None:
 def test_defaults_are_the_stated_ones() -> None:
     settings = IndexSettings()
     assert (settings.hnsw_m, settings.hnsw_ef_construction, settings.hnsw_ef_search) == (32, 200, 64)
+    assert settings.hnsw_codes == "auto"
     assert settings.kinds == ("hnsw", "lsh", "exact")
 
 
@@ -38,7 +39,7 @@ def test_lsh_bits_rule(dim: int, bits: int) -> None:
         ({"hnsw_ef_search": -1}, "hnsw_ef_search"),
         ({"hnsw_ef_search": 1.5}, "1.5"),
         ({"hnsw_m": True}, "True"),
-        ({"hnsw_codes": "fp8"}, "hnsw_codes is 'fp8', expected fp16 or rabitq2"),
+        ({"hnsw_codes": "fp8"}, "hnsw_codes is 'fp8', expected one of auto, fp16, rabitq2"),
         ({"hnsw_codes": None}, "None"),
         ({"lsh_bits": 100}, "multiple of 8"),
         ({"lsh_candidates": 0}, "lsh_candidates"),

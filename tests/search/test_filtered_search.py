@@ -15,7 +15,7 @@ from medret.index.approximate import first_equal
 from medret.index.exact import build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
-from medret.index.settings import FP16, HNSW_CODES, RABITQ
+from medret.index.settings import FP16, RABITQ
 
 ROWS, DIM, K = 20_000, 64, 10
 SETTINGS = IndexSettings(hnsw_m=16, hnsw_ef_construction=80)
@@ -93,7 +93,7 @@ def test_filters_are_right_at_every_selectivity(
     untied = scores > scores[:, -1:]  # at the cut any of the equal vectors may be meant
     assert (found["exact"].rows == rows)[untied].all()
     assert kept[found["exact"].rows].all()
-    for kind in (*HNSW_CODES, "lsh"):
+    for kind in (*EF_SEARCH, "lsh"):
         assert kept[found[kind].rows].all()
         # by score: of equal vectors any may be meant
         reached = (found[kind].scores >= scores[:, -1:] - 1e-6).mean()
@@ -112,7 +112,7 @@ def test_the_index_is_walked_where_it_is_faster_and_the_rows_scanned_where_they_
 
     monkeypatch.setattr(ExactIndex, "search", counted)
     excluded = np.arange(0, ROWS, 2)
-    for kind in (*HNSW_CODES, "lsh"):
+    for kind in (*EF_SEARCH, "lsh"):
         indices[kind].search(queries, K, excluded)
         assert sum(asked) < len(queries) / 2, kind
         asked.clear()

@@ -19,6 +19,7 @@ import pytest
 
 from medret.embeddings.parquet import read_parquet
 from medret.errors import CorruptError, MedretError, VersionError
+from medret.index import IndexSettings
 from medret.index.rows import ROW_FILE
 from medret.search import open_snapshot
 from medret.snapshot import read_manifest
@@ -101,13 +102,18 @@ def test_the_sizes_in_an_index_file_are_checked_before_faiss_reads_it(store: Loc
     everything(store)
 
 
-def test_a_graph_whose_links_lead_out_of_it_is_refused(store: Location) -> None:
+@pytest.mark.parametrize(("codes", "mark"), [("fp16", b"IxSQ"), ("auto", b"Ixrr")])
+def test_a_graph_whose_links_lead_out_of_it_is_refused(
+    tmp_path: Path, store_maker: Any, volume_maker: Any, codes: str, mark: bytes
+) -> None:
     """E3: FAISS follows a link to any address."""
+    made = store_maker(tmp_path / "store", volume_maker(8), settings=IndexSettings(hnsw_m=8, hnsw_codes=codes))
+    store = Location(made.uri)
     links = next(path for path in store.files("indices") if "/hnsw-" in path)
     sound = store.read(links)
 
     def wild(data: bytes) -> bytes:
-        marked = data.rindex((0).to_bytes(4, "little"), 0, data.rindex(b"IxSQ") - 20)
+        marked = data.rindex((0).to_bytes(4, "little"), 0, data.rindex(mark) - 20)
         return data[:marked] + (2**30).to_bytes(4, "little") + data[marked + 4 :]
 
     assert len(wild(sound)) == len(sound)
