@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Score the live snapshot of STORE: each volume is a query for the volumes of its class among the other subjects
 (or, with --queries, labelled files are the queries). Compares all search configurations, model x aggregation x
-index x mode, in one table, at the levels modality, body region and organ. With --masks, segmentations say which
-structures each slice shows, and these are scored in place of labels.
+index x mode (and all models together), in one table, at the levels modality, body region and organ. With --masks,
+segmentations say which structures each slice shows, and these are scored in place of labels.
 """
 
 EPILOG = """\
@@ -134,7 +134,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.evaluate import Bootstrap, Options, Selection, evaluate
-    from medret.evaluate.figures import late_notes
+    from medret.evaluate.figures import notes_of
     from medret.evaluate.levels import SOURCE
     from medret.search import open_snapshot
 
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_text(arguments.html, report_page(snapshot, evaluation))
     if arguments.json:
-        say(json.dumps({**evaluation.to_json(), "notes": late_notes(evaluation)}, allow_nan=False))
+        say(json.dumps({**evaluation.to_json(), "notes": notes_of(evaluation)}, allow_nan=False))
     else:
         _print(evaluation)
         for path in filter(None, (arguments.csv, arguments.html)):
@@ -253,7 +253,7 @@ def _names(path: Path | None) -> frozenset[str]:
 
 def _print(evaluation: Evaluation) -> None:
     """Print what a person reads of an evaluation on the terminal."""
-    from medret.evaluate.figures import late_notes
+    from medret.evaluate.figures import notes_of
     from medret.terminal import Terminal
 
     console = Terminal()
@@ -279,7 +279,7 @@ def _print(evaluation: Evaluation) -> None:
                 f"{f' ({classes})' if classes else ''}{unlabelled}",
                 soft_wrap=True,
             )
-    for sentence in late_notes(evaluation):
+    for sentence in notes_of(evaluation):
         console.print(f"note: {sentence}", soft_wrap=True)
     for warning in evaluation.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, style="yellow")

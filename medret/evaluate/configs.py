@@ -10,15 +10,20 @@ from medret.embeddings import parse_aggregation
 from medret.errors import UsageError
 from medret.index import EXACT, KINDS
 from medret.search import Snapshot
+from medret.search.options import LATE, SLICE, VOLUME, SearchOptions
 from medret.search.options import MODES as ALL_MODES
-from medret.search.options import SLICE, VOLUME, SearchOptions
 
 MODES = tuple(mode for mode in ALL_MODES if mode != SLICE)  # those whose hits are volumes
+FUSED_MODES = (VOLUME, LATE)  # those whose scores are cosines, which several models' can be added to
+PLUS = " + "
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """One way to search. aggregation: how volume vectors were made; it matters only in mode `volume`.
+    """One way to search.
+
+    model: a name, or several joined by ` + `: the mean of their scores counts (`fuse` concat, equal weights).
+    aggregation: how volume vectors were made; it matters only in mode `volume`.
 
     default: whether `medret search` without options searches this way; two configurations are equal without it.
     """
@@ -28,6 +33,11 @@ class SearchConfig:
     index: str
     mode: str
     default: bool = field(default=False, compare=False)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models; several are fused."""
+        return tuple(self.model.split(PLUS))
 
     @property
     def by_slices(self) -> bool:
@@ -51,7 +61,10 @@ class Selection:
 
 
 def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
-    """List the configurations of a snapshot; raises UsageError for a name that it does not have."""
+    """List the configurations of a snapshot; raises UsageError for a name that it does not have.
+
+    Of several models, all together follow each alone.
+    """
     models = _chosen("model", selection.models, snapshot.models, snapshot)
     names = [parse_aggregation(name).name for name in selection.aggregations]
     aggregations = _chosen("aggregation", names, snapshot.aggregations, snapshot)
@@ -60,7 +73,10 @@ def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     modes = _chosen("mode", selection.modes, MODES, snapshot)
     usual = SearchOptions()
     default = (snapshot.models[0], snapshot.aggregations[0], usual.index, usual.used_mode)
-    searches = product(models, aggregations, indices, modes)
+    searches = list(product(models, aggregations, indices, modes))
+    if len(models) > 1:
+        fused = [mode for mode in modes if mode in FUSED_MODES]
+        searches += product([PLUS.join(models)], aggregations, indices, fused)
     return [SearchConfig(*search, default=search == default) for search in searches]
 
 

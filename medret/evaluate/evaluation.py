@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from medret.errors import UsageError
 from medret.evaluate.configs import SearchConfig, configs_of, leading_config
 from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
-from medret.evaluate.levels import Options, ScoringPlan, scoring_plan
-from medret.evaluate.metrics import MACRO, METRICS, MICRO, RANKS_MIN, Averages, average
+from medret.evaluate.levels import SOURCE, Options, ScoringPlan, scoring_plan
+from medret.evaluate.metrics import MACRO, METRICS, MICRO, NAMES, RANKS_MIN, Averages, Bootstrap, average
 from medret.evaluate.query_sets import QuerySet, Report
-from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers
-from medret.evaluate.scoring import Ranking, ScoredQueries, Tally, neighbours_found, rank, spliced
+from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers, text_column
+from medret.evaluate.scoring import ALL as ALL_QUERIES
+from medret.evaluate.scoring import Ranking, ScoredQueries, Tally, halves, neighbours_found, rank, spliced
 from medret.index import EXACT
 from medret.index.build import RECALL_K
 from medret.search import Snapshot
@@ -69,6 +70,7 @@ def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: 
         min_relevant=options.min_relevant,
         bootstrap=options.bootstrap,
         query_set=query_set,
+        by_half=work.by_half,
         details=work.details,
         seconds=time.perf_counter() - started,
     )
@@ -100,11 +102,13 @@ class _Work:
     leading: SearchConfig
     report: Report
     details: dict[str, Detail] = field(default_factory=dict)
+    by_half: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ids: list[str] = self.query_set.candidates["volume_id"].to_pylist()
         self._number_of = {volume_id: number for number, volume_id in enumerate(self._ids)}
         self._subjects = subject_numbers(self.query_set.queries)
+        self._halves = halves(text_column(self.query_set.queries, SOURCE))
 
     def depth(self, index: str) -> int:
         """The number of ranks per list of an index."""
@@ -171,7 +175,7 @@ class _Work:
             yield np.arange(start, min(start + step, len(self._subjects)))
 
     def _rank(self, config: SearchConfig, rows: NDArray[np.int64], kept: NDArray[np.bool_], depth: int) -> Ranking:
-        queries = self.query_set.vectors(rows, config.model, config.aggregation)
+        queries = {name: self.query_set.vectors(rows, name, config.aggregation) for name in config.models}
         shared: dict[bytes, frozenset[str]] = {}  # queries of one source exclude the same volumes
         excluded = []
         for candidates in kept:
@@ -191,6 +195,7 @@ class _Work:
                 continue
             means = tally.averages(self._subjects, self.depth(config.index), self.options.bootstrap)
             level = tally.queries.level
+            self.by_half += self._by_half(config, exclusion.column, tally)
             rows += [
                 Row(**vars(means.figure(at, number)), **key, level=level.name, class_=name, metric=metric.name)
                 for at, name in enumerate((MACRO, MICRO, *level.classes))
@@ -201,6 +206,16 @@ class _Work:
             recall = self._recall(exclusion, shares).figure(1, 0)
             rows.append(Row(**vars(recall), **key, level=ALL, class_=ALL, metric=ANN_RECALL))
         return rows
+
+    def _by_half(self, config: SearchConfig, exclude: str, tally: Tally) -> Iterator[dict[str, Any]]:
+        """The macro mAP of the queries from each half of the sources."""
+        for which, own in self._halves.items():
+            part = tally.of(own)
+            if which != ALL_QUERIES and part.queries.counted.any():
+                means = part.averages(self._subjects, self.depth(config.index), Bootstrap(1))
+                value = means.figure(0, NAMES.index("mAP")).value
+                names = {"arm": config.label, "index": config.index, "exclude": exclude}
+                yield {**names, "level": tally.queries.level.name, "queries": which, "metric": "mAP", "value": value}
 
     def _recall(self, exclusion: Exclusion, shares: NDArray[np.float64]) -> Averages:
         """Average the share of true neighbours over all queries that have any."""

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from medret.evaluate.figures import Evaluation, late_notes
+from medret.evaluate.figures import Evaluation, notes_of
 from medret.evaluate.metrics import MACRO, NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
 from medret.html import render
@@ -47,7 +47,7 @@ def report_page(snapshot: Snapshot, evaluation: Evaluation, title: str = "How we
         "gallery_exclude": gallery_exclude,
         "best": best_gallery,
         "worst": worst_gallery,
-        "notes": late_notes(evaluation),
+        "notes": notes_of(evaluation),
         "footer": _footer(snapshot, evaluation),
     }
     values = {"words": _words, "among": _among, "counts": _counts, "image_size": IMAGE_SIZE}

@@ -15,6 +15,7 @@ from medret.evaluate.configs import SearchConfig
 from medret.evaluate.levels import Confound
 from medret.evaluate.metrics import MACRO, METRICS, MICRO, Bootstrap, Figure
 from medret.evaluate.query_sets import QuerySet
+from medret.evaluate.scoring import chosen_by_half
 from medret.index import EXACT
 from medret.search.options import LATE, VOLUME, VOTE
 from medret.visible import csv_text
@@ -70,7 +71,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation."""
+    """A finished evaluation. by_half: the macro mAP of every configuration for each half of the sources."""
 
     store: str
     snapshot: str
@@ -87,6 +88,7 @@ class Evaluation:
     min_relevant: int
     bootstrap: Bootstrap
     query_set: QuerySet
+    by_half: Sequence[Mapping[str, Any]] = ()
     details: Mapping[str, Detail] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -138,6 +140,7 @@ class Evaluation:
             "warnings": list(self.warnings),
             "confounds": [confound.to_json() for confound in self.confounds],
             "failed_queries": [asdict(failure) for failure in self.query_set.failures],
+            "by_half": [dict(row) for row in self.by_half],
             "seconds": round(self.seconds, 3),
             "rows": [row.to_json() for row in self.rows],
         }
@@ -149,6 +152,13 @@ class Evaluation:
 
 
 METRIC = "recall@1"
+
+
+def notes_of(evaluation: Evaluation) -> list[str]:
+    """What readers need to know: where late interaction is worse, and what the best search of a half is worth."""
+    usual = evaluation.leading
+    comparable = [row for row in evaluation.by_half if row["index"] == usual.index]
+    return [*late_notes(evaluation), *chosen_by_half(comparable, usual.label)]
 
 
 def late_notes(evaluation: Evaluation) -> list[str]:

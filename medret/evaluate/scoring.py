@@ -5,9 +5,11 @@ Also measures how many of the true neighbours an approximate index finds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from medret.evaluate.relevance import Exclusion, Level
 from medret.index import MISSING
 from medret.index.build import RECALL_K, TIE_TOLERANCE
 from medret.search import Snapshot
+from medret.search.options import SearchKeywords
 from medret.search.query import QueryVectors
 
 
@@ -32,23 +35,24 @@ class Ranking:
 def rank(
     snapshot: Snapshot,
     config: SearchConfig,
-    queries: Sequence[QueryVectors],
+    queries: Mapping[str, Sequence[QueryVectors]],
     depth: int,
     excluded: Sequence[AbstractSet[str]],
     number_of: dict[str, int],
 ) -> Ranking:
-    """Search the `depth` best candidates for each query. number_of: volume_id -> number."""
-    hits_of_queries = snapshot.rank(
-        queries,
-        depth,
-        model=config.model,
-        aggregation=config.aggregation,
-        index=config.index,
-        mode=config.mode,
-        excluded=excluded,
-    )
-    candidates = np.full((len(queries), depth), MISSING, np.int64)
-    scores = np.full((len(queries), depth), -np.inf, np.float32)
+    """Search the `depth` best candidates for each query.
+
+    queries: as the vectors of each model. number_of: volume_id -> number.
+    """
+    options: SearchKeywords = {"aggregation": config.aggregation, "index": config.index, "mode": config.mode}
+    if len(queries) > 1:
+        hits_of_queries = snapshot.rank_fused(queries, depth, excluded=excluded, **options)
+    else:
+        ((model, of_model),) = queries.items()
+        options["model"] = model
+        hits_of_queries = snapshot.rank(of_model, depth, excluded=excluded, **options)
+    candidates = np.full((len(hits_of_queries), depth), MISSING, np.int64)
+    scores = np.full((len(hits_of_queries), depth), -np.inf, np.float32)
     for row, hits in enumerate(hits_of_queries):
         candidates[row, : len(hits)] = [number_of[hit.volume_id] for hit in hits]
         scores[row, : len(hits)] = [hit.score for hit in hits]
@@ -157,3 +161,50 @@ class Tally:
         chances = chance(self.queries.total[counted], self.queries.candidates[counted], depth)
         _, numbers = np.unique(subjects[counted], return_inverse=True)
         return average(self.values[counted], chances, self.queries.level.queries[counted], numbers, bootstrap)
+
+    def of(self, queries: NDArray[np.bool_]) -> Tally:
+        """The same, of some of the queries alone. queries: (q,)."""
+        part = Tally(replace(self.queries, counted=self.queries.counted & queries))
+        part.values = self.values
+        return part
+
+
+# --- halves of the sources -------------------------------------------------------------------------------------------
+
+ALL, HALVES = "all", ("half 1", "half 2")  # of the queries: all of them, or those from one half of the sources
+
+
+def halves(sources: Sequence[str | None]) -> dict[str, NDArray[np.bool_]]:
+    """Which queries are meant by ALL and by HALVES: (queries,) bool each; ALL alone if there is one source, or none.
+
+    The sources are divided by a hash of their names, so that a choice made on one half can be checked on the other.
+    """
+    found = {ALL: np.ones(len(sources), bool)}
+    named = sorted({name for name in sources if name}, key=lambda name: sha256(name.encode()).digest())
+    if len(named) > 1:
+        half = {name: number % 2 for number, name in enumerate(named)}
+        found |= {which: np.array([half.get(name or "") == at for name in sources]) for at, which in enumerate(HALVES)}
+    return found
+
+
+def chosen_by_half(rows: Sequence[Mapping[str, Any]], usual: str) -> list[str]:
+    """What the best arm of one half of the sources, by mAP, gains over the usual one on the other half, in words."""
+    values = {
+        (row["exclude"], row["level"], row["queries"], row["arm"]): row["value"]
+        for row in rows
+        if row["metric"] == "mAP"
+    }
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    notes = []
+    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
+        for one, other in (HALVES, HALVES[::-1]):
+            here = {arm: values[exclude, level, one, arm] for arm in arms if (exclude, level, one, arm) in values}
+            if not here or (exclude, level, other, usual) not in values:
+                continue
+            best = max(here, key=lambda arm: (here[arm], -arms.index(arm)))
+            there = values[exclude, level, other, best], values[exclude, level, other, usual]
+            notes.append(
+                f"{level}, exclude {exclude}: best on {one} of the sources: {best} (mAP {here[best]:.3f}, {usual} "
+                f"{here[usual]:.3f}); on {other} it has {there[0]:.3f}, {usual} {there[1]:.3f}"
+            )
+    return notes

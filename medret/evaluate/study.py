@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from itertools import product
 from typing import Any
 
@@ -22,7 +21,7 @@ from medret.evaluate.levels import SOURCE, Options, scoring_plan
 from medret.evaluate.metrics import NAMES, Bootstrap, Figure
 from medret.evaluate.query_sets import archive_queries
 from medret.evaluate.relevance import subject_numbers, text_column
-from medret.evaluate.scoring import Ranking, Tally
+from medret.evaluate.scoring import Ranking, Tally, halves
 from medret.html import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
@@ -35,7 +34,6 @@ from medret.visible import csv_text
 METRICS = ("recall@1", "mAP")
 BATCH_PAIRS = 20_000_000
 VOLUMES_MAX = 20_000
-ALL, HALVES = "all", ("half 1", "half 2")  # of the queries: all of them, or those from one half of the sources
 
 Similarity = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]  # rows of queries to (rows, volumes)
 
@@ -149,47 +147,9 @@ class SimilarityScorer:
                     tally.add(rows, kept, ranking)
         for exclude, at_levels in tallies.items():
             for tally, (which, own) in product(at_levels, self._halves.items()):
-                counted = tally.queries.counted & own
-                if counted.any():
-                    part = Tally(replace(tally.queries, counted=counted))
-                    part.values = tally.values
+                part = tally.of(own)
+                if part.queries.counted.any():
                     means = part.averages(self._subjects, count, self._bootstrap)
                     for metric in METRICS:
                         names = {"exclude": exclude, "level": tally.queries.level.name, "metric": metric}
                         yield {**names, "queries": which}, means.figure(0, NAMES.index(metric))
-
-
-def halves(sources: Sequence[str | None]) -> dict[str, NDArray[np.bool_]]:
-    """Which queries are meant by ALL and by HALVES: (queries,) bool each; ALL alone if there is one source, or none.
-
-    The sources are divided by a hash of their names, so that a choice made on one half can be checked on the other.
-    """
-    found = {ALL: np.ones(len(sources), bool)}
-    named = sorted({name for name in sources if name}, key=lambda name: sha256(name.encode()).digest())
-    if len(named) > 1:
-        half = {name: number % 2 for number, name in enumerate(named)}
-        found |= {which: np.array([half.get(name or "") == at for name in sources]) for at, which in enumerate(HALVES)}
-    return found
-
-
-def chosen_by_half(rows: Sequence[Row], usual: str) -> list[str]:
-    """What the best arm of one half of the sources, by mAP, gains over the usual one on the other half, in words."""
-    values = {
-        (row["exclude"], row["level"], row["queries"], row["arm"]): row["value"]
-        for row in rows
-        if row["metric"] == "mAP"
-    }
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    notes = []
-    for exclude, level in dict.fromkeys((row["exclude"], row["level"]) for row in rows):
-        for one, other in (HALVES, HALVES[::-1]):
-            here = {arm: values[exclude, level, one, arm] for arm in arms if (exclude, level, one, arm) in values}
-            if not here or (exclude, level, other, usual) not in values:
-                continue
-            best = max(here, key=lambda arm: (here[arm], -arms.index(arm)))
-            there = values[exclude, level, other, best], values[exclude, level, other, usual]
-            notes.append(
-                f"{level}, exclude {exclude}: best on {one} of the sources: {best} (mAP {here[best]:.3f}, {usual} "
-                f"{here[usual]:.3f}); on {other} it has {there[0]:.3f}, {usual} {there[1]:.3f}"
-            )
-    return notes

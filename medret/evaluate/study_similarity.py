@@ -14,7 +14,8 @@ from medret.embeddings.shards import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.query_sets import Report
-from medret.evaluate.study import ALL, Row, Similarity, SimilarityScorer, Study, chosen_by_half, is_centred, read_slices
+from medret.evaluate.scoring import ALL, chosen_by_half
+from medret.evaluate.study import Row, Similarity, SimilarityScorer, Study, is_centred, read_slices
 from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot

@@ -18,7 +18,7 @@ import pyarrow as pa
 from medret.embeddings import Slices
 from medret.errors import CorruptError, DroppedError, StorageError, UsageError
 from medret.recipe import Recipe
-from medret.search.answer import answer
+from medret.search.answer import answer, rank_ensemble
 from medret.search.contents import Contents
 from medret.search.corpus import Corpus, Member
 from medret.search.encoders import Encoders
@@ -285,6 +285,24 @@ class Snapshot(Snapshots):
                 hidden = [distinct[id(ids)] for ids in excluded]
             groups = self.corpus.query_groups(hidden, chosen.where)
             return self.corpus.rank(self._member(chosen), queries, k, groups, chosen)
+
+    def rank_fused(
+        self,
+        by_model: Mapping[str, Sequence[QueryVectors]],
+        k: int,
+        *,
+        excluded: Sequence[AbstractSet[str]],
+        **options: Unpack[SearchKeywords],
+    ) -> list[list[ScoredRow]]:
+        """As `rank`, under several models whose scores are fused. by_model: the queries as each model's vectors."""
+        chosen = SearchOptions.of({**options, "model": list(by_model)})
+        with self.corpus.reading():
+            distinct = {id(ids): frozenset((volume_id, 0) for volume_id in ids) for ids in excluded}
+            groups = self.corpus.query_groups([distinct[id(ids)] for ids in excluded], chosen.where)
+            members = self.corpus.members(chosen)
+            for member in members:
+                self.corpus.indices(member, chosen)  # raises UsageError for an index that was not built
+            return rank_ensemble(self.corpus, members, list(by_model.values()), k, groups, chosen)
 
     def _member(self, options: SearchOptions) -> Member:
         """The one model and aggregation of options; raises UsageError for several."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.evaluate.configs import MODES
+from medret.evaluate.figures import notes_of
 from medret.index.rows import RowTable
 from medret.search import Snapshot
 from medret.snapshot import read_files
@@ -154,6 +156,25 @@ def test_figures_are_those_of_brute_force_and_scikit_learn(snapshot: Snapshot, e
 @pytest.mark.parametrize("mode", ["vote", "max", "sum", "late"])
 def test_modes_by_slices_are_those_of_brute_force(snapshot: Snapshot, mode: str) -> None:
     assert_equal_to_brute_force(snapshot, "subject", "organ", mode)
+
+
+def test_models_are_fused_by_the_mean_of_their_scores(snapshot: Snapshot) -> None:
+    selection = Selection(aggregations=["mean"], indices=["exact"], modes=["volume", "late", "vote"])
+    found = evaluate(snapshot, archive_queries(snapshot), Options(levels=["organ"], selection=selection))
+    one, other = snapshot.models  # which have the same vectors in this store
+    fused = [config for config in found.configs if len(config.models) > 1]
+    assert [(config.models, config.mode) for config in fused] == [((one, other), "volume"), ((one, other), "late")]
+    assert not any(config.default for config in fused)
+    for config in fused:
+        alone = replace(config, model=one)
+        for metric in ("recall@1", "mAP", "ndcg@10"):
+            values = [found.figure(each, "subject", "organ", "macro", metric) for each in (config, alone)]
+            assert values[0] is not None
+            assert values[1] is not None
+            assert values[0].value == pytest.approx(values[1].value, abs=1e-9)
+    notes = [note for note in notes_of(found) if "best on half 1 of the sources" in note]
+    assert any(note.startswith("organ, exclude subject: ") for note in notes)
+    assert {row["queries"] for row in found.to_json()["by_half"]} == {"half 1", "half 2"}
 
 
 def test_every_arm_stands_in_one_table(snapshot: Snapshot) -> None:

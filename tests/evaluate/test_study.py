@@ -12,7 +12,8 @@ from markupsafe import Markup
 from medret.cli import main
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_queries, evaluate
-from medret.evaluate.study import Study, chosen_by_half, halves, read_slices, study_page
+from medret.evaluate.scoring import chosen_by_half, halves
+from medret.evaluate.study import Study, read_slices, study_page
 from medret.evaluate.study_index import like_stored, study_index
 from medret.evaluate.study_similarity import late_with_position, study_aggregation, study_ensemble, study_position
 from medret.search import Snapshot, open_snapshot
