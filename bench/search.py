@@ -13,6 +13,7 @@ that is most like the query.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -26,12 +27,15 @@ from typing import Any
 import faiss
 import numpy as np
 from figures import Figure, Measured, main
+from numpy.typing import NDArray
 from synthetic import SETTINGS, Plan, clustered, near, write_store
 
 import medret
 from medret.cache_folder import CACHE_VARIABLE
 from medret.index import HNSW, IndexShard
+from medret.index.hnsw import CODES_SLACK
 from medret.index.neighbours import hnsw_parameters
+from medret.index.rotation import turned
 
 K = 10
 FEW = 10_000  # vectors, for the cost of one
@@ -69,10 +73,17 @@ def openings_ms(root: str, query: Any, processes: int) -> tuple[float, float]:
 
 
 def bare(files: Sequence[Path], ef_search: int) -> Ask:
-    """FAISS over the same index files, mapped as medret maps them."""
+    """FAISS over the same index files, mapped as medret maps them: as long walks, and nothing is scored again."""
     indices: list[Any] = [faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC) for path in files]
-    parameters = hnsw_parameters(ef_search, None, 0)
-    return lambda query: [index.search(query[None], K, params=parameters) for index in indices]
+    coded = any(not isinstance(index, faiss.IndexHNSWSQ) for index in indices)
+    listed = math.ceil(CODES_SLACK * ef_search) if coded else ef_search
+    parameters, count = hnsw_parameters(listed, None, 0), listed if coded else K
+
+    def ask(query: NDArray[np.float32]) -> Any:
+        asked = turned(query[None]) if coded else query[None]
+        return [index.search(asked, count, params=parameters) for index in indices]
+
+    return ask
 
 
 def latencies_ms(routes: dict[str, tuple[Ask, Iterable[Any]]], repeats: int) -> dict[str, tuple[float, float]]:

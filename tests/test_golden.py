@@ -12,7 +12,7 @@ from medret import open_snapshot
 from medret.cli import main
 from medret.snapshot import current_id, snapshot_ids
 from medret.storage import Location
-from tests.golden.make import FIRST, SECOND, answers, files, index, machine
+from tests.golden.make import FIRST, QUERIES, SECOND, answers, files, index, machine
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -35,6 +35,19 @@ def test_it_gives_the_same_hits() -> None:
         expected = EXPECTED["answers"][name]
         assert [volume_id for volume_id, _ in hits] == [volume_id for volume_id, _ in expected], name
         assert [score for _, score in hits] == pytest.approx([score for _, score in expected], abs=1e-4), name
+
+
+def test_a_volume_is_forgotten_and_graphs_keep_what_their_nodes_hold(golden: Path) -> None:
+    """They are built again by the settings of their snapshot, which name no codes: float16."""
+    store, gone = golden / "store", "chest_ct/1.nii.gz"
+    before = answers(store)
+    assert main(["forget", str(store), gone]) == 0
+    assert main(["verify", str(store)]) == 0
+    marks = {path.read_bytes()[:4] for path in store.rglob("hnsw-*.faiss")}
+    assert marks == {b"IHNs"}
+    after = open_snapshot(store).search(QUERIES[0], 5, index="hnsw")
+    kept = [name for name, _ in before[f"{QUERIES[0]} volume hnsw"] if name != gone]
+    assert [hit.volume_id for hit in after][: len(kept)] == kept
 
 
 @pytest.mark.ray
