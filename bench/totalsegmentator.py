@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from medret.evaluate import Bootstrap, Selection
-from medret.evaluate.masks import find_masks
 from medret.evaluate.metrics import MACRO
 from medret.evaluate.structure_figures import SHOWN, StructureEvaluation, StructureOptions
-from medret.evaluate.structure_retrieval import evaluate_structures
+from medret.evaluate.structure_retrieval import evaluate_structures, masks_of
 from medret.evaluate.structure_scores import COARSE_LEVEL, LEVEL
 from medret.search import open_snapshot
 
@@ -59,7 +58,7 @@ def rows_of(evaluation: StructureEvaluation) -> Iterator[dict[str, Any]]:
 def score(store: str, masks: str, names: str | None, models: list[str], *, absent: bool = False) -> StructureEvaluation:
     """Score a store as the paper does, by exact search."""
     snapshot = open_snapshot(store)
-    found = find_masks(masks, snapshot.labels(), names, snapshot.manifest.archive_uri)
+    found = masks_of(snapshot, masks, names)
     options = StructureOptions(
         selection=Selection(models=models, indices=["exact"], modes=["vote", "late"]),
         min_relevant=1,

@@ -30,8 +30,9 @@ from medret.errors import (
 from medret.extras import needs_extra
 
 if TYPE_CHECKING:
-    from medret.api import evaluate_snapshot, index_archive, plan_index
+    from medret.api import evaluate_masks, evaluate_snapshot, index_archive, plan_index
     from medret.evaluate import Evaluation
+    from medret.evaluate.structure_figures import StructureEvaluation
     from medret.pipeline.dry_run import IndexPlan
     from medret.pipeline.result import IndexOutcome
     from medret.search import (
@@ -70,6 +71,7 @@ __all__ = [
     "Snapshots",
     "StoppedError",
     "StorageError",
+    "StructureEvaluation",
     "Task",
     "UnreachableError",
     "UsageError",
@@ -78,6 +80,7 @@ __all__ = [
     "WeightsError",
     "Words",
     "__version__",
+    "evaluate_masks",
     "evaluate_snapshot",
     "index_archive",
     "open_snapshot",
@@ -86,8 +89,9 @@ __all__ = [
 ]
 
 _LAZY = {  # the public names that are not loaded with medret, by module
-    "medret.api": ("evaluate_snapshot", "index_archive", "plan_index"),
+    "medret.api": ("evaluate_masks", "evaluate_snapshot", "index_archive", "plan_index"),
     "medret.evaluate": ("Evaluation",),
+    "medret.evaluate.structure_figures": ("StructureEvaluation",),
     "medret.pipeline.dry_run": ("IndexPlan",),
     "medret.pipeline.result": ("IndexOutcome",),
     "medret.search": (

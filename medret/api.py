@@ -13,6 +13,7 @@ from medret.extras import needs_extra
 
 if TYPE_CHECKING:
     from medret.evaluate import Evaluation
+    from medret.evaluate.structure_figures import StructureEvaluation
     from medret.pipeline.dry_run import IndexPlan
     from medret.pipeline.request import IndexKeywords
     from medret.pipeline.result import IndexOutcome
@@ -130,3 +131,61 @@ def evaluate_snapshot(
     else:
         query_set = archive_queries(snapshot, frozenset(without))
     return evaluate(snapshot, query_set, options)
+
+
+def evaluate_masks(
+    snapshot: Snapshot,
+    masks: Place,
+    *,
+    names: Place | None = None,
+    excludes: Sequence[str] = (),
+    models: Sequence[str] = (),
+    indices: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    min_relevant: int | None = None,
+    without: AbstractSet[str] = frozenset(),
+    least_voxels: int = 1,
+    unnamed_absent: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> StructureEvaluation:
+    """Score how often a search finds the structures that the query's slices show, as segmentations say.
+
+        evaluation = medret.evaluate_masks(medret.open_snapshot("store/"), "Totalsegmentator_dataset/")
+        for row in evaluation.rows:
+            if (row["asks"], row["metric"]) == ("region", "recall@1"):
+                print(row["mode"], row["class"], row["value"], "chance", row["chance"])
+
+    Args:
+        snapshot: What `open_snapshot` returned. Its volumes must be in reach: each is read once, with its masks.
+        masks: Table or folder, as `medret evaluate --help` explains for `--masks`.
+        names: A dataset.json, or a table of value and name, with the names of the values.
+        excludes: As for `evaluate_snapshot`.
+        models: Names; by default all of the snapshot.
+        indices: By default `exact`, if the snapshot has it.
+        modes: Of `vote`, `max`, `sum` and `late`; by default `vote` and `late`.
+        min_relevant: Structures that fewer other volumes show are counted, not scored; by default 3.
+        without: Ids of volumes that neither ask nor are found.
+        least_voxels: From how many voxels on a slice shows a structure.
+        unnamed_absent: Whether a structure that no mask of a volume names is absent from it; otherwise it is not known.
+        storage_options: For `masks` and `names`, as for `open_snapshot`.
+
+    Raises:
+        UsageError: A mask is not on the grid of its volume, a name does not exist, or nothing can be scored.
+    """
+    from medret.evaluate import Selection
+    from medret.evaluate.structure_figures import StructureOptions
+    from medret.evaluate.structure_retrieval import evaluate_structures, masks_of
+    from medret.storage import use_options
+
+    places = [os.fspath(place) for place in (masks, names) if place is not None]
+    use_options(storage_options or {}, others=places)
+    found = masks_of(snapshot, places[0], None if names is None else places[1], without)
+    options = StructureOptions(
+        excludes=excludes,
+        selection=Selection(models=models, indices=indices, modes=modes),
+        least_voxels=least_voxels,
+        absent=unnamed_absent,
+    )
+    if min_relevant is not None:
+        options = replace(options, min_relevant=min_relevant)
+    return evaluate_structures(snapshot, found, options)[0]

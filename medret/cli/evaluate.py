@@ -183,18 +183,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_masks(arguments: argparse.Namespace, snapshot: Snapshot, selection: Selection) -> int:
     from medret.evaluate import Bootstrap
-    from medret.evaluate.masks import find_masks
-    from medret.evaluate.query_sets import known_labels
     from medret.evaluate.slice_truth import write_counts
     from medret.evaluate.structure_figures import StructureOptions
-    from medret.evaluate.structure_retrieval import evaluate_structures
+    from medret.evaluate.structure_retrieval import evaluate_structures, masks_of
 
     for option in ("level", "source", "sample", "queries", "labels", "weights", "aggregation"):
         if getattr(arguments, option):
             raise UsageError(f"--{option} is of an evaluation by labels: leave it out, or leave --masks out")
-    labels = known_labels(snapshot, _names(arguments.without))
-    place = arguments.archive or snapshot.manifest.archive_uri
-    masks = find_masks(arguments.masks, labels, arguments.mask_names, place)
+    masks = masks_of(snapshot, arguments.masks, arguments.mask_names, _names(arguments.without))
     options = StructureOptions(
         excludes=arguments.exclude,
         selection=selection,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Slices
 from medret.errors import UsageError
-from medret.evaluate.masks import Mask
-from medret.evaluate.query_sets import Report
+from medret.evaluate.masks import Mask, find_masks
+from medret.evaluate.query_sets import Report, known_labels
 from medret.evaluate.relevance import SELF, SUBJECT, Exclusion, exclusion_of, text_column
 from medret.evaluate.slice_truth import SliceCounts, read_counts
 from medret.evaluate.structure_figures import Row, StructureEvaluation, StructureOptions, figure_rows
@@ -51,6 +52,17 @@ DEFAULT_MODES = (VOTE, LATE)
 MODES = (VOTE, MAX, SUM, LATE)  # those that search by slices
 DEPTH = 1000  # ranks per list
 BATCH = 64  # queries that are ranked together
+
+
+def masks_of(
+    snapshot: Snapshot, place: str, names_uri: str | None = None, without: AbstractSet[str] = frozenset()
+) -> dict[str, tuple[Mask, ...]]:
+    """The masks of a snapshot's volumes, see `find_masks`. without: ids of volumes that neither ask nor are found."""
+    labels = known_labels(snapshot, without)
+    contents = snapshot.corpus.stores[0]
+    row = contents.ledger.row(str(labels["volume_id"][0])) if labels.num_rows else None
+    archive = None if row is None else contents.place(row).removesuffix(row.volume_id).rstrip("/")
+    return find_masks(place, labels, names_uri, archive)
 
 
 def evaluate_structures(

@@ -22,6 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+import medret
 from medret.cli import main
 from medret.demo.phantoms import KINDS, STRUCTURES, write_corpus
 from medret.embeddings import Slices, plane_codes
@@ -384,6 +385,12 @@ def test_a_mask_of_another_grid_or_without_labels_is_refused(mask: NDArray[Any],
         count_voxels(volume, [(Mask("m"), data)], None, ["axial"])
 
 
+def test_a_volume_is_no_mask_of_itself(archive: Archive) -> None:
+    for snapshot in (open_snapshot(archive.store), open_snapshot(archive.store, archive=f"{archive.folder}/")):
+        with pytest.raises(UsageError, match="no volume of the store has a mask there"):
+            medret.evaluate_masks(snapshot, archive.folder)
+
+
 def test_errors_name_the_volume_and_the_mask(archive: Archive, tmp_path: Path, stores: ModuleType) -> None:
     snapshot = open_snapshot(archive.store)
     first = next(iter(archive.boxes))
@@ -411,6 +418,15 @@ def test_the_command_scores_structures(archive: Archive, tmp_path: Path, capsys:
     assert all(path.stat().st_size for path in files)
     assert main(["evaluate", archive.store, *place, *options[:-6], "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    in_python = medret.evaluate_masks(
+        open_snapshot(archive.store),
+        archive.masks,
+        names=archive.masks / "structures.csv",
+        min_relevant=1,
+        modes=["late"],
+    )
+    values = [[row["value"] for row in rows] for rows in (document["rows"], in_python.rows)]
+    assert values[0] == values[1]
     assert {row["asks"] for row in document["rows"]} == {"slice", "volume", "region", "localised"}
     assert document["structures"]["structure"]["liver"] == 3
 
