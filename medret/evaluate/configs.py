@@ -63,7 +63,7 @@ class Selection:
 def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     """List the configurations of a snapshot; raises UsageError for a name that it does not have.
 
-    Of several models, all together follow each alone.
+    Of several models, all together follow each alone, by exact search if there is an exact index.
     """
     models = _chosen("model", selection.models, snapshot.models, snapshot)
     names = [parse_aggregation(name).name for name in selection.aggregations]
@@ -76,7 +76,8 @@ def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
     searches = list(product(models, aggregations, indices, modes))
     if len(models) > 1:
         fused = [mode for mode in modes if mode in FUSED_MODES]
-        searches += product([PLUS.join(models)], aggregations, indices, fused)
+        index = EXACT if EXACT in indices else indices[0]  # what an index loses is measured for each model
+        searches += product([PLUS.join(models)], aggregations, [index], fused)
     return [SearchConfig(*search, default=search == default) for search in searches]
 
 

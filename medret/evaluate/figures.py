@@ -157,6 +157,8 @@ METRIC = "recall@1"
 def notes_of(evaluation: Evaluation) -> list[str]:
     """What readers need to know: where late interaction is worse, and what the best search of a half is worth."""
     usual = evaluation.leading
+    if exact := [config for config in evaluation.configs if config == replace(usual, index=EXACT)]:
+        usual = exact[0]
     comparable = [row for row in evaluation.by_half if row["index"] == usual.index]
     return [*late_notes(evaluation), *chosen_by_half(comparable, usual.label)]
 
