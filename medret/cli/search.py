@@ -215,7 +215,8 @@ def run(arguments: argparse.Namespace) -> int:
         from medret.cli.tables import print_hits
 
         for query, hits in results:
-            print_hits(query, hits, options.score_words(), with_store=bool(arguments.also))
+            score = options.score_words(of_words=query in arguments.text)
+            print_hits(query, hits, score, with_store=bool(arguments.also))
         if arguments.html:
             say(f"page: {arguments.html.resolve()}")
     return 0

@@ -155,7 +155,8 @@ def print_models(specs: Sequence[ModelSpec]) -> None:
     """The registry."""
     table = _folded("name", "dim", "side px", "licence", "weights")
     for spec in specs:
-        table.add_row(spec.name, str(spec.dim), str(spec.image_size), spec.licence, spec.source)
+        licence = f"{spec.licence}: {spec.terms}" if spec.terms else spec.licence
+        table.add_row(spec.name, str(spec.dim), str(spec.image_size), licence, spec.source)
     Terminal().print(table)
 
 

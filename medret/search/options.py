@@ -135,9 +135,11 @@ class SearchOptions:
         """Path or URI of a model's weights; None: where they were when the snapshot was made."""
         return self.weights.get(model) if isinstance(self.weights, Mapping) else self.weights
 
-    def score_words(self) -> str:
-        """What the score of a hit is, in words. All scores are at most 1."""
+    def score_words(self, *, of_words: bool = False) -> str:
+        """What the score of a hit is, in words. All scores are at most 1. of_words: the query is a text."""
         words = SCORES[self.used_mode]
+        if of_words:
+            words = f"{words}; a text counts as a volume of one slice"
         if self.used_mode == LATE and self.symmetric:
             words = f"{words}, and the same with the sides exchanged, averaged"
         if self.expand:

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from medret._version import __version__
 from medret.errors import UsageError
-from medret.search import SearchOptions, Snapshots, VolumeName
+from medret.search import SearchOptions, Snapshots, VolumeName, Words
 from medret.search.options import SCORES
 from medret.serve.access import caller_of, record_of
 from medret.serve.live import Opened
@@ -249,7 +249,7 @@ def _searched(
     return {
         "query": label,
         "hits": [hit.to_json() for hit in hits],
-        "score": options.score_words(),
+        "score": options.score_words(of_words=isinstance(query, Words)),
         "snapshots": list(snapshots.manifests),
     }
 

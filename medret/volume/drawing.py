@@ -21,6 +21,7 @@ from medret.volume.slicing import fitted_size
 from medret.volume.stored import Scaling
 
 AIR_HU = -1000.0
+_ORDINARY = 1e30  # far from the range of float32
 _BANDS = 4  # of a CMYK image
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Filter = Literal["bilinear", "bicubic"]
@@ -72,9 +73,9 @@ def _draw_real(
     values: NDArray[Any], shown: Shown, spacing_mm: tuple[float, float], images: Drawing, onto: NDArray[np.float32]
 ) -> None:
     """Draw one slice in real values. Around it, and where a value is not finite: air, or the slice's least value."""
-    with np.errstate(over="ignore"):
-        real = shown.scaling.real(values).astype(np.float32)
-    finite = np.isfinite(real)
+    exact = shown.scaling.real(values)
+    finite = np.isfinite(exact)
+    real = np.clip(exact, -_ORDINARY, _ORDINARY).astype(np.float32)  # a filter overshoots, and must stay in range
     outside = AIR_HU if shown.is_hu else float(real[finite].min()) if finite.any() else 0.0
     real[~finite] = outside
     onto[:] = outside

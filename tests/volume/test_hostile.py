@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.recipe import PLANES, SliceRecipe
+from medret.recipe import PLANES, Contract, SliceRecipe
 from medret.volume import Limits, read_volume
 
 RECIPE = SliceRecipe(planes=PLANES, slices="uniform:3")
@@ -25,6 +25,10 @@ FIELDS1 = [(40 + 2 * i, "h") for i in range(8)] + [(70, "h"), (72, "h"), (252, "
 FIELDS1 += [(offset, "f") for offset in (76, 80, 84, 88, 108, 112, 116, *range(256, 328, 4))]
 
 
+REAL = Contract(values="real", resample="bicubic").images(16)
+WINDOWS = Contract(windows_hu=((-1000, 1000), (-135, 215), (0, 80))).images(16)
+
+
 @pytest.fixture(scope="module")
 def plain(phantoms: Any) -> bytes:
     data: bytes = phantoms.nifti(phantoms.hounsfield(phantoms.body((14, 12, 10))), compress=False)
@@ -34,7 +38,7 @@ def plain(phantoms: Any) -> bytes:
 def outcome(data: bytes) -> str:
     refusal: VolumeError | None = None
     try:
-        volume = read_volume(data, "case", RECIPE, [16], limits=LIMITS)
+        volume = read_volume(data, "case", RECIPE, [16, REAL, WINDOWS], limits=LIMITS)
     except VolumeError as error:
         refusal = error
     if refusal is not None:
@@ -42,6 +46,9 @@ def outcome(data: bytes) -> str:
         assert refusal.reason
         return str(refusal.code)
     assert volume.pixels[16].shape == (len(volume.slices), 16, 16)
+    assert volume.pixels[REAL].shape == volume.pixels[16].shape
+    assert np.isfinite(volume.pixels[REAL]).all()
+    assert volume.pixels[WINDOWS].shape == (len(volume.slices), 3, 16, 16)
     assert volume.slices
     assert all(np.isfinite([ref.relative_position, ref.position_mm]).all() for ref in volume.slices)
     assert np.isfinite(volume.facts.intensity_range).all()
