@@ -11,7 +11,9 @@ from medret.pipeline.run_report import begin
 
 def test_a_run_begins_with_the_terms_of_its_models(phantom_archive: Path, tmp_path: Path) -> None:
     names = ("rad_dino", "dinov3_s16", "efficientnet_lite0")
-    request = IndexRequest(str(phantom_archive), str(tmp_path / "store"), models=names, weights=dict.fromkeys(names, "random"))  # fmt: skip
+    request = IndexRequest(
+        str(phantom_archive), str(tmp_path / "store"), models=names, weights=dict.fromkeys(names, "random")
+    )
     said: list[str] = []
     read_inputs(request, begin(), said.append)
     assert said == [
