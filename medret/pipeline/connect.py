@@ -63,9 +63,9 @@ def connected() -> Iterator[None]:
     Raises UnreachableError when the cluster does not answer, MedretError when Ray cannot be started here.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # medret reports a failed stream itself, in one line
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray prints the logs of lost nodes to stdout
         if ray.is_initialized():
+            _load_ray_data()
             yield
             return
         address = os.environ.get("RAY_ADDRESS")
@@ -160,7 +160,7 @@ def _attached(
     try:
         with _stderr_held_back():
             try:
-                import_module("ray.data")  # the driver needs it next
+                _load_ray_data()
                 answered = ready.wait(seconds)
             except StoppedError:
                 ready.wait(STARTING_S)
@@ -175,6 +175,12 @@ def _attached(
         if ready.is_set():
             ray.shutdown()
         over.set()
+
+
+def _load_ray_data() -> None:
+    """Import what the driver needs next; it sets its loggers when it is imported, so they are silenced then."""
+    import_module("ray.data")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # medret reports a failed stream itself, in one line
 
 
 def _take_signals_back() -> None:
