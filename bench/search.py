@@ -148,7 +148,7 @@ def _searched(
         _most("its first answer, opening included", answered, None, size, unit="ms"),
         _most("p95 of a search by vector", vector[1] / faiss_alone[1], 1.3, alone, why=COLD),
         _most("p50 of a search by vector", vector[0] / faiss_alone[0], None, alone),
-        _most("added to the p50 of a search by vector", vector[0] - faiss_alone[0], None, alone, unit="ms"),
+        _most("added to the p50 of a search by vector", max(0, vector[0] - faiss_alone[0]), None, alone, unit="ms"),
         _most("p95 of a search by volume_id, its slices located in each hit", took["id"][1], None, size, unit="ms"),
         _most("HNSW build time a vector", per_vector[0] / per_vector[1], 1.1, less, why=GROWS),
         _most("p50 of a search by vector", vector[0] / took["few"][0], None, less),

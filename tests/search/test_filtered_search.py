@@ -1,4 +1,4 @@
-"""Filtered search against brute force over the kept rows: 20,000 synthetic vectors in clusters, some of them equal."""
+"""Filtered search against brute force over the kept rows: 12,000 synthetic vectors in clusters, some of them equal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
 from medret.index.settings import FP16, RABITQ
 
-ROWS, DIM, K = 20_000, 64, 10
+ROWS, DIM, K = 12_000, 64, 10
 SETTINGS = IndexSettings(hnsw_m=16, hnsw_ef_construction=80)
 EF_SEARCH = {FP16: 64, RABITQ: 100}  # codes of 64 dimensions are coarse
 SELECTIVITIES = (0.5, 0.05, 0.01, 0.001)
