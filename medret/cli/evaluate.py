@@ -52,7 +52,7 @@ figures:        macro is the mean of the classes, micro of the queries. Interval
                 A label may name several values, separated by `;`: volumes that share one are relevant.
 masks:          slice: each slice asks for one slice. volume: all slices of a volume ask. region: those that show the
                 structure ask. localised: the same, and the slices that match must show it; localisation@15 is the
-                share of the 15 best matches that do (docs/evaluating.md)
+                share of the 15 best matches that do, within the same in right volumes alone (docs/evaluating.md)
 exit codes:     0 done, 4 done, but some --queries could not be used, 2 wrong usage or nothing to score, 1 failed
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from medret.evaluate.configs import Selection
 from medret.evaluate.levels import MIN_RELEVANT
 from medret.evaluate.metrics import MACRO, MICRO, Bootstrap, average
-from medret.evaluate.structure_scores import ASKING, LOCALISATION, METRICS_OF, RECALL, Items, MaskedVolumes
+from medret.evaluate.structure_scores import ASKING, LOCALISATION, LOCALISED, METRICS_OF, RECALL, Items, MaskedVolumes
 from medret.evaluate.study import Study
 from medret.html.plots import Bar, bars
 from medret.search.options import SearchOptions
@@ -133,9 +133,9 @@ class StructureEvaluation:
         for asks, metric in SHOWN:
             own = mode if METRICS_OF[asks] != METRICS_OF["slice"] else "slice"
             columns[asks, metric] = self.figures((model, index, own, exclude), level, asks, metric)
-        heads = [asks if metric == RECALL else "loc.@15" for asks, metric in SHOWN]
+        heads = ["loc.@15" if (asks, metric) == (LOCALISED, LOCALISATION) else asks for asks, metric in SHOWN]
         yield ""
-        yield f"{level.replace('_', ' ')}, {model} {index} {mode}, exclude {exclude}: recall@1/chance"
+        yield f"{level.replace('_', ' ')}, {model} {index} {mode}, exclude {exclude}: recall@1 or loc.@15, /chance"
         yield f"  {'':28}" + "".join(f"{head:>11}" for head in heads)
         for name in next(iter(columns.values()), {}):
             cells = [_pair(rows.get(name)) for rows in columns.values()]

@@ -29,6 +29,7 @@ from medret.evaluate.structure_scores import (
     REGION,
     SLICE,
     VOLUME,
+    WITHIN,
     Items,
     MaskedVolumes,
     Part,
@@ -39,6 +40,7 @@ from medret.evaluate.structure_scores import (
     questions,
     ranked_items,
     slice_items,
+    within_items,
 )
 from medret.index import EXACT, KINDS
 from medret.search import Snapshot
@@ -236,6 +238,8 @@ class _Searches:
                 best = int(ranking[0])
                 matched = None if best < 0 else (best, matched_slices(slices, self.slices[best]))
                 scored.append((LOCALISED, localised_items(part.truth, question, len(slices), matched)))
+                if (within := within_items(part.truth, question, matched)) is not None:
+                    scored.append((WITHIN, within))
             yield scored
 
     def _sliced(

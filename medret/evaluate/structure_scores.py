@@ -11,7 +11,9 @@ figure of a structure is the mean over its items.
 
 The matched slices of a volume: for each slice of the query its most similar slice there (of the same plane, where there
 is one); of these matches the L = 15 with the highest cosines. `recall@1` of localised is 1 if any of them shows the
-structure, and `localisation@15` is the share that does: 0 for a volume that does not show it at all.
+structure, and `localisation@15` is the share that does: 0 for a volume that does not show it at all. Its chance is that
+of a volume drawn at random, most of which do not show it. So `within` tells the same share for right volumes alone,
+beside the chance of a slice drawn from a volume that shows it: what finding the slice adds to finding the volume.
 """
 
 from __future__ import annotations
@@ -31,13 +33,19 @@ from medret.evaluate.relevance import Exclusion, subject_numbers
 from medret.evaluate.slice_truth import SliceCounts
 from medret.evaluate.structures import coarse_of
 
-SLICE, VOLUME, REGION, LOCALISED = "slice", "volume", "region", "localised"
-ASKING = (SLICE, VOLUME, REGION, LOCALISED)
+SLICE, VOLUME, REGION, LOCALISED, WITHIN = "slice", "volume", "region", "localised", "within"
+ASKING = (SLICE, VOLUME, REGION, LOCALISED, WITHIN)
 LOCALISATION_L = 15
 RECALL = "recall@1"
 LOCALISATION = f"localisation@{LOCALISATION_L}"
 LEVEL, COARSE_LEVEL = "structure", "coarse_structure"
-METRICS_OF = {SLICE: (RECALL,), VOLUME: NAMES, REGION: NAMES, LOCALISED: (RECALL, LOCALISATION)}
+METRICS_OF = {
+    SLICE: (RECALL,),
+    VOLUME: NAMES,
+    REGION: NAMES,
+    LOCALISED: (RECALL, LOCALISATION),
+    WITHIN: (LOCALISATION,),
+}
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,20 @@ def localised_items(
     drawn = min(asking, LOCALISATION_L)
     chances = np.array([[np.mean(1 - (1 - shares) ** drawn), np.mean(shares)]])
     return Items(np.array([question.volume]), question.structures, values, chances)
+
+
+def within_items(truth: Truth, question: Question, matched: tuple[int, NDArray[np.int64]] | None) -> Items | None:
+    """The item of `within`; None if no volume was found, or one that does not show the structure.
+
+    Chance: a slice drawn at random from a volume, drawn at random, that may be found and shows the structure.
+    """
+    structure = int(question.structures[0])
+    if matched is None or not truth.by_volume[matched[0], structure]:
+        return None
+    share = float(truth.shown[matched[0]][matched[1], structure].mean())
+    showing = question.kept & truth.by_volume[:, structure]
+    chances = np.mean(truth.counts[showing, structure] / truth.lengths[showing])
+    return Items(np.array([question.volume]), question.structures, np.array([[share]]), np.array([[chances]]))
 
 
 def matched_slices(query: Slices, hit: Slices) -> NDArray[np.int64]:

@@ -248,6 +248,9 @@ def by_definition(
             items["localised", name, "localisation@15"].append(
                 (float(np.mean(matches)), float(np.mean(list(parts.values()))))
             )
+            if order[0] in relevant:
+                showing = [float(parts[one]) for one in relevant]
+                items["within", name, "localisation@15"].append((float(np.mean(matches)), float(np.mean(showing))))
             every = [names for other in others for names in shown[other]]
             for row in asking:
                 one = snapshot.slices_of(query)
@@ -427,7 +430,7 @@ def test_the_command_scores_structures(archive: Archive, tmp_path: Path, capsys:
     )
     values = [[row["value"] for row in rows] for rows in (document["rows"], in_python.rows)]
     assert values[0] == values[1]
-    assert {row["asks"] for row in document["rows"]} == {"slice", "volume", "region", "localised"}
+    assert {row["asks"] for row in document["rows"]} == {"slice", "volume", "region", "localised", "within"}
     assert document["structures"]["structure"]["liver"] == 3
 
 
@@ -467,7 +470,7 @@ def test_the_protocol_on_totalsegmentator_stands_beside_its_figures(
     arguments = (archive.store, str(archive.masks), "--mask-names", names, "--unnamed-absent")
     run_bench("totalsegmentator", *arguments, monkeypatch=monkeypatch)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 2 * (1 + 2 * 4), "levels x (single slices, then count and re-ranked: four figures each)"
+    assert len(rows) == 2 * (1 + 2 * 5), "levels x (single slices, then count and re-ranked: five figures each)"
     published = {tuple(cell.strip("| ") for cell in row[:3]): row[-1] for row in rows if row[-1].startswith("0.")}
     assert published["structure", "region", "re-ranked"].startswith("0.987 (SD 0.024, DreamSim)")
 
