@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medret.errors import NotFoundError, UsageError, WeightsError, first_line
+from medret.errors import MissingPackageError, NotFoundError, UsageError, WeightsError, first_line
 from medret.extras import needs_extra
 from medret.models.checkpoint import build, fill, read_state
 from medret.models.hub import FileSet, fetch, open_files
@@ -130,7 +130,12 @@ def load_tokenizer(spec: ModelSpec, weights_uri: str | None) -> Any:
         try:
             auto: Any = transformers.AutoTokenizer
             return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        except ImportError as error:
+            raise MissingPackageError(
+                f"the tokenizer of {spec.name} needs a package that is not installed: for SigLIP, "
+                f"pip install sentencepiece protobuf ({first_line(error)})"
+            ) from error
+        except (ValueError, OSError, KeyError, TypeError) as error:
             raise WeightsError(f"{spec.name}: its tokenizer cannot be read: {first_line(error)}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from medret.errors import UsageError, WeightsError
+from medret.errors import MissingPackageError, UsageError, WeightsError
 from medret.models import Encoder, ModelSpec, model_names, model_spec, resolve_weights
 from medret.models.spec import Stated, packaged_spec
 from medret.models.words import REFERENCE_TEXTS, TextEncoder, unit
@@ -99,6 +101,17 @@ def test_without_a_tokenizer_the_message_says_what_is_needed(tmp_path: Path) -> 
         path.unlink()
     spec = model_spec("hf:some/siglip", str(tmp_path))
     with pytest.raises(WeightsError, match=r"no tokenizer in .*tokenizer\.json"):
+        TextEncoder(spec, resolve_weights(spec, str(tmp_path)), str(tmp_path))
+
+
+def test_a_tokenizer_that_needs_another_package_names_it(tmp_path: Path) -> None:
+    if importlib.util.find_spec("sentencepiece"):
+        pytest.skip("it is installed")
+    write_two_towers("siglip", tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "SiglipTokenizer"}))
+    spec = model_spec("hf:some/siglip", str(tmp_path))
+    with pytest.raises(MissingPackageError, match=r"hf:some/siglip needs .*pip install sentencepiece"):
         TextEncoder(spec, resolve_weights(spec, str(tmp_path)), str(tmp_path))
 
 
