@@ -11,7 +11,9 @@ from medret.cli.shared import add_command
 from medret.visible import say
 
 DESCRIPTION = "List the models that `--model` knows: width, input side, licence, and where their weights come from."
-EPILOG = "Beside these, timm:NAME and hf:NAME take any vision model of timm and transformers."
+EPILOG = (
+    "Beside these, timm:NAME, timm:hf_hub:OWNER/NAME and hf:OWNER/NAME take any vision model of timm and transformers."
+)
 
 
 def add_parser(commands: Any) -> None:

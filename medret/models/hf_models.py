@@ -217,7 +217,7 @@ class Pooled(nn.Module):
 
     def __init__(self, model: nn.Module, use_pooler: bool, pooling: str = "default") -> None:
         super().__init__()
-        self.model, self._pooling = model, pooling
+        self.model, self._pooling, self._use_pooler = model, pooling, use_pooler
         self._summaries = ("pooler_output", *_SUMMARIES) if use_pooler else _SUMMARIES
         names = [name for name, _ in model.named_parameters() if not name.startswith(_HEADS)]
         self._has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name in names)
@@ -228,6 +228,8 @@ class Pooled(nn.Module):
         output = self.model(pixel_values=images, **self._order(images))
         if self._pooling in ("cls", "mean"):
             return self._of_tokens(output)
+        if self._pooling == "pooler" and (not self._use_pooler or getattr(output, "pooler_output", None) is None):
+            raise UsageError(f"{type(self.model).__name__} has no pooled output with trained weights")
         for name in self._summaries:
             summary: Tensor | None = getattr(output, name, None)
             if summary is not None:

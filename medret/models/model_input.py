@@ -120,7 +120,10 @@ def stated(fed: Fed, by_user: Stated | None, name: str) -> Fed:
     """What the user states, and for the rest what the model's own files say."""
     if by_user is None:
         return fed
-    contract = Contract(**{**vars(fed.contract), **by_user.contract})
+    try:
+        contract = Contract(**{**vars(fed.contract), **by_user.contract})
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
     image_size, mean, std = by_user.image_size, by_user.mean, by_user.std
     return checked(Fed(image_size or fed.image_size, mean or fed.mean, std or fed.std, contract), name)
 

@@ -110,6 +110,41 @@ def test_a_part_may_be_stated(tmp_path: Path) -> None:
     assert spec.contract == Contract(normalise="image")
 
 
+@pytest.mark.parametrize("pooling", ["default", "cls", "mean", "pooler"])
+def test_pooling_as_stated(pooling: str, tmp_path: Path) -> None:
+    """Reference: the tokens of transformers' model; of four registers, none counts as a patch."""
+    config = transformers.DINOv3ViTConfig(**TINY, image_size=32, patch_size=16, num_register_tokens=4)
+    torch.manual_seed(0)
+    model = transformers.DINOv3ViTModel(config).eval()
+    model.save_pretrained(tmp_path)
+    stated = Stated(32, (0.5,) * 3, (0.5,) * 3, {"pooling": pooling})
+    spec = model_spec("hf:own/vit", str(tmp_path), stated)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    pixels = torch.from_numpy(images)[:, None].float().div(127.5).sub(1).expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        output = model(pixel_values=pixels)
+    tokens = output.last_hidden_state
+    assert tokens.shape[1] == 1 + 4 + 4
+    expected = {"cls": tokens[:, 0], "mean": tokens[:, 5:].mean(1)}.get(pooling, output.pooler_output)
+    found = Encoder(spec, resolve_weights(spec, str(tmp_path)), batch_size=2).embed(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_pooler_that_was_not_trained_is_refused(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(**TINY, image_size=32, patch_size=16, intermediate_size=64)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)  # its file has no pooler
+    stated = Stated(32, (0.5,) * 3, (0.5,) * 3, {"pooling": "pooler"})
+    spec = model_spec("hf:own/vit", str(tmp_path), stated)
+    with pytest.raises(UsageError, match="no pooled output with trained weights"):
+        Encoder(spec, resolve_weights(spec, str(tmp_path)))
+
+
+def test_what_cannot_be_is_refused_with_the_model(folder: str) -> None:
+    stated = Stated(56, (0.5,) * 3, (0.5,) * 3, {"windows_hu": ((0.0, 80.0),) * 3})
+    with pytest.raises(UsageError, match="hf:own/ct: 3 windows for 1 channels"):
+        model_spec("hf:own/ct", folder, stated)
+
+
 def test_timm_models_are_built_as_stated() -> None:
     base = model_spec("timm:vit_tiny_patch16_224")
     stated = Stated(112, None, None, {"channels": 1, "pooling": "mean"})
