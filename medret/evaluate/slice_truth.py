@@ -150,11 +150,13 @@ def _by_slice(slices: NDArray[np.uint16], most: int) -> NDArray[np.int64]:
 def read_counts(
     snapshot: Snapshot,
     masks: Mapping[str, Sequence[Mask]],
-    planes: Sequence[str],
+    planes: Mapping[str, Sequence[str]],
     crop: bool,
     report: Report = lambda _: None,
 ) -> dict[str, SliceCounts]:
-    """The counts of every volume that has masks: computed now, or those that were kept. planes, crop: of the recipe.
+    """The counts of every volume that has masks: computed now, or those that were kept.
+
+    planes: of each volume's slices. crop: whether the recipe crops.
 
     Raises UsageError, naming both, for a mask on another grid than its volume, and for a volume that changed since it
     was embedded.
@@ -163,7 +165,7 @@ def read_counts(
     found = {}
     for number, (volume_id, own) in enumerate(sorted(masks.items()), start=1):
         report(f"masks {number}/{len(masks)} {volume_id}")
-        found[volume_id] = _counts_of(snapshot, volume_id, own, planes, crop, folder)
+        found[volume_id] = _counts_of(snapshot, volume_id, own, planes[volume_id], crop, folder)
     return found
 
 

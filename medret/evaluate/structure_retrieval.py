@@ -78,17 +78,17 @@ def evaluate_structures(
     Raises UsageError for a mask that is not on its volume's grid, an unknown configuration, and if nothing can be
     scored.
     """
-    recipe = snapshot.recipe().slices
     models = _chosen("model", options.selection.models, snapshot.models, snapshot)
     built = tuple(kind for kind in KINDS if kind in snapshot.manifest.index_settings["kinds"])
     indices = _chosen("index", options.selection.indices or (EXACT if EXACT in built else built[0],), built, snapshot)
     modes = _chosen("mode", options.selection.modes or DEFAULT_MODES, MODES, snapshot)
+    recipe = snapshot.recipe(models[0]).slices
     for model in models:
-        other = snapshot.recipe(model).slices
-        if (other.planes, other.crop) != (recipe.planes, recipe.crop):
-            raise UsageError(f"models {models[0]} and {model} have other planes or crops: evaluate them one by one")
-    counts = read_counts(snapshot, masks, recipe.planes, recipe.crop == "foreground", report)
-    first = _stored(snapshot, sorted(counts), models[0])
+        if snapshot.recipe(model).slices != recipe:
+            raise UsageError(f"models {models[0]} and {model} have other slices: evaluate them one by one with --model")
+    first = _stored(snapshot, sorted(masks), models[0])
+    planes = {volume_id: sorted(set(map(str, slices.plane_names))) for volume_id, slices in first.items()}
+    counts = read_counts(snapshot, masks, planes, recipe.crop == "foreground", report)
     volumes = MaskedVolumes(snapshot.labels(), counts, first, options.least_voxels, absent=options.absent)
     rows: list[Row] = []
     left_out: dict[str, int] = {}

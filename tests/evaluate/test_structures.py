@@ -129,7 +129,8 @@ def voxels_of(archive: Archive, volume_id: str) -> dict[tuple[str, int], dict[st
 def test_a_slice_shows_what_lies_in_its_crop(archive: Archive) -> None:
     snapshot = open_snapshot(archive.store)
     masks = find_masks(str(archive.masks), snapshot.labels(), str(archive.masks / "structures.csv"))
-    counts = read_counts(snapshot, masks, RECIPE.planes, crop=True)
+    planes = dict.fromkeys(masks, RECIPE.planes)
+    counts = read_counts(snapshot, masks, planes, crop=True)
     assert counts.keys() == archive.boxes.keys()
     for volume_id, one in counts.items():
         expected = voxels_of(archive, volume_id)
@@ -140,7 +141,7 @@ def test_a_slice_shows_what_lies_in_its_crop(archive: Archive) -> None:
         assert one.structures == set(STRUCTURES), "the names say what would be shown"
     table = counts_table(counts)
     assert table.schema.names == ["volume_id", *COUNTS.names]
-    again = read_counts(snapshot, dict(list(masks.items())[:1]), RECIPE.planes, crop=True)
+    again = read_counts(snapshot, dict(list(masks.items())[:1]), planes, crop=True)
     assert next(iter(again.values())).table.equals(counts[next(iter(again))].table), "they are kept"
 
 
@@ -398,11 +399,11 @@ def test_errors_name_the_volume_and_the_mask(archive: Archive, tmp_path: Path, s
     snapshot = open_snapshot(archive.store)
     first = next(iter(archive.boxes))
     with pytest.raises(UsageError, match=f"{first}: mask {tmp_path}/none.nii.gz does not exist"):
-        read_counts(snapshot, {first: [Mask(f"{tmp_path}/none.nii.gz")]}, ["axial"], crop=True)
+        read_counts(snapshot, {first: [Mask(f"{tmp_path}/none.nii.gz")]}, {first: ["axial"]}, crop=True)
     other = list(archive.boxes)[-1]
     wrong = Mask(str(archive.masks / other), None, NAMES)
     with pytest.raises(UsageError, match=f"{first}: mask {archive.masks}/{other} has voxels of .* not of"):
-        read_counts(snapshot, {first: [wrong]}, ["axial"], crop=True)
+        read_counts(snapshot, {first: [wrong]}, {first: ["axial"]}, crop=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
