@@ -75,7 +75,8 @@ def _draw_real(
     """Draw one slice in real values. Around it, and where a value is not finite: air, or the slice's least value."""
     exact = shown.scaling.real(values)
     finite = np.isfinite(exact)
-    real = np.clip(exact, -_ORDINARY, _ORDINARY).astype(np.float32)  # a filter overshoots, and must stay in range
+    ordinary = np.clip(exact, -_ORDINARY, _ORDINARY)  # a filter overshoots, and must stay in range
+    real = np.ascontiguousarray(ordinary, np.float32)
     outside = AIR_HU if shown.is_hu else float(real[finite].min()) if finite.any() else 0.0
     real[~finite] = outside
     onto[:] = outside

@@ -67,6 +67,20 @@ def test_real_values_are_hounsfield_units(hu: NDArray[np.int16], phantoms: Phant
     np.testing.assert_array_equal(drawn[clipped], on_screen(hu).clip(-1000, 1000))
 
 
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR", "PIR", "ARS", "IPL"])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_real_values_do_not_depend_on_how_a_volume_was_stored(
+    plane: str, axcodes: str, hu: NDArray[np.int16], phantoms: Phantoms
+) -> None:
+    drawings = [Contract(values="real", resample="bicubic").images(40), Contract(windows_hu=((0, 80),) * 3).images(40)]
+    recipe = SliceRecipe(planes=(plane,), slices="all", crop="none")  # type: ignore[arg-type]
+    turned, affine = phantoms.stored_as(hu[:, :40, :30], np.eye(4), axcodes)
+    expected = images_of(phantoms.nifti(hu[:, :40, :30], np.eye(4)), *drawings, recipe=recipe)
+    found = images_of(phantoms.nifti(turned, affine), *drawings, recipe=recipe)
+    for drawing in drawings:
+        np.testing.assert_allclose(found[drawing], expected[drawing], atol=1e-2)
+
+
 def test_real_values_are_resized_as_pytorch_resizes_them(hu: NDArray[np.int16], phantoms: Phantoms) -> None:
     for resample in ("bilinear", "bicubic"):
         drawing = Contract(values="real", resample=resample).images(20)
