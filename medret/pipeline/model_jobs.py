@@ -55,13 +55,12 @@ def wanted_models(request: IndexRequest) -> list[WantedModel]:
             f"{', '.join(request.models)}"
         )
     manifest = live_manifest(Location(request.store))
-    stored = [entry.load().model for entry in manifest.recipes] if manifest else []
+    stored = {entry.model: entry for entry in manifest.recipes} if manifest else {}
     models = []
     for name in request.models:
         uri = request.weights.get(name)
-        by_store = next((model for model in stored if model.name == name), None) if name not in stated else None
-        if by_store is not None and not name.startswith(OPEN_PREFIXES):
-            by_store = None
+        is_open = name.startswith(OPEN_PREFIXES) and name not in stated
+        by_store = stored[name].load().model if is_open and name in stored else None
         by_user = stated_by(by_store) if by_store else stated.get(name)
         models.append(WantedModel(model_spec(name, uri, by_user), uri, by_store))
     return models
