@@ -6,6 +6,7 @@ On disk, the row table of an index shard has one more column (see medret.index.r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -195,3 +196,18 @@ def _roomy(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_map(type_):
         return pa.map_(_roomy(type_.key_type), _roomy(type_.item_type))
     return pa.large_string() if pa.types.is_string(type_) else type_
+
+
+@contextmanager
+def one_heap() -> Iterator[None]:
+    """Let Arrow take its memory from the C library while the block runs.
+
+    Arrow's own allocator keeps what was freed for later tables of the same size: over a run of 100,000 volumes, the
+    driver then holds twice as much per volume.
+    """
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)

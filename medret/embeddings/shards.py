@@ -101,7 +101,7 @@ def reducible(
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Encode the table as a Parquet file; the same table gives the same bytes.
+    """Encode the table as a Parquet file; the same rows give the same bytes, however they are divided into chunks.
 
     Vectors and pictures are neither compressed nor dictionary-encoded, which would save almost nothing and slow down
     reading.
@@ -109,14 +109,16 @@ def parquet_bytes(table: pa.Table) -> bytes:
     buffer = pa.BufferOutputStream()
     plain = PLAIN.keys() & {*table.schema.names}
     encoded = [name for name in table.schema.names if name not in plain]
-    pq.write_table(
-        table,
+    rows = PREVIEW_ROWS if "image" in plain else ROW_GROUP_ROWS
+    with pq.ParquetWriter(
         buffer,
-        row_group_size=PREVIEW_ROWS if "image" in plain else ROW_GROUP_ROWS,
+        table.schema,
         use_dictionary=[name for name in encoded if pa.types.is_string(table.schema.field(name).type)],
         compression={**dict.fromkeys(encoded, "zstd"), **{PLAIN[name]: "none" for name in plain}},
         write_statistics=encoded,
-    )
+    ) as writer:
+        for at in range(0, max(1, table.num_rows), rows):  # a large table is not copied as a whole
+            writer.write_table(table.slice(at, rows).combine_chunks(), rows)
     data: bytes = buffer.getvalue().to_pybytes()
     return data
 

@@ -14,7 +14,6 @@ Once a run is stopping, its remaining rows pass through with the code STOPPED, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -46,6 +45,7 @@ CANARIES = pa.schema(
 )
 
 STOPPED = "stopped"
+GATHERED_ROWS = 8192
 
 SLICED = [
     pa.field("content_sha256", pa.string()),
@@ -71,10 +71,32 @@ def ipc_bytes(table: pa.Table) -> bytes:
     return data
 
 
-def from_ipc(cells: Sequence[bytes], schema: pa.Schema) -> pa.Table:
-    """Concatenate the tables in `cells`, each written by `ipc_bytes`."""
-    tables = [pa.ipc.open_stream(cell).read_all() for cell in cells]
-    return pa.concat_tables([schema.empty_table(), *tables])
+class Gathered:
+    """Gathers the tables that come from shards, and joins many small ones to few large ones: each takes some KB."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._large = [schema.empty_table()]
+        self._small: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, cells: pa.ChunkedArray) -> None:
+        """Add tables. cells: binary, each written by `ipc_bytes`."""
+        for cell in cells:
+            table = pa.ipc.open_stream(cell.as_buffer()).read_all()
+            self._small.append(table)
+            self._rows += table.num_rows
+        if self._rows >= GATHERED_ROWS:
+            self._join()
+
+    def table(self) -> pa.Table:
+        """All rows, in the order in which they came."""
+        self._join()
+        return pa.concat_tables(self._large)
+
+    def _join(self) -> None:
+        if self._small:
+            self._large.append(pa.concat_tables(self._small).combine_chunks())
+        self._small, self._rows = [], 0
 
 
 def pixels_column(images: Images) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.errors import GateError
+from medret.pipeline.store_state import numbered
 from medret.snapshot import Counts, GateEntry, IndexEntry
 
 DUPLICATES_FROM = 10  # new contents; fewer prove nothing
@@ -17,6 +20,8 @@ LOST_FROM = 5  # volumes; losing fewer is not taken for a mistake
 LOST, VECTORS, DUPLICATES, CANARIES = "lost", "vectors", "duplicates", "canaries"
 # If one of these fails, the vectors themselves are in doubt, and the next run must not use them.
 OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
+
+NO_KEYS = pa.table({"volume_id": pa.array([], pa.string()), "key": pa.array([], pa.binary(16))})
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ class Losses:
 
 @dataclass(frozen=True)
 class VectorFacts:
-    """What a volumes file holds. keys: volume_id -> digest of its vector. bad: number of vectors not of length 1."""
+    """What a volumes file holds. keys: `volume_id`, and `key`, a digest of its vector. bad: vectors not of length 1."""
 
-    keys: Mapping[str, bytes]
+    keys: pa.Table
     bad: int
 
 
@@ -132,17 +137,18 @@ def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
     return Gate(VECTORS, bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
 
 
-def duplicate_gate(facts: Sequence[VectorFacts], content: Mapping[str, str | None], limits: GateLimits) -> Gate:
+def duplicate_gate(facts: Sequence[VectorFacts], content: pa.Table, limits: GateLimits) -> Gate:
     """Check that different contents mostly have different vectors: a broken model gives one vector for all.
 
-    content: sha256 by volume_id. Fewer than DUPLICATES_FROM contents pass: one image may be stored in several ways.
+    content: `volume_id`, `content_sha256`. Fewer than DUPLICATES_FROM contents pass: one image may be stored in several
+    ways.
     """
-    groups: dict[bytes, set[str | None]] = {}
-    for one in facts:
-        for volume_id, key in one.keys.items():
-            groups.setdefault(key, set()).add(content.get(volume_id))
-    total = len({sha256 for members in groups.values() for sha256 in members})
-    largest = max((len(members) for members in groups.values()), default=0)
+    keys = pa.concat_tables([NO_KEYS, *(one.keys for one in facts)])
+    at = pc.index_in(keys["volume_id"], value_set=content["volume_id"]).to_numpy()
+    vectors, contents = numbered(keys["key"]), numbered(content["content_sha256"])[at]
+    total, base = len(np.unique(contents)), int(contents.max(initial=0)) + 1
+    pairs = np.unique(vectors * base + contents)  # numbers: groups of texts took more memory than all else
+    largest = int(np.bincount(pairs // base).max(initial=0))
     found = f"{largest} of {total} new contents share one vector"
     limit = f"at most {limits.max_duplicates:.0%}"
     passed = largest <= limits.max_duplicates * total or total < DUPLICATES_FROM

@@ -6,7 +6,7 @@ The gates judge the vectors that this run made, and a few unchanged volumes that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -99,12 +99,12 @@ def findable_rows(store: Location, indices: Indices, ledger: NewLedger) -> list[
     ]
 
 
-def content_by_id(ledger: NewLedger, facts: Sequence[VectorFacts]) -> Mapping[str, str | None]:
-    """volume_id -> content_sha256, for the volumes of these vectors."""
+def content_by_id(ledger: NewLedger, facts: Sequence[VectorFacts]) -> pa.Table:
+    """The volumes of these vectors: `volume_id`, `content_sha256`."""
     rows = ledger.select("volume_id", "content_sha256")
-    ids = pa.array([volume_id for each in facts for volume_id in each.keys], pa.string())
-    rows = rows.filter(pc.is_in(rows["volume_id"], value_set=ids))
-    return dict(zip(rows["volume_id"].to_pylist(), rows["content_sha256"].to_pylist(), strict=True))
+    ids = pa.concat_tables([gates.NO_KEYS, *(each.keys for each in facts)])["volume_id"]
+    theirs = pc.is_in(rows["volume_id"], value_set=ids)
+    return rows if pc.all(theirs).as_py() else rows.filter(theirs)
 
 
 def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
@@ -114,10 +114,8 @@ def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]
         vectors = read_vectors(table)
         lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
         recipe = file.folder.encode()
-        keys = {
-            volume_id: hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest()
-            for volume_id, vector in zip(table["volume_id"].to_pylist(), vectors, strict=True)
-        }
+        digests = [hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest() for vector in vectors]
+        keys = pa.table([table["volume_id"], pa.array(digests, pa.binary(16))], schema=gates.NO_KEYS.schema)
         facts.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
     return facts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ from medret.archive import label_origins, labels_of
 from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.steps import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
-from medret.schemas import LEDGER, PART_ROWS, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
+from medret.schemas import LEDGER, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
 from medret.snapshot.files import ShardKey
 from medret.snapshot.liveness import entries
 
 IDENTITY = ("volume_id", "size_bytes", "etag", "mtime")
+PART_ROWS = 1 << 14  # rows that are worked on at once: while they are, each takes several times what it takes then
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,16 @@ class NewLedger:
     def moved(self, moved: Mapping[tuple[str, str], str]) -> NewLedger:
         """Point vectors to new shards. moved: (recipe, volume_id) -> shard."""
         ledger = self._with_changed({volume_id for _, volume_id in moved})
-        columns = (ledger.changed[name].to_pylist() for name in ("volume_id", "shards"))
-        shards = [
-            [(recipe, moved.get((recipe, volume_id), shard)) for recipe, shard in pairs or ()]
-            for volume_id, pairs in zip(*columns, strict=True)
-        ]
-        return replace(ledger, changed=_with_columns(ledger.changed, {"shards": shards}))
+
+        def pointed(part: pa.Table) -> pa.Table:
+            columns = (part[name].to_pylist() for name in ("volume_id", "shards"))
+            shards = [
+                [(recipe, moved.get((recipe, volume_id), shard)) for recipe, shard in pairs or ()]
+                for volume_id, pairs in zip(*columns, strict=True)
+            ]
+            return _with_columns(part, {"shards": shards})
+
+        return replace(ledger, changed=_where(ledger.changed, {volume_id for _, volume_id in moved}, pointed))
 
     def _with_changed(self, volume_ids: Iterable[str]) -> NewLedger:
         """The same ledger, with the rows of these volumes among those that change."""
@@ -138,12 +143,13 @@ def assemble(
 class _Sources:
     """Where ledger rows come from, one value per row to write.
 
-    places: rows of the plan. at: rows of what the stream made, of the volume or its leader; -1: none. made_now: whether
-    the row is taken from there. stale: whether the volume keeps its live row, because it could not be read. number:
-    row of StoreState.rows otherwise.
+    places: rows of the plan. reads: whether the plan reads the object. at: rows of what the stream made, of the volume
+    or its leader; -1: none. made_now: whether the row is taken from there. stale: whether the volume keeps its live
+    row, because it could not be read. number: row of StoreState.rows otherwise.
     """
 
     places: NDArray[np.int64]
+    reads: NDArray[np.bool_]
     at: NDArray[np.int64]
     made_now: NDArray[np.bool_]
     stale: NDArray[np.bool_]
@@ -159,13 +165,14 @@ def _sources(plan: Plan, places: NDArray[np.int64], made: pa.Table) -> _Sources:
     table = rows_of(plan.table.select(["volume_id", "modality", "row", "live", "leader"]), places)
     names = pc.coalesce(table["leader"], table["volume_id"])
     at = row_numbers(pc.index_in(names, value_set=made["volume_id"]))
-    made_now = plan.which("embed")[places] | pc.is_valid(table["leader"]).to_numpy()
+    reads = plan.which("embed")[places]
+    made_now = reads | pc.is_valid(table["leader"]).to_numpy()
     unread = pc.is_in(made["code"], value_set=pa.array(sorted(map(str, TRANSIENT_CODES)))).to_numpy()
     stale = np.zeros(len(places), np.bool_)
     stale[made_now] = unread[at[made_now]]
     stale[stale] = _can_stay(plan, table.filter(pa.array(stale)))
     number = np.where(stale, row_numbers(table["live"]), row_numbers(table["row"]))
-    return _Sources(places, at, made_now & ~stale, stale, number)
+    return _Sources(places, reads, at, made_now & ~stale, stale, number)
 
 
 def _rows_of_part(
@@ -173,22 +180,33 @@ def _rows_of_part(
 ) -> pa.Table:
     """The ledger rows of a part (schemas.LEDGER without labels). stored: those that are taken from the store."""
     part = rows_of(plan.table, sources.places).combine_chunks()
-    found = sources.at >= 0
-    made = picked(made, sources.at[found]).combine_chunks()
+    found, reads = sources.at >= 0, sources.reads
+    made = picked(made, sources.at[found])
     at = np.where(found, np.cumsum(found) - 1, -1)
+    fresh = (sources.made_now & reads).all()  # such rows are those of the stream, and share its memory
+    ledger = made if fresh else _mixed(plan, sources, part, stored, made, at)
+    settled = ~sources.stale & reads & pc.not_equal(part["cause"].cast(pa.string()), "recipe").to_numpy()
+    if not settled.all():
+        shards = made["shards"].take(pa.array(at, mask=~found))
+        pairs = _shards(plan, sources, np.flatnonzero(~settled), ledger, shards, copied)
+        ledger = _with_columns(ledger, {"shards": pairs})
+    return _without_mixtures(ledger, plan, part)
+
+
+def _mixed(
+    plan: Plan, sources: _Sources, part: pa.Table, stored: pa.Table, made: pa.Table, at: NDArray[np.int64]
+) -> pa.Table:
+    """The ledger rows of a part of which some are taken from the store. at: per row, its place in `made`; -1: none."""
     order = np.where(sources.made_now, stored.num_rows + at, np.cumsum(~sources.made_now) - 1)
     ledger = taken(pa.concat_tables([stored, made]), pa.array(order)).combine_chunks()
-    reads, stale = plan.which("embed")[sources.places], sources.stale
+    reads, stale = sources.reads, sources.stale
     columns: dict[str, Any] = {"uri": pc.if_else(pa.array(~reads | stale), _uris(plan, part), ledger["uri"])}
     for name in IDENTITY:  # as read for objects that were read, as stored for stale ones, as listed for all others
         columns[name] = pc.if_else(pa.array(~reads), part[name], ledger[name])
     for name in ("code", "reason"):
         now = made[name].take(pa.array(at, mask=~stale))
         columns[name] = pc.if_else(pc.equal(ledger["status"], "embedded"), now, ledger[name])
-    settled = ~stale & reads & pc.not_equal(part["cause"].cast(pa.string()), "recipe").to_numpy()
-    shards = made["shards"].take(pa.array(at, mask=~found))
-    columns["shards"] = _shards(plan, sources, np.flatnonzero(~settled), ledger, shards, copied)
-    return _without_mixtures(_with_columns(ledger, columns), plan, part)
+    return _with_columns(ledger, columns)
 
 
 def _can_stay(plan: Plan, part: pa.Table) -> NDArray[np.bool_]:
@@ -208,14 +226,13 @@ def _can_stay(plan: Plan, part: pa.Table) -> NDArray[np.bool_]:
 def _shards(
     plan: Plan, sources: _Sources, open_: NDArray[np.int64], ledger: pa.Table, made: pa.ChunkedArray,
     copied: Mapping[tuple[str, str], str],
-) -> pa.ChunkedArray | list[Any]:  # fmt: skip
+) -> list[Any]:  # fmt: skip
     """The shards of the rows of a part. open_: rows whose shards are not those of their ledger row.
 
     made: per row, shards that the stream made.
     """
-    if not len(open_):
-        return ledger["shards"]
-    shards, recipes = ledger["shards"].to_pylist(), plan.target.recipes
+    shards: list[Any] = ledger["shards"].to_pylist()
+    recipes = plan.target.recipes
     embedded = pc.equal(ledger["status"], "embedded").to_numpy()
     for at, step in zip(open_.tolist(), plan.steps(sources.places[open_]), strict=True):
         if not embedded[at]:
@@ -249,15 +266,30 @@ def _without_mixtures(ledger: pa.Table, plan: Plan, part: pa.Table) -> pa.Table:
 
 
 def _refused(ledger: pa.Table, refused: Mapping[str, VolumeError], ruleset_digest: str | None) -> pa.Table:
-    if not refused:
-        return ledger
-    columns = {name: ledger[name].to_pylist() for name in ("status", "code", "reason", "slices", "shards", "judged_by")}
-    for place, volume_id in enumerate(ledger["volume_id"].to_pylist()):
-        if error := refused.get(volume_id):
-            row = {"status": "quarantined", "code": str(error.code), "reason": error.reason, "slices": 0, "shards": []}
-            for name, value in (row | ({"judged_by": ruleset_digest} if ruleset_digest else {})).items():
-                columns[name][place] = value
-    return _with_columns(ledger, columns)
+    names = ("status", "code", "reason", "slices", "shards", "judged_by")
+
+    def with_reasons(part: pa.Table) -> pa.Table:
+        columns = {name: part[name].to_pylist() for name in names}
+        for place, volume_id in enumerate(part["volume_id"].to_pylist()):
+            if error := refused.get(volume_id):
+                row = {"status": "quarantined", "code": str(error.code), "reason": error.reason, "slices": 0}
+                judged = {"judged_by": ruleset_digest} if ruleset_digest else {}
+                for name, value in (row | {"shards": []} | judged).items():
+                    columns[name][place] = value
+        return _with_columns(part, columns)
+
+    return _where(ledger, refused, with_reasons)
+
+
+def _where(ledger: pa.Table, volume_ids: Collection[str], change: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Change the parts of a ledger in which any of these volumes is."""
+    ids = pa.array(list(volume_ids), pa.string())
+    concerned = pc.is_in(ledger["volume_id"], value_set=ids).to_numpy()
+    parts = [LEDGER.empty_table()]
+    for at in range(0, ledger.num_rows if concerned.any() else 0, PART_ROWS):
+        part = ledger.slice(at, PART_ROWS)
+        parts.append(change(part) if concerned[at : at + PART_ROWS].any() else part)
+    return pa.concat_tables(parts) if concerned.any() else ledger
 
 
 def _with_labels(ledger: pa.Table, labels: pa.Table, hidden: Collection[str]) -> pa.Table:

@@ -95,7 +95,8 @@ def slices_made(made: pa.Table) -> int:
     return int(made["slices"].to_numpy()[entries(made["shards"]).rows].sum())
 
 
-def contents(made: pa.Table) -> dict[str, tuple[str | None, str | None]]:
-    """volume_id -> (code, content_sha256) in the output of the stream."""
-    columns = (made[name].to_pylist() for name in ("volume_id", "code", "content_sha256"))
+def contents(made: pa.Table, volumes: pa.ChunkedArray) -> dict[str, tuple[str | None, str | None]]:
+    """volume_id -> (code, content_sha256) of some volumes in the output of the stream."""
+    rows = made.select(["volume_id", "code", "content_sha256"])
+    columns = rows.filter(pc.is_in(rows["volume_id"], value_set=volumes.unique())).to_pydict().values()
     return {volume_id: (code, content) for volume_id, code, content in zip(*columns, strict=True)}

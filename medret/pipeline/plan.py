@@ -28,11 +28,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.archive import ArchiveObject, Listing, label_origins
-from medret.archive.series import WEAK, is_weak
+from medret.archive import Listing, label_origins
+from medret.archive.series import WEAK
 from medret.pipeline.sql import query
 from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
-from medret.pipeline.store_state import KNOWN, StoreState, rows_of, with_digests
+from medret.pipeline.store_state import KNOWN, StoreState, groups, numbered, rows_of, with_digests
 from medret.schemas import OBJECTS, in_order
 
 RANGE_ROWS = 1 << 18  # objects per query: the tables are sorted, so one range of ids is joined after the other
@@ -97,10 +97,6 @@ SELECT place FROM objects
 WHERE CASE WHEN etag IS NULL THEN size_bytes IN (SELECT size_bytes FROM known)
     ELSE size_bytes IN (SELECT size_bytes FROM known WHERE etag IS NULL)
         OR (size_bytes, etag) IN (SELECT (size_bytes, etag) FROM known WHERE etag IS NOT NULL) END
-"""
-
-ALIKE = """
-SELECT * FROM objects QUALIFY count(*) OVER (PARTITION BY size_bytes, etag) > 1 ORDER BY place
 """
 
 
@@ -186,16 +182,16 @@ def _contents_of(table: pa.Table) -> pa.Table:
     return pa.table({"size_bytes": table["size_bytes"], "etag": pc.if_else(weak, None, table["etag"])})
 
 
-def twins(plan: Plan) -> list[list[ArchiveObject]]:
-    """Group objects to embed that may be equal: same size and, if the storage has etags, same etag."""
+def twins(plan: Plan) -> pa.Table:
+    """The objects to embed that may be equal, by id: schemas.OBJECTS, and as `alike` the number of their group.
+
+    A group has one size and, if the storage has etags, one etag.
+    """
     chosen = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
-    objects = _contents_of(rows_of(plan.table, chosen)).append_column("place", pa.array(chosen))
-    places = query(ALIKE, {"objects": objects})["place"].to_numpy()
-    groups: dict[tuple[int, str | None], list[ArchiveObject]] = {}
-    for item in plan.listing.items(rows_of(plan.table, places)):
-        etag = None if item.etag is not None and is_weak(item.etag) else item.etag
-        groups.setdefault((item.size_bytes, etag), []).append(item)
-    return list(groups.values())
+    contents = _contents_of(rows_of(plan.table.select(["size_bytes", "etag"]), chosen))
+    group, size = groups(contents["size_bytes"].to_numpy(), numbered(contents["etag"]))
+    objects = rows_of(plan.table.select(OBJECTS.names), chosen[size > 1])
+    return objects.append_column("alike", pa.array(group[size > 1]))
 
 
 def with_checks(plan: Plan, volume_ids: Collection[str]) -> Plan:

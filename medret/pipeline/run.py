@@ -19,7 +19,7 @@ from medret.pipeline import outcomes
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import find_device, watching_nodes
 from medret.pipeline.connect import connected
-from medret.pipeline.content_hashes import content_hashes, content_samples, equal_samples
+from medret.pipeline.content_hashes import compare_contents
 from medret.pipeline.counter import NO_COUNTS, Counting
 from medret.pipeline.gates import OF_VECTORS, enforce
 from medret.pipeline.indices import make_indices
@@ -27,7 +27,7 @@ from medret.pipeline.insist import check_labels, label_facts, recipe_changes, re
 from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
 from medret.pipeline.materialize import Work, concatenate, copy_vectors, divide_work, embed, lay_out, needs_models
 from medret.pipeline.model_jobs import model_jobs, recipe_entry
-from medret.pipeline.plan import embedded_instead, orphans, resolve, twins, with_checks
+from medret.pipeline.plan import embedded_instead, orphans
 from medret.pipeline.pools import Capacity
 from medret.pipeline.prepare import (
     NOTHING,
@@ -56,7 +56,7 @@ from medret.pipeline.stop import Stop
 from medret.pipeline.store_state import live_manifest, rows_of, stored_rows, unfinished_elsewhere
 from medret.pipeline.stream import ModelJob, Stages, Streamed
 from medret.recipe import Recipe
-from medret.schemas import FILES, LEDGER
+from medret.schemas import FILES, LEDGER, one_heap
 from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.files import StoredFile, files_table
 from medret.snapshot.forget import finish
@@ -89,7 +89,7 @@ def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Sto
     Writes a run report for every outcome once the work has begun. stop: receives signals to the run; None: a new one.
     """
     stop = stop or Stop()
-    with stop.listening(), ExitStack() as stack:
+    with stop.listening(), one_heap(), ExitStack() as stack:
         return _run_index(request, reporter or Reporter(quiet=True), stop, stack)
 
 
@@ -120,7 +120,8 @@ def _run_index(request: IndexRequest, reporter: Reporter, stop: Stop, stack: Exi
     recipes = known_recipes(request, inputs, state)
     planned = None
     if recipes is not None:
-        planned = plan_run(request, store, inputs, state, recipes)
+        with log.phase("plan"):
+            planned = plan_run(request, store, inputs, state, recipes)
         plan, target, run.state = planned
         if is_up_to_date(request, inputs, state, recipes, plan):
             clear_journal(store, _useful_to_others(run, target))
@@ -168,12 +169,13 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     request, inputs, store, log = run.request, run.inputs, run.store, run.log
     jobs, capacity, device = _make_jobs(run)
     recipes = [job.recipe for job in jobs]
-    plan, target, run.state = planned or plan_run(request, store, inputs, run.state, recipes)
+    with log.phase("plan"):
+        plan, target, run.state = planned or plan_run(request, store, inputs, run.state, recipes)
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
         refuse_losing(request, inputs, state, log, plan)
-        plan = _compare_contents(run, plan)
+        plan = compare_contents(plan, run.reporter.say)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
     refuse_losing(request, inputs, state, log, plan)
@@ -284,16 +286,6 @@ def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:
     return jobs, capacity, device
 
 
-def _compare_contents(run: _Run, plan: Plan) -> Plan:
-    """Hash the objects whose content may be stored already, and decide what becomes of them."""
-    if plan.target.copies:
-        plan = with_checks(plan, equal_samples(twins(plan), content_samples))
-    unsure = list(run.inputs.listing.items(plan.table.filter(pa.array(plan.which("check")))))
-    if unsure:
-        run.reporter.say(f"{len(unsure)} objects may hold known content; comparing")
-    return resolve(plan, content_hashes(unsure))
-
-
 def _stream(
     run: _Run, plan: Plan, target: Target, jobs: Sequence[ModelJob], capacity: Capacity
 ) -> tuple[Plan, Streamed]:
@@ -313,7 +305,7 @@ def _stream(
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):
                 made = embed(_divide_work(run, plan, jobs, capacity), stages)
-                if orphaned := orphans(plan, outcomes.contents(made.ledger)):
+                if orphaned := orphans(plan, outcomes.contents(made.ledger, plan.table["leader"])):
                     plan = embedded_instead(plan, orphaned)
                     alone = replace(plan, table=rows_of(plan.table, plan.places(orphaned)))
                     made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages)])

@@ -24,13 +24,15 @@ PACKAGES = ("ray", "torch", "timm", "transformers", "dreamsim", "faiss-gpu", "fa
 class Log:
     """Collects the content of the run report while the run goes on.
 
-    phases_s: seconds of each phase. ends_s: when each ended, in seconds since the run began.
+    phases_s: seconds of each phase. ends_s: when each ended, in seconds since the run began. driver: per phase,
+    seconds of its processor time, and the most memory that it has held until then.
     """
 
     run: str
     started: datetime
     phases_s: dict[str, float] = field(default_factory=dict)
     ends_s: dict[str, float] = field(default_factory=dict)
+    driver: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     clock: float = field(default_factory=time.monotonic)
 
@@ -41,12 +43,14 @@ class Log:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the wall time of the block."""
-        start = time.monotonic()
+        """Measure the block: its wall time, the driver's processor time meanwhile, and its peak memory until then."""
+        start, spent = time.monotonic(), time.process_time()
         try:
             yield
         finally:
             self.phases_s[name] = round(self.phases_s.get(name, 0.0) + time.monotonic() - start, 3)
+            cpu_s = self.driver.get(name, {}).get("cpu_s", 0.0) + time.process_time() - spent
+            self.driver[name] = {"cpu_s": round(cpu_s, 3), "peak_mib": peak_mib()}
             self.ends_s[name] = self.passed_s
 
     @contextmanager
@@ -85,13 +89,18 @@ class Log:
 
     def write(self, store: Location) -> str:
         """Write the report; returns its path below the store."""
-        return write_report(store, self.run, self.started, self.phases_s, self.facts)
+        return write_report(store, self.run, self.started, self.phases_s, {"driver": self.driver} | self.facts)
 
     def failed(self, store: Location, failure: MedretError) -> None:
         """Write the report of a failed run, if the store can be written: the failure itself matters more."""
         self.facts |= {"outcome": "refused" if isinstance(failure, GateError) else "failed", "error": str(failure)}
         with suppress(StorageError):
             self.write(store)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held at once, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def begin() -> Log:
@@ -116,7 +125,8 @@ def write_report(
         "python": platform.python_version(),
         "packages": _versions(),
         "phases_s": dict(phases_s),
-        "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "driver_cpu_s": round(time.process_time(), 3),
+        "driver_peak_mib": peak_mib(),
         **facts,
     }
     data = (json.dumps(content, indent=1, default=str) + "\n").encode()

@@ -186,16 +186,37 @@ def stored_rows(store: Location, base: BaseSnapshot, state: StoreState) -> Rows:
 
 
 def picked(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
-    """Take rows by number, in any order, without joining the parts of a large table."""
+    """Take rows by number, in any order, without joining the parts of a large table; a run of rows is not copied."""
+    if len(numbers) and (np.diff(numbers) == 1).all():
+        return table.slice(numbers[0], len(numbers))
     wanted, places = np.unique(numbers, return_inverse=True)
     return taken(rows_of(table, wanted), pa.array(places))
 
 
 def rows_of(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
     """Select rows by number, in ascending order, without joining the parts of a large table."""
-    chosen = np.zeros(table.num_rows, np.bool_)
-    chosen[numbers] = True
-    return table.filter(pa.array(chosen))
+    if not len(numbers):
+        return table.slice(0, 0)
+    first, last = int(numbers.min()), int(numbers.max()) + 1
+    chosen = np.zeros(last - first, np.bool_)
+    chosen[numbers - first] = True
+    return table.slice(first, last - first).filter(pa.array(chosen))
+
+
+def numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Equal values, and nulls, as equal numbers from 0 on."""
+    codes = column.dictionary_encode(null_encoding="encode").unify_dictionaries().combine_chunks()
+    numbers: NDArray[np.int64] = codes.indices.to_numpy().astype(np.int64)
+    return numbers
+
+
+def groups(*columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The group of each row, from 0 on, and its size; rows are in one group if they are equal in all columns."""
+    group = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        _, number = np.unique(column, return_inverse=True)
+        _, group = np.unique(group * (number.max(initial=0) + 1) + number, return_inverse=True)
+    return group, np.bincount(group)[group] if len(group) else group
 
 
 def unfinished_elsewhere(

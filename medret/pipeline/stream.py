@@ -12,7 +12,7 @@ import ray
 
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
-from medret.pipeline.batch_schema import CANARIES, from_ipc
+from medret.pipeline.batch_schema import CANARIES, Gathered
 from medret.pipeline.embed_stage import EmbedStage
 from medret.pipeline.pools import PoolPlan
 from medret.pipeline.read_stage import ReadStage
@@ -37,6 +37,9 @@ SMALL_BYTES = 256 * 2**20
 BLOCKS = 256  # at least, of more than LEAST_VOLUMES
 USUAL_SLICES = 16  # per plane, if the slice plan depends on the volume
 READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
+# How the scheduling loop sleeps; see Pause.
+LONGEST_SLEEP_S = 1.0  # what no task tells is noticed this late: that a consumer has taken a block, that an actor died
+QUIET_STEPS = 2  # before the loop sleeps: what a task returned in one step is passed on in the next
 WAITING = 2  # calls queued per actor beside those that it works on, so that transfers overlap with computing
 
 
@@ -97,19 +100,42 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
     context.execution_options.preserve_order = True
     # One block of large volumes on a slow store may take hours; the timeout should end only a stuck run.
     context.execution_no_progress_timeout_s = 6 * 3600
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Pause]  # type: ignore[list-item]
     with DataContext.current(context):
         dataset = _build(source, jobs, pools, stages)
-        cells: dict[str, list[bytes]] = {"ledger": [], "files": [], "canaries": []}
+        ledger, files, canaries = Gathered(LEDGER), Gathered(FILES), Gathered(CANARIES)
         batches: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in batches:
-            for name, found in cells.items():
-                found += batch[name].to_pylist()
-        return Streamed(
-            from_ipc(cells["ledger"], LEDGER),
-            from_ipc(cells["files"], FILES),
-            from_ipc(cells["canaries"], CANARIES),
-            dataset.stats(),
-        )
+            for name, gathered in (("ledger", ledger), ("files", files), ("canaries", canaries)):
+                gathered.add(batch[name])
+        return Streamed(ledger.table(), files.table(), canaries.table(), dataset.stats())
+
+
+class Pause:
+    """Sleeps between two steps of the loop while nothing happens, for DataContext.custom_execution_callback_classes.
+
+    A step costs the driver some milliseconds, mostly to divide the cluster's resources anew, however little has
+    changed. Each waits up to a tenth of a second for further tasks, so that it serves several; this stays.
+    """
+
+    def __init__(self) -> None:
+        self._quiet = 0
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray Data after each step, in the thread of the loop."""
+        waiting = [task.get_waitable() for op in executor._topology for task in op.get_active_tasks()]  # noqa: SLF001
+        if waiting:
+            seconds = LONGEST_SLEEP_S if self._quiet >= QUIET_STEPS else 0
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False)
+            self._quiet = 0 if ready else self._quiet + 1
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing; nor after it. Ray Data calls all four methods of its ExecutionCallback."""
+
+    after_execution_succeeds = before_execution_starts
+
+    def after_execution_fails(self, executor: Any, error: BaseException) -> None:
+        """Nothing."""
 
 
 def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:

@@ -34,9 +34,10 @@ def collected(changes: pa.Table, changed: pa.Table, gone: Sequence[str]) -> pa.T
     ids = pa.array(gone, pa.string())
     nothing = {"uri": "", "size_bytes": 0, "status": GONE, "slices": 0}
     hidden = pa.Table.from_pylist([{"volume_id": volume_id, **nothing} for volume_id in gone], LEDGER)
-    replaced = pa.chunked_array([*changed["volume_id"].chunks, ids], pa.string())
-    kept = changes.filter(pc.invert(pc.is_in(changes["volume_id"], value_set=replaced)))
-    return in_order(pa.concat_tables([kept, changed.cast(LEDGER), hidden]), "volume_id")
+    if changes.num_rows:
+        replaced = pa.chunked_array([*changed["volume_id"].chunks, ids], pa.string())
+        changes = changes.filter(pc.invert(pc.is_in(changes["volume_id"], value_set=replaced)))
+    return in_order(pa.concat_tables([changes, changed.cast(LEDGER), hidden]), "volume_id")
 
 
 def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
@@ -59,7 +60,8 @@ def merged(base: Iterable[pa.Table], changes: pa.Table) -> Iterator[pa.Table]:
         at = end
     if at < len(ids):
         rest = changes.slice(at)
-        yield rest.filter(pc.not_equal(rest["status"], GONE))
+        here = pc.not_equal(rest["status"], GONE)
+        yield rest if pc.all(here).as_py() else rest.filter(here)  # all rows of a new store come from here: no copy
 
 
 def _replaced(part: pa.Table, changes: pa.Table) -> pa.Table:

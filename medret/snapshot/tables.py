@@ -23,7 +23,7 @@ TABLE_BYTES = 1 << 31
 
 def write_table(store: Location, kind: TableKind, table: pa.Table) -> TableEntry:
     """Write a table; the same rows in the same order give the same file."""
-    data = parquet_bytes(table.cast(SCHEMAS[kind]).combine_chunks())
+    data = parquet_bytes(table.cast(SCHEMAS[kind]))
     written = store.write_content_addressed(FOLDER, kind, ".parquet", data)
     return TableEntry(kind=kind, rows=table.num_rows, **vars(written))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from medret.errors import GateError
 from medret.pipeline import gates
-from medret.pipeline.gates import GateLimits, VectorFacts
+from medret.pipeline.gates import NO_KEYS, GateLimits, VectorFacts
 from medret.snapshot import Counts, IndexEntry
 
 LIMITS = GateLimits()
@@ -38,21 +41,43 @@ def test_segmentations_are_no_refused_images() -> None:
     assert not gates.quarantine_gate(counts, 0, LIMITS).passed
 
 
+def facts(keys: Mapping[str, bytes], bad: int = 0) -> list[VectorFacts]:
+    """The facts of vectors with these digests, by volume_id, in two files."""
+    digests = [key.ljust(16) for key in keys.values()]
+    rows = pa.table([pa.array([*keys], pa.string()), pa.array(digests, pa.binary(16))], schema=NO_KEYS.schema)
+    return [VectorFacts(rows.slice(0, 7), bad), VectorFacts(rows.slice(7), 0)]
+
+
+def contents(of: Mapping[str, str]) -> pa.Table:
+    """Volumes and their contents."""
+    return pa.table({"volume_id": [*of], "content_sha256": [*of.values()]})
+
+
 def test_one_vector_for_everything_is_refused() -> None:
-    content = {str(n): f"sha{n}" for n in range(20)}
-    same = [VectorFacts(dict.fromkeys(content, b"x"), 0)]
-    distinct = [VectorFacts({name: name.encode() for name in content}, 0)]
-    assert not gates.duplicate_gate(same, content, LIMITS).passed
-    assert gates.duplicate_gate(distinct, content, LIMITS).passed
+    of = {str(n): f"sha{n}" for n in range(20)}
+    same, distinct = facts(dict.fromkeys(of, b"x")), facts({name: name.encode() for name in of})
+    assert not gates.duplicate_gate(same, contents(of), LIMITS).passed
+    assert gates.duplicate_gate(distinct, contents(of), LIMITS).passed
     # Copies of one content have one vector, rightly; and a few volumes prove nothing.
-    assert gates.duplicate_gate(same, dict.fromkeys(content, "sha"), LIMITS).passed
-    few = {name: content[name] for name in "123"}
-    assert gates.duplicate_gate([VectorFacts(dict.fromkeys(few, b"x"), 0)], few, LIMITS).passed
+    assert gates.duplicate_gate(same, contents(dict.fromkeys(of, "sha")), LIMITS).passed
+    few = {name: of[name] for name in "123"}
+    assert gates.duplicate_gate(facts(dict.fromkeys(few, b"x")), contents(few), LIMITS).passed
+    assert gates.duplicate_gate([], contents(of), LIMITS).passed
+
+
+def test_the_largest_group_of_equal_vectors_is_counted_by_content() -> None:
+    rng = np.random.default_rng(3)
+    of = {f"v{n}": f"sha{n}" for n in rng.integers(0, 60, 200).tolist()}
+    keys = {name: bytes([rng.integers(0, 9)]) for name in of}
+    groups = {key: {of[name] for name in of if keys[name] == key} for key in keys.values()}
+    largest, total = max(map(len, groups.values())), len({*of.values()})
+    found = gates.duplicate_gate(facts(keys), contents(of), LIMITS).found
+    assert found == f"{largest} of {total} new contents share one vector"
 
 
 def test_bad_vectors_are_refused() -> None:
-    assert gates.vector_gate([VectorFacts({}, 0)]).passed
-    assert not gates.vector_gate([VectorFacts({}, 0), VectorFacts({}, 1)]).passed
+    assert gates.vector_gate(facts({})).passed
+    assert not gates.vector_gate(facts({}, bad=1)).passed
 
 
 def test_drifting_canaries_are_refused_and_named() -> None:

@@ -118,3 +118,40 @@ def test_a_row_that_stays_can_still_move_or_be_refused(whole: bool) -> None:
         "a": [(A, "one")], "b": [(A, "two")], "c": [],
     }  # fmt: skip
     assert ledger.touched == {(A, "one"), (A, "two")}
+
+
+def test_the_size_of_parts_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New, changed, kept, relabelled and unreadable rows side by side, then some refused and some moved."""
+    found = []
+    for most in (1, 2, 3, 1 << 14):
+        monkeypatch.setattr(ledgers, "PART_ROWS", most)
+        before = [row("a"), row("c"), row("e"), refused("g"), row("h")]
+        listed = dict.fromkeys("abcdefgh", "t0") | {"c": "t1", "h": "t1"}
+        run = Run(before, listed, {"a": "Liver", "d": "Lung"})
+        gone = row("h", mtime="t1", status="quarantined", code="unreadable", reason="no answer", shards=[], slices=0)
+        made = [row(name, mtime=listed[name], shards=[(A, "two")]) for name in "bcdf"]
+        ledger = run.ledger(*made, gone)
+        ledger = ledger.refused(dict.fromkeys("ef", VolumeError(QuarantineCode.EMBEDDING_FAILED, "why")))
+        ledger = ledger.moved({(A, "b"): "three", (A, "a"): "four"})
+        found.append((ledger.changed.to_pylist(), ledger.kept.tolist(), sorted(ledger.touched), run.read))
+    assert [each == found[0] for each in found] == [True] * len(found)
+    rows = {each["volume_id"]: each for each in found[0][0]}
+    assert [*rows] == list("abcdefh")
+    assert {name: rows[name]["status"] for name in "defh"} == {
+        "d": "embedded", "e": "quarantined", "f": "quarantined", "h": "embedded",
+    }  # fmt: skip
+    assert (rows["a"]["organ"], rows["a"]["shards"], rows["b"]["shards"]) == ("Liver", [(A, "four")], [(A, "three")])
+    assert (rows["h"]["code"], rows["h"]["mtime"], rows["h"]["shards"]) == ("unreadable", "t0", [(A, "one")])
+
+
+def test_new_rows_share_the_memory_of_the_stream() -> None:
+    run = Run([], dict.fromkeys("abc", "t0"), {"b": "Liver"})
+    made = pa.Table.from_pylist([row(name) for name in "abc"], LEDGER)
+    ledger = ledgers.assemble(run.plan, made, {}, run.labels, run.rows, whole=False)
+    for name in ("uri", "facts", "content_sha256"):
+        theirs, ours = (
+            [chunk.buffers()[2].address for chunk in table[name].chunks if len(chunk)]
+            for table in (made, ledger.changed)
+        )
+        assert ours == theirs
+    assert ledger.changed["organ"].to_pylist() == [None, "Liver", None]

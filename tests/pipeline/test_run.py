@@ -136,8 +136,8 @@ def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     assert content["stages"]["read"]["volumes"] == content["counts"]["listed"] == 12
     assert content["stages"][f"embed {MODEL}"]["slices"] == content["stages"]["read"]["slices"] == 12 * 8
     assert "MapBatches(EmbedStage)" in content["ray_data"]
-    phases = {"list", "weights", "ray", "check", "stream", "arrange", "index", "gates", "publish"}
-    assert set(content["phases_s"]) == phases
+    phases = {"list", "weights", "plan", "ray", "check", "stream", "arrange", "index", "gates", "publish"}
+    assert set(content["phases_s"]) == set(content["driver"]) == phases
 
 
 def test_several_models_share_one_decode(

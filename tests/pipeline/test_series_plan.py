@@ -46,7 +46,7 @@ class Runs:
         base = BaseSnapshot("id", None, known_rows(self.rows), FILES.empty_table(), TOMBSTONES.empty_table())
         state: StoreState = store_state(base, Journal(LEDGER.empty_table(), FILES.empty_table(), ()))
         plan = make_plan(listing, VOLUME_LABELS.empty_table(), state, Target((RECIPE,), "judge"))
-        plan = with_checks(plan, equal_samples(twins(plan), sample_all))
+        plan = with_checks(plan, equal_samples(twins(plan), listing.items, sample_all))
         return resolve(plan, hash_all([step.item for step in plan.of("check")]))
 
     def run(self, **options: Any) -> Counter[str]:
