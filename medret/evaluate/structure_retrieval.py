@@ -102,9 +102,10 @@ def evaluate_structures(
             slices = first if model == models[0] else _stored(snapshot, volumes.ids, model)
             searches = _Searches(snapshot, volumes, [slices[name] for name in volumes.ids], options)
             for index, mode in product(indices, (SLICE_MODE, *modes)):
-                report(f"{model}, {index}, {mode}, exclude {exclusion.column}")
+                words = f"{model}, {index}, {mode}, exclude {exclusion.column}"
                 chosen = SearchOptions(model=model, index=index, mode=mode, per_slice=options.per_slice)
-                rows += figure_rows(searches.items(parts, chosen), volumes, exclusion.column, chosen, options)
+                items = searches.items(parts, chosen, words, report)
+                rows += figure_rows(items, volumes, exclusion.column, chosen, options)
     if not rows:
         raise UsageError(
             f"{snapshot.uri}: no structure is shown by {options.min_relevant} other volumes that have masks; try a "
@@ -173,7 +174,8 @@ def _notes(masks: Mapping[str, Sequence[Mask]], volumes: MaskedVolumes) -> list[
     return notes
 
 
-Asked = tuple[Part, Question, tuple[str, ...], Slices]  # the ways to ask whose answer is one search, and who asks
+Ways = tuple[Part, Question, tuple[str, ...]]  # the ways to ask whose answer is one search
+Asked = tuple[Part, Question, tuple[str, ...], Slices]  # the same, and the slices that ask
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,14 @@ class _Searches:
     options: StructureOptions
 
     def items(
-        self, parts: Sequence[tuple[Part, Sequence[Question]]], options: SearchOptions
+        self, parts: Sequence[tuple[Part, Sequence[Question]]], options: SearchOptions, words: str, report: Report
     ) -> dict[tuple[str, str], list[Items]]:
         """Level and way to ask -> the items of one search mode."""
         found: dict[tuple[str, str], list[Items]] = defaultdict(list)
         asked = list(self._asked(parts, options.used_mode))
         for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
+            batch = [(*one, self._asking(*one)) for one in asked[start : start + BATCH]]
+            report(f"{words}: {start}/{len(asked)}")
             queries = [self._query(question.volume, slices) for _, question, _, slices in batch]
             hidden = [self._hidden(question.kept) for _, question, _, _ in batch]
             judged = self._sliced if options.used_mode == SLICE_MODE else self._ranked
@@ -201,17 +204,20 @@ class _Searches:
                     found[part.level, asking].append(items)
         return found
 
-    def _asked(self, parts: Sequence[tuple[Part, Sequence[Question]]], mode: str) -> Iterator[Asked]:
+    def _asked(self, parts: Sequence[tuple[Part, Sequence[Question]]], mode: str) -> Iterator[Ways]:
         for part, asked in parts:
             for question in asked:
-                slices = self.slices[question.volume]
-                yield part, question, (SLICE,) if mode == SLICE_MODE else (VOLUME,), slices
-                if mode == SLICE_MODE:
-                    continue
-                for structure in question.structures:
-                    region = slices.take(part.truth.shown[question.volume][:, structure])
-                    one = replace(question, structures=np.array([structure]))
-                    yield part, one, (REGION, LOCALISED), region
+                yield part, question, (SLICE,) if mode == SLICE_MODE else (VOLUME,)
+                if mode != SLICE_MODE:
+                    for structure in question.structures:
+                        yield part, replace(question, structures=np.array([structure])), (REGION, LOCALISED)
+
+    def _asking(self, part: Part, question: Question, ways: tuple[str, ...]) -> Slices:
+        """The slices that ask: all of the volume, or those that show the one structure."""
+        slices = self.slices[question.volume]
+        if REGION not in ways:
+            return slices
+        return slices.take(part.truth.shown[question.volume][:, int(question.structures[0])])
 
     def _ranked(
         self,
