@@ -21,7 +21,7 @@ from medret.index.exact import ExactIndex, build_exact, float32_batches
 from medret.index.hnsw import build_hnsw
 from medret.index.index_files import approximate_index
 from medret.index.lsh import build_lsh
-from medret.index.neighbours import MISSING, Searchable
+from medret.index.neighbours import MISSING, Searchable, one_thread
 from medret.index.rows import row_order, serialise_rows
 from medret.index.settings import AUTO, CODES_RECALL, EXACT, FP16, HNSW, LSH, RABITQ, IndexSettings
 from medret.storage import NAME_DIGITS, Location, WrittenFile
@@ -73,7 +73,7 @@ def build_shard(
     files: list[tuple[str, WrittenFile]] = []
     recall: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    with _one_thread():
+    with one_thread():  # with more, the order of insertion, and so the HNSW graph, differs from run to run
         with _timed(seconds, ROWS_KIND):
             same_as = first_equal(vectors)
             distinct = Distinct(same_as)
@@ -145,17 +145,6 @@ def _timed(seconds: dict[str, float], kind: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[kind] = time.perf_counter() - start
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit FAISS to one thread: with more, the order of insertion, and so the HNSW graph, differs from run to run."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 RECALL_K = 10

@@ -15,7 +15,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.neighbours import MISSING, TIE_MARGIN, Neighbours, best_first, no_neighbours, scan_parameters
+from medret.index.neighbours import (
+    MISSING,
+    TIE_MARGIN,
+    Neighbours,
+    best_first,
+    no_neighbours,
+    scan_parameters,
+    threads_for,
+)
 
 BATCH_ROWS = 16_384  # rows converted to float32 at a time while building
 SCALE = 2.0**112  # of `scaled_float32`: float32's exponent counts from 127, that of float16 from 15
@@ -108,7 +116,8 @@ class ExactIndex:
             if excluded is not None:
                 rows = np.where(np.isin(rows, excluded), MISSING, rows)
         else:
-            _, rows = self._index.search(queries, depth, params=scan_parameters(excluded, self.rows))
+            with threads_for(len(queries)):
+                _, rows = self._index.search(queries, depth, params=scan_parameters(excluded, self.rows))
         return best_first(self.scores(queries, rows), rows, k)
 
     def _on_gpu(self, queries: int, k: int) -> GpuFlat | None:

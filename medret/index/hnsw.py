@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medret.index.approximate import ApproximateIndex, Distinct, Walked
 from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import TIE_MARGIN, hnsw_parameters
+from medret.index.neighbours import TIE_MARGIN, hnsw_parameters, threads_for
 from medret.index.rotation import turned
 from medret.index.settings import FP16, RABITQ_BITS, IndexSettings
 
@@ -108,6 +108,12 @@ class HnswIndex(ApproximateIndex):
         return needed if self._graph_vectors else max(needed, self._ef_search)
 
     def _candidates(
+        self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
+    ) -> NDArray[np.int64] | None:
+        with threads_for(len(queries)):
+            return self._walk(queries, k, excluded, kept)
+
+    def _walk(
         self, queries: NDArray[np.float32], k: int, excluded: NDArray[np.int64] | None, kept: int
     ) -> NDArray[np.int64] | None:
         total, excluded_count = self._total, 0 if excluded is None else len(excluded)

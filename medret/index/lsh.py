@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medret.index.approximate import ApproximateIndex, Distinct, Walked
 from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import TIE_MARGIN
+from medret.index.neighbours import TIE_MARGIN, threads_for
 from medret.index.rotation import Rotation
 from medret.index.settings import IndexSettings
 
@@ -67,5 +67,6 @@ class LshIndex(ApproximateIndex):
             asked = share or needed + len(excluded)
         turned = queries if self._rotation is None else self._rotation.apply(queries)
         numbers: NDArray[np.int64]
-        _, numbers = self._index.search(turned, min(asked, total))
+        with threads_for(len(queries)):
+            _, numbers = self._index.search(turned, min(asked, total))
         return numbers if excluded is None else self._first_allowed(numbers, excluded, min(needed, kept))

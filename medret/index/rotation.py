@@ -13,6 +13,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.index.neighbours import threads_for
+
 
 class Rotation:
     """Turns (n, dim) vectors into (n, bits) coordinates: those of as many rotations as `bits` needs, the last cut.
@@ -28,7 +30,7 @@ class Rotation:
 
     def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """The coordinates of (n, dim) vectors."""
-        turned = [rotation.apply(np.ascontiguousarray(vectors)) for rotation in self._rotations]
+        turned = [_apply(rotation, np.ascontiguousarray(vectors)) for rotation in self._rotations]
         cut: NDArray[np.float32] = np.ascontiguousarray(np.concatenate(turned, axis=1)[:, : self._bits])
         return cut
 
@@ -44,10 +46,16 @@ def turned(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     result = np.array(vectors, np.float32)
     for seed, start in enumerate([0] if width == dim else [0, dim - width]):
         part = slice(start, start + width)
-        result[:, part] = _hadamard(width, seed).apply(np.ascontiguousarray(result[:, part]))
+        result[:, part] = _apply(_hadamard(width, seed), np.ascontiguousarray(result[:, part]))
     return result
 
 
 @cache
 def _hadamard(dim: int, seed: int) -> faiss.HadamardRotation:
     return faiss.HadamardRotation(dim, seed)
+
+
+def _apply(rotation: faiss.HadamardRotation, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    with threads_for(len(vectors)):
+        made: NDArray[np.float32] = rotation.apply(vectors)
+    return made

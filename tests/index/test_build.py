@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import faiss
@@ -32,6 +33,7 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
+from medret.index.neighbours import threads_for
 from medret.index.settings import AUTO, FP16, RABITQ
 from medret.storage import Location
 
@@ -218,6 +220,24 @@ def test_the_number_of_threads_is_restored(tmp_path: Path, synthetic_vectors: Ma
         assert faiss.omp_get_max_threads() == 3
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def test_one_vector_takes_one_thread_of_faiss_and_no_other_threads_are_told() -> None:
+    before, inside = faiss.omp_get_max_threads(), []
+    beside: list[int] = []
+    faiss.omp_set_num_threads(3)
+    try:
+        for vectors in (1, 2):
+            with threads_for(vectors):
+                inside.append(faiss.omp_get_max_threads())
+                other = Thread(target=lambda: beside.append(faiss.omp_get_max_threads()))
+                other.start()
+                other.join()
+            assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert inside == [1, 3]
+    assert beside[0] == beside[1]
 
 
 def test_inputs_are_checked(tmp_path: Path, synthetic_vectors: Make, volume_rows: Make) -> None:
