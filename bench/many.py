@@ -37,6 +37,9 @@ SIDE = 32
 PER_FOLDER = 1000
 FEW = 64  # of the run that everything but the volumes is measured with
 ASKED = 200
+EQUAL = (
+    1 - 1e-3
+)  # the cosine of vectors that float16 may not tell apart: ten such hits are as good as the volume itself
 MOST_CPU_MS, MOST_KB = 0.6, 1.5
 LOAD = "Ray Data polls as long as a run takes: with less of a machine for itself, a volume costs the driver more"
 
@@ -107,7 +110,10 @@ def wrong(store: Path, archive: Path, volumes: int) -> list[str]:
     snapshot = open_snapshot(str(store))
     for index in ("exact", "hnsw", "lsh"):
         answers = snapshot.search_many(asked, 10, index=index)
-        lost = sum(name not in {hit.volume_id for hit in hits} for name, hits in zip(asked, answers, strict=True))
+        lost = sum(
+            name not in {hit.volume_id for hit in hits} and hits[-1].score < EQUAL
+            for name, hits in zip(asked, answers, strict=True)
+        )
         if lost:
             found.append(f"{index}: {lost} of {len(asked)} volumes do not find themselves")
     verified = subprocess.run([sys.executable, "-m", "medret", "verify", str(store)], check=False, stdout=sys.stderr)
