@@ -58,6 +58,26 @@ class Archive:
     boxes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
+def embedded(stores: ModuleType, path: Path, volume_id: str, recipe: Recipe, modality: str) -> tuple[Slices, Any]:
+    """A volume whose vectors are the pixels of its slices, and its row of the ledger."""
+    data = path.read_bytes()
+    read = read_volume(data, volume_id, recipe.slices, [SIDE], modality=modality)
+    vectors, norms = unit_slices(read.pixels[SIDE].reshape(len(read.slices), -1).astype(np.float32) + 1)
+    at = [(ref.slice_index, ref.relative_position, ref.position_mm) for ref in read.slices]
+    positions, relative, mm = (np.array(column, np.float32) for column in zip(*at, strict=True))
+    planes = plane_codes([ref.plane for ref in read.slices])
+    slices = Slices(vectors, planes, positions.astype(np.int32), relative, mm, norms, volume_id=volume_id)
+    row = stores.ledger_row(
+        volume_id,
+        uri=str(path),
+        modality=modality,
+        content_sha256=content_sha256(data),
+        facts=json.dumps(read.facts.to_json()),
+        shards=[(recipe.digest, "shard-0")],
+    )
+    return slices, row
+
+
 @pytest.fixture(scope="session")
 def archive(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     folder = tmp_path_factory.mktemp("structures") / "archive"
@@ -67,36 +87,12 @@ def archive(stores: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Arc
     recipe = Recipe(RECIPE, model)
     volumes, rows, boxes = [], [], {}
     for number, path in enumerate(sorted(folder.rglob("*.nii.gz"))):
-        volume_id, data = path.relative_to(folder).as_posix(), path.read_bytes()
-        kind = KINDS[path.parent.name]
-        read = read_volume(data, volume_id, RECIPE, [SIDE], modality=kind.modality)
-        vectors, norms = unit_slices(read.pixels[SIDE].reshape(len(read.slices), -1).astype(np.float32) + 1)
-        at = [(ref.slice_index, ref.relative_position, ref.position_mm) for ref in read.slices]
-        positions, relative, mm = (np.array(column) for column in zip(*at, strict=True))
-        volumes.append(
-            Slices(
-                vectors,
-                plane_codes([ref.plane for ref in read.slices]),
-                positions.astype(np.int32),
-                relative.astype(np.float32),
-                mm.astype(np.float32),
-                norms,
-                volume_id=volume_id,
-            )
-        )
-        boxes[volume_id] = read.facts.crop_box
-        rows.append(
-            stores.ledger_row(
-                volume_id,
-                uri=str(path),
-                subject=f"{kind.name if number % 2 else 'someone'}-{number // 4}",
-                organ=kind.organ,
-                modality=kind.modality,
-                content_sha256=content_sha256(data),
-                facts=json.dumps(read.facts.to_json()),
-                shards=[(recipe.digest, "shard-0" if number < 10 else "shard-1")],
-            )
-        )
+        volume_id, kind = path.relative_to(folder).as_posix(), KINDS[path.parent.name]
+        volume, row = embedded(stores, path, volume_id, recipe, kind.modality)
+        volumes.append(volume)
+        boxes[volume_id] = json.loads(row["facts"])["crop_box"]
+        subject, shard = f"{kind.name if number % 2 else 'someone'}-{number // 4}", f"shard-{number // 10}"
+        rows.append(row | {"subject": subject, "organ": kind.organ, "shards": [(recipe.digest, shard)]})
     made = stores.make_store(
         folder.with_name("store"), tuple(volumes), recipe=recipe, ledger=rows, archive=str(folder), per_shard=10
     )
@@ -161,6 +157,25 @@ def test_a_structure_outside_the_crop_is_not_shown(tmp_path: Path) -> None:
     whole = count_voxels(stored, [(Mask("m"), mask)], None, ["axial"])
     assert [row["position"] for row in whole.table.to_pylist() if row["structure"] == "value 2"] == list(range(12))
     assert cropped.structures == whole.structures
+
+
+def test_a_volume_of_one_slice_shows_what_it_shows_in_its_own_plane(stores: ModuleType, tmp_path: Path) -> None:
+    model = replace(stores.recipe_of().model, dim=SIDE * SIDE, image_size=SIDE)
+    recipe, rng = Recipe(SliceRecipe(planes=("sagittal",)), model), np.random.default_rng(0)
+    made = []
+    for number in range(3):
+        marks = np.zeros((20, 20, 1), np.uint8)
+        marks[5:9, 5:9] = 1
+        for folder, voxels in (("archive", rng.integers(0, 900, marks.shape, np.int16)), ("masks", marks)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / folder / f"{number}.nii.gz")
+        made.append(embedded(stores, tmp_path / f"archive/{number}.nii.gz", f"{number}.nii.gz", recipe, "MRI"))
+    volumes, rows = zip(*made, strict=True)
+    archive = str(tmp_path / "archive")
+    store = stores.make_store(tmp_path / "store", volumes, recipe=recipe, ledger=list(rows), archive=archive)
+    found = medret.evaluate_masks(open_snapshot(store.uri), tmp_path / "masks", min_relevant=1)
+    assert found.structures == {"structure": {"value 1": 3}}
+    assert {row["chance"] for row in found.rows if row["metric"] == "recall@1"} == {1.0}
 
 
 # --- figures by their definitions ------------------------------------------------------------------------------------
