@@ -63,8 +63,7 @@ def build_shard(
 
     Rows are sorted by volume_id first. FAISS uses one thread, so that equal input gives equal files on one type of
     processor. use_gpu: measure recall with exact search on a GPU if there is one. Peak memory: see `building_bytes`.
-    Raises MedretError when the vectors are not finite unit vectors or the row
-    table does not match them.
+    Raises MedretError when the vectors are not finite unit vectors or the row table does not match them.
     """
     _check(vectors, rows)
     order = row_order(rows)

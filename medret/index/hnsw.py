@@ -51,8 +51,8 @@ def build_hnsw(vectors: NDArray[np.float16], settings: IndexSettings) -> Any:
 def _coded(vectors: NDArray[np.float16], settings: IndexSettings) -> Any:
     """A graph whose nodes hold codes. It is built over the codes' first bits, which costs half the time.
 
-    Walks take the same paths in it as in a graph that is built over all bits or over the vectors: recall@10 over 9,159
-    and 10,703 slice vectors of mobilenetv2_100 is 0.9997 in the first two, and 1 in the last.
+    It serves as well as a graph over all bits: recall@10 of 9,159 and of 10,703 slice vectors of mobilenetv2_100, lists
+    of 64, is 0.9997 in both, and 1 in a graph over the vectors.
     """
     dim = vectors.shape[1]
     first, index = (_faiss.IndexHNSWRaBitQ(dim, settings.hnsw_m, bits) for bits in (1, RABITQ_BITS))
