@@ -53,8 +53,8 @@ chaos: $(STAMP)  ## Kill and stop runs, and lose nodes, at many points; compare 
 	$(BIN)/python -m tests.chaos.elastic
 
 bench: $(STAMP)  ## Measure every step against its bare limit and against what else could be used (an hour)
-	@$(BIN)/python -c 'import hnswlib' 2>/dev/null || $(BIN)/python -m uv pip install --python $(BIN)/python \
-		-c constraints.txt -e ".[bench]" || echo "hnswlib cannot be built here: what is compared with it is left out"
+	@$(BIN)/python -c 'import hnswlib, daft, lancedb' 2>/dev/null || $(BIN)/python -m uv pip install --python $(BIN)/python \
+		-c constraints.txt -e ".[bench]" || echo "the extra bench cannot be installed here: what is compared with it is left out"
 	$(BIN)/python bench/run.py $(ARGS)
 
 # Runs again when the project's dependencies or their versions change. uv leaves compiling to the first import, which many

@@ -3,11 +3,12 @@
     python bench/job.py [--data FOLDER] [--volumes N] [--five N] [--json]
 
 All four do the same work: every volume's bytes to 16 slices of 224 px, efficientnet_lite0 (ImageNet weights) to a mean
-vector a volume, HNSW over the vectors. The floor is the processor time of the bare model and of inflating the bytes,
-spread over the cores. Rates are steady ones, after the first batch, with what was decoded before it added at the speed
-of all cores. What starting costs is a figure of its own, of a second run: one over a few volumes goes before it, so
-that libraries need not come from a cold disk. The plain loop and the recipe use the model as timm makes it, in float32,
-which is what their users write.
+vector per volume, HNSW over the vectors. The floor is the processor time of the bare model and of inflating the bytes,
+spread over the cores. Steady rates begin after the first batch, with what was decoded before it added at the speed of
+all cores. From the shell, whole processes are compared, with all that starting and ending costs: all volumes, and a
+few, which one process embeds that starts Ray, imports torch and timm, and loops. A run over a few volumes goes before
+all, so that libraries need not come from a cold disk. The plain loop and the recipe use the model as timm makes it, in
+float32, which is what their users write (whole.py).
 
 Five models in one run (random weights, which each actor has to draw while others work already) are compared with the
 sum of their bare times.
@@ -16,14 +17,7 @@ sum of their bare times.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import gzip
-import json
-import logging
 import multiprocessing
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Sequence
@@ -32,135 +26,38 @@ from pathlib import Path
 from typing import Any
 
 import deflate
-import nibabel as nib
 import numpy as np
+import ray
 from corpus import corpus
 from figures import Figure, Measured, main
-from nibabel.filebasedimages import ImageFileError
-from numpy.typing import NDArray
-from PIL import Image
+from whole import CORES, MODEL, SLICES, chosen, embedded, medret_job, recipe_dataset, start_ray, whole_job
 
-from medret.errors import VolumeError
 from medret.pipeline.counter import idle_share
-from medret.recipe import Precision, SliceRecipe
-from medret.volume import read_volume
+from medret.recipe import Precision
 
-MODEL = "efficientnet_lite0"
-FIVE = ("dinov1", "dinov2", "dreamsim", "swin", "resnet50")
-SIDE_PX, SLICES, FIVE_SLICES = 224, 16, 2
-CORES = len(os.sched_getaffinity(0))
+FIVE, FIVE_SLICES = ("dinov1", "dinov2", "dreamsim", "swin", "resnet50"), 2
 WAYS = frozenset({1, CORES})
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
-STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
-
-
-def usual_slices(data: bytes) -> list[NDArray[Any]]:
-    """(3, 224, 224) float32 each, as such loops are written: nibabel's float64 voxels, percentiles, Pillow."""
-    raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    image = nib.as_closest_canonical(nib.Nifti1Image.from_bytes(raw))
-    voxels = image.get_fdata()
-    low, high = np.percentile(voxels, (0.5, 99.5))
-    scaled = (np.clip((voxels - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
-    found = []
-    for place in np.linspace(0, scaled.shape[2] - 1, SLICES).round().astype(int):
-        picture = Image.fromarray(scaled[:, :, place].T[::-1]).resize((SIDE_PX, SIDE_PX)).convert("RGB")
-        found.append(((np.asarray(picture, np.float32).transpose(2, 0, 1) / 255 - MEAN) / STD).astype(np.float32))
-    return found
-
-
-def usual_model() -> Any:
-    """timm's module in float32, without what medret adds to it."""
-    from medret.models import model_spec, resolve_weights
-    from medret.models.encoder import load_model
-
-    return load_model(dataclasses.replace(model_spec(MODEL), layers=()), resolve_weights(model_spec(MODEL)))
+FEW_VOLUMES = 12
 
 
 def plain_loop(paths: list[Path]) -> float:
     """nibabel, Pillow, timm and FAISS in one loop; steady slices per second."""
-    import faiss
-    import torch
-
-    torch.set_num_threads(CORES)
-    model, vectors, first = usual_model(), [], 0.0
-    for path in paths:
-        batch = torch.from_numpy(np.stack(usual_slices(path.read_bytes())))
-        with torch.inference_mode():
-            vectors.append(model(batch).mean(0).numpy())
-        first = first or time.perf_counter()
-    rate = SLICES * (len(paths) - 1) / (time.perf_counter() - first)
-    index = faiss.IndexHNSWFlat(len(vectors[0]), 32, faiss.METRIC_INNER_PRODUCT)
-    index.add(np.stack(vectors))
-    return rate
-
-
-class Recipe:
-    """The model of the recipe: a class for map_batches, as the documentation of Ray Data has it."""
-
-    def __init__(self) -> None:
-        self._model = usual_model()
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """(16, 3, 224, 224) float32 to vectors."""
-        import torch
-
-        with torch.inference_mode():
-            vectors = self._model(torch.from_numpy(batch["image"])).numpy()
-        ended = np.full(len(vectors), time.time())
-        return {"vector": vectors, "ended": ended} | {name: batch[name] for name in ("path", "decoded", "decode_s")}
-
-
-def recipe_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recipe's preprocessing: one file to its slices."""
-    began = time.process_time()
-    images = usual_slices(row["bytes"])
-    spent = (time.process_time() - began) / len(images)
-    return [{"path": row["path"], "image": image, "decoded": time.time(), "decode_s": spent} for image in images]
+    first = count = 0.0
+    for _ in embedded(paths):
+        first, count = first or time.perf_counter(), count + 1
+    return SLICES * (count - 1) / (time.perf_counter() - first)
 
 
 def ray_recipe(paths: list[Path]) -> float:
     """Ray Data as its page on batch inference has it; steady slices per second."""
-    import faiss
-    import ray
-
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    start_ray()
     try:
-        files = ray.data.read_binary_files([str(path) for path in paths], include_paths=True)
-        embedded = files.flat_map(recipe_rows).map_batches(
-            Recipe, batch_size=16, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=1)
-        )
-        rows = embedded.to_pandas()
+        rows = recipe_dataset(paths).to_pandas()
     finally:
         ray.shutdown()
     ended = np.sort(rows["ended"].to_numpy())
     ahead_s = rows.loc[rows["decoded"] < ended[0], "decode_s"].sum()
-    vectors = rows.groupby("path")["vector"].apply(lambda column: np.mean(np.stack(list(column)), axis=0))
-    index = faiss.IndexHNSWFlat(len(vectors.iloc[0]), 32, faiss.METRIC_INNER_PRODUCT)
-    index.add(np.stack(list(vectors)).astype(np.float32))
     return float(np.sum(ended > ended[0]) / (ended[-1] - ended[0] + ahead_s / CORES))
-
-
-def medret_job(folder: Path, models: Sequence[str], slices: int) -> dict[str, Any]:
-    """`medret index` into a new store, as a user runs it; its run report, with `seconds` of the process."""
-    with tempfile.TemporaryDirectory() as scratch:
-        options = [part for model in models for part in ("--model", model)]
-        if len(models) > 1:
-            options += [part for model in models for part in ("--weights", f"{model}=random")]
-            options += ["--min-recall", "0"]  # random networks hardly tell slices apart: LSH finds few of them
-        command = [sys.executable, "-m", "medret", "index", str(folder), f"{scratch}/store", *options]
-        command += ["--slices", f"uniform:{slices}", "--max-quarantined", "1", "--quiet"]
-        started = time.time()
-        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
-        if done.returncode not in (0, 4):
-            raise SystemExit(f"medret index failed: exit code {done.returncode}")
-        seconds = time.time() - started
-        [path] = Path(scratch, "store", "runs").glob("*.json")
-        report: dict[str, Any] = json.loads(path.read_text())
-        return report | {"seconds": seconds}
 
 
 def steady(report: dict[str, Any], model: str) -> float:
@@ -232,26 +129,6 @@ def inflating_s(paths: Sequence[Path]) -> float:
     return time.process_time() - began
 
 
-def chosen(folder: Path, most: int, into: Path) -> list[Path]:
-    """At most so many usable volumes, evenly taken from all, linked into a folder of their own."""
-    into.mkdir()
-    usable = [path for path in sorted(folder.rglob("*.nii*")) if _is_usable(path)]
-    step = max(1.0, len(usable) / most)
-    for number in range(min(most, len(usable))):
-        path = usable[int(number * step)]
-        (into / f"{number:04d}_{path.name}").symlink_to(path.resolve())
-    return sorted(into.iterdir())
-
-
-def _is_usable(path: Path) -> bool:
-    """What the plain loop can read too: 3D, with at least as many slices as are wanted."""
-    try:
-        read_volume(path.read_bytes(), path.name, SliceRecipe(slices=f"uniform:{SLICES}"), [SIDE_PX])
-        return len(nib.Nifti1Image.from_filename(path).shape) == 3
-    except (VolumeError, ImageFileError):
-        return False
-
-
 def five_models(folder: Path) -> tuple[float, dict[str, Any]]:
     """Time from the first model's first batch to the last model's last, to the sum of the five bare times."""
     report = medret_job(folder, FIVE, FIVE_SLICES)
@@ -262,6 +139,25 @@ def five_models(folder: Path) -> tuple[float, dict[str, Any]]:
     return passed / bare_s, {"seconds": passed, "bare_slices_per_second": rates, "slices": spans[0]["slices"]}
 
 
+def from_the_shell(archive: Path, few: Path, *, tiny: bool) -> dict[str, float]:
+    """Seconds of whole processes: the loop and the recipe over the archive, and medret and the least over a few."""
+    chosen(archive, 2 if tiny else FEW_VOLUMES, few)
+    least = whole_job("once", few)[0]
+    seconds = {"few, once": least, "few, medret": medret_job(few, [MODEL], SLICES)["seconds"]}
+    return seconds | {job: whole_job(job, archive)[0] for job in ("loop", "Ray Data")}
+
+
+def shell_figures(seconds: dict[str, float], job: float) -> list[Figure]:
+    """Whole processes, with what starting and ending cost. job: seconds of medret over all volumes."""
+    least, start = "starting Ray, importing torch and timm and looping, in one process", "what starting costs"
+    few = seconds["few, medret"] / seconds["few, once"]
+    return [
+        Figure("a few volumes from the shell: time", few, 1.6, least, False, why=start),
+        Figure("job from the shell: times as fast", seconds["loop"] / job, 3.5, "the plain loop's process", why=start),
+        Figure("job from the shell: times as fast", seconds["Ray Data"] / job, 6, "the recipe's process", why=start),
+    ]
+
+
 def measured(arguments: argparse.Namespace) -> Measured:
     """Everything in turn, over the same volumes."""
     with corpus(arguments.data, tiny=arguments.tiny) as (folder, name), tempfile.TemporaryDirectory() as scratch:
@@ -270,6 +166,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
         if not arguments.tiny:
             chosen(folder, 4, Path(scratch) / "before")
             medret_job(Path(scratch) / "before", [MODEL], SLICES)
+        shell = from_the_shell(linked, Path(scratch) / "few volumes", tiny=arguments.tiny)
         report = medret_job(linked, [MODEL], SLICES)
         span, precision = report["timeline"]["stages"][f"embed {MODEL}"], _precision(report, MODEL)
         sizes, most, ways = ((8,), 16, {1}) if arguments.tiny else ((8, 16, 32), 256, WAYS)
@@ -277,10 +174,12 @@ def measured(arguments: argparse.Namespace) -> Measured:
         slices = span["slices"]
         model_s, inflate_s = slices / bare, inflating_s(paths) / CORES
         floor, job = slices / (model_s + inflate_s), steady(report, MODEL)
-        idle = idle_share(report["timeline"], f"embed {MODEL}", report["pools"][0]["sizes"][0])
+        pools = report["pools"][0]
+        idle = idle_share(report["timeline"], f"embed {MODEL}", pools["sizes"][0] * pools["at_once"][0])
         plain, recipe = plain_loop(paths), ray_recipe(paths)
         bound = f"the floor itself is {floor / plain:.1f} times the loop and {floor / recipe:.1f} times the recipe here"
         figures = [
+            *shell_figures(shell, report["seconds"]),
             Figure(
                 "job, steady: time to its floor",
                 floor / job,
@@ -302,6 +201,8 @@ def measured(arguments: argparse.Namespace) -> Measured:
             "inflating_s": inflate_s,
             "job_slices_per_second": job,
             "seconds": report["seconds"],
+            "seconds_from_the_shell": shell,
+            "waits_s": report["waits_s"],
             "phases_s": report["phases_s"],
             "timeline": report["timeline"],
         }

@@ -18,7 +18,7 @@ from typing import Any
 
 from figures import RESULTS, Figure, chip, print_table
 
-SCRIPTS = ("decode", "embed", "job", "index", "codes", "search", "filter", "serve", "startup", "scale")
+SCRIPTS = ("decode", "embed", "job", "peers", "index", "codes", "search", "filter", "serve", "startup", "scale")
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ BUSY_SHARE = 0.9  # of a core's time; a model that needs more gets a further act
 CALLS_PER_ACTOR = 16  # an actor with fewer calls would hardly repay the time that its node and its model take to come
 READS_PER_GPU = 32  # cores that decode what one GPU embeds; docs/scale.md has the arithmetic
 READING_SHARE = 0.25  # of the CPUs, at least
-AT_ONCE = 4  # most calls that an actor embeds side by side: their threads take turns at holding Python's lock
+AT_ONCE = 4  # most calls that an actor embeds side by side, in threads that share Python's lock (decision 27)
 UNLIMITED = 10**6  # actors: the work and the cluster are the limits
 
 

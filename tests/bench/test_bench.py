@@ -15,7 +15,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 HELPERS = {
     "run", "figures", "corpus", "listing", "synthetic", "bare", "dreamsim_package", "retrieval", "large_store",
-    "http_load", "totalsegmentator", "mirb3d",
+    "http_load", "totalsegmentator", "mirb3d", "whole",
 }  # fmt: skip
 SLOWEST = "job"  # begins first, so that the others run beside it
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem not in HELPERS)
