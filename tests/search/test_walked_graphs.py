@@ -49,7 +49,12 @@ def test_walks_find_what_a_scan_finds(snapshot: Snapshot, gone: int, monkeypatch
     assert dead.isdisjoint(name for rows in walked.rows for name in shard.table.volume_ids(rows))
     scans: list[int] = []
     scan = ExactIndex.search
-    monkeypatch.setattr(ExactIndex, "search", lambda self, *rest: scans.append(len(rest[0])) or scan(self, *rest))
+
+    def counted(self: ExactIndex, queries: Any, *rest: Any) -> Any:
+        scans.append(len(queries))
+        return scan(self, queries, *rest)
+
+    monkeypatch.setattr(ExactIndex, "search", counted)
     for options in OPTIONS:
         for query in (ids[0], ids[100], ids[333]):
             scans.clear()
