@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ LOST, VECTORS, DUPLICATES, CANARIES = "lost", "vectors", "duplicates", "canaries
 # If one of these fails, the vectors themselves are in doubt, and the next run must not use them.
 OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 
-NO_KEYS = pa.table({"volume_id": pa.array([], pa.string()), "key": pa.array([], pa.binary(16))})
+NO_KEYS = pa.table({"volume_id": pa.array([], pa.string()), "key": pa.array([], pa.uint64())})
 
 
 @dataclass(frozen=True)
@@ -137,20 +137,22 @@ def vector_gate(facts: Iterable[VectorFacts]) -> Gate:
     return Gate(VECTORS, bad == 0, f"{bad} that are zero, not finite or not of length 1", "none")
 
 
-def duplicate_gate(facts: Sequence[VectorFacts], content: pa.Table, limits: GateLimits) -> Gate:
+def duplicate_gate(facts: Sequence[VectorFacts], content: Callable[[], pa.Table], limits: GateLimits) -> Gate:
     """Check that different contents mostly have different vectors: a broken model gives one vector for all.
 
-    content: `volume_id`, `content_sha256`. Fewer than DUPLICATES_FROM contents pass: one image may be stored in several
-    ways.
+    content: reads `volume_id`, `content_sha256`; asked only if two vectors are equal. Fewer than DUPLICATES_FROM
+    contents pass: one image may be stored in several ways.
     """
-    keys = pa.concat_tables([NO_KEYS, *(one.keys for one in facts)])
-    at = pc.index_in(keys["volume_id"], value_set=content["volume_id"]).to_numpy()
-    vectors, contents = numbered(keys["key"]), numbered(content["content_sha256"])[at]
-    total, base = len(np.unique(contents)), int(contents.max(initial=0)) + 1
-    pairs = np.unique(vectors * base + contents)  # numbers: groups of texts took more memory than all else
-    largest = int(np.bincount(pairs // base).max(initial=0))
+    keys, limit = pa.concat_tables([NO_KEYS, *(one.keys for one in facts)]), f"at most {limits.max_duplicates:.0%}"
+    _, vectors, times = np.unique(keys["key"].to_numpy(), return_inverse=True, return_counts=True)
+    if times.max(initial=1) == 1:
+        return Gate(DUPLICATES, True, "none", limit)
+    known = content()
+    at = pc.index_in(keys["volume_id"], value_set=known["volume_id"]).to_numpy()
+    contents = numbered(known["content_sha256"])[at]
+    total, base = len(np.unique(contents)), int(contents.max()) + 1
+    largest = int(np.bincount(np.unique(vectors * base + contents) // base).max())
     found = f"{largest} of {total} new contents share one vector"
-    limit = f"at most {limits.max_duplicates:.0%}"
     passed = largest <= limits.max_duplicates * total or total < DUPLICATES_FROM
     return Gate(DUPLICATES, passed, found if largest > 1 else "none", limit)
 

@@ -114,8 +114,9 @@ def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]
         vectors = read_vectors(table)
         lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
         recipe = file.folder.encode()
-        digests = [hashlib.blake2b(recipe + vector.tobytes(), digest_size=16).digest() for vector in vectors]
-        keys = pa.table([table["volume_id"], pa.array(digests, pa.binary(16))], schema=gates.NO_KEYS.schema)
+        digests = [hashlib.blake2b(recipe + vector.tobytes(), digest_size=8).digest() for vector in vectors]
+        numbers = pa.array(np.frombuffer(b"".join(digests), np.uint64))
+        keys = pa.table([table["volume_id"], numbers], schema=gates.NO_KEYS.schema)
         facts.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
     return facts
 
@@ -149,7 +150,7 @@ def all_gates(
         gates.lost_gate(lost(log, plan, quarantine), limits),
         gates.quarantine_gate(counts, masks, limits),
         gates.vector_gate(facts),
-        gates.duplicate_gate(facts, content_by_id(ledger, facts), limits),
+        gates.duplicate_gate(facts, lambda: content_by_id(ledger, facts), limits),
         gates.canary_gate(canary_cosines(store, made.canaries, plan, pool), limits),
         gates.findable_gate(findable_rows(store, indices, ledger)),
         gates.recall_gate(indices.entries, limits),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +43,14 @@ def test_segmentations_are_no_refused_images() -> None:
 
 def facts(keys: Mapping[str, bytes], bad: int = 0) -> list[VectorFacts]:
     """The facts of vectors with these digests, by volume_id, in two files."""
-    digests = [key.ljust(16) for key in keys.values()]
-    rows = pa.table([pa.array([*keys], pa.string()), pa.array(digests, pa.binary(16))], schema=NO_KEYS.schema)
+    numbers = [int.from_bytes(key, "big") for key in keys.values()]
+    rows = pa.table([pa.array([*keys], pa.string()), pa.array(numbers, pa.uint64())], schema=NO_KEYS.schema)
     return [VectorFacts(rows.slice(0, 7), bad), VectorFacts(rows.slice(7), 0)]
 
 
-def contents(of: Mapping[str, str]) -> pa.Table:
-    """Volumes and their contents."""
-    return pa.table({"volume_id": [*of], "content_sha256": [*of.values()]})
+def contents(of: Mapping[str, str]) -> Callable[[], pa.Table]:
+    """Reads volumes and their contents."""
+    return lambda: pa.table({"volume_id": [*of], "content_sha256": [*of.values()]})
 
 
 def test_one_vector_for_everything_is_refused() -> None:
