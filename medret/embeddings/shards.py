@@ -6,6 +6,7 @@ stored values, so anyone can derive the same volume vectors from a slices file.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     Vectors and pictures are neither compressed nor dictionary-encoded, which would save almost nothing and slow down
     reading.
     """
-    buffer = pa.BufferOutputStream()
+    buffer = io.BytesIO()  # hands its bytes out without a copy
     plain = PLAIN.keys() & {*table.schema.names}
     encoded = [name for name in table.schema.names if name not in plain]
     rows = PREVIEW_ROWS if "image" in plain else ROW_GROUP_ROWS
@@ -119,8 +120,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     ) as writer:
         for at in range(0, max(1, table.num_rows), rows):  # a large table is not copied as a whole
             writer.write_table(table.slice(at, rows).combine_chunks(), rows)
-    data: bytes = buffer.getvalue().to_pybytes()
-    return data
+    return buffer.getvalue()
 
 
 def read_vectors(table: pa.Table) -> NDArray[np.float16]:

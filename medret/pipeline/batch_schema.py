@@ -45,7 +45,7 @@ CANARIES = pa.schema(
 )
 
 STOPPED = "stopped"
-GATHERED_ROWS = 8192
+GATHERED_ROWS = 4096
 
 SLICED = [
     pa.field("content_sha256", pa.string()),
