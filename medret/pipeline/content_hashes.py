@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +25,7 @@ from medret.volume import VolumeSource
 SAMPLE_BYTES = 64 * 1024  # from the middle of an object: enough to distinguish different volumes of equal size
 SAMPLERS = 16
 OBJECTS_PER_TASK, SAMPLES_PER_TASK = 16, 256
+OBJECTS_AT_ONCE = 16_384  # in tasks that have not ended: the driver holds what they were told
 
 Options = Mapping[str, Mapping[str, Any]] | None
 Samples = Callable[[Iterable[ArchiveObject]], pa.ChunkedArray]  # binary: digests of middle bytes; null: unreadable
@@ -73,9 +75,13 @@ def _in_tasks(
 ) -> list[Result]:
     """What the work finds in each group of so many objects, in their order."""
     task, options, rest = ray.remote(num_cpus=1)(work), given_options(), iter(items)
-    refs = [task.remote(group, options) for group in iter(lambda: list(islice(rest, size)), [])]
-    found: list[Result] = ray.get(refs)
-    return found
+    waiting: deque[Any] = deque()
+    found: list[Result] = []
+    for group in iter(lambda: list(islice(rest, size)), []):
+        if len(waiting) * size >= OBJECTS_AT_ONCE:
+            found.append(ray.get(waiting.popleft()))
+        waiting.append(task.remote(group, options))
+    return found + ray.get([*waiting])
 
 
 def sample_all(items: Iterable[ArchiveObject], options: Options = None) -> pa.ChunkedArray:
