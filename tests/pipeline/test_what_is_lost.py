@@ -300,7 +300,7 @@ def test_a_published_volume_that_cannot_be_read_keeps_its_vectors(
         path.rename(away)
 
     with monkeypatch.context() as patch:
-        index_with(patch, "_compare_contents", vanish)
+        index_with(patch, "compare_contents", vanish)
         code, found = run("index")
     assert (code, found["counts"]["stale"], found["counts"]["unchanged"], found["quarantine"]) == (0, 1, 20, [])
     assert [(row["volume_id"], row["code"]) for row in found["stale"]] == [("v03.nii.gz", "unreadable")]
