@@ -95,3 +95,19 @@ def test_groups_are_those_of_equal_rows() -> None:
         pairs = list(zip(sizes.tolist(), texts.to_pylist(), strict=True))
         assert size.tolist() == [pairs.count(pair) for pair in pairs]
         assert len(set(zip(group.tolist(), pairs, strict=True))) == len(set(pairs)) == len(set(group.tolist()))
+
+
+def test_numbers_of_many_chunks_take_little_more_than_the_values() -> None:
+    texts = [f"{number % 9000:040d}" if number % 7 else None for number in range(10_000)]
+    column = pa.chunked_array([texts[at : at + 20] for at in range(0, len(texts), 20)])
+    pool = pa.proxy_memory_pool(pa.system_memory_pool())
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        found = numbered(column)
+    finally:
+        pa.set_memory_pool(usual)
+    places = dict(zip(texts, found.tolist(), strict=True))
+    assert found.tolist() == [places[text] for text in texts]
+    assert len(set(places.values())) == len(places)
+    assert pool.max_memory() < 8 * column.nbytes
