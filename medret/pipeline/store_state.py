@@ -205,10 +205,9 @@ def rows_of(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
 
 def numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Equal values, and nulls, as equal numbers from 0 on."""
-    few = pa.table([column], ["values"]).combine_chunks()[
-        "values"
-    ]  # each chunk would get a dictionary of all before it
-    codes = few.dictionary_encode().unify_dictionaries().combine_chunks()
+    # Joined first: the dictionary of each chunk holds those of all before it.
+    joined = pa.table([column], ["values"]).combine_chunks()["values"]
+    codes = joined.dictionary_encode().unify_dictionaries().combine_chunks()
     numbers: NDArray[np.int64] = codes.indices.fill_null(len(codes.dictionary)).to_numpy().astype(np.int64)
     return numbers
 
