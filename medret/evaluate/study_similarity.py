@@ -125,10 +125,7 @@ def study_ensemble(
             name = f"{first} {weight:g} + {second} {1 - weight:g}"
             variants[name] = _concatenated(alone[first], alone[second], weight)
         variants[f"{first} rrf {second}"] = _fused(alone[first], alone[second])
-    rows = []
-    for number, (name, similarity) in enumerate(variants.items(), start=1):
-        report(f"{number}/{len(variants)} {name}")
-        rows += scorer.score(name, [similarity])
+    rows = _scored(scorer, variants, report)
     notes = [
         "A + B: cosine of the weighted, concatenated vectors",
         "rrf: reciprocal-rank fusion, the ranks counted among all other volumes",
@@ -169,10 +166,7 @@ def study_position(
         for weight in PENALTIES:
             variants[f"late, {name} {weight:g}"] = late_with_position(vectors, planes, starts, places, weight)
         variants[f"{name} alone"] = late_with_position(np.zeros_like(vectors[:, :1]), planes, starts, places, 1.0)
-    rows = []
-    for number, (name, similarity) in enumerate(variants.items(), start=1):
-        report(f"{number}/{len(variants)} {name}")
-        rows += scorer.score(name, [similarity])
+    rows = _scored(scorer, variants, report)
     notes = [
         "relative W: each match costs W times the difference of the relative positions, 0 to 1",
         "height W: each match costs W per 100 mm between the slices' heights over the middle of their volumes",
@@ -185,6 +179,15 @@ def study_position(
         for heading, by_variant in _recalls(rows)
     ]
     return Study("position", snapshot.uri, snapshot.id, rows, plots, notes)
+
+
+def _scored(scorer: SimilarityScorer, variants: Mapping[str, Similarity], report: Report) -> list[Row]:
+    """The figures of each variant, in order."""
+    rows = []
+    for number, (name, similarity) in enumerate(variants.items(), start=1):
+        report(f"{number}/{len(variants)} {name}")
+        rows += scorer.score(name, [similarity])
+    return rows
 
 
 def _known(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
