@@ -57,23 +57,28 @@ class ReadStage:
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=given_options, repr=False)
 
     def run(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield one single-row table per volume, so that a large one moves on early. table: SOURCE columns."""
+        """Yield one single-row table per volume, so that a large one moves on early. table: SOURCE columns.
+
+        Once the run is stopping, yields the rows that are left as one table, unread.
+        """
         add_options(self.storage_options)
         tally = Tally(self.counter, "read")
         fields = [*SOURCE, *SLICED, *(pa.field(pixels_column(each), pa.large_binary()) for each in self.images)]
         schema = pa.schema(fields)
-        started = time.monotonic()
-        for row, content in surviving(table.to_pylist(), lambda rows: _with_contents(rows, self.limits), tally):
-            if tally.is_stopping():
-                stopped = {name: [None] for name in schema.names} | {name: [row[name]] for name in SOURCE.names}
-                yield pa.table(stopped | {"code": [STOPPED]}, schema=schema)
-                continue
+        started, done = time.monotonic(), 0
+        stopping = tally.is_stopping()
+        found = surviving(table.to_pylist(), lambda rows: _with_contents(rows, self.limits), tally)
+        while not stopping and (each := next(found, None)):
+            row, content = each
             with ended_if_hung():
                 columns, n = self._read(row, content)
             size = 0 if isinstance(content, VolumeError) else size_of(content)
             tally.add(1, n, size, time.monotonic() - started)
             yield pa.table({**{name: [row[name]] for name in SOURCE.names}, **columns}, schema=schema)
-            started = time.monotonic()
+            started, done = time.monotonic(), done + 1
+            stopping = tally.is_stopping()
+        if done < table.num_rows:
+            yield _stopped(table.slice(done), schema)
         tally.report()
 
     def _read(self, row: dict[str, Any], content: Content) -> tuple[dict[str, Any], int]:
@@ -108,6 +113,13 @@ class ReadStage:
         """The cell of a volume's previews: they are made here, where its pixels are, and not decoded again for them."""
         made = make_previews(volume.slices, volume.pixels[self.preview_side], self.previews)
         return [{"plane": each.plane, "position": each.slice_index, "image": each.image} for each in made]
+
+
+def _stopped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows that a run that is stopping does not read, without their objects being opened. rows: SOURCE."""
+    columns = {name: pa.nulls(rows.num_rows, schema.field(name).type) for name in schema.names}
+    codes = pa.repeat(pa.scalar(STOPPED), rows.num_rows)
+    return pa.table(columns | {name: rows[name] for name in SOURCE.names} | {"code": codes}, schema=schema)
 
 
 def _found(volume: SlicedVolume, hidden: frozenset[str]) -> list[tuple[str, str]]:

@@ -232,6 +232,26 @@ def test_storage_options_travel_with_the_stages(
     filesystems._s3_session.cache_clear()
 
 
+@pytest.mark.parametrize("read_before", [0, 1, 3])
+def test_a_run_that_stops_opens_nothing_more(read_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.nii", "b.nii", "c.nii"):
+        (tmp_path / name).write_bytes(b"no volume")
+    source = pa.concat_tables(_source(item) for item in list_archive(str(tmp_path)).items())
+    opened: list[str] = []
+
+    def steady(row: dict[str, Any], _: Limits) -> Content:
+        opened.append(row["volume_id"])
+        return b"no volume"
+
+    monkeypatch.setattr(read_stage, "_steady", steady)
+    monkeypatch.setattr(read_stage, "Tally", lambda *_: Mock(is_stopping=lambda: len(opened) >= read_before))
+    monkeypatch.setattr(read_stage, "surviving", lambda rows, contents, _: contents(rows))
+    rows = pa.concat_tables(ReadStage(SliceRecipe(), (32,), Limits(), None).run(source))
+    assert opened == ["a.nii", "b.nii", "c.nii"][:read_before]
+    assert rows["volume_id"].to_pylist() == ["a.nii", "b.nii", "c.nii"]
+    assert rows["code"].to_pylist() == ["not_nifti"] * read_before + ["stopped"] * (3 - read_before)
+
+
 def _source(item: ArchiveObject) -> pa.Table:
     row = asdict(item)
     return pa.Table.from_pylist([{name: row.get(name) for name in SOURCE.names}], schema=SOURCE)
