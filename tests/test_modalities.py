@@ -7,7 +7,7 @@ import pytest
 
 from medret.archive.msd import msd_task
 from medret.modalities import modality_label, modality_of
-from medret.volume.modality import modality_of as of_volume
+from medret.volume.intensity import modality_of as of_volume
 
 CT = """CT, HRCT, CT SCAN, CTPA, CCTA, CTA, CBCT, X-ray CT, LDCT, ct angiography, Computed Tomography, CT;PET, PET/CT,
     PET-CT, computerised axial tomography, low-dose CT, CT_thorax, Cone-beam CT, 4D-CT, TDM"""

@@ -30,12 +30,10 @@ from medret.search import Snapshot
 from medret.storage import reaching, read_uri, redacted
 from medret.storage.objects import write_atomically
 from medret.volume import Content, Limits, content_sha256
-from medret.volume.foreground import Box, whole
-from medret.volume.open import open_volume
+from medret.volume.open import fetch_volume, open_volume
 from medret.volume.orientation import geometry_of
-from medret.volume.region import grids_differ
-from medret.volume.slicing import AXIS
-from medret.volume.source import fetch_volume
+from medret.volume.sample import Box, whole
+from medret.volume.slicing import AXIS, grids_differ
 from medret.volume.stored import Scaling, StoredVolume
 
 Report = Callable[[str], None]

@@ -27,7 +27,7 @@ from medret.search.query_files import File
 
 if TYPE_CHECKING:
     from medret.volume import Content, Limits
-    from medret.volume.region import Region
+    from medret.volume.slicing import Region
 
 Volume = tuple[str, int]  # a volume_id and the number of its store, 0 in a search of one store
 
@@ -190,7 +190,7 @@ class SliceRange:
 
     def region(self) -> Region:
         """The same as bounds of a volume."""
-        from medret.volume.region import Region
+        from medret.volume.slicing import Region
 
         x, y, z = ((self.first, self.last) if plane == self.plane else None for plane in AXES)
         return Region((x, y, z), self.mm)
@@ -213,7 +213,7 @@ def parse_range(text: str, plane: str) -> SliceRange:
 
 def parse_box(text: str) -> Region:
     """`x0:x1,y0:y1,z0:z1`; raises UsageError."""
-    from medret.volume.region import Region
+    from medret.volume.slicing import Region
 
     matches = [_VOXELS.fullmatch(part.strip()) for part in text.split(",")]
     bounds = [(float(match[1]), float(match[2])) for match in matches if match]

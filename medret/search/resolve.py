@@ -53,7 +53,7 @@ from medret.storage import normalise_uri
 
 if TYPE_CHECKING:
     from medret.volume import Content, Limits, SlicedVolume
-    from medret.volume.region import Region
+    from medret.volume.slicing import Region
 
 
 class Resolver:
@@ -224,7 +224,7 @@ def _region(
 ) -> Region | None:
     """mask: what was read of it already."""
     if options.mask:
-        from medret.volume.region import mask_region
+        from medret.volume.slicing import mask_region
 
         return mask_region(read_query(normalise_uri(options.mask)) if mask is None else mask, data, limits)
     return slice_range.region() if slice_range else None

@@ -44,7 +44,7 @@ def slices_of(snapshots: Snapshots, query: FileContent, options: SearchOptions) 
 
     Of more than 128, that many are drawn, evenly spread. Raises UsageError, VolumeError.
     """
-    from medret.volume.region import mask_region
+    from medret.volume.slicing import mask_region
 
     entry = snapshots.corpus.recipe(weighted_names("model", options.model)[0][0])
     recipe = entry.load().slices

@@ -25,7 +25,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.serve.refusals import Refused
 from medret.visible import visible
 from medret.volume import Content, Part
-from medret.volume.bundles import is_zip
+from medret.volume.open import is_zip
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

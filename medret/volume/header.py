@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume.limits import Limits, check_sides
-from medret.volume.signatures import describe
+from medret.volume.content import Limits, check_sides, describe
 from medret.volume.stored import Scaling
 
 # Field -> (struct format, offset). sizeof_hdr, the first field, tells the two versions apart.

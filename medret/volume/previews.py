@@ -1,4 +1,4 @@
-"""Previews of a volume: which of its slices are shown, small pictures of them, and the check of such a picture."""
+"""Pictures of slices for people: the previews of a volume, and any slice or a box of it in its own proportions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medret.recipe import PLANES
-from medret.volume.slicing import SliceRef
+from medret.errors import UsageError
+from medret.recipe import PLANES, SliceRecipe
+from medret.volume.content import Content, Limits
+from medret.volume.intensity import Window, to_grey
+from medret.volume.read import ExaminedVolume, examine, within_memory
+from medret.volume.sample import Box, whole
+from medret.volume.slicing import AXIS, SliceRef, extract, fitted_size, in_plane_axes
 
 MIDDLE_SLICES = 5  # per volume, on pages and as previews unless a run says otherwise
 PREVIEWS_MAX = 50  # per volume
@@ -24,6 +29,7 @@ BYTES_MAX = 2 * PREVIEW_SIZE**2  # of one picture: twice its pixels
 
 # How far apart the slices are, as a share of those of their plane: around the middle, where the organs are.
 STEP_OF_ONLY_PLANE, STEP_OF_FIRST_PLANE = 0.1, 0.15
+WHOLE, BODY = "none", "foreground"  # crops, as SliceRecipe.crop has them
 
 
 @dataclass(frozen=True)
@@ -92,3 +98,58 @@ def check_preview(preview: Preview) -> None:
             image.load()
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} is not a {FORMAT} that can be shown: {error}") from error
+
+
+@dataclass(frozen=True)
+class VolumeView:
+    """A volume that is looked at slice by slice. Several threads may draw at the same time."""
+
+    examined: ExaminedVolume
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Sides in voxels, RAS+ order."""
+        x, y, z = (self.examined.voxels.shape[axis] for axis in self.examined.geometry.axes)
+        return x, y, z
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the decoded voxels take."""
+        return self.examined.voxels.nbytes
+
+    def box(self, crop: str) -> Box:
+        """The part that a crop shows: `none` the whole field of view, `foreground` the body. Raises UsageError."""
+        if crop not in (WHOLE, BODY):
+            raise UsageError(f"crop is {crop!r}, expected {WHOLE} or {BODY}")
+        return self.examined.body if crop == BODY else whole(self.shape)
+
+    @within_memory()
+    def draw(
+        self, plane: str, slice_index: int, *, image_size: int, window: Window | None = None, crop: str = WHOLE
+    ) -> NDArray[np.uint8]:
+        """One slice as grey values (rows, columns), its longer side of `image_size` pixels, oriented as on the screen.
+
+        slice_index: along the plane's axis, RAS+ order. window: None for the one that the recipe gives. With crop
+        `none` the picture covers the slice exactly: column 0 is the edge at the patient's right (axial, coronal) or
+        front (sagittal), row 0 that at the front (axial) or top. Raises UsageError if there is no such slice.
+        """
+        if plane not in AXIS:
+            raise UsageError(f"plane is {plane!r}, expected one of {', '.join(AXIS)}")
+        count = self.shape[AXIS[plane]]
+        if not 0 <= slice_index < count:
+            raise UsageError(f"there is no {plane} slice {slice_index}: the volume has {count}, from 0 to {count - 1}")
+        seen, index = self.examined, np.array([slice_index], np.int64)
+        (values,) = extract(seen.voxels, seen.geometry, self.box(crop), plane, index)
+        grey = to_grey(values, seen.stored.scaling, window or seen.window, all_finite=not seen.non_finite)
+        rows, columns = grey.shape
+        across, down = (seen.geometry.spacing_mm[axis] for axis in in_plane_axes(plane))
+        size = fitted_size(columns * across, rows * down, image_size)
+        return np.asarray(Image.fromarray(np.ascontiguousarray(grey)).resize(size, Image.Resampling.BILINEAR))
+
+
+@within_memory()
+def view_volume(
+    content: Content, recipe: SliceRecipe, *, modality: str | None = None, limits: Limits | None = None
+) -> VolumeView:
+    """Decode a volume to look at it; arguments and errors as for `read_volume`."""
+    return VolumeView(examine(content, recipe, modality=modality, limits=limits or Limits()))

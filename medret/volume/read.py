@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,15 +12,33 @@ from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
 from medret.recipe import Images, SliceRecipe, stack_dtype, stack_shape
-from medret.volume.content import Content
+from medret.volume.content import Content, Limits
 from medret.volume.drawing import Shown, draw_slices
-from medret.volume.examine import examine, within_memory
-from medret.volume.foreground import Box, whole
-from medret.volume.limits import Limits
-from medret.volume.orientation import AffineSource
-from medret.volume.region import Region
+from medret.volume.intensity import (
+    Modality,
+    Window,
+    check_percentiles,
+    ct_window,
+    extremes_window,
+    modality_of,
+    percentile_window,
+)
+from medret.volume.open import open_volume
+from medret.volume.orientation import AffineSource, Geometry, geometry_of
+from medret.volume.sample import (
+    Box,
+    Sample,
+    check_not_constant,
+    check_not_mask,
+    count_non_finite,
+    foreground_box,
+    take_sample,
+    threshold,
+    whole,
+)
 from medret.volume.slicing import (
     AXIS,
+    Region,
     SliceRef,
     extract,
     in_plane_axes,
@@ -27,7 +46,7 @@ from medret.volume.slicing import (
     planes_of,
     slice_refs,
 )
-from medret.volume.stored import SeriesFacts
+from medret.volume.stored import SeriesFacts, StoredVolume
 
 _LIMITS = Limits()
 
@@ -96,16 +115,13 @@ class SlicedVolume:
     labels: Mapping[str, str]
 
 
-def planned_slices(
-    recipe: SliceRecipe, volume_id: str, box: Box, shape: tuple[int, ...]
-) -> dict[str, NDArray[np.int64]]:
-    """Plane -> the slices of a volume that a recipe takes: planned over a box, counted from the edge of the volume."""
-    plan = parse_slice_plan(recipe.slices)
-    chosen = {}
-    for plane in planes_of(shape, recipe.planes):
-        first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
-        chosen[str(plane)] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
-    return chosen
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Context that raises VolumeError `too_large` where memory does not suffice."""
+    try:
+        yield
+    except MemoryError as error:
+        raise VolumeError(QuarantineCode.TOO_LARGE, "there is too little memory for this volume") from error
 
 
 @within_memory()
@@ -190,3 +206,74 @@ def read_volume(
         series=stored.series,
     )
     return SlicedVolume(tuple(slices), pixels, facts, stored.labels)
+
+
+def planned_slices(
+    recipe: SliceRecipe, volume_id: str, box: Box, shape: tuple[int, ...]
+) -> dict[str, NDArray[np.int64]]:
+    """Plane -> the slices of a volume that a recipe takes: planned over a box, counted from the edge of the volume."""
+    plan = parse_slice_plan(recipe.slices)
+    chosen = {}
+    for plane in planes_of(shape, recipe.planes):
+        first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
+        chosen[str(plane)] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
+    return chosen
+
+
+@dataclass(frozen=True)
+class ExaminedVolume:
+    """A volume whose slices can be drawn.
+
+    time_point: the one that is used, from 0: the first that contains an image. voxels: its values as stored.
+    non_finite: how many of them are NaN or infinite. window: real values shown as black and white. body: the box
+    around the foreground, in RAS+ voxels.
+    """
+
+    stored: StoredVolume
+    geometry: Geometry
+    time_point: int
+    voxels: NDArray[Any]
+    non_finite: int
+    shown_as: Modality
+    window: Window
+    body: Box
+
+
+def examine(content: Content, recipe: SliceRecipe, *, modality: str | None, limits: Limits) -> ExaminedVolume:
+    """Decode a volume and decide how it is shown; arguments and errors as for `read_volume`."""
+    hu_window = ct_window(recipe.ct_window)
+    check_percentiles(recipe.percentiles)
+    stored = open_volume(content, limits)
+    geometry = geometry_of(stored.placement, stored.shape)
+    time_point, voxels, sample, non_finite = _first_image(stored, geometry, limits)
+    if limits.refuse_masks:
+        check_not_mask(voxels, sample)
+    shown_as = modality_of(modality or stored.labels.get("modality"), sample.ordered)
+    above = threshold(sample, is_hu=shown_as.is_hu)
+    if shown_as.is_hu:
+        window = hu_window
+    else:
+        window = percentile_window(sample, above, recipe.percentiles) or extremes_window(voxels, stored.scaling)
+    body = foreground_box(sample, above, geometry.to_ras(voxels).shape)
+    return ExaminedVolume(stored, geometry, time_point, voxels, non_finite, shown_as, window, body)
+
+
+def _first_image(stored: StoredVolume, geometry: Geometry, limits: Limits) -> tuple[int, NDArray[Any], Sample, int]:
+    """The first time point that is not empty: dynamic series begin before the tracer or contrast agent arrives.
+
+    Also returns its voxels as stored, their sample, and the number of NaN or infinite voxels. If all time points are
+    empty, raises the first one's error, NON_FINITE or CONSTANT.
+    """
+    refusal: VolumeError | None = None
+    for time_point in range(stored.time_points):
+        voxels = stored.voxels(time_point)
+        try:
+            non_finite = count_non_finite(voxels, limits)
+            sample = take_sample(geometry.to_ras(voxels), stored.scaling)
+            check_not_constant(voxels, sample)
+        except VolumeError as error:
+            refusal = refusal or error
+            continue
+        return time_point, voxels, sample, non_finite
+    assert refusal is not None  # a series has a time point
+    raise refusal

@@ -37,8 +37,8 @@ from medret.evaluate.structures import COARSE, FINE, coarse_of
 from medret.recipe import Recipe, SliceRecipe
 from medret.search import Snapshot, open_snapshot
 from medret.volume import Limits, content_sha256, read_volume
-from medret.volume.foreground import Box
 from medret.volume.open import open_volume
+from medret.volume.sample import Box
 
 SHAPE = (40, 36, 20)
 SIDE = 16

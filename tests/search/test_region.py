@@ -15,7 +15,7 @@ from medret.recipe import SliceRecipe
 from medret.search import Snapshot, open_snapshot
 from medret.search.query import SliceRange, parse_box, parse_range
 from medret.volume import read_volume
-from medret.volume.region import Region, mask_region
+from medret.volume.slicing import Region, mask_region
 
 RECIPE = SliceRecipe(planes=("axial", "coronal"), slices="all")
 

@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 
 from medret.search import Snapshots, encoders
 from medret.serve import endpoints, uploaded
-from medret.volume import bundles, view_volume
+from medret.volume import view_volume
 from tests.dicom_phantoms import affine_of, single_frames, write
 from tests.serve.conftest import Served, serving
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_used_has_its_quarantine_code(
     code: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bundles, "_HEADERS_BYTES", 0)
+    monkeypatch.setattr("medret.volume.open._HEADERS_BYTES", 0)
     with TestClient(make_app(volume_bytes=16 << 20), base_url="http://127.0.0.1") as small:
         for path in ("search", "slices"):
             answer = _post(small, make(data), path=path)

@@ -15,7 +15,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.recipe import PLANES, SliceRecipe
 from medret.volume import Limits, Part, SlicedVolume, read_volume
 from medret.volume.open import open_volume
-from medret.volume.region import Region
+from medret.volume.slicing import Region
 from medret.volume.stored import SeriesFacts, StoredVolume
 from tests import dicom_phantoms as make
 

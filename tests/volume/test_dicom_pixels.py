@@ -22,8 +22,8 @@ from pydicom.uid import JPEGLosslessSV1
 from medret.errors import MissingPackageError, QuarantineCode, VolumeError
 from medret.recipe import SliceRecipe
 from medret.volume import Limits, Part, read_volume
+from medret.volume.content import MIB
 from medret.volume.dicom.pixels import coded_size
-from medret.volume.inflate import MIB
 from medret.volume.open import open_volume
 from medret.volume.stored import Scaling, StoredVolume
 from tests import dicom_phantoms as make
@@ -356,7 +356,7 @@ def test_zips_and_tars_are_bounded_and_checked(monkeypatch: pytest.MonkeyPatch) 
     assert refused(tarred(parts, "w")[:4000]).code == QuarantineCode.BUNDLE_CORRUPT
     bomb = zipped((), {f"{number}.dcm": bytes(MIB) for number in range(20)})
     assert len(bomb) < MIB
-    monkeypatch.setattr("medret.volume.bundles._HEADERS_BYTES", 16 * MIB)
+    monkeypatch.setattr("medret.volume.open._HEADERS_BYTES", 16 * MIB)
     assert refused(bomb, Limits(max_voxels_bytes=MIB)).code == QuarantineCode.TOO_LARGE
     assert refused(zipped((), {"scan.nii.gz": b"x"})).code == QuarantineCode.NOT_NIFTI
 

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, VolumeError
+from medret.volume.content import Limits
 from medret.volume.header import LONGEST_HEADER_BYTES, NiftiHeader, parse_header
-from medret.volume.limits import Limits
 from medret.volume.stored import Scaling
 
 

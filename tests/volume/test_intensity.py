@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
+from medret.volume.content import Limits
 from medret.volume.header import parse_header
 from medret.volume.intensity import CT_WINDOWS, Window, ct_window, extremes_window, percentile_window, to_grey
-from medret.volume.limits import Limits
 from medret.volume.sample import (
     MOST_ORDERED,
     MOST_PER_AXIS,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medret.volume.modality import is_hounsfield_like, modality_of
+from medret.volume.intensity import is_hounsfield_like, modality_of
 
 Values = NDArray[np.float64]
 

@@ -15,9 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.volume import inflate as inflate_module
-from medret.volume.inflate import MIB, End, inflate, inflate_up_to
-from medret.volume.limits import Limits
+from medret.volume import content as content_module
+from medret.volume.content import MIB, End, Limits, inflate, inflate_up_to
 from medret.volume.nifti import open_nifti
 from medret.volume.stored import StoredVolume
 
@@ -267,7 +266,7 @@ def test_stepwise_inflating_is_exact_up_to_any_bound(data: bytes, sizes: list[in
     packed = b"".join(gzip.compress(data[a:b]) for a, b in zip(cuts, [*cuts[1:], len(data)], strict=True))
     patched = pytest.MonkeyPatch()
     with patched.context() as patch:
-        patch.setattr(inflate_module, "_CHUNK_BYTES", 13)
+        patch.setattr(content_module, "_CHUNK_BYTES", 13)
         for bound in (1, 100, len(data), len(data) + 1):
             content, end = inflate_up_to(packed, bound)
             assert content == data[:bound]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.recipe import PLANES, SliceRecipe
 from medret.volume import read_volume
-from medret.volume.forms import placement_of
+from medret.volume.content import Limits
 from medret.volume.header import parse_header
-from medret.volume.limits import Limits
+from medret.volume.nifti import placement_of
 from medret.volume.orientation import Geometry, closest_canonical, geometry_of
 
 CODES = ["".join(code) for axes in itertools.permutations(["RL", "AP", "SI"]) for code in itertools.product(*axes)]

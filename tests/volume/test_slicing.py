@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from medret.volume.content import Limits
 from medret.volume.drawing import draw_squares
-from medret.volume.foreground import Box, foreground_box, threshold, whole
 from medret.volume.header import parse_header
-from medret.volume.limits import Limits
-from medret.volume.sample import Sample, take_sample
+from medret.volume.sample import Box, Sample, foreground_box, take_sample, threshold, whole
 from medret.volume.slicing import fitted_size, planes_of
 
 

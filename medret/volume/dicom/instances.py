@@ -18,9 +18,7 @@ import numpy as np
 from medret.archive.dicom_head import DicomHead, kind_of, read_head
 from medret.errors import QuarantineCode, VolumeError
 from medret.visible import visible
-from medret.volume.content import Part
-from medret.volume.limits import Limits
-from medret.volume.signatures import describe
+from medret.volume.content import Limits, Part, describe
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

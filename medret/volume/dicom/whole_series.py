@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
 from medret.visible import visible
-from medret.volume.content import Part
+from medret.volume.content import Limits, Part, check_sides
 from medret.volume.dicom.frames import frames_of
 from medret.volume.dicom.instances import Instance, images_of, numbers_of, text_of, unvalidated
 from medret.volume.dicom.pixels import check_pixels, decoded
 from medret.volume.dicom.stacks import Stack, stack_of
 from medret.volume.dicom.tags import labels_of
-from medret.volume.limits import Limits, check_sides
 from medret.volume.stored import Scaling, SeriesFacts, StoredVolume
 
 
