@@ -1,5 +1,4 @@
 """Slice vectors to volume vectors, and Parquet shards of both."""
 
-from medret.embeddings.aggregate import Aggregation, parse_aggregation
-from medret.embeddings.shards import read_vectors, reducible, slice_table, unit_slices, volume_table
-from medret.embeddings.slices import Slices, plane_codes
+from medret.embeddings.parquet import read_vectors, slice_table, volume_table
+from medret.embeddings.slices import Aggregation, Slices, parse_aggregation, plane_codes, reducible, unit_slices

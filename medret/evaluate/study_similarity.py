@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, Slices, parse_aggregation
-from medret.embeddings.shards import volume_vector
+from medret.embeddings.slices import volume_vector
 from medret.errors import UsageError
 from medret.evaluate.levels import Options
 from medret.evaluate.query_sets import Report

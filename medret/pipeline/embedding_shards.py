@@ -14,8 +14,7 @@ import pyarrow as pa
 import ray
 
 from medret.embeddings import Aggregation, Slices, plane_codes, read_vectors, reducible, slice_table, volume_table
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import parquet_bytes, preview_table
+from medret.embeddings.parquet import parquet_bytes, preview_table, read_parquet
 from medret.errors import VolumeError
 from medret.recipe import Recipe
 from medret.schemas import FILES

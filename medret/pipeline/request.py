@@ -42,7 +42,7 @@ class IndexRequest:
     labels, or `all`. pattern: glob below the archive. exclude: globs to
     leave out. include_masks: index what is named as a mask, or looks like one, too. inventory: URI of the manifest.json
     of an S3 Inventory, to read in place of a listing. storage_options: of the filesystems of remote places
-    (`medret.storage.storage_options`). models: distinct names; empty means those of the live snapshot,
+    (`medret.storage.uris`). models: distinct names; empty means those of the live snapshot,
     else DEFAULT_MODEL. weights: model name -> path, URI or `random[:SEED]`. model_config:
     path or URI of a TOML file that says what models are fed (medret.models.model_input). batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medret.embeddings import parse_aggregation
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import read_vectors
+from medret.embeddings.parquet import read_parquet, read_vectors
 from medret.errors import StorageError, UsageError
 from medret.search.snapshot import Snapshot
 from medret.snapshot import read_files, read_ledger

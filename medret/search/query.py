@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation, parse_aggregation
-from medret.embeddings.shards import RECIPE_KEY, volume_vector
-from medret.embeddings.slices import UNKNOWN, Slices, slice_weights
+from medret.embeddings.parquet import RECIPE_KEY
+from medret.embeddings.slices import UNKNOWN, Slices, slice_weights, volume_vector
 from medret.errors import UsageError, VolumeError
 from medret.recipe import PLANES
 from medret.search.hit import Range, Sources

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec.structs import asdict, replace
 
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.parquet import parquet_bytes, read_parquet
 from medret.index import EXACT, ROWS_KIND, IndexSettings, build_shard, read_rows
 from medret.index.index_files import exact_vectors
 from medret.schemas import LEDGER, ROWS, TOMBSTONES

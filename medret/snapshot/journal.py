@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import as_corrupt, read_parquet
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.parquet import as_corrupt, parquet_bytes, read_parquet
 from medret.errors import CorruptError
 from medret.schemas import FILES, LEDGER
 from medret.snapshot.names import check_table, of_kinds

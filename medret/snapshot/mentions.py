@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import PLAIN
+from medret.embeddings.parquet import PLAIN, read_parquet
 from medret.errors import CorruptError, StorageError
 from medret.index import read_rows
 from medret.snapshot.names import kind_of

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.parquet import parquet_bytes
 from medret.errors import BusyError, GateError, MedretError, UsageError
 from medret.schemas import QUARANTINE
 from medret.snapshot.lease import Lease

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import as_corrupt, read_parquet
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.parquet import as_corrupt, parquet_bytes, read_parquet
 from medret.schemas import LEDGER, TOMBSTONES, in_pieces
 from medret.snapshot.changes import collected, merged, needs_base
 from medret.snapshot.manifest import MANIFEST, Manifest, TableEntry, TableKind, snapshot_folder

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import read_vectors
+from medret.embeddings.parquet import read_parquet, read_vectors
 from medret.errors import CorruptError, MedretError, UsageError, VersionError
 from medret.schemas import PREVIEWS
 from medret.snapshot.files import (

@@ -28,8 +28,7 @@ from typing import Any, TypeVar
 
 from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError
 from medret.extras import missing_package
-from medret.storage.storage_options import check_names, options_at
-from medret.storage.uris import redacted, scheme_of
+from medret.storage.uris import check_names, options_at, redacted, scheme_of
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

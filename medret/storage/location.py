@@ -21,8 +21,7 @@ from medret.errors import CorruptError, NotFoundError
 from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
 from medret.storage.s3 import CONDITIONAL, S3Store, s3_pages
-from medret.storage.storage_options import add_options, given_options
-from medret.storage.uris import check_relative, normalise_uri, refuse_secrets, scheme_of
+from medret.storage.uris import add_options, check_relative, given_options, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
 LOCK = ".lock"  # of a store on disk; always empty

@@ -68,7 +68,7 @@ class VolumeSource:
     def read(self, size_bytes: int, limits: Limits) -> Content:
         """Read the object, or all objects of the series. size_bytes: of the whole, as it was listed."""
         if self.parts is None:
-            return read_judged(StoredObject(self.uri), size_bytes, limits)
+            return _read_judged(StoredObject(self.uri), size_bytes, limits)
         folder, found = self._found()
         size_bytes = sum(one.size_bytes for one in found.values())
         if size_bytes > limits.max_voxels_bytes + limits.max_header_bytes:
@@ -120,7 +120,7 @@ def fetch_volume(uri: str, limits: Limits) -> Content:
     """Read the volume at a URI; raises VolumeError, FileNotFoundError, UsageError, StorageError."""
     with reaching(uri, "read"):
         try:
-            return read_judged(source := StoredObject(uri), source.identity().size_bytes, limits)
+            return _read_judged(source := StoredObject(uri), source.identity().size_bytes, limits)
         except (FileNotFoundError, IsADirectoryError):
             _, found = find_series(uri)
             return VolumeSource(uri, len(found), tuple(found)).read(0, limits)
@@ -137,7 +137,7 @@ def open_volume(content: Content, limits: Limits) -> StoredVolume:
         return open_series(content, limits)
     if _is_dicom(content):
         return open_series((Part("", bytes(content)),), limits)
-    unpack = unzipped if is_zip(content) else untarred if is_tar(content) else None
+    unpack = _unzipped if is_zip(content) else _untarred if _is_tar(content) else None
     if unpack is None:
         return open_nifti(content, limits)
     parts = unpack(content, limits)
@@ -149,23 +149,23 @@ def open_volume(content: Content, limits: Limits) -> StoredVolume:
     return open_series(parts, limits)
 
 
-def read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
+def _read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
     """Read an object; a large one only after its first bytes proved to be those of a volume.
 
     Raises VolumeError, or whatever the object's filesystem raises.
     """
     if size_bytes > _JUDGED_FIRST_BYTES:
-        judge_start(source.read(0, START_BYTES), size_bytes, limits)
+        _judge_start(source.read(0, START_BYTES), size_bytes, limits)
     return source.read()
 
 
-def judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
+def _judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
     """Refuse an object by its first bytes and its size, before the rest is read; raises VolumeError.
 
     start: its first `START_BYTES`. An object that passes is checked again after reading. DICOM objects, zips and
     tars pass: they are not much larger than their voxels.
     """
-    if not (_is_dicom(start) or is_zip(start) or is_tar(start)):
+    if not (_is_dicom(start) or is_zip(start) or _is_tar(start)):
         judge_nifti(start, size_bytes, limits)
 
 
@@ -178,7 +178,7 @@ def is_zip(data: Bytes) -> bool:
     return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def is_tar(data: Bytes) -> bool:
+def _is_tar(data: Bytes) -> bool:
     """Whether the bytes begin like a tar archive, or like a gzip stream of one."""
     start = bytes(data[:_TAR_START_BYTES])
     if is_gzip(data):
@@ -189,7 +189,7 @@ def is_tar(data: Bytes) -> bool:
     return start[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC
 
 
-def unzipped(data: Bytes, limits: Limits) -> tuple[Part, ...]:
+def _unzipped(data: Bytes, limits: Limits) -> tuple[Part, ...]:
     """The files in a zip archive; raises VolumeError BUNDLE_CORRUPT, TOO_LARGE."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -202,7 +202,7 @@ def unzipped(data: Bytes, limits: Limits) -> tuple[Part, ...]:
         raise VolumeError(QuarantineCode.BUNDLE_CORRUPT, f"the zip archive is damaged ({error})") from error
 
 
-def untarred(data: Bytes, limits: Limits) -> tuple[Part, ...]:
+def _untarred(data: Bytes, limits: Limits) -> tuple[Part, ...]:
     """The files in a tar archive, which may be gzipped; raises VolumeError BUNDLE_CORRUPT, TOO_LARGE, GZIP_CORRUPT."""
     content: Bytes | bytearray = data
     if is_gzip(data):

@@ -29,6 +29,7 @@ BYTES_MAX = 2 * PREVIEW_SIZE**2  # of one picture: twice its pixels
 
 # How far apart the slices are, as a share of those of their plane: around the middle, where the organs are.
 STEP_OF_ONLY_PLANE, STEP_OF_FIRST_PLANE = 0.1, 0.15
+
 WHOLE, BODY = "none", "foreground"  # crops, as SliceRecipe.crop has them
 
 

@@ -31,6 +31,7 @@ MOST_ORDERED = 32_768
 _GREATEST_LABEL = 127
 _LEAST_ALIKE = 0.45
 _MOST_FOR_BACKGROUND = 1 << 16
+
 # Between air (-1000) and fat (-100): lungs are below, the chest around them is above.
 BODY_ABOVE_HU = -500.0
 _DARKEST = 0.02  # share of voxels that is surely background; the brightest share of equal size is surely tissue

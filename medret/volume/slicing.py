@@ -38,7 +38,8 @@ from medret.volume.sample import Box
 from medret.volume.stored import StoredVolume
 
 AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the RAS+ axis along which its slices are counted
-PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
+_PLANE_OF_AXIS = {axis: plane for plane, axis in AXIS.items()}
+
 Bounds = tuple[float, float] | None
 _SAME_MM = 1e-2  # tolerated difference between the affines of a mask and its volume
 _NEAR = 1e-6  # of a voxel: rounding of coordinates
@@ -78,7 +79,7 @@ def planes_of(shape: tuple[int, ...], requested: Sequence[str]) -> tuple[str, ..
     it is sliced in its own plane.
     """
     visible = tuple(plane for plane in requested if min(shape[axis] for axis in in_plane_axes(plane)) > 1)
-    return visible or (PLANE_OF_AXIS[shape.index(1)],)
+    return visible or (_PLANE_OF_AXIS[shape.index(1)],)
 
 
 def slice_refs(
@@ -206,7 +207,7 @@ class Region:
             if not len(inside):
                 unit = " mm" if self.mm else ""
                 raise UsageError(
-                    f"{bounds[0]:g}:{bounds[1]:g}{unit} holds no slice: the volume's {PLANE_OF_AXIS[axis]} slices lie "
+                    f"{bounds[0]:g}:{bounds[1]:g}{unit} holds no slice: the volume's {_PLANE_OF_AXIS[axis]} slices lie "
                     f"at {places[0]:g} to {places[-1]:g}{unit}"
                 )
             first[axis], last[axis] = int(inside[0]), int(inside[-1]) + 1

@@ -18,8 +18,7 @@ from medret.embeddings import (
     unit_slices,
     volume_table,
 )
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes
+from medret.embeddings.parquet import AGGREGATION_KEY, RECIPE_KEY, parquet_bytes, read_parquet
 from medret.errors import QuarantineCode, VolumeError
 
 DIM = 12
@@ -85,7 +84,7 @@ def test_a_process_that_ends_right_after_reading_ends_well() -> None:
     script = (
         "import numpy as np, pyarrow as pa\n"
         "from medret.embeddings.parquet import read_parquet\n"
-        "from medret.embeddings.shards import parquet_bytes\n"
+        "from medret.embeddings.parquet import parquet_bytes\n"
         "data = parquet_bytes(pa.table({f'c{i}': np.zeros(40_000) for i in range(40)}))\n"
         "read_parquet(data)"
     )

@@ -25,8 +25,7 @@ from sklearn.metrics import average_precision_score
 import medret
 from medret.cli import main
 from medret.demo.phantoms import KINDS, STRUCTURES, write_corpus
-from medret.embeddings import Slices, plane_codes
-from medret.embeddings.shards import unit_slices
+from medret.embeddings import Slices, plane_codes, unit_slices
 from medret.errors import UsageError
 from medret.evaluate import Bootstrap, Selection
 from medret.evaluate.masks import Mask, find_masks, read_names

@@ -28,7 +28,7 @@ from medret.pipeline.content_hashes import equal_samples, hash_all, sample_all
 from medret.pipeline.read_stage import Content, ReadStage, _with_contents
 from medret.recipe import SliceRecipe
 from medret.search.query_files import read_query
-from medret.storage import Location, StoredObject, filesystems, given_options, storage_options, use_options
+from medret.storage import Location, StoredObject, filesystems, given_options, uris, use_options
 from medret.volume import Limits
 from medret.volume.nifti import START_BYTES
 
@@ -218,16 +218,16 @@ def test_storage_options_travel_with_the_stages(
     tally = Mock(is_stopping=lambda: False)
     monkeypatch.setattr(read_stage, "Tally", lambda *_: tally)
     monkeypatch.setattr(read_stage, "surviving", lambda rows, contents, _: contents(rows))
-    monkeypatch.setattr(storage_options, "_given", {})
+    monkeypatch.setattr(uris, "_given", {})
     use_options({"endpoint_url": s3_server, "key": "test", "secret": "test"}, others=[archive])
     options, stage = given_options(), pickle.dumps(ReadStage(SliceRecipe(), (32,), Limits(), None))
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     filesystems._s3_session.cache_clear()  # it remembers credentials
-    storage_options._given.clear()
+    uris._given.clear()
     (row,) = pickle.loads(stage).run(_source(item))
     assert row["code"].to_pylist() == ["not_nifti"]
-    storage_options._given.clear()
+    uris._given.clear()
     assert "a.nii" in hash_all([item], options)
     filesystems._s3_session.cache_clear()
 

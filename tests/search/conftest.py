@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from medret.embeddings import Slices, parse_aggregation, plane_codes, read_vectors, slice_table, volume_table
-from medret.embeddings.shards import parquet_bytes, preview_table
+from medret.embeddings.parquet import parquet_bytes, preview_table
 from medret.index import IndexSettings, build_shard, centred
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, ROWS

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import parquet_bytes
+from medret.embeddings.parquet import parquet_bytes, read_parquet
 from medret.storage import Location
 
 

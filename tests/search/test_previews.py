@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from medret.embeddings.shards import PREVIEW_ROWS, parquet_bytes, preview_table
+from medret.embeddings.parquet import PREVIEW_ROWS, parquet_bytes, preview_table
 from medret.errors import CorruptError, NotFoundError, UsageError
 from medret.search import Snapshot, open_snapshot, open_snapshots, pictures, stored_previews
 from medret.search.stored_previews import read_previews

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medret.embeddings.shards import RECIPE_KEY
+from medret.embeddings.parquet import RECIPE_KEY
 from medret.errors import UsageError
 from medret.recipe import SliceRecipe
 from medret.search import Snapshot, open_snapshot

@@ -22,7 +22,7 @@ from medret.embeddings import (
     unit_slices,
     volume_table,
 )
-from medret.embeddings.shards import parquet_bytes, preview_table
+from medret.embeddings.parquet import parquet_bytes, preview_table
 from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from medret.cli import main
-from medret.embeddings.parquet import read_parquet
-from medret.embeddings.shards import PLAIN
+from medret.embeddings.parquet import PLAIN, read_parquet
 from medret.errors import BusyError, CorruptError, NotFoundError
 from medret.index import KINDS
 from medret.search import open_snapshot

@@ -15,8 +15,8 @@ from medret.cli import main
 from medret.cli.main import _parser
 from medret.errors import UsageError
 from medret.storage import Location, filesystems, given_options, parse_options, redacted, use_options
-from medret.storage import storage_options as module
-from medret.storage.storage_options import options_at
+from medret.storage import uris as module
+from medret.storage.uris import options_at
 
 
 @pytest.fixture(autouse=True)

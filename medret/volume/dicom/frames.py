@@ -15,16 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.volume.dicom.instances import (
-    GE_COMPONENT,
-    GE_CREATOR,
-    Instance,
-    items_of,
-    numbers_of,
-    texts_of,
-    values_of,
-)
-from medret.volume.dicom.mosaic import mosaic_of
+from medret.volume.dicom.instances import Instance, mosaic_of
+from medret.volume.dicom.tags import GE_COMPONENT, GE_CREATOR, items_of, numbers_of, texts_of, values_of
 from medret.volume.stored import Scaling
 
 # What an image type says of phase, of the parts of complex numbers, and of maps computed from them.

@@ -1,24 +1,35 @@
-"""The instances of a DICOM series: the header of each, checked, and those that are no images left out."""
+"""The instances of a DICOM series that are images: the header of each, checked, and how a Siemens mosaic is divided."""
 
 from __future__ import annotations
 
 import io
+import math
 import struct
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medret.archive.dicom_head import DicomHead, kind_of, read_head
 from medret.errors import QuarantineCode, VolumeError
 from medret.visible import visible
 from medret.volume.content import Limits, Part, describe
+from medret.volume.dicom.tags import (
+    CSA_CREATOR,
+    CSA_HEADER,
+    MOSAIC_CREATOR,
+    MOSAIC_IMAGES,
+    READ_TAGS,
+    numbers_of,
+    text_of,
+    texts_of,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -29,35 +40,7 @@ _DEFLATED_EXTRA_BYTES = 64 << 20  # of a header, beside the voxels that the limi
 _MOST_NAMED = 3
 _START_BYTES = 4096
 _BITS = (8, 16, 32)
-
-# The elements that are read. Others, such as names of people and the private data of makers, stay bytes.
-_TOP = """SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate AcquisitionDate AcquisitionTime Modality
-    Manufacturer SeriesDescription PatientID BodyPartExamined ScanningSequence SequenceName SliceThickness EchoTime
-    SpacingBetweenSlices TriggerTime ConvolutionKernel DiffusionBValue PulseSequenceName StudyInstanceUID
-    SeriesInstanceUID AcquisitionNumber InstanceNumber PatientOrientation ImagePositionPatient ImageOrientationPatient
-    TemporalPositionIdentifier SliceLocation ComplexImageComponent AnatomicRegionSequence SamplesPerPixel
-    PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing
-    BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept
-    RescaleSlope DetectorInformationSequence SliceVector PhaseVector TimeSlotVector SharedFunctionalGroupsSequence
-    PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths"""
-CSA_CREATOR, CSA_HEADER, MOSAIC_CREATOR, MOSAIC_IMAGES = 0x00290010, 0x00291010, 0x00190010, 0x0019100A
-GE_CREATOR, GE_COMPONENT = 0x00430010, 0x0043102F
-_PRIVATE = [CSA_CREATOR, CSA_HEADER, MOSAIC_CREATOR, MOSAIC_IMAGES, GE_CREATOR, GE_COMPONENT]
-
-
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Let pydicom neither check values nor warn of them in the block: medret checks those that it uses."""
-    from pydicom import config
-
-    before = config.settings.reading_validation_mode
-    config.settings.reading_validation_mode = config.IGNORE
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        config.settings.reading_validation_mode = before
+_MOST_TAGS, _MOST_ITEMS, _MOST_IMAGES = 128, 4096, 4096  # of a mosaic
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +177,6 @@ def parsed(part: Part, limits: Limits) -> Instance:
     """Read the header of an object; raises VolumeError INSTANCE_DAMAGED, TOO_LARGE."""
     import pydicom
 
-    wanted: list[Any] = [*_TOP.split(), *_PRIVATE]
     data = part.data
     syntax = ""
     at = data.find(_SYNTAX, 0, _START_BYTES) + len(_SYNTAX) + 2  # after its length
@@ -202,7 +184,7 @@ def parsed(part: Part, limits: Limits) -> Instance:
         data, syntax = _inflated(part, limits), "1.2.840.10008.1.2.1"
     stream = io.BytesIO(data)
     try:
-        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=wanted)
+        header = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=READ_TAGS)
         syntax = syntax or str(header.file_meta.get("TransferSyntaxUID", "")) or _guessed_syntax(header)
     except MemoryError:
         raise
@@ -231,40 +213,82 @@ def _inflated(part: Part, limits: Limits) -> bytes:
     return data
 
 
-def values_of(data_set: Any, keyword: str | int) -> list[Any]:
-    """The values of an element; empty if it is missing or cannot be read."""
+@dataclass(frozen=True)
+class Mosaic:
+    """A Siemens mosaic: one image that holds all slices of a volume, side by side.
+
+    images: slices in the mosaic. rows, columns: of each. normal: (3,) direction in which they follow, or None.
+    """
+
+    images: int
+    rows: int
+    columns: int
+    normal: NDArray[np.float64] | None
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """The first row and column of each slice in the mosaic: line by line, in a square."""
+        across = math.ceil(math.sqrt(self.images))
+        return [(self.rows * (image // across), self.columns * (image % across)) for image in range(self.images)]
+
+
+def mosaic_of(instance: Instance) -> Mosaic | None:
+    """How an instance is divided; None if it is no mosaic. Raises VolumeError INSTANCE_DAMAGED."""
+    if "MOSAIC" not in (text.upper() for text in texts_of(instance.header, "ImageType")):
+        return None
+    csa = {}
+    if _creator(instance, CSA_CREATOR) == "SIEMENS CSA HEADER":
+        data = next(iter(values_of(instance.header, CSA_HEADER)), b"")
+        csa = dict(_csa_elements(data)) if isinstance(data, bytes) else {}
+    stated = _numbers(csa.get("NumberOfImagesInMosaic", []))
+    if not stated and _creator(instance, MOSAIC_CREATOR) == "SIEMENS MR HEADER":
+        stated = numbers_of(instance.header, MOSAIC_IMAGES)
+    if not stated:
+        raise instance.damaged("it is a Siemens mosaic, and does not say of how many slices")
+    images = int(stated[0])
+    across = math.ceil(math.sqrt(images)) if 0 < images <= _MOST_IMAGES else 0
+    if not across or instance.rows % across or instance.columns % across:
+        raise instance.damaged(f"{instance.rows} x {instance.columns} pixels are no mosaic of {stated[0]:g} slices")
+    normal = np.array(_numbers(csa.get("SliceNormalVector", [])))
+    is_direction = normal.shape == (3,) and abs(float(np.linalg.norm(normal)) - 1) < 0.1
+    return Mosaic(images, instance.rows // across, instance.columns // across, normal if is_direction else None)
+
+
+def _csa_elements(data: bytes) -> Iterator[tuple[str, list[str]]]:
+    """The name and values of each element of a CSA header, as far as it is intact.
+
+    It may be damaged like any other part of a file (https://nipy.org/nibabel/dicom/siemens_csa.html).
+    """
+    at = 8 if data[:4] == b"SV10" else 0
+    if len(data) < at + 8:
+        return
+    (count,) = struct.unpack_from("<I", data, at)
+    at += 8
+    for _ in range(min(count, _MOST_TAGS)):
+        if at + 84 > len(data):
+            return
+        name = data[at : at + 64].split(b"\0")[0].decode("latin-1")
+        (items,) = struct.unpack_from("<i", data, at + 76)
+        at += 84
+        values = []
+        for _ in range(max(0, min(items, _MOST_ITEMS))):
+            if at + 16 > len(data):
+                return
+            first, length = struct.unpack_from("<2i", data, at)
+            length = length if data[:4] == b"SV10" else first
+            if not 0 <= length <= len(data) - at - 16:
+                return
+            values.append(data[at + 16 : at + 16 + length].split(b"\0")[0].decode("latin-1").strip())
+            at += 16 + (length + 3) // 4 * 4
+        yield name, [value for value in values if value]
+
+
+def _creator(instance: Instance, tag: int) -> str:
+    return str(next(iter(values_of(instance.header, tag)), "")).strip()
+
+
+def _numbers(values: list[str]) -> list[float]:
     try:
-        value = data_set[keyword].value if isinstance(keyword, int) else data_set.get(keyword)
-    except Exception:  # noqa: BLE001  # whatever pydicom raises about a value: it counts as missing
+        found = [float(value) for value in values]
+    except ValueError:
         return []
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
-
-
-def numbers_of(data_set: Any, keyword: str | int) -> list[float]:
-    """The values of an element as finite numbers; empty if one of them is none."""
-    try:
-        found = [float(value) for value in values_of(data_set, keyword)]
-    except (TypeError, ValueError, OverflowError):
-        return []
-    return found if all(abs(value) < float("inf") for value in found) else []
-
-
-def texts_of(data_set: Any, keyword: str) -> list[str]:
-    """The values of an element as stripped text."""
-    return [str(value).strip(" \0\t\r\n") for value in values_of(data_set, keyword)]
-
-
-def text_of(data_set: Any, keyword: str) -> str:
-    """The first value of an element as stripped text; empty if it is missing."""
-    return next(iter(texts_of(data_set, keyword)), "")
-
-
-def items_of(data_set: Any, keyword: str) -> Sequence[Any]:
-    """The items of a sequence; empty if it is missing or cannot be read."""
-    try:
-        found = data_set.get(keyword) if data_set is not None else None
-    except Exception:  # noqa: BLE001  # as in values_of
-        return ()
-    return found if found is not None and type(found).__name__ == "Sequence" else ()
+    return found if all(map(math.isfinite, found)) else []

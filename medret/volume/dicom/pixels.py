@@ -18,7 +18,8 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.extras import require
 from medret.visible import visible
 from medret.volume.dicom.frames import Frame
-from medret.volume.dicom.instances import Instance, numbers_of, text_of, unvalidated, values_of
+from medret.volume.dicom.instances import Instance
+from medret.volume.dicom.tags import numbers_of, text_of, unvalidated, values_of
 from medret.volume.stored import Scaling
 
 _NATIVE: dict[str, Literal["<", ">"]] = {

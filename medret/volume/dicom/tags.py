@@ -1,9 +1,11 @@
-"""Labels from the tags of a DICOM series; `medret.dicom_labels` says which tags."""
+"""The tags of a DICOM header: which are read, their values, and the labels that they give."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +14,81 @@ from medret.body_regions import body_region
 from medret.dicom_labels import UNCHANGED
 from medret.modalities import modality_label
 from medret.visible import visible
-from medret.volume.dicom.instances import items_of, text_of, texts_of
 
+# Other elements, such as names of people and the private data of makers, stay bytes.
+_TOP = """SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate AcquisitionDate AcquisitionTime Modality
+    Manufacturer SeriesDescription PatientID BodyPartExamined ScanningSequence SequenceName SliceThickness EchoTime
+    SpacingBetweenSlices TriggerTime ConvolutionKernel DiffusionBValue PulseSequenceName StudyInstanceUID
+    SeriesInstanceUID AcquisitionNumber InstanceNumber PatientOrientation ImagePositionPatient ImageOrientationPatient
+    TemporalPositionIdentifier SliceLocation ComplexImageComponent AnatomicRegionSequence SamplesPerPixel
+    PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing
+    BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept
+    RescaleSlope DetectorInformationSequence SliceVector PhaseVector TimeSlotVector SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence ExtendedOffsetTable ExtendedOffsetTableLengths"""
+CSA_CREATOR, CSA_HEADER, MOSAIC_CREATOR, MOSAIC_IMAGES = 0x00290010, 0x00291010, 0x00190010, 0x0019100A
+GE_CREATOR, GE_COMPONENT = 0x00430010, 0x0043102F
+READ_TAGS: list[Any] = [
+    *_TOP.split(),
+    *(CSA_CREATOR, CSA_HEADER, MOSAIC_CREATOR, MOSAIC_IMAGES, GE_CREATOR, GE_COMPONENT),
+]
 _LONGEST = 256  # characters; descriptions are free text
 _NOBODY = re.compile(
     r"(ANON\w*|DE-?ID\w*|NONE|NULL|N/?A|UNKNOWN|REMOVED|REDACTED|NO ?NAME|PATIENT ?ID|ID|TEST|0+|X+|-+)", re.IGNORECASE
 )
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Let pydicom neither check values nor warn of them in the block: medret checks those that it uses."""
+    from pydicom import config
+
+    before = config.settings.reading_validation_mode
+    config.settings.reading_validation_mode = config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        config.settings.reading_validation_mode = before
+
+
+def values_of(data_set: Any, keyword: str | int) -> list[Any]:
+    """The values of an element; empty if it is missing or cannot be read."""
+    try:
+        value = data_set[keyword].value if isinstance(keyword, int) else data_set.get(keyword)
+    except Exception:  # noqa: BLE001  # whatever pydicom raises about a value: it counts as missing
+        return []
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
+
+
+def numbers_of(data_set: Any, keyword: str | int) -> list[float]:
+    """The values of an element as finite numbers; empty if one of them is none."""
+    try:
+        found = [float(value) for value in values_of(data_set, keyword)]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return found if all(abs(value) < float("inf") for value in found) else []
+
+
+def texts_of(data_set: Any, keyword: str) -> list[str]:
+    """The values of an element as stripped text."""
+    return [str(value).strip(" \0\t\r\n") for value in values_of(data_set, keyword)]
+
+
+def text_of(data_set: Any, keyword: str) -> str:
+    """The first value of an element as stripped text; empty if it is missing."""
+    return next(iter(texts_of(data_set, keyword)), "")
+
+
+def items_of(data_set: Any, keyword: str) -> Sequence[Any]:
+    """The items of a sequence; empty if it is missing or cannot be read."""
+    try:
+        found = data_set.get(keyword) if data_set is not None else None
+    except Exception:  # noqa: BLE001  # as in values_of
+        return ()
+    return found if found is not None and type(found).__name__ == "Sequence" else ()
 
 
 def labels_of(header: Any) -> Mapping[str, str]:
