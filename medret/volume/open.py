@@ -149,33 +149,26 @@ def open_volume(content: Content, limits: Limits) -> StoredVolume:
     return open_series(parts, limits)
 
 
-def _read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
-    """Read an object; a large one only after its first bytes proved to be those of a volume.
+def is_zip(data: Bytes) -> bool:
+    """Whether the bytes begin like a zip archive."""
+    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
-    Raises VolumeError, or whatever the object's filesystem raises.
+
+def _read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
+    """Read an object; a large one only after its first bytes proved to be those of a volume within the limits.
+
+    DICOM objects, zips and tars are not much larger than their voxels, so they are read as a whole. Raises VolumeError,
+    or whatever the object's filesystem raises.
     """
     if size_bytes > _JUDGED_FIRST_BYTES:
-        _judge_start(source.read(0, START_BYTES), size_bytes, limits)
+        start = source.read(0, START_BYTES)
+        if not (_is_dicom(start) or is_zip(start) or _is_tar(start)):
+            judge_nifti(start, size_bytes, limits)
     return source.read()
-
-
-def _judge_start(start: bytes, size_bytes: int, limits: Limits) -> None:
-    """Refuse an object by its first bytes and its size, before the rest is read; raises VolumeError.
-
-    start: its first `START_BYTES`. An object that passes is checked again after reading. DICOM objects, zips and
-    tars pass: they are not much larger than their voxels.
-    """
-    if not (_is_dicom(start) or is_zip(start) or _is_tar(start)):
-        judge_nifti(start, size_bytes, limits)
 
 
 def _is_dicom(data: Bytes) -> bool:
     return read_head(data[:_DICOM_START_BYTES]) is not None
-
-
-def is_zip(data: Bytes) -> bool:
-    """Whether the bytes begin like a zip archive."""
-    return data[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _is_tar(data: Bytes) -> bool:

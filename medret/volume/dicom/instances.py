@@ -256,7 +256,7 @@ def mosaic_of(instance: Instance) -> Mosaic | None:
 def _csa_elements(data: bytes) -> Iterator[tuple[str, list[str]]]:
     """The name and values of each element of a CSA header, as far as it is intact.
 
-    It may be damaged like any other part of a file (https://nipy.org/nibabel/dicom/siemens_csa.html).
+    https://nipy.org/nibabel/dicom/siemens_csa.html describes it. It may be damaged, so it is read within its bounds.
     """
     at = 8 if data[:4] == b"SV10" else 0
     if len(data) < at + 8:
