@@ -25,14 +25,13 @@ import pyarrow.parquet as pq
 
 from medret.archive import Listing
 from medret.index import IndexSettings
+from medret.pipeline import judge
 from medret.pipeline import new_ledger as ledgers
-from medret.pipeline import outcomes
-from medret.pipeline.insist import losses
+from medret.pipeline.gates import losses
 from medret.pipeline.layout import Live, compactions, embedding_files, findable, plan_index_shards, tombstones
-from medret.pipeline.plan import make_plan
+from medret.pipeline.plan import Plan, make_plan
 from medret.pipeline.prepare import read_older
-from medret.pipeline.steps import Plan, Target
-from medret.pipeline.store_state import BaseSnapshot, StoreState, read_base, store_state, stored_rows
+from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, read_base, store_state, stored_rows
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish, read_journal
@@ -145,7 +144,7 @@ def idle(folder: Path) -> dict[str, Any]:
     store, archive = Location(str(folder / "store")), listing(folder)
     base, state, plan = planned(store, archive)
     ledger = ledgers.unchanged(state, stored_rows(store, base, state))
-    counts = outcomes.counts(archive, plan, ledger)
+    counts = judge.counts(archive, plan, ledger)
     unusable, hu, lost = ledger.unusable(), ledger.ct_without_hu, losses(plan)
     if not plan.idle or counts.unchanged != archive.objects.num_rows or unusable.num_rows or hu or lost.lost:
         raise SystemExit(f"the run was to find nothing new: {plan.causes()}, {counts}, {lost}")
@@ -176,7 +175,7 @@ def daily(folder: Path, new: int) -> dict[str, Any]:
         held = {member.file.indexed_in: INDEX_SHARD * (1 if aggregation else 16) for member in members}
         kept += plan_index_shards(members, {key: n for key, n in held.items() if key}, SETTINGS).kept
     dead = tombstones(kept, base, files, live)
-    counts = outcomes.counts(archive, plan, ledger)
+    counts = judge.counts(archive, plan, ledger)
     unusable, total = ledger.unusable(), archive.objects.num_rows
     if counts != replace_counts(total, new) or unusable.num_rows or dead.num_rows:
         raise SystemExit(f"the run was to find {new} new volumes, it found {counts}, {dead.num_rows} dead rows")

@@ -12,8 +12,7 @@ from medret import schemas
 from medret.archive import Listing
 from medret.pipeline import new_ledger as ledgers
 from medret.pipeline.plan import make_plan
-from medret.pipeline.steps import Target
-from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
+from medret.pipeline.store_state import BaseSnapshot, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS, in_order, taken
 from medret.snapshot import Journal
 from medret.snapshot.tables import read_table, write_ledger

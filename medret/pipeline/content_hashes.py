@@ -1,24 +1,25 @@
-"""Hash objects whose content the store may already hold, to decide whether to embed them."""
+"""Hash objects whose content the store may already hold, and decide whether to embed them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
 from medret.archive import ArchiveObject
 from medret.archive.series import WEAK
-from medret.pipeline.plan import resolve, twins, with_checks
-from medret.pipeline.steps import Plan
-from medret.pipeline.store_state import groups, numbered
+from medret.pipeline.plan import CAUSES, TRANSIENT_CODES, Cause, Plan, checked, contents_of
+from medret.pipeline.store_state import groups, numbered, rows_of
+from medret.schemas import OBJECTS
 from medret.storage import Identity, add_options, given_options
 from medret.volume import VolumeSource
 
@@ -42,10 +43,22 @@ def compare_contents(plan: Plan, say: Callable[[str], None]) -> Plan:
     return resolve(plan, content_hashes(plan.listing.items(unsure)))
 
 
+def twins(plan: Plan) -> pa.Table:
+    """The objects to embed that may be equal, by id: schemas.OBJECTS, and as `alike` the number of their group.
+
+    A group has one size and, if the storage has etags, one etag.
+    """
+    chosen = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
+    contents = contents_of(rows_of(plan.table.select(["size_bytes", "etag"]), chosen))
+    group, size = groups(contents["size_bytes"].to_numpy(), numbered(contents["etag"]))
+    objects = rows_of(plan.table.select(OBJECTS.names), chosen[size > 1])
+    return objects.append_column("alike", pa.array(group[size > 1]))
+
+
 def equal_samples(twins: pa.Table, items: Callable[[pa.Table], Iterable[ArchiveObject]], samples: Samples) -> set[str]:
     """Find the volume_ids of objects whose middle bytes equal those of another object in their group.
 
-    twins: see plan.twins. items: its rows as values, as archive.Listing makes them. Reads nothing if the storage has
+    twins: see `twins`. items: its rows as values, as archive.Listing makes them. Reads nothing if the storage has
     etags of contents: the objects of a group then have the same etag.
     """
     decided = pc.fill_null(pc.invert(pc.starts_with(twins["etag"], WEAK)), False)
@@ -56,6 +69,74 @@ def equal_samples(twins: pa.Table, items: Callable[[pa.Table], Iterable[ArchiveO
     _, size = groups(unsure["alike"].to_numpy(), numbered(found))
     equal = unsure["volume_id"].filter(pc.and_(pa.array(size > 1), found.is_valid()))
     return {*twins["volume_id"].filter(decided).to_pylist(), *equal.to_pylist()}
+
+
+def with_checks(plan: Plan, volume_ids: Collection[str]) -> Plan:
+    """Return the plan with these volumes hashed before they are embedded."""
+    return checked(plan, plan.places(volume_ids))
+
+
+def resolve(plan: Plan, hashes: Mapping[str, str]) -> Plan:
+    """Decide every check. hashes: volume_id -> sha256 of the objects to check; an object without one is embedded."""
+    contents = _contents(plan, set(hashes.values())) if plan.target.copies else {}
+    leaders: dict[tuple[str, str | None], str] = {}
+    decided = []
+    everything = (1 << len(plan.target.recipes)) - 1
+    for step in plan.of("check"):
+        sha256 = hashes.get(step.item.volume_id)
+        key = (sha256 or "", step.modality)
+        row: dict[str, Any] = {"place": step.place, "row": None, "missing": 0, "leader": None, "content_sha256": None}
+        if sha256 and sha256 == step.content_sha256:
+            row |= {"action": "keep", "cause": step.cause, "row": step.row}
+        elif sha256 and key in contents:
+            row |= {"action": "copy", "cause": "renamed", "row": contents[key]}
+        elif sha256 and key in leaders and plan.target.copies:
+            row |= {"action": "copy", "cause": "renamed", "leader": leaders[key], "content_sha256": sha256}
+        else:
+            if sha256:
+                leaders[key] = step.item.volume_id
+            cause: Cause = "changed" if step.cause == "touched" else step.cause
+            row |= {"action": "embed", "cause": cause, "missing": everything}
+        decided.append(row)
+    return _decided(plan, decided)
+
+
+def _contents(plan: Plan, hashes: Collection[str]) -> dict[tuple[str, str | None], int]:
+    """(content, modality) -> the first stored row that has vectors of all recipes, among these contents."""
+    rows = plan.state.numbered("content_sha256", "modality", "shards")
+    rows = rows.filter(pc.is_in(rows["content_sha256"], value_set=pa.array(sorted(hashes), pa.string())))
+    found: dict[tuple[str, str | None], int] = {}
+    for row in rows.to_pylist():
+        if {digest for digest, _ in row["shards"] or ()} >= set(plan.target.recipes):
+            found.setdefault((row["content_sha256"], row["modality"]), row["row"])
+    return found
+
+
+def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> frozenset[str]:
+    """Find copies whose leader turned out to have other content. made: volume_id -> (code, content_sha256).
+
+    A copy is also an orphan if its leader could not be read: that says nothing about the copy.
+    """
+    orphaned = []
+    for step in plan.of("copy"):
+        if step.leader is not None and step.leader in made:  # a run that was stopped has not read every leader
+            code, content = made[step.leader]
+            if content != step.content_sha256 or code in TRANSIENT_CODES:
+                orphaned.append(step.item.volume_id)
+    return frozenset(orphaned)
+
+
+def embedded_instead(plan: Plan, volume_ids: Collection[str]) -> Plan:
+    """Return the plan with these volumes read and embedded instead of copied."""
+    row = {"action": "embed", "cause": "new", "row": None, "leader": None, "content_sha256": None}
+    missing = (1 << len(plan.target.recipes)) - 1
+    return _decided(plan, [row | {"place": place, "missing": missing} for place in plan.places(volume_ids).tolist()])
+
+
+def _decided(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan with these values; each row has its `place`."""
+    names = ("action", "cause", "row", "missing", "leader", "content_sha256")
+    return plan.changed([row["place"] for row in rows], **{name: [row[name] for row in rows] for name in names})
 
 
 def content_samples(items: Iterable[ArchiveObject]) -> pa.ChunkedArray:

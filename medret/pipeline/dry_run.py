@@ -12,21 +12,12 @@ import pyarrow.compute as pc
 
 from medret.errors import GateError
 from medret.pipeline import gates
-from medret.pipeline.insist import (
-    check_labels,
-    label_facts,
-    label_lines,
-    losses,
-    other_source,
-    recipe_changes,
-    refuse_replacing,
-    with_models,
-)
-from medret.pipeline.model_jobs import recipe_of
+from medret.pipeline.gates import check_labels, label_facts, label_lines, losses, other_source
+from medret.pipeline.model_jobs import recipe_changes, recipe_of, refuse_replacing, with_models
+from medret.pipeline.plan import Plan
 from medret.pipeline.prepare import Inputs, State, is_up_to_date, plan_run, read_inputs, read_state
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.run_report import begin
-from medret.pipeline.steps import Plan
+from medret.pipeline.result import begin
 from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.recipe import SliceRecipe
 from medret.snapshot.names import of_kinds

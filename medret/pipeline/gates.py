@@ -1,19 +1,27 @@
-"""The checks before a snapshot is published. Pure functions; if a gate fails, the old snapshot stays live."""
+"""The checks of a run, as pure functions: what it would lose or label, and the gates before it is published.
+
+If one fails, the old snapshot stays live.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.errors import GateError
-from medret.pipeline.store_state import numbered
-from medret.snapshot import Counts, GateEntry, IndexEntry
+from medret.archive import LabelJoin, Listing, labelled
+from medret.errors import GateError, UsageError
+from medret.pipeline.plan import Plan
+from medret.pipeline.request import GateLimits, IndexRequest
+from medret.pipeline.store_state import numbered, rows_of
+from medret.snapshot import Counts, GateEntry, IndexEntry, Manifest
 
 DUPLICATES_FROM = 10  # new contents; fewer prove nothing
 LOST_FROM = 5  # volumes; losing fewer is not taken for a mistake
@@ -23,22 +31,7 @@ OF_VECTORS = frozenset({VECTORS, DUPLICATES, CANARIES})
 
 NO_KEYS = pa.table({"volume_id": pa.array([], pa.string()), "key": pa.array([], pa.uint64())})
 
-
-@dataclass(frozen=True)
-class GateLimits:
-    """The limits of the gates.
-
-    min_recall: recall@10 of each index. max_gone: share of the live snapshot's volumes that may be lost.
-    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine to the stored vectors. min_labelled: share of
-    the volumes with labels, among those still listed, that must keep some.
-    """
-
-    min_recall: float = 0.9
-    max_gone: float = 0.2
-    max_quarantined: float = 0.5
-    max_duplicates: float = 0.5
-    min_canary: float = 0.999
-    min_labelled: float = 0.5
+PLACES = {"dicom": "DICOM tags", "bids": "BIDS", "msd": "dataset.json", "path": "paths"}  # of labels without a table
 
 
 @dataclass(frozen=True)
@@ -185,3 +178,97 @@ def enforce(gates: Sequence[Gate], hints: str = "") -> list[GateEntry]:
         )
         raise GateError(f"refused to publish: {what}{hints}; the previous snapshot, if any, stays live")
     return [gate.entry() for gate in gates]
+
+
+def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
+    """The volumes that the run would lose; before contents are compared, a lower bound.
+
+    A volume that is gone is not lost if its content is listed under another name; while contents are not known yet, an
+    object of equal size that will be compared is enough. quarantined: ids of the volumes that are quarantined now.
+    """
+    rows = plan.state.rows.slice(0, plan.state.journal_from)
+    live = pc.equal(rows["status"], "embedded")
+    gone = rows_of(rows.select(["status", "content_sha256", "size_bytes"]), plan.gone)
+    moved = pa.array({step.content_sha256 for step in plan.of("copy")}, pa.string())
+    gone = gone.filter(
+        pc.and_(pc.equal(gone["status"], "embedded"), pc.invert(pc.is_in(gone["content_sha256"], value_set=moved)))
+    )
+    unsure = pc.and_(pa.array(plan.which("check")), pc.is_null(plan.table["row"]))
+    possible = Counter(plan.table["size_bytes"].filter(unsure).to_pylist())
+    sizes = Counter(gone["size_bytes"].to_pylist())
+    refused = pc.and_(live, pc.is_in(rows["volume_id"], value_set=quarantined)) if quarantined is not None else None
+    total, newly = (int(pc.sum(mask).as_py() or 0) if mask is not None else 0 for mask in (live, refused))
+    return Losses(total, (sizes - possible).total(), newly)
+
+
+def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:
+    """The likely cause of a loss: the live snapshot is of another archive, or another part of it. "" if it is not."""
+    if manifest is None:
+        return ""
+    before = _source(manifest.archive_uri, manifest.pattern, manifest.exclude, include_masks=manifest.include_masks)
+    now = _source(archive_uri, request.pattern, request.exclude, include_masks=request.include_masks)
+    return "" if before == now else f" (the live snapshot is of {before}; this run reads {now})"
+
+
+def _source(uri: str, pattern: str | None, exclude: Sequence[str], *, include_masks: bool) -> str:
+    words = [uri, *([f"--glob {pattern}"] if pattern else []), *(f"--exclude {one}" for one in exclude)]
+    return " ".join([*words, *(["--include-masks"] if include_masks else [])])
+
+
+def check_labels(ledger: pa.Table, listing: Listing, labels: LabelJoin, limits: GateLimits) -> None:
+    """Refuse labels that were meant for other volumes, before any work is done.
+
+    ledger: of the live snapshot (store_state.KNOWN), empty if there is none. Raises GateError if far fewer of its
+    volumes would keep labels, UsageError if no row of the table matches a volume.
+    """
+    had = ledger["volume_id"].filter(pc.is_valid(ledger["labels"]))
+    had = had.filter(pc.is_in(had, value_set=listing.objects["volume_id"])) if len(had) else had
+    kept = pc.sum(pc.is_in(had, value_set=labelled(labels.labels))).as_py() or 0
+    gate = label_gate(len(had), kept, limits)
+    if not gate.passed:
+        why = labels.mismatch or f"{labels.unmatched_rows} rows match no volume"
+        hint = why if labels.source else "no table was given (--labels), and paths give none"
+        raise GateError(
+            f"refused to publish: {gate.found}, expected {gate.limit}; {hint}; the live snapshot stays as it is"
+        )
+    if labels.mismatch:
+        raise UsageError(labels.mismatch)
+
+
+def label_facts(labels: LabelJoin, tagged: pa.ChunkedArray, ct_without_hu: int) -> dict[str, Any]:
+    """Counts about the labels of a run, for reports.
+
+    tagged: ids of the volumes with labels in their own tags. ct_without_hu: volumes labelled CT without Hounsfield
+    units.
+    """
+    facts = labels.to_json()
+    if len(tagged):
+        more = pc.sum(pc.invert(pc.is_in(tagged, value_set=labels.labels["volume_id"]))).as_py()
+        facts |= {"matched": facts["matched"] + more, "unlabelled_volumes": facts["unlabelled_volumes"] - more}
+        facts["from_dicom"] = len(tagged)
+    return {**facts, "ct_without_hu": ct_without_hu}
+
+
+def label_lines(labels: LabelJoin) -> list[str]:
+    """Which labels were found, and where, as lines of text."""
+    lines = [f"{path} is ignored: {reason}" for path, reason in labels.ignored.items()]
+    for origin, found in labels.origins.items():
+        if origin in PLACES:
+            counts = ", ".join(f"{name} of {count}" for name, count in found.items() if name != "volumes")
+            lines.append(f"labels from {PLACES[origin]} for {found['volumes']} volumes: {counts}")
+    if labels.series:
+        lines.append(f"labels of {labels.series} DICOM series are read from their tags, with the volumes")
+    if labels.source is None:
+        bare = labels.unlabelled_volumes - labels.series
+        if bare > 0 and not labels.labels.num_rows:
+            lines.append(f"no labels: {bare} volumes have none (--labels TABLE gives them)")
+        return lines
+    several = f" ({labels.ambiguous_rows} fit several)" if labels.ambiguous_rows else ""
+    such = f", such as {labels.unmatched_example!r}" if labels.unmatched_example else ""
+    lines.append(
+        f"labels from {labels.source}: {labels.matched_volumes} volumes matched, {labels.unlabelled_volumes} have "
+        f"none; {labels.unmatched_rows} rows match no volume{several}{such}"
+    )
+    if labels.root:
+        lines.append(f"paths below {labels.root} in the table are read as paths below the archive")
+    return lines

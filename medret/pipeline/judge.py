@@ -1,4 +1,4 @@
-"""Judge what a run would publish: its losses before anything is embedded, all gates at the end.
+"""Count what a run would publish, and judge it: its losses before anything is embedded, all gates at the end.
 
 The gates judge the vectors that this run made, and a few unchanged volumes that it embedded again (canaries).
 """
@@ -15,42 +15,157 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from medret.archive import Listing
 from medret.embeddings import read_vectors
 from medret.embeddings.parquet import read_parquet
 from medret.errors import QuarantineCode
-from medret.pipeline import gates, outcomes
+from medret.pipeline import gates
 from medret.pipeline.embedding_shards import read_volumes
-from medret.pipeline.gates import VectorFacts, lowest_cosine
+from medret.pipeline.gates import VectorFacts, losses, lowest_cosine, other_source
 from medret.pipeline.indices import Indices
-from medret.pipeline.insist import losses, other_source
-from medret.pipeline.new_ledger import NewLedger
+from medret.pipeline.new_ledger import NewLedger, row_numbers
+from medret.pipeline.plan import ACTIONS, CAUSES, Plan
 from medret.pipeline.prepare import Inputs, State
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.run_report import Log
-from medret.pipeline.sql import query
-from medret.pipeline.steps import CAUSES, Plan
-from medret.pipeline.store_state import rows_of
+from medret.pipeline.result import Log
+from medret.pipeline.store_state import picked, rows_of
 from medret.pipeline.stream import Streamed
+from medret.schemas import QUARANTINE
 from medret.snapshot import Counts
 from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, slices_files, stored_files
-from medret.snapshot.liveness import searchable_rows
+from medret.snapshot.liveness import entries, searchable_rows
 from medret.storage import Location, read_checked
 
-CANARIES = 3
-CANARY_MAX_BYTES = 256 * 2**20
 UNIT_TOLERANCE = 1e-2
 FILES_PER_TASK = 64
-FIRST_BY_HASH = "SELECT place FROM volumes ORDER BY sha256(volume_id) LIMIT $most"
 
 
-def choose_canaries(plan: Plan) -> NDArray[np.int64]:
-    """Choose a few unchanged volumes, as rows of the plan; an archive always gives the same ones."""
-    chosen = (plan.codes("cause") == CAUSES.index("unchanged")) & (
-        plan.table["size_bytes"].to_numpy() <= CANARY_MAX_BYTES
+def counts(listing: Listing, plan: Plan, ledger: NewLedger) -> Counts:
+    """Count what became of the listed objects.
+
+    Equal files with new content all count as embedded, although the model saw only one of them. Stale volumes count as
+    unchanged.
+    """
+    table, state = plan.table, plan.state
+    at = pc.index_in(table["volume_id"], value_set=ledger.changed["volume_id"])
+    written = np.flatnonzero(pc.is_valid(at).to_numpy())
+    rows = ledger.changed.select(["status", "code", "content_sha256"])
+    part = rows_of(table.select(["modality", "row", "live"]), written)
+    action, cause = plan.codes("action")[written], plan.codes("cause")[written]
+    embedded = pc.equal(rows["status"], "embedded").to_numpy()
+    stale = embedded & pc.is_valid(rows["code"]).to_numpy()
+    copied = action == ACTIONS.index("copy")
+    live = state.rows.slice(0, state.journal_from)
+    renamed = embedded & ~stale & copied
+    if renamed.any():
+        found = rows["content_sha256"].filter(pa.array(renamed))
+        same = pc.and_(pc.equal(live["status"], "embedded"), pc.is_in(live["content_sha256"], value_set=found))
+        renamed[renamed] = pc.is_in(found, value_set=live["content_sha256"].filter(same)).to_numpy()
+    older = copied & (row_numbers(part["row"]) >= state.older_from)
+    unchanged = np.isin(cause, [CAUSES.index(name) for name in ("unchanged", "touched", "returned")]) | older
+    made = embedded & ~stale & ~renamed & ~unchanged
+    number = row_numbers(part["live"])
+    had = number >= 0
+    before = picked(live.select(["status", "content_sha256", "modality"]), number[had])
+    was = np.zeros(len(written), np.bool_)
+    was[had] = pc.equal(before["status"], "embedded").to_numpy()
+    differs = np.zeros(len(written), np.bool_)
+    now = pa.table({"content_sha256": rows["content_sha256"], "modality": part["modality"]}).filter(pa.array(had))
+    differs[had] = _differ(now["content_sha256"], before["content_sha256"]) | _differ(
+        now["modality"], before["modality"]
     )
-    places = np.flatnonzero(chosen)
-    volumes = rows_of(plan.table.select(["volume_id"]), places).append_column("place", pa.array(places))
-    return np.sort(query(FIRST_BY_HASH, {"volumes": volumes}, most=CANARIES)["place"].to_numpy())
+    gone = rows_of(live.select(["content_sha256"]), plan.gone)["content_sha256"]
+    moved = pc.is_in(gone, value_set=rows["content_sha256"].filter(pa.array(renamed))).to_numpy()
+    kept = live["status"].filter(pa.array(ledger.kept))
+    as_before = int(pc.sum(pc.equal(kept, "embedded")).as_py() or 0) + int((embedded & ~made).sum())
+    return Counts(
+        listed=listing.listed,
+        embedded=int(made.sum()),
+        new=int((made & ~was).sum()),
+        changed=int((made & was & differs).sum()),
+        unchanged=as_before,
+        renamed=int(renamed.sum()),
+        stale=int(stale.sum()),
+        gone=len(plan.gone) - int(moved.sum()),
+        quarantined=table.num_rows - as_before - int(made.sum()),
+        skipped=sum(listing.skipped.values()),
+    )
+
+
+def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether each value differs from the other at its place; null equals null."""
+    both_null = pc.and_(pc.is_null(one), pc.is_null(other))
+    same: NDArray[np.bool_] = pc.coalesce(pc.equal(one, other), both_null).to_numpy()
+    return ~same
+
+
+def quarantine(unusable: pa.Table) -> pa.Table:
+    """The quarantined volumes (schemas.QUARANTINE). unusable: see NewLedger."""
+    return unusable.filter(pc.equal(unusable["status"], "quarantined")).select(QUARANTINE.names).cast(QUARANTINE)
+
+
+def stale(unusable: pa.Table) -> pa.Table:
+    """The volumes that could not be read and keep their stored vectors (schemas.QUARANTINE)."""
+    return unusable.filter(pc.equal(unusable["status"], "embedded")).select(QUARANTINE.names).cast(QUARANTINE)
+
+
+def codes(quarantine: pa.Table) -> dict[str, int]:
+    """The number of quarantined volumes per code."""
+    return {item["values"]: item["counts"] for item in quarantine["code"].value_counts().to_pylist()}
+
+
+def slices_made(made: pa.Table) -> int:
+    """Count the slices that the stream embedded, summed over models. made: its ledger rows."""
+    return int(made["slices"].to_numpy()[entries(made["shards"]).rows].sum())
+
+
+def contents(made: pa.Table, volumes: pa.ChunkedArray) -> dict[str, tuple[str | None, str | None]]:
+    """volume_id -> (code, content_sha256) of some volumes in the output of the stream."""
+    rows = made.select(["volume_id", "code", "content_sha256"])
+    columns = rows.filter(pc.is_in(rows["volume_id"], value_set=volumes.unique())).to_pydict().values()
+    return {volume_id: (code, content) for volume_id, code, content in zip(*columns, strict=True)}
+
+
+def lost(log: Log, plan: Plan, refused: pa.Table | None = None) -> gates.Losses:
+    """Count and log what the live snapshot loses. refused: schemas.QUARANTINE of the new snapshot, once it is known."""
+    result = losses(plan, None if refused is None else refused["volume_id"])
+    log.facts["lost"] = asdict(result)
+    return result
+
+
+def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
+    """Raise GateError if the run would lose too much of the live snapshot; called before anything is embedded."""
+    gates.enforce([gates.lost_gate(lost(log, plan), request.gates)], source_hint(request, inputs, state))
+
+
+def all_gates(
+    store: Location, request: IndexRequest, state: State, log: Log, plan: Plan, counts: Counts, made: Streamed,
+    pool: pa.Table, ledger: NewLedger, quarantine: pa.Table, indices: Indices,
+) -> list[gates.Gate]:  # fmt: skip
+    """Run every check before publication. pool: all stored and new embedding files. quarantine: schemas.QUARANTINE."""
+    limits = request.gates
+    facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
+    masks = codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
+    return [
+        gates.lost_gate(lost(log, plan, quarantine), limits),
+        gates.quarantine_gate(counts, masks, limits),
+        gates.vector_gate(facts),
+        gates.duplicate_gate(facts, lambda: content_by_id(ledger, facts), limits),
+        gates.canary_gate(canary_cosines(store, made.canaries, plan, pool), limits),
+        gates.findable_gate(findable_rows(store, indices, ledger)),
+        gates.recall_gate(indices.entries, limits),
+    ]
+
+
+def hints(request: IndexRequest, inputs: Inputs, state: State, quarantine: pa.Table) -> str:
+    """Text to add to a refusal: quarantined volumes per code, and whether the archive may be the wrong one."""
+    per_code = ", ".join(f"{count} {code}" for code, count in codes(quarantine).items())
+    return (f" (quarantine: {per_code})" if per_code else "") + source_hint(request, inputs, state)
+
+
+def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
+    """The likely cause of a loss, as text."""
+    return other_source(request, inputs.listing.archive_uri, state.base.manifest)
 
 
 def canary_cosines(store: Location, canaries: pa.Table, plan: Plan, files: pa.Table) -> dict[str, float]:
@@ -85,6 +200,20 @@ def vector_facts(store: Location, files: pa.Table) -> list[VectorFacts]:
     return [facts for part in ray.get(parts) for facts in part]
 
 
+def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
+    facts = []
+    for file in files:
+        table = read_parquet(read_checked(store, file.path, file.sha256), ["volume_id", "vector"], name=file.path)
+        vectors = read_vectors(table)
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        recipe = file.folder.encode()
+        digests = [hashlib.blake2b(recipe + vector.tobytes(), digest_size=8).digest() for vector in vectors]
+        numbers = pa.array(np.frombuffer(b"".join(digests), np.uint64))
+        keys = pa.table([table["volume_id"], numbers], schema=gates.NO_KEYS.schema)
+        facts.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
+    return facts
+
+
 def findable_rows(store: Location, indices: Indices, ledger: NewLedger) -> list[tuple[int, int]]:
     """Count, per index, the rows that a search can find and the rows that the ledger needs."""
     rows = ledger.select("status", "slices")
@@ -105,59 +234,3 @@ def content_by_id(ledger: NewLedger, facts: Sequence[VectorFacts]) -> pa.Table:
     ids = pa.concat_tables([gates.NO_KEYS, *(each.keys for each in facts)])["volume_id"]
     theirs = pc.is_in(rows["volume_id"], value_set=ids)
     return rows if pc.all(theirs).as_py() else rows.filter(theirs)
-
-
-def _facts_of(store: Location, files: Sequence[StoredFile]) -> list[VectorFacts]:
-    facts = []
-    for file in files:
-        table = read_parquet(read_checked(store, file.path, file.sha256), ["volume_id", "vector"], name=file.path)
-        vectors = read_vectors(table)
-        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-        recipe = file.folder.encode()
-        digests = [hashlib.blake2b(recipe + vector.tobytes(), digest_size=8).digest() for vector in vectors]
-        numbers = pa.array(np.frombuffer(b"".join(digests), np.uint64))
-        keys = pa.table([table["volume_id"], numbers], schema=gates.NO_KEYS.schema)
-        facts.append(VectorFacts(keys, int((~(np.abs(lengths - 1) < UNIT_TOLERANCE)).sum())))
-    return facts
-
-
-def lost(log: Log, plan: Plan, refused: pa.Table | None = None) -> gates.Losses:
-    """Count and log what the live snapshot loses. refused: schemas.QUARANTINE of the new snapshot, once it is known."""
-    result = losses(plan, None if refused is None else refused["volume_id"])
-    log.facts["lost"] = asdict(result)
-    return result
-
-
-def refuse_losing(request: IndexRequest, inputs: Inputs, state: State, log: Log, plan: Plan) -> None:
-    """Raise GateError if the run would lose too much of the live snapshot; called before anything is embedded."""
-    gates.enforce([gates.lost_gate(lost(log, plan), request.gates)], source_hint(request, inputs, state))
-
-
-def source_hint(request: IndexRequest, inputs: Inputs, state: State) -> str:
-    """The likely cause of a loss, as text."""
-    return other_source(request, inputs.listing.archive_uri, state.base.manifest)
-
-
-def all_gates(
-    store: Location, request: IndexRequest, state: State, log: Log, plan: Plan, counts: Counts, made: Streamed,
-    pool: pa.Table, ledger: NewLedger, quarantine: pa.Table, indices: Indices,
-) -> list[gates.Gate]:  # fmt: skip
-    """Run every check before publication. pool: all stored and new embedding files. quarantine: schemas.QUARANTINE."""
-    limits = request.gates
-    facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
-    masks = outcomes.codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
-    return [
-        gates.lost_gate(lost(log, plan, quarantine), limits),
-        gates.quarantine_gate(counts, masks, limits),
-        gates.vector_gate(facts),
-        gates.duplicate_gate(facts, lambda: content_by_id(ledger, facts), limits),
-        gates.canary_gate(canary_cosines(store, made.canaries, plan, pool), limits),
-        gates.findable_gate(findable_rows(store, indices, ledger)),
-        gates.recall_gate(indices.entries, limits),
-    ]
-
-
-def hints(request: IndexRequest, inputs: Inputs, state: State, quarantine: pa.Table) -> str:
-    """Text to add to a refusal: quarantined volumes per code, and whether the archive may be the wrong one."""
-    codes = ", ".join(f"{count} {code}" for code, count in outcomes.codes(quarantine).items())
-    return (f" (quarantine: {codes})" if codes else "") + source_hint(request, inputs, state)

@@ -1,8 +1,8 @@
-"""Choose the files of a snapshot: what to keep, what to build, and which rows of kept files are dead.
+"""Lay out the vectors of a snapshot: copies, compacted shards, which files to keep or build, and which rows are dead.
 
-Pure functions over tables. A row of an embedding shard is live if the ledger points to it, else it is dead. An index
-shard is built from whole embedding files, and kept while few of its rows are dead: those are listed as tombstones,
-which every search leaves out.
+A row of an embedding shard is live if the ledger points to it, else it is dead. An index shard is built from whole
+embedding files, and kept while few of its rows are dead: those are listed as tombstones, which every search leaves out.
+What is kept and what is built is decided by pure functions over tables.
 """
 
 from __future__ import annotations
@@ -14,15 +14,59 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medret.embeddings import Aggregation
 from medret.index import IndexSettings, plan_shards
+from medret.pipeline.embedding_shards import Derive, Refused, Rewrite, Source, derive_all, rewrite_all
+from medret.pipeline.new_ledger import NewLedger
+from medret.pipeline.plan import Plan
 from medret.pipeline.store_state import BaseSnapshot
+from medret.recipe import Recipe
 from medret.schemas import FILES, TOMBSTONES
-from medret.snapshot.files import SHARD_KINDS, SLICES, VOLUMES, ShardKey, StoredFile, files_table, stored_files
-from medret.snapshot.liveness import LiveFile, LiveShards, dead_volumes, live_shards, shards_of
+from medret.snapshot.files import (
+    EMBEDDING_KINDS,
+    SHARD_KINDS,
+    SLICES,
+    VOLUMES,
+    ShardKey,
+    StoredFile,
+    files_table,
+    previews_files,
+    slices_files,
+    stored_files,
+)
+from medret.snapshot.liveness import LIVE_COLUMNS, LiveFile, LiveShards, dead_volumes, live_shards, shards_of
+from medret.storage import Location
 
 DEAD_SHARE = 0.2  # of the rows of a shard; with more, its live rows are written to a new shard
 SMALL_SHARE = 0.25  # of the intended size; smaller shards are merged
 SMALL_EMBEDDING_SHARDS = 8  # small ones are merged when there are at least this many
+
+
+@dataclass(frozen=True)
+class Live:
+    """Where the vectors of the new snapshot lie.
+
+    rows: its ledger (liveness.LIVE_COLUMNS). shards: the live volumes of each embedding shard. touched: the shards that
+    rows of the ledger point to that differ from those of the live snapshot, before or now.
+    """
+
+    rows: pa.Table
+    shards: LiveShards
+    touched: AbstractSet[ShardKey]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The new ledger, the embedding files that it needs, and where its vectors lie."""
+
+    ledger: NewLedger
+    files: pa.Table
+    live: Live
+
+    @property
+    def vectors(self) -> int:
+        """How many rows its slices and volumes files have."""
+        return sum(file.rows for file in stored_files(self.files, EMBEDDING_KINDS))
 
 
 @dataclass(frozen=True)
@@ -31,6 +75,86 @@ class ShardPlan:
 
     kept: tuple[str, ...]
     built: tuple[tuple[LiveFile, ...], ...]
+
+
+def copy_vectors(
+    store: Location, plan: Plan, made: pa.Table, pool: pa.Table, recipes: Sequence[Recipe],
+    aggregations: Sequence[Aggregation], shard_volumes: int,
+) -> tuple[dict[tuple[str, str], str], pa.Table, Refused]:  # fmt: skip
+    """Copy vectors of renamed volumes to their new names; returns as `rewrite_all`. made: ledger rows of the stream."""
+    leaders = made.filter(pc.is_in(made["volume_id"], value_set=plan.table["leader"].unique()))
+    made_of = dict(zip(leaders["volume_id"].to_pylist(), leaders["shards"].to_pylist(), strict=True))
+    names = plan.state.rows["volume_id"]
+    copies_of: dict[str, list[tuple[str, str, str]]] = {recipe.digest: [] for recipe in recipes}
+    for step in plan.of("copy"):
+        if step.leader is None:
+            assert step.row is not None
+            source, stored = names[step.row].as_py(), dict(step.shards)
+        else:
+            source, stored = step.leader, dict(made_of[step.leader])
+        for digest, shard in stored.items():
+            copies_of[digest].append((shard, source, step.item.volume_id))
+    slices, previews = slices_files(pool), previews_files(pool)
+    jobs = []
+    for recipe in recipes:
+        copies = copies_of[recipe.digest]
+        for at in range(0, len(copies), shard_volumes):
+            by_shard: dict[str, list[tuple[str, str]]] = {}
+            for shard, old, new in copies[at : at + shard_volumes]:
+                by_shard.setdefault(shard, []).append((old, new))
+            keyed = (((recipe.digest, shard), tuple(pairs)) for shard, pairs in by_shard.items())
+            sources = (Source(slices[key], pairs, previews.get(key)) for key, pairs in keyed)
+            jobs.append(Rewrite(recipe, tuple(sources)))
+    return rewrite_all(store, jobs, aggregations)
+
+
+def lay_out(
+    store: Location, ledger: NewLedger, pool: pa.Table, recipes: Sequence[Recipe],
+    aggregations: Sequence[Aggregation], shard_volumes: int, ruleset_digest: str,
+) -> Layout:  # fmt: skip
+    """Compact shards with dead or few volumes, derive missing volume vectors, and choose the files of the snapshot.
+
+    pool: all stored and new embedding files (schemas.FILES). Volumes that lack a vector of some aggregation go into
+    quarantine.
+    """
+    names = [aggregation.name for aggregation in aggregations]
+    live = live_shards(ledger.select(*LIVE_COLUMNS))
+    files, _ = embedding_files(pool, live, names)
+    previews = previews_files(files)
+    jobs = [
+        Rewrite(recipe, tuple(_whole(live, file, previews.get(file.key)) for file in group))
+        for recipe in recipes
+        for group in compactions(files, live, recipe.digest, shard_volumes)
+    ]
+    if jobs:
+        moved, added, refused = rewrite_all(store, jobs, aggregations)
+        ledger = ledger.moved(moved).refused(refused, ruleset_digest)
+        live, pool = live_shards(ledger.select(*LIVE_COLUMNS)), pa.concat_tables([pool, added])
+    files, lacking = embedding_files(pool, live, names)
+    if lacking:
+        by_digest, by_name = {recipe.digest: recipe for recipe in recipes}, dict(zip(names, aggregations, strict=True))
+        derived, refusals = derive_all(
+            store,
+            [
+                Derive(by_digest[file.key[0]], file, tuple(by_name[name] for name in missing))
+                for file, missing in lacking
+            ],
+        )
+        refused = {}
+        for (file, _), refusal in zip(lacking, refusals, strict=True):
+            if refusal:
+                alive = live[file.key].volumes
+                refused |= {volume_id: error for volume_id, error in refusal.items() if volume_id in alive}
+        ledger = ledger.refused(refused, ruleset_digest)
+        pool = pa.concat_tables([pool, derived])
+    rows = ledger.select(*LIVE_COLUMNS)
+    live = live_shards(rows)
+    files, _ = embedding_files(pool, live, names)
+    return Layout(ledger, files, Live(rows, live, ledger.touched))
+
+
+def _whole(live: LiveShards, file: StoredFile, previews: StoredFile | None) -> Source:
+    return Source(file, tuple((volume_id, volume_id) for volume_id in live[file.key].volumes), previews)
 
 
 def embedding_files(
@@ -104,19 +228,6 @@ def plan_index_shards(files: Sequence[LiveFile], shards: Mapping[str, int], sett
     loose = {member.file.path: member for member in files if member.file.indexed_in not in kept}
     groups = plan_shards([(path, member.live_rows) for path, member in loose.items()], settings.shard_rows)
     return ShardPlan(tuple(sorted(kept)), tuple(tuple(loose[path] for path in group) for group in groups))
-
-
-@dataclass(frozen=True)
-class Live:
-    """Where the vectors of the new snapshot lie.
-
-    rows: its ledger (liveness.LIVE_COLUMNS). shards: the live volumes of each embedding shard. touched: the shards that
-    rows of the ledger point to that differ from those of the live snapshot, before or now.
-    """
-
-    rows: pa.Table
-    shards: LiveShards
-    touched: AbstractSet[ShardKey]
 
 
 def findable(files: pa.Table, base: BaseSnapshot, live: Live) -> pa.Table:

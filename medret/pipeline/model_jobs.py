@@ -1,14 +1,14 @@
-"""The models of a run: their recipes, in the precision of the store or else the best one of the device."""
+"""The models of a run: which, fed how, in which precision; and what that changes in the store."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import ray
 
-from medret.errors import UsageError
+from medret.errors import GateError, UsageError
 from medret.models import (
     OPEN_PREFIXES,
     ModelSpec,
@@ -20,11 +20,11 @@ from medret.models import (
     resolve_weights,
     stated_by,
 )
-from medret.pipeline.request import IndexRequest
+from medret.pipeline.request import DEFAULT_MODEL, IndexRequest
 from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.pipeline.stream import ModelJob
 from medret.recipe import ModelRecipe, Precision, Recipe
-from medret.snapshot import Journal, RecipeEntry
+from medret.snapshot import Journal, Manifest, RecipeEntry
 from medret.storage import Location
 
 PROBE_GPUS = 0.01  # share of a GPU for the task that asks which precisions it supports
@@ -44,6 +44,46 @@ class WantedModel:
         if self.by_store is None or weights.sha256 == self.by_store.weights_sha256:
             return self.spec, weights
         return model_spec(self.spec.name, self.weights_uri), weights
+
+
+def with_models(request: IndexRequest, manifest: Manifest | None) -> IndexRequest:
+    """Fill in the models of a request that names none: those of the live snapshot, else the default.
+
+    Models of the store get the weights that their names stand for, or random ones as before. Raises UsageError for
+    weights that were loaded from a path or URI: the store must not decide what is loaded from where.
+    """
+    if request.models:
+        return request
+    if manifest is None or not manifest.recipes:
+        return replace(request, models=(DEFAULT_MODEL,))
+    weights = dict(request.weights)
+    for entry in manifest.recipes:
+        name = entry.model
+        if name not in weights and entry.weights_uri is not None:
+            if not entry.random_weights:
+                raise UsageError(
+                    f"model {name} of the live snapshot was loaded from {entry.weights_uri}; give its weights again: "
+                    f"--weights {name}={entry.weights_uri}"
+                )
+            weights[name] = entry.weights_uri
+    return replace(request, models=model_names(manifest), weights=weights)
+
+
+def model_names(manifest: Manifest) -> tuple[str, ...]:
+    """The names of a snapshot's models."""
+    return tuple(entry.model for entry in manifest.recipes)
+
+
+def refuse_replacing(request: IndexRequest, manifest: Manifest | None) -> None:
+    """Raise GateError if the run would drop models of the live snapshot and the request does not say so."""
+    live = model_names(manifest) if manifest else ()
+    dropped = [name for name in live if name not in request.models]
+    if dropped and not request.replace_models:
+        every = " ".join(f"--model {name}" for name in dict.fromkeys([*live, *request.models]))
+        raise GateError(
+            f"refused: the live snapshot has {', '.join(live)}, this run {', '.join(request.models)}: "
+            f"{', '.join(dropped)} could not be searched any more. To keep all: {every}; to drop them: --replace-models"
+        )
 
 
 def wanted_models(request: IndexRequest) -> list[WantedModel]:
@@ -143,3 +183,30 @@ def recipe_entry(job: ModelJob) -> RecipeEntry:
         weights_uri=weights_uri,
         random_weights=job.weights.random,
     )
+
+
+def recipe_changes(recipes: Sequence[Recipe], manifest: Manifest | None) -> list[str]:
+    """Options that differ from the recipes of the live snapshot, so that the model must embed every volume again."""
+    before = {entry.model: entry for entry in manifest.recipes} if manifest else {}
+    changes = []
+    for recipe in recipes:
+        entry = before.get(recipe.model.name)
+        if entry is None or entry.digest == recipe.digest:
+            continue
+        for part in ("slices", "model"):
+            now, was = recipe.to_json()[part], entry.recipe[part]
+            changes += [
+                f"{recipe.model.name}: {name} is {_short(value)}, was {_short(was.get(name))}"
+                for name, value in now.items()
+                if _plain(value) != _plain(was.get(name))
+            ]
+    return list(dict.fromkeys(changes))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medret.archive import label_origins, labels_of
 from medret.errors import QuarantineCode, VolumeError
-from medret.pipeline.steps import CAUSES, TRANSIENT_CODES, Plan
+from medret.pipeline.plan import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
 from medret.schemas import LEDGER, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
 from medret.snapshot.files import ShardKey
@@ -49,7 +49,7 @@ class NewLedger:
         return frozenset([*entries(before).keys, *entries(self.changed["shards"]).keys])
 
     def refused(self, refused: Mapping[str, VolumeError], ruleset_digest: str | None = None) -> NewLedger:
-        """Put these volumes into quarantine. ruleset_digest: see plan.Target; None keeps the digest in the ledger."""
+        """Put these volumes into quarantine. ruleset_digest: see Target; None keeps the digest in the ledger."""
         if not refused:
             return self
         ledger = self._with_changed(refused)

@@ -1,4 +1,4 @@
-"""The plan of a run: what becomes of every listed object, given what the store holds.
+"""The plan of a run, a table: what becomes of every listed object, given what the store holds.
 
 object                                                what is done              cause
 as the ledger knows it, vectors of all recipes        kept                      unchanged; resumed (from the
@@ -21,19 +21,50 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medret.archive import Listing, label_origins
+from medret.archive import ArchiveObject, Listing, label_origins
 from medret.archive.series import WEAK
-from medret.pipeline.sql import query
-from medret.pipeline.steps import CAUSES, PLAN, TRANSIENT_CODES, Cause, Plan, Target, plan_column
-from medret.pipeline.store_state import KNOWN, StoreState, groups, numbered, rows_of, with_digests
+from medret.errors import QuarantineCode
+from medret.pipeline.store_state import KNOWN, StoreState, Target, query, rows_of, with_digests
 from medret.schemas import OBJECTS, in_order
+
+Action = Literal["keep", "refuse", "copy", "check", "embed"]
+Cause = Literal[
+    "unchanged", "resumed", "returned", "refused", "touched", "renamed", "recipe", "new", "changed", "retried"
+]
+ACTIONS, CAUSES = get_args(Action), get_args(Cause)
+
+# The archive failed, not the volume: try again next time, also with the same ruleset.
+TRANSIENT_CODES = frozenset({QuarantineCode.UNREADABLE, QuarantineCode.CHANGED_WHILE_READING})
+
+BATCH_ROWS = 10_000  # rows that become values at once
+
+# One row per object. row: of StoreState.rows, whose vectors are kept, copied or extended, or whose refusal stands.
+# more: further rows with vectors of the same content, of other recipes. live: the volume's row in the live snapshot.
+# missing: recipes to embed with; bit i is that of Target.recipes[i]. relabelled: whether the live row has
+# other labels. leader: volume of this run whose vectors are copied once they exist; content_sha256: of both.
+PLAN = pa.schema(
+    [
+        *OBJECTS,
+        pa.field("modality", pa.string()),
+        pa.field("action", pa.dictionary(pa.int8(), pa.string())),
+        pa.field("cause", pa.dictionary(pa.int8(), pa.string())),
+        pa.field("row", pa.int32()),
+        pa.field("more", pa.list_(pa.int32())),
+        pa.field("live", pa.int32()),
+        pa.field("missing", pa.int64()),
+        pa.field("relabelled", pa.bool_()),
+        pa.field("leader", pa.string()),
+        pa.field("content_sha256", pa.string()),
+    ]
+)
 
 RANGE_ROWS = 1 << 18  # objects per query: the tables are sorted, so one range of ids is joined after the other
 
@@ -98,6 +129,131 @@ WHERE CASE WHEN etag IS NULL THEN size_bytes IN (SELECT size_bytes FROM known)
     ELSE size_bytes IN (SELECT size_bytes FROM known WHERE etag IS NULL)
         OR (size_bytes, etag) IN (SELECT (size_bytes, etag) FROM known WHERE etag IS NOT NULL) END
 """
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one listed object.
+
+    place: its row in the plan. item: the object as listed. content_sha256: of the stored vectors to keep, copy or
+    extend; None if the content must be read first. row: row of StoreState.rows to keep, copy, refuse or extend. shards:
+    recipe digest -> embedding shard of the stored vectors. leader: volume of this run whose vectors are copied once
+    they exist. missing: digests of the recipes to embed with. live: the volume's row in the live snapshot.
+    """
+
+    place: int
+    item: ArchiveObject
+    modality: str | None
+    action: Action
+    cause: Cause
+    content_sha256: str | None = None
+    row: int | None = None
+    shards: Mapping[str, str] = field(default_factory=dict)
+    leader: str | None = None
+    missing: tuple[str, ...] = ()
+    live: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of all listed objects.
+
+    table: PLAN, in the order of their ids. gone: rows of the live snapshot whose volumes are no longer listed. The
+    other fields are what the plan was made from.
+    """
+
+    table: pa.Table
+    gone: NDArray[np.int64]
+    listing: Listing
+    state: StoreState
+    target: Target
+
+    def codes(self, name: Literal["action", "cause"]) -> NDArray[np.int8]:
+        """The action or the cause of every row, as its place in ACTIONS or CAUSES."""
+        return np.concatenate([np.zeros(0, np.int8), *(part.indices.to_numpy() for part in self.table[name].chunks)])
+
+    def which(self, *actions: Action) -> NDArray[np.bool_]:
+        """Whether each row has one of these actions."""
+        return np.isin(self.codes("action"), [ACTIONS.index(action) for action in actions])
+
+    def count(self, *actions: Action) -> int:
+        """Number of rows with one of these actions."""
+        return int(self.which(*actions).sum())
+
+    def causes(self) -> dict[str, int]:
+        """Count the steps per cause."""
+        counts = np.bincount(self.codes("cause"), minlength=len(CAUSES)).tolist()
+        return {cause: count for cause, count in zip(CAUSES, counts, strict=True) if count}
+
+    @property
+    def idle(self) -> bool:
+        """Whether the live snapshot already holds exactly the volumes of the archive."""
+        return not len(self.gone) and self.causes().keys() <= {"unchanged", "refused"}
+
+    def of(self, *actions: Action) -> Iterator[Step]:
+        """The steps with one of these actions, made in batches."""
+        return self.steps(np.flatnonzero(self.which(*actions)))
+
+    def steps(self, places: NDArray[np.int64]) -> Iterator[Step]:
+        """The steps of these rows, in ascending order, made in batches."""
+        for at in range(0, len(places), BATCH_ROWS):
+            batch = places[at : at + BATCH_ROWS]
+            columns = rows_of(self.table, batch).to_pydict()
+            rows = [row for row in columns["row"] if row is not None] + [
+                r for more in columns["more"] for r in more or ()
+            ]
+            numbers = np.unique(np.array(rows, np.int64))
+            stored = rows_of(self.state.rows.select(["content_sha256", "shards"]), numbers).to_pylist()
+            known = dict(zip(numbers.tolist(), stored, strict=True))
+            for place, values in zip(batch.tolist(), zip(*columns.values(), strict=True), strict=True):
+                yield self._step(place, dict(zip(columns, values, strict=True)), known)
+
+    def _step(self, place: int, values: dict[str, Any], known: Mapping[int, Mapping[str, Any]]) -> Step:
+        item = ArchiveObject(
+            values["volume_id"], self.listing.uri_of(values["volume_id"]), values["size_bytes"], values["etag"],
+            values["mtime"], values["parts"], None if values["names"] is None else tuple(values["names"]),
+        )  # fmt: skip
+        row, recipes = values["row"], self.target.recipes
+        sources = (
+            [] if row is None or values["action"] == "refuse" else [known[r] for r in (row, *(values["more"] or ()))]
+        )
+        shards: dict[str, str] = {}
+        for source in reversed(sources):  # the first row with a recipe wins
+            shards |= {digest: shard for digest, shard in source["shards"] or () if digest in recipes}
+        return Step(
+            place, item, values["modality"], values["action"], values["cause"],
+            values["content_sha256"] or (sources[0]["content_sha256"] if sources else None), row, shards,
+            values["leader"], recipes_of(values["missing"], recipes), values["live"],
+        )  # fmt: skip
+
+    def places(self, volume_ids: Collection[str]) -> NDArray[np.int64]:
+        """The rows of these volumes."""
+        ids = pa.array(list(volume_ids), pa.string())
+        return np.flatnonzero(pc.is_in(self.table["volume_id"], value_set=ids).to_numpy())
+
+    def changed(self, places: Sequence[int] | NDArray[np.int64], **columns: Sequence[Any]) -> Plan:
+        """The plan with other values in these columns, at these rows."""
+        order = np.arange(self.table.num_rows)
+        order[places] = self.table.num_rows + np.arange(len(places))
+        table = self.table
+        for name, values in columns.items():
+            replaced = pa.chunked_array([*table[name].chunks, plan_column(name, values)]).take(pa.array(order))
+            table = table.set_column(table.schema.get_field_index(name), PLAN.field(name), replaced)
+        return replace(self, table=table)
+
+
+def recipes_of(bits: int, recipes: Sequence[str]) -> tuple[str, ...]:
+    """The recipes whose bits are set."""
+    return tuple(recipe for bit, recipe in enumerate(recipes) if bits >> bit & 1)
+
+
+def plan_column(name: str, values: Sequence[Any]) -> pa.Array:
+    """A column of PLAN; actions and causes have the same dictionary everywhere."""
+    words = {"action": ACTIONS, "cause": CAUSES}.get(name)
+    if words is None:
+        return pa.array(values, PLAN.field(name).type)
+    codes = pa.array([words.index(value) for value in values], pa.int8())
+    return pa.DictionaryArray.from_arrays(codes, pa.array(words, pa.string()))
 
 
 def make_plan(listing: Listing, labels: pa.Table, state: StoreState, target: Target) -> Plan:
@@ -167,100 +323,21 @@ def _perhaps_stored(plan: Plan, known: pa.Table) -> Plan:
     undecided = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
     if not plan.target.copies or not len(undecided) or not known.num_rows:
         return plan
-    objects = _contents_of(rows_of(plan.table, undecided)).append_column("place", pa.array(undecided))
+    objects = contents_of(rows_of(plan.table, undecided)).append_column("place", pa.array(undecided))
     complete = pc.equal(known["stored"], (1 << len(plan.target.recipes)) - 1)
     sizes = pc.is_in(known["size_bytes"], value_set=objects["size_bytes"].unique())
-    alike = _contents_of(known.filter(pc.and_(complete, sizes)))
+    alike = contents_of(known.filter(pc.and_(complete, sizes)))
     if not alike.num_rows:
         return plan
-    return _checked(plan, query(PERHAPS_STORED, {"objects": objects, "known": alike})["place"].to_numpy())
+    return checked(plan, query(PERHAPS_STORED, {"objects": objects, "known": alike})["place"].to_numpy())
 
 
-def _contents_of(table: pa.Table) -> pa.Table:
+def contents_of(table: pa.Table) -> pa.Table:
     """Size and etag of each row, as far as they tell its content: an etag that was made from times does not."""
     weak = pc.starts_with(table["etag"], WEAK)
     return pa.table({"size_bytes": table["size_bytes"], "etag": pc.if_else(weak, None, table["etag"])})
 
 
-def twins(plan: Plan) -> pa.Table:
-    """The objects to embed that may be equal, by id: schemas.OBJECTS, and as `alike` the number of their group.
-
-    A group has one size and, if the storage has etags, one etag.
-    """
-    chosen = np.flatnonzero(plan.which("embed") & (plan.codes("cause") != CAUSES.index("recipe")))
-    contents = _contents_of(rows_of(plan.table.select(["size_bytes", "etag"]), chosen))
-    group, size = groups(contents["size_bytes"].to_numpy(), numbered(contents["etag"]))
-    objects = rows_of(plan.table.select(OBJECTS.names), chosen[size > 1])
-    return objects.append_column("alike", pa.array(group[size > 1]))
-
-
-def with_checks(plan: Plan, volume_ids: Collection[str]) -> Plan:
-    """Return the plan with these volumes hashed before they are embedded."""
-    return _checked(plan, plan.places(volume_ids))
-
-
-def _checked(plan: Plan, places: NDArray[np.int64]) -> Plan:
+def checked(plan: Plan, places: NDArray[np.int64]) -> Plan:
+    """Return the plan with the objects at these rows hashed before they are embedded."""
     return plan.changed(places, action=["check"] * len(places))
-
-
-def resolve(plan: Plan, hashes: Mapping[str, str]) -> Plan:
-    """Decide every check. hashes: volume_id -> sha256 of the objects to check; an object without one is embedded."""
-    contents = _contents(plan, set(hashes.values())) if plan.target.copies else {}
-    leaders: dict[tuple[str, str | None], str] = {}
-    decided = []
-    everything = (1 << len(plan.target.recipes)) - 1
-    for step in plan.of("check"):
-        sha256 = hashes.get(step.item.volume_id)
-        key = (sha256 or "", step.modality)
-        row: dict[str, Any] = {"place": step.place, "row": None, "missing": 0, "leader": None, "content_sha256": None}
-        if sha256 and sha256 == step.content_sha256:
-            row |= {"action": "keep", "cause": step.cause, "row": step.row}
-        elif sha256 and key in contents:
-            row |= {"action": "copy", "cause": "renamed", "row": contents[key]}
-        elif sha256 and key in leaders and plan.target.copies:
-            row |= {"action": "copy", "cause": "renamed", "leader": leaders[key], "content_sha256": sha256}
-        else:
-            if sha256:
-                leaders[key] = step.item.volume_id
-            cause: Cause = "changed" if step.cause == "touched" else step.cause
-            row |= {"action": "embed", "cause": cause, "missing": everything}
-        decided.append(row)
-    return _decided(plan, decided)
-
-
-def _contents(plan: Plan, hashes: Collection[str]) -> dict[tuple[str, str | None], int]:
-    """(content, modality) -> the first stored row that has vectors of all recipes, among these contents."""
-    rows = plan.state.numbered("content_sha256", "modality", "shards")
-    rows = rows.filter(pc.is_in(rows["content_sha256"], value_set=pa.array(sorted(hashes), pa.string())))
-    found: dict[tuple[str, str | None], int] = {}
-    for row in rows.to_pylist():
-        if {digest for digest, _ in row["shards"] or ()} >= set(plan.target.recipes):
-            found.setdefault((row["content_sha256"], row["modality"]), row["row"])
-    return found
-
-
-def _decided(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan with these values; each row has its `place`."""
-    names = ("action", "cause", "row", "missing", "leader", "content_sha256")
-    return plan.changed([row["place"] for row in rows], **{name: [row[name] for row in rows] for name in names})
-
-
-def orphans(plan: Plan, made: Mapping[str, tuple[str | None, str | None]]) -> frozenset[str]:
-    """Find copies whose leader turned out to have other content. made: volume_id -> (code, content_sha256).
-
-    A copy is also an orphan if its leader could not be read: that says nothing about the copy.
-    """
-    orphaned = []
-    for step in plan.of("copy"):
-        if step.leader is not None and step.leader in made:  # a run that was stopped has not read every leader
-            code, content = made[step.leader]
-            if content != step.content_sha256 or code in TRANSIENT_CODES:
-                orphaned.append(step.item.volume_id)
-    return frozenset(orphaned)
-
-
-def embedded_instead(plan: Plan, volume_ids: Collection[str]) -> Plan:
-    """Return the plan with these volumes read and embedded instead of copied."""
-    row = {"action": "embed", "cause": "new", "row": None, "leader": None, "content_sha256": None}
-    missing = (1 << len(plan.target.recipes)) - 1
-    return _decided(plan, [row | {"place": place, "missing": missing} for place in plan.places(volume_ids).tolist()])

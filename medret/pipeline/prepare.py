@@ -18,22 +18,13 @@ from medret.errors import MedretError
 from medret.extras import require
 from medret.models import ModelSpec, Weights, check_installed
 from medret.pipeline.model_jobs import known_precisions, recipe_of, wanted_models
-from medret.pipeline.plan import make_plan
+from medret.pipeline.plan import Plan, make_plan
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.run_report import Log
-from medret.pipeline.steps import Plan, Target
-from medret.pipeline.store_state import BaseSnapshot, StoreState, listed_before, read_base, store_state
+from medret.pipeline.result import Log
+from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, listed_before, read_base, store_state
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
-from medret.snapshot import (
-    Journal,
-    Manifest,
-    ledger_parts,
-    read_files,
-    read_journal,
-    read_manifest,
-    snapshot_ids,
-)
+from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_journal, read_manifest, snapshot_ids
 from medret.snapshot.files import SHARD_KINDS, SLICES, StoredFile, files_table, stored_files
 from medret.snapshot.tables import read_table
 from medret.storage import Location

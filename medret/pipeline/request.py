@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
 from medret.dicom_labels import labels_of_tags
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.index import IndexSettings
-from medret.pipeline.gates import GateLimits
 from medret.pipeline.pools import ActorRange, Expected
 from medret.recipe import SliceRecipe
 from medret.snapshot import LEASE_S
-from medret.storage import Location, refuse_secrets, use_options
+from medret.storage import Location, redacted, refuse_secrets, use_options
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.previews import MIDDLE_SLICES, PREVIEWS_MAX
@@ -32,6 +31,23 @@ NAME_LISTS = (
     "aggregations",
     "expect",
 )  # options that take one name or several
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """The limits of the gates.
+
+    min_recall: recall@10 of each index. max_gone: share of the live snapshot's volumes that may be lost.
+    max_quarantined, max_duplicates: shares of volumes. min_canary: cosine to the stored vectors. min_labelled: share of
+    the volumes with labels, among those still listed, that must keep some.
+    """
+
+    min_recall: float = 0.9
+    max_gone: float = 0.2
+    max_quarantined: float = 0.5
+    max_duplicates: float = 0.5
+    min_canary: float = 0.999
+    min_labelled: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -203,3 +219,24 @@ class IndexKeywords(TypedDict, total=False):
     max_quarantined: float
     min_canary: float
     min_labelled: float
+
+
+def request_facts(request: IndexRequest) -> dict[str, Any]:
+    """The request, for the run report."""
+    return {
+        "archive": request.archive,
+        "store": request.store,
+        "labels": redacted(request.labels) if request.labels else None,
+        "no_dicom_labels": list(request.no_dicom_labels),
+        "pattern": request.pattern,
+        "exclude": list(request.exclude),
+        "include_masks": request.include_masks,
+        "inventory": redacted(request.inventory) if request.inventory else None,
+        "slices": vars(request.slices),
+        "aggregations": [aggregation.name for aggregation in request.aggregations],
+        "index": request.index.to_json(),
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "shard_volumes": request.shard_volumes,
+        "gates": asdict(request.gates),
+    }

@@ -14,20 +14,18 @@ from msgspec.structs import asdict
 
 from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
+from medret.pipeline import judge
 from medret.pipeline import new_ledger as ledgers
-from medret.pipeline import outcomes
 from medret.pipeline.batch_schema import CANARIES
 from medret.pipeline.cluster import find_device, watching_nodes
 from medret.pipeline.connect import connected
-from medret.pipeline.content_hashes import compare_contents
+from medret.pipeline.content_hashes import compare_contents, embedded_instead, orphans
 from medret.pipeline.counter import NO_COUNTS, Counting
-from medret.pipeline.gates import OF_VECTORS, enforce
+from medret.pipeline.gates import OF_VECTORS, check_labels, enforce, label_facts
 from medret.pipeline.indices import make_indices
-from medret.pipeline.insist import check_labels, label_facts, recipe_changes, refuse_replacing, say_labels, with_models
-from medret.pipeline.judge import all_gates, hints, lost, refuse_losing
-from medret.pipeline.materialize import Work, concatenate, copy_vectors, divide_work, embed, lay_out, needs_models
-from medret.pipeline.model_jobs import model_jobs, recipe_entry
-from medret.pipeline.plan import embedded_instead, orphans
+from medret.pipeline.layout import copy_vectors, lay_out
+from medret.pipeline.model_jobs import model_jobs, recipe_changes, recipe_entry, refuse_replacing, with_models
+from medret.pipeline.plan import Plan
 from medret.pipeline.pools import Capacity
 from medret.pipeline.prepare import (
     NOTHING,
@@ -40,21 +38,21 @@ from medret.pipeline.prepare import (
     read_inputs,
     read_state,
 )
-from medret.pipeline.request import IndexRequest
+from medret.pipeline.request import IndexRequest, request_facts
 from medret.pipeline.result import (
     IndexOutcome,
+    Log,
     Reporter,
+    begin,
     failure_of,
-    request_facts,
+    say_labels,
     say_listing,
     say_plan,
     worst_recall,
 )
-from medret.pipeline.run_report import Log, begin
-from medret.pipeline.steps import Plan, Target
 from medret.pipeline.stop import Stop
-from medret.pipeline.store_state import live_manifest, rows_of, stored_rows, unfinished_elsewhere
-from medret.pipeline.stream import ModelJob, Stages, Streamed
+from medret.pipeline.store_state import Target, live_manifest, rows_of, stored_rows, unfinished_elsewhere
+from medret.pipeline.stream import ModelJob, Stages, Streamed, Work, concatenate, divide_work, embed, needs_models
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER, one_heap
 from medret.snapshot import Lease, clear_journal, leased, publish
@@ -146,18 +144,18 @@ def _nothing_to_do(run: _Run, plan: Plan) -> IndexOutcome:
     return IndexOutcome(
         snapshot=base.id,
         published=False,
-        counts=outcomes.counts(run.inputs.listing, plan, ledger),
+        counts=judge.counts(run.inputs.listing, plan, ledger),
         touched=0,
         resumed=0,
         returned=0,
-        lost=lost(run.log, plan),
-        stale=outcomes.stale(unusable),
+        lost=judge.lost(run.log, plan),
+        stale=judge.stale(unusable),
         skipped=run.inputs.listing.skipped,
         labels=label_facts(run.inputs.labels, ledger.tagged, ledger.ct_without_hu),
         slices=0,
         seconds=run.log.passed_s,
         streaming_s=0.0,
-        quarantine=outcomes.quarantine(unusable),
+        quarantine=judge.quarantine(unusable),
         recipes=tuple(base.manifest.recipes),
         recall=worst_recall(base.manifest.indices),
         report=None,
@@ -174,11 +172,11 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     state = run.state
     _say_what_differs(run, recipes)
     with log.phase("check"):
-        refuse_losing(request, inputs, state, log, plan)
+        judge.refuse_losing(request, inputs, state, log, plan)
         plan = compare_contents(plan, run.reporter.say)
     log.facts["plan"] = plan.causes() | {"gone": len(plan.gone)}
     say_plan(run.reporter, plan)
-    refuse_losing(request, inputs, state, log, plan)
+    judge.refuse_losing(request, inputs, state, log, plan)
 
     plan, made = _stream(run, plan, target, jobs, capacity)
     run.stop.check()
@@ -198,17 +196,17 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         )  # fmt: skip
         ledger = layout.ledger
         unusable = ledger.unusable()
-        quarantine, stale = outcomes.quarantine(unusable), outcomes.stale(unusable)
+        quarantine, stale = judge.quarantine(unusable), judge.stale(unusable)
         for row in stale.to_pylist():
             fields = {**run.reporter.fields, "volume_id": row["volume_id"], "code": row["code"]}
             logger.warning("cannot be read now, keeps its stored vectors: %s", row["volume_id"], extra=fields)
-        counts = outcomes.counts(inputs.listing, plan, ledger)
+        counts = judge.counts(inputs.listing, plan, ledger)
         labels = label_facts(inputs.labels, ledger.tagged, ledger.ct_without_hu)
         log.facts |= {"counts": asdict(counts), "labels": labels}
         if counts.embedded + counts.unchanged == 0:
             raise GateError(
                 f"refused to publish: none of the {plan.table.num_rows} volumes of {request.archive} could be "
-                f"embedded{hints(request, inputs, state, quarantine)}; the previous snapshot, if any, stays live"
+                f"embedded{judge.hints(request, inputs, state, quarantine)}; the previous snapshot, if any, stays live"
             )
     run.reporter.say(f"building indices over {layout.vectors} vectors")
     with log.phase("index"):
@@ -218,10 +216,10 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         )
     log.facts |= {"index_seconds": indices.seconds, "index_shards_built": indices.built}
     with log.phase("gates"):
-        judged = all_gates(store, request, state, log, plan, counts, made, pool, ledger, quarantine, indices)
+        judged = judge.all_gates(store, request, state, log, plan, counts, made, pool, ledger, quarantine, indices)
         if any(gate.name in OF_VECTORS and not gate.passed for gate in judged):
             clear_journal(store, _useful_to_others(run, target))  # so that the next run embeds these volumes again
-        passed = enforce(judged, hints(request, inputs, state, quarantine))
+        passed = enforce(judged, judge.hints(request, inputs, state, quarantine))
     files = indices.files
     if quarantine.num_rows:
         written = StoredFile.of(write_quarantine(store, log.run, quarantine), "quarantine", quarantine.num_rows)
@@ -250,11 +248,11 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         touched=causes.get("touched", 0),
         resumed=causes.get("resumed", 0),
         returned=causes.get("returned", 0),
-        lost=lost(log, plan, quarantine),
+        lost=judge.lost(log, plan, quarantine),
         stale=stale,
         skipped=inputs.listing.skipped,
         labels=log.facts["labels"],
-        slices=outcomes.slices_made(made.ledger),
+        slices=judge.slices_made(made.ledger),
         seconds=run.log.passed_s,
         streaming_s=log.phases_s["stream"],
         quarantine=quarantine,
@@ -305,7 +303,7 @@ def _stream(
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):
                 made = embed(_divide_work(run, plan, jobs, capacity), stages)
-                if orphaned := orphans(plan, outcomes.contents(made.ledger, plan.table["leader"])):
+                if orphaned := orphans(plan, judge.contents(made.ledger, plan.table["leader"])):
                     plan = embedded_instead(plan, orphaned)
                     alone = replace(plan, table=rows_of(plan.table, plan.places(orphaned)))
                     made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages)])

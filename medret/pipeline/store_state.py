@@ -1,9 +1,13 @@
-"""What the store holds before a run: the live snapshot, the journal of unfinished runs, older snapshots."""
+"""What the store holds before a run - live snapshot, journal, older snapshots - and what it must hold afterwards.
+
+Its tables are queried by DuckDB: in memory, without files and without extensions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medret.archive import label_origins
-from medret.errors import VersionError
-from medret.pipeline.sql import query
+from medret.errors import MedretError, VersionError
 from medret.schemas import FILES, LEDGER, PART_ROWS, TOMBSTONES, VOLUME_LABELS, taken
 from medret.snapshot import (
     Journal,
@@ -53,6 +56,13 @@ DIGESTS = """
         END AS labels
     FROM labelled ORDER BY place
 """
+
+# An empty temp_directory means that nothing is ever written to disk.
+CONFIG: dict[str, Any] = {
+    "temp_directory": "",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,22 @@ class StoreState:
         return self.rows.select(names).append_column("row", numbers)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the new snapshot must contain.
+
+    recipes: digests. ruleset_digest: digest of all that decides whether a volume is quarantined.
+    retry: try every quarantined volume again. copies: whether equal content gives equal vectors under another name
+    (false if the slices are drawn by a generator seeded with the name). hidden: names of labels that tags do not give.
+    """
+
+    recipes: tuple[str, ...]
+    ruleset_digest: str
+    retry: bool = False
+    copies: bool = True
+    hidden: frozenset[str] = frozenset()
+
+
 def live_manifest(store: Location) -> Manifest | None:
     """Read the manifest of the live snapshot; None for a new store."""
     live = current_id(store)
@@ -132,6 +158,13 @@ def read_base(store: Location) -> BaseSnapshot:
     return BaseSnapshot(live, manifest, pa.concat_tables(parts), files.cast(FILES), tombstones)
 
 
+def store_state(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
+    """Put the rows of all three together. older: rows of older snapshots (schemas.LEDGER)."""
+    others = pa.concat_tables([journal.ledger, LEDGER.empty_table() if older is None else older])
+    rows = pa.concat_tables([base.ledger, known_rows(others)])
+    return StoreState(rows, base.ledger.num_rows, base.ledger.num_rows + journal.ledger.num_rows, others)
+
+
 def known_rows(ledger: pa.Table) -> pa.Table:
     """The columns KNOWN of a part of a ledger (schemas.LEDGER)."""
     names = label_origins.names_of(ledger["found"])
@@ -154,13 +187,6 @@ def with_digests(labels: pa.Table) -> pa.Table:
 def _digests(table: pa.Table) -> pa.ChunkedArray:
     places = pa.array(np.arange(table.num_rows, dtype=np.int32))
     return query(DIGESTS, {"labelled": table.select(VOLUME_LABELS.names[1:]).append_column("place", places)})["labels"]
-
-
-def store_state(base: BaseSnapshot, journal: Journal, older: pa.Table | None = None) -> StoreState:
-    """Put the rows of all three together. older: rows of older snapshots (schemas.LEDGER)."""
-    others = pa.concat_tables([journal.ledger, LEDGER.empty_table() if older is None else older])
-    rows = pa.concat_tables([base.ledger, known_rows(others)])
-    return StoreState(rows, base.ledger.num_rows, base.ledger.num_rows + journal.ledger.num_rows, others)
 
 
 def stored_rows(store: Location, base: BaseSnapshot, state: StoreState) -> Rows:
@@ -226,7 +252,7 @@ def unfinished_elsewhere(
 ) -> frozenset[str]:
     """Paths of the journal entries that a run with other recipes or rules can still use.
 
-    objects: schemas.OBJECTS. recipes, ruleset_digest: digests of this run (see plan.Target). An entry is useless to
+    objects: schemas.OBJECTS. recipes, ruleset_digest: digests of this run (see `Target`). An entry is useless to
     every run if its objects have changed since.
     """
     if not journal.entries:
@@ -243,3 +269,29 @@ def unfinished_elsewhere(
 
     names = ["volume_id", "size_bytes", "etag", "mtime", "status", "shards", "judged_by"]
     return frozenset(path for path, rows in journal.entries if any(map(is_useful, rows.select(names).to_pylist())))
+
+
+def query(text: str, tables: dict[str, pa.Table], **parameters: Any) -> pa.Table:
+    """Run a query over these tables, by name. parameters: values of the `$name` in its text.
+
+    Raises MedretError if the memory of this machine is too small for it.
+    """
+    import duckdb  # only where a query runs, not in every worker
+
+    with _database().cursor() as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        try:
+            return connection.sql(text, params=parameters or None).to_arrow_table()
+        except duckdb.OutOfMemoryException as error:
+            raise MedretError(
+                f"planning the run needs more memory than there is here: {str(error).splitlines()[0]}; start it where "
+                "the driver has more (docs/scale.md says how much a volume takes), or split the archive"
+            ) from error
+
+
+@cache
+def _database() -> Any:
+    import duckdb
+
+    return duckdb.connect(config=CONFIG)

@@ -1,22 +1,29 @@
-"""The Ray Data stream: read every byte once, for all models."""
+"""The Ray Data stream: which volumes go through it for which models, and its stages, which read every byte once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
-from medret.pipeline.batch_schema import CANARIES, Gathered
+from medret.pipeline.batch_schema import CANARIES, SOURCE, Gathered
+from medret.pipeline.cluster import asking
 from medret.pipeline.embed_stage import EmbedStage
-from medret.pipeline.pools import PoolPlan
+from medret.pipeline.embedding_shards import WriteStage
+from medret.pipeline.plan import CAUSES, Plan, recipes_of
+from medret.pipeline.pools import Capacity, PoolPlan, Wish, plan_pools, wishes
 from medret.pipeline.read_stage import ReadStage
-from medret.pipeline.write_stage import WriteStage
+from medret.pipeline.request import IndexRequest
+from medret.pipeline.store_state import query, rows_of
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.storage import Location
@@ -42,6 +49,10 @@ LONGEST_SLEEP_S = 1.0  # what no task tells is noticed this late: that a consume
 QUIET_STEPS = 2  # before the loop sleeps: what a task returned in one step is passed on in the next
 WAITING = 2  # calls queued per actor beside those that it works on, so that transfers overlap with computing
 
+CANARY_COUNT = 3  # unchanged volumes to embed again, so that gates can compare the vectors
+CANARY_MAX_BYTES = 256 * 2**20
+FIRST_BY_HASH = "SELECT place FROM volumes ORDER BY sha256(volume_id) LIMIT $most"
+
 
 @dataclass(frozen=True)
 class ModelJob:
@@ -56,8 +67,21 @@ class ModelJob:
 
 
 @dataclass(frozen=True)
+class Work:
+    """The input of one stream: objects (batch_schema.SOURCE), the models to embed them with, actors per model.
+
+    asked: what the autoscaler is asked for meanwhile.
+    """
+
+    source: pa.Table
+    jobs: tuple[ModelJob, ...]
+    pools: PoolPlan
+    asked: tuple[Wish, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stages:
-    """What all stages share. ruleset_digest: see plan.Target. counter: handle of the StageCounter actor.
+    """What all stages share. ruleset_digest: see store_state.Target. counter: handle of the StageCounter actor.
 
     hidden: names of labels in tags that are not stored. previews: per volume.
     """
@@ -86,6 +110,86 @@ class Streamed:
     files: pa.Table
     canaries: pa.Table
     statistics: str = ""
+
+
+def needs_models(plan: Plan) -> bool:
+    """Whether a run must load models: to embed, or to judge by canaries what an unfinished run embedded."""
+    return plan.count("embed") > 0 or "resumed" in plan.causes()
+
+
+def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, request: IndexRequest) -> list[Work]:
+    """Group the volumes to embed by the models that they lack, usually into one stream. Raises UsageError."""
+    places = np.flatnonzero(plan.which("embed"))
+    lacks = plan.table["missing"].to_numpy()
+    groups = {bits: places[lacks[places] == bits] for bits in np.unique(lacks[places]).tolist()}
+    if not groups and needs_models(plan):  # a run was killed after embedding, before its canaries were judged
+        groups[(1 << len(jobs)) - 1] = places
+    works = []
+    for bits, chosen in groups.items():
+        missing = recipes_of(bits, plan.target.recipes)
+        lacking = tuple(job for job in jobs if job.recipe.digest in missing)
+        device = lacking[0].device
+        source = source_of(plan, chosen, choose_canaries(plan))
+        costs = [job.spec.gmacs for job in lacking]
+        calls = max(1, math.ceil(source.num_rows / block_volumes(source, device, request.slices)))
+        pools = plan_pools(capacity, costs, device, calls, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
+        asked = wishes(pools, costs, calls, request.expect) if capacity.grows else ()
+        works.append(Work(source, lacking, pools, asked))
+    return works
+
+
+def source_of(plan: Plan, places: NDArray[np.int64], canaries: NDArray[np.int64]) -> pa.Table:
+    """Build the input of the stream (batch_schema.SOURCE): the objects to embed by id, then the canaries."""
+    parts = []
+    for chosen, canary in ((places, False), (canaries, True)):
+        part = rows_of(plan.table, chosen)
+        columns = {name: part[name] for name in part.schema.names} | {
+            "uri": pc.binary_join_element_wise(plan.listing.prefix, part["volume_id"], ""),
+            "canary": pa.repeat(canary, part.num_rows),
+        }
+        parts.append(pa.table([columns[name] for name in SOURCE.names], schema=SOURCE))
+    return pa.concat_tables(parts)
+
+
+def choose_canaries(plan: Plan) -> NDArray[np.int64]:
+    """Choose a few unchanged volumes, as rows of the plan; an archive always gives the same ones."""
+    chosen = (plan.codes("cause") == CAUSES.index("unchanged")) & (
+        plan.table["size_bytes"].to_numpy() <= CANARY_MAX_BYTES
+    )
+    places = np.flatnonzero(chosen)
+    volumes = rows_of(plan.table.select(["volume_id"]), places).append_column("place", pa.array(places))
+    return np.sort(query(FIRST_BY_HASH, {"volumes": volumes}, most=CANARY_COUNT)["place"].to_numpy())
+
+
+def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
+    """Volumes per block: what one task reads and one call embeds. source: batch_schema.SOURCE."""
+    kind, _, number = slices.slices.partition(":")
+    per_volume = len(slices.planes) * (int(number) if kind in ("uniform", "random") else USUAL_SLICES)
+    volumes, size_bytes = source.num_rows, pc.sum(source["size_bytes"]).as_py() or 1
+    small = min(SMALL_VOLUMES, SMALL_SLICES[device] // per_volume, SMALL_BYTES * volumes // size_bytes)
+    size = LEAST_VOLUMES
+    while 2 * size <= min(max(MOST_VOLUMES[device], small), volumes // BLOCKS):
+        size *= 2
+    return size
+
+
+def embed(works: Sequence[Work], stages: Stages) -> Streamed:
+    """Run the streams one after the other."""
+    made = []
+    for work in works:
+        with asking(work.asked):
+            made.append(stream(work.source, work.jobs, work.pools, stages))
+    return concatenate(made)
+
+
+def concatenate(made: Sequence[Streamed]) -> Streamed:
+    """Concatenate the output of several streams."""
+    return Streamed(
+        pa.concat_tables([LEDGER.empty_table(), *(part.ledger for part in made)]),
+        pa.concat_tables([FILES.empty_table(), *(part.files for part in made)]),
+        pa.concat_tables([CANARIES.empty_table(), *(part.canaries for part in made)]),
+        "\n".join(part.statistics for part in made),
+    )
 
 
 def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> Streamed:
@@ -136,18 +240,6 @@ class Pause:
 
     def after_execution_fails(self, executor: Any, error: BaseException) -> None:
         """Nothing."""
-
-
-def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
-    """Volumes per block: what one task reads and one call embeds. source: batch_schema.SOURCE."""
-    kind, _, number = slices.slices.partition(":")
-    per_volume = len(slices.planes) * (int(number) if kind in ("uniform", "random") else USUAL_SLICES)
-    volumes, size_bytes = source.num_rows, pc.sum(source["size_bytes"]).as_py() or 1
-    small = min(SMALL_VOLUMES, SMALL_SLICES[device] // per_volume, SMALL_BYTES * volumes // size_bytes)
-    size = LEAST_VOLUMES
-    while 2 * size <= min(max(MOST_VOLUMES[device], small), volumes // BLOCKS):
-        size *= 2
-    return size
 
 
 def _build(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: Stages) -> ray.data.Dataset:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from medret.archive import Listing
 from medret.archive.label_origins import from_columns, merged
 from medret.pipeline.new_ledger import assemble
-from medret.pipeline.plan import make_plan
-from medret.pipeline.steps import Plan, Target
-from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
+from medret.pipeline.plan import Plan, make_plan
+from medret.pipeline.store_state import BaseSnapshot, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES
 from medret.snapshot import Journal
 

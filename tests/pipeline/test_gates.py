@@ -10,7 +10,8 @@ import pytest
 
 from medret.errors import GateError
 from medret.pipeline import gates
-from medret.pipeline.gates import NO_KEYS, GateLimits, VectorFacts
+from medret.pipeline.gates import NO_KEYS, VectorFacts
+from medret.pipeline.request import GateLimits
 from medret.snapshot import Counts, IndexEntry
 
 LIMITS = GateLimits()

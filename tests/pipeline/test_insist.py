@@ -14,8 +14,8 @@ import pytest
 from medret.archive import LabelJoin, Listing
 from medret.cli import main
 from medret.errors import GateError, UsageError
-from medret.pipeline.gates import GateLimits
-from medret.pipeline.insist import check_labels
+from medret.pipeline.gates import check_labels
+from medret.pipeline.request import GateLimits
 from medret.pipeline.store_state import known_rows, without_hu
 from medret.recipe import SliceRecipe
 from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS

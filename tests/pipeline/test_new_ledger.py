@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from medret.archive import Listing
 from medret.errors import QuarantineCode, VolumeError
+from medret.pipeline import judge
 from medret.pipeline import new_ledger as ledgers
-from medret.pipeline import outcomes
-from medret.pipeline.insist import losses
+from medret.pipeline.content_hashes import resolve
+from medret.pipeline.gates import losses
 from medret.pipeline.new_ledger import NewLedger
-from medret.pipeline.plan import make_plan, resolve
-from medret.pipeline.steps import Target
-from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
+from medret.pipeline.plan import make_plan
+from medret.pipeline.store_state import BaseSnapshot, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 
@@ -70,10 +70,10 @@ def test_rows_that_stay_are_not_read() -> None:
     assert ledger.select("volume_id", "status").to_pylist() == [
         {"volume_id": "a", "status": "embedded"}, {"volume_id": "b", "status": "quarantined"},
     ]  # fmt: skip
-    counts = outcomes.counts(run.listing, run.plan, ledger)
+    counts = judge.counts(run.listing, run.plan, ledger)
     assert (counts.unchanged, counts.quarantined, counts.gone, counts.embedded) == (1, 1, 1, 0)
     assert (losses(run.plan).live, losses(run.plan).gone) == (2, 1)
-    assert outcomes.quarantine(ledger.unusable())["reason"].to_pylist() == ["short"]
+    assert judge.quarantine(ledger.unusable())["reason"].to_pylist() == ["short"]
     assert run.read == [1]
 
 
@@ -103,9 +103,9 @@ def test_new_unreadable_and_extended_volumes() -> None:
     assert found["more"]["shards"] == [(A, "one"), (B, "three")]
     assert (found["mixed"]["status"], found["mixed"]["code"]) == ("quarantined", "changed_while_reading")
     assert found.keys() == {"away", "mixed", "more", "new", "stays"}
-    counts = outcomes.counts(run.listing, run.plan, ledger)
+    counts = judge.counts(run.listing, run.plan, ledger)
     assert (counts.embedded, counts.new, counts.unchanged, counts.stale, counts.quarantined) == (2, 1, 2, 1, 2)
-    assert outcomes.slices_made(pa.Table.from_pylist(made, LEDGER)) == 8
+    assert judge.slices_made(pa.Table.from_pylist(made, LEDGER)) == 8
 
 
 @pytest.mark.parametrize("whole", [False, True])

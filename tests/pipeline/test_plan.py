@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from medret.archive import Listing
 from medret.index import IndexSettings
+from medret.pipeline.content_hashes import resolve, twins, with_checks
 from medret.pipeline.layout import Live, compactions, findable, plan_index_shards, tombstones, with_indexed_in
-from medret.pipeline.plan import make_plan, resolve, twins, with_checks
+from medret.pipeline.plan import ACTIONS, Plan, Step, make_plan
 from medret.pipeline.prepare import ruleset_digest
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.steps import ACTIONS, Plan, Step, Target
-from medret.pipeline.store_state import BaseSnapshot, StoreState, known_rows, store_state
+from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 from medret.snapshot.files import StoredFile

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from medret.archive import Listing
 from medret.errors import MedretError
 from medret.pipeline import plan as plans
-from medret.pipeline import sql
-from medret.pipeline.plan import make_plan
-from medret.pipeline.steps import TRANSIENT_CODES, Target
-from medret.pipeline.store_state import BaseSnapshot, known_rows, store_state
+from medret.pipeline import store_state as states
+from medret.pipeline.plan import TRANSIENT_CODES, make_plan
+from medret.pipeline.store_state import BaseSnapshot, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 
@@ -140,8 +139,8 @@ def test_the_query_says_what_the_rules_say(range_rows: int, monkeypatch: pytest.
 
 
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sql.CONFIG, "memory_limit", "1MB")
-    monkeypatch.setattr(sql, "_database", sql._database.__wrapped__)
+    monkeypatch.setitem(states.CONFIG, "memory_limit", "1MB")
+    monkeypatch.setattr(states, "_database", states._database.__wrapped__)
     text = "SELECT number, count(*) AS n FROM numbers GROUP BY number ORDER BY n, number DESC"
     with pytest.raises(MedretError, match=r"needs more memory than there is here: Out of Memory Error: .*; start it"):
-        sql.query(text, {"numbers": pa.table({"number": range(300_000)})})
+        states.query(text, {"numbers": pa.table({"number": range(300_000)})})

@@ -15,12 +15,11 @@ import pytest
 from medret.archive import list_archive
 from medret.demo.phantoms import write_phantom
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.pipeline.content_hashes import equal_samples, hash_all, sample_all
-from medret.pipeline.materialize import source_of
-from medret.pipeline.plan import make_plan, resolve, twins, with_checks
+from medret.pipeline.content_hashes import equal_samples, hash_all, resolve, sample_all, twins, with_checks
+from medret.pipeline.plan import ACTIONS, Plan, make_plan
 from medret.pipeline.read_stage import Content, _with_contents
-from medret.pipeline.steps import ACTIONS, Plan, Target
-from medret.pipeline.store_state import BaseSnapshot, StoreState, known_rows, store_state
+from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, known_rows, store_state
+from medret.pipeline.stream import source_of
 from medret.schemas import FILES, LEDGER, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
 from medret.storage import Location, StoredObject

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from medret.pipeline.counter import FIRST_STEP_S, MOST_STEPS, Timeline, idle_share
-from medret.pipeline.run_report import begin
+from medret.pipeline.result import begin
 
 
 def test_work_is_spread_over_the_steps_it_touches() -> None:

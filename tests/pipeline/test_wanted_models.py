@@ -14,7 +14,7 @@ from medret.models.spec import Stated
 from medret.pipeline.model_jobs import WantedModel
 from medret.pipeline.prepare import read_inputs
 from medret.pipeline.request import IndexRequest
-from medret.pipeline.run_report import begin
+from medret.pipeline.result import begin
 from medret.recipe import ModelRecipe
 
 TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56}

@@ -21,11 +21,10 @@ from medret.embeddings import Aggregation, Slices, plane_codes, unit_slices
 from medret.models import Encoder, model_spec, resolve_weights
 from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
-from medret.pipeline.embedding_shards import write_shard
-from medret.pipeline.materialize import lay_out
+from medret.pipeline.embedding_shards import WriteStage, write_shard
+from medret.pipeline.layout import lay_out
 from medret.pipeline.new_ledger import unchanged
 from medret.pipeline.store_state import read_base, store_state
-from medret.pipeline.write_stage import WriteStage
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import current_id, read_journal, verify_store

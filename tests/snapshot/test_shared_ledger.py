@@ -22,8 +22,7 @@ from medret.archive import Listing
 from medret.errors import CorruptError, GateError, MedretError
 from medret.pipeline.plan import make_plan
 from medret.pipeline.prepare import read_older
-from medret.pipeline.steps import Target
-from medret.pipeline.store_state import read_base, store_state
+from medret.pipeline.store_state import Target, read_base, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, VOLUME_LABELS
 from medret.search import open_snapshot
 from medret.search.cache import LocalFiles
