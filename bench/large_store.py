@@ -35,8 +35,7 @@ from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, read_b
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish, read_journal
-from medret.snapshot.files import SLICES, VOLUMES, StoredFile, files_table
-from medret.snapshot.liveness import LIVE_COLUMNS, live_files, live_shards
+from medret.snapshot.files import LIVE_COLUMNS, SLICES, VOLUMES, StoredFile, files_table, live_files, live_shards
 from medret.snapshot.publish import make_live, write_snapshot
 from medret.snapshot.tables import write_table
 from medret.storage import Location

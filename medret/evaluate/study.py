@@ -26,8 +26,7 @@ from medret.html import render
 from medret.index import CENTRE_KIND
 from medret.search import Snapshot
 from medret.snapshot import read_files, read_ledger
-from medret.snapshot.files import SLICES, stored_files
-from medret.snapshot.liveness import LIVE_COLUMNS, live_rows, live_shards
+from medret.snapshot.files import LIVE_COLUMNS, SLICES, live_rows, live_shards, stored_files
 from medret.storage import Location, read_checked
 from medret.visible import csv_text
 

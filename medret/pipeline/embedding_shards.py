@@ -31,9 +31,8 @@ from medret.pipeline.counter import Tally
 from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER
 from medret.schemas import PREVIEWS as PREVIEW_SCHEMA
-from medret.snapshot.files import PREVIEWS, SLICES, VOLUMES, StoredFile, files_table
-from medret.snapshot.journal import write_entry
-from medret.snapshot.liveness import LiveFile, live_rows
+from medret.snapshot.files import PREVIEWS, SLICES, VOLUMES, LiveFile, StoredFile, files_table, live_rows
+from medret.snapshot.tables import write_entry
 from medret.storage import NAME_DIGITS, Location, read_checked
 
 NO_SHARD = "quarantine"  # in the name of a journal entry that holds only quarantined volumes

@@ -34,8 +34,7 @@ from medret.pipeline.store_state import BaseSnapshot
 from medret.recipe import Recipe, digest_of
 from medret.schemas import ROWS
 from medret.snapshot import IndexEntry
-from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
-from medret.snapshot.liveness import LiveFile, live_files
+from medret.snapshot.files import INDEX_KINDS, LiveFile, StoredFile, files_table, live_files, mean_recall, stored_files
 from medret.storage import Location, read_checked
 
 # A mean over this many evenly spaced embedding files is as good as a mean over all files of a large archive.

@@ -32,8 +32,7 @@ from medret.pipeline.store_state import picked, rows_of
 from medret.pipeline.stream import Streamed
 from medret.schemas import QUARANTINE
 from medret.snapshot import Counts
-from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, slices_files, stored_files
-from medret.snapshot.liveness import entries, searchable_rows
+from medret.snapshot.files import VOLUMES, ShardKey, StoredFile, entries, searchable_rows, slices_files, stored_files
 from medret.storage import Location, read_checked
 
 UNIT_TOLERANCE = 1e-2

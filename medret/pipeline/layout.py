@@ -24,17 +24,22 @@ from medret.recipe import Recipe
 from medret.schemas import FILES, TOMBSTONES
 from medret.snapshot.files import (
     EMBEDDING_KINDS,
+    LIVE_COLUMNS,
     SHARD_KINDS,
     SLICES,
     VOLUMES,
+    LiveFile,
+    LiveShards,
     ShardKey,
     StoredFile,
+    dead_volumes,
     files_table,
+    live_shards,
     previews_files,
+    shards_of,
     slices_files,
     stored_files,
 )
-from medret.snapshot.liveness import LIVE_COLUMNS, LiveFile, LiveShards, dead_volumes, live_shards, shards_of
 from medret.storage import Location
 
 DEAD_SHARE = 0.2  # of the rows of a shard; with more, its live rows are written to a new shard
@@ -46,7 +51,7 @@ SMALL_EMBEDDING_SHARDS = 8  # small ones are merged when there are at least this
 class Live:
     """Where the vectors of the new snapshot lie.
 
-    rows: its ledger (liveness.LIVE_COLUMNS). shards: the live volumes of each embedding shard. touched: the shards that
+    rows: its ledger (files.LIVE_COLUMNS). shards: the live volumes of each embedding shard. touched: the shards that
     rows of the ledger point to that differ from those of the live snapshot, before or now.
     """
 

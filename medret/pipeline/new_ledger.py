@@ -16,8 +16,7 @@ from medret.errors import QuarantineCode, VolumeError
 from medret.pipeline.plan import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
 from medret.schemas import LEDGER, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
-from medret.snapshot.files import ShardKey
-from medret.snapshot.liveness import entries
+from medret.snapshot.files import ShardKey, entries
 
 IDENTITY = ("volume_id", "size_bytes", "etag", "mtime")
 PART_ROWS = 1 << 14  # rows that are worked on at once: while they are, each takes several times what it takes then

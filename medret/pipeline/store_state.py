@@ -28,7 +28,7 @@ from medret.snapshot import (
     read_manifest,
     read_tombstones,
 )
-from medret.snapshot.liveness import entries
+from medret.snapshot.files import entries
 from medret.storage import Location
 
 # The columns of a ledger that a plan needs. The others are read for the rows that are written again. The modality is

@@ -32,12 +32,13 @@ from medret.snapshot.files import (
     VOLUMES,
     ShardKey,
     StoredFile,
+    dead_volumes,
+    live_rows,
     previews_files,
     read_index_files,
     slices_files,
     stored_files,
 )
-from medret.snapshot.liveness import dead_volumes, live_rows
 from medret.snapshot.manifest import MANIFEST, TableKind, snapshot_folder
 from medret.snapshot.names import check_files
 from medret.storage import Location, read_checked

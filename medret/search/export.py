@@ -14,8 +14,7 @@ from medret.embeddings.parquet import read_parquet, read_vectors
 from medret.errors import StorageError, UsageError
 from medret.search.snapshot import Snapshot
 from medret.snapshot import read_files, read_ledger
-from medret.snapshot.files import EMBEDDING_KINDS, stored_files
-from medret.snapshot.liveness import LIVE_COLUMNS, live_rows, live_shards
+from medret.snapshot.files import EMBEDDING_KINDS, LIVE_COLUMNS, live_rows, live_shards, stored_files
 from medret.storage import Location, read_checked
 
 SLICE_KEYS = ("plane", "position", "relative", "position_mm", "source")  # of slice vectors

@@ -26,7 +26,7 @@ from medret.embeddings.parquet import as_corrupt, check_required, judged, open_p
 from medret.errors import CorruptError
 from medret.index.columns import Coded, Maps, index_array, int32_view
 from medret.schemas import GONE, LABELS, LEDGER
-from medret.snapshot.changes import merged
+from medret.snapshot.tables import merged
 
 COLUMNS = ["volume_id", "uri", "status", "code", "reason", *LABELS, "metadata", "shards"]
 MAPS, CODED = ("metadata", "shards"), ("uri", "status", "code", "reason", *LABELS)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from medret.snapshot.journal import Journal, clear_journal, read_journal
 from medret.snapshot.lease import LEASE_S, Lease, leased
 from medret.snapshot.manifest import (
     Counts,
@@ -16,7 +15,15 @@ from medret.snapshot.manifest import (
     snapshot_ids,
 )
 from medret.snapshot.publish import publish
-from medret.snapshot.tables import ledger_parts, read_files, read_ledger, read_tombstones
+from medret.snapshot.tables import (
+    Journal,
+    clear_journal,
+    ledger_parts,
+    read_files,
+    read_journal,
+    read_ledger,
+    read_tombstones,
+)
 
 if TYPE_CHECKING:
     from medret.snapshot.verify import Finding, verify_store

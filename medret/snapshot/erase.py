@@ -23,15 +23,23 @@ from medret.embeddings.parquet import parquet_bytes, read_parquet
 from medret.index import EXACT, ROWS_KIND, IndexSettings, build_shard, read_rows
 from medret.index.index_files import exact_vectors
 from medret.schemas import LEDGER, ROWS, TOMBSTONES
-from medret.snapshot.changes import merged
 from medret.snapshot.files import INDEX_KINDS, StoredFile, files_table, mean_recall, stored_files
-from medret.snapshot.journal import is_named_after, journal_paths, read_entry, write_entry
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import Counts, GateEntry, Manifest, TableEntry
 from medret.snapshot.mentions import UNREADABLE, Mentions, is_text
 from medret.snapshot.names import of_kinds
 from medret.snapshot.publish import write_snapshot
-from medret.snapshot.tables import read_files, read_table, read_tombstones, write_table
+from medret.snapshot.tables import (
+    is_named_after,
+    journal_paths,
+    merged,
+    read_entry,
+    read_files,
+    read_table,
+    read_tombstones,
+    write_entry,
+    write_table,
+)
 from medret.storage import Location, read_checked
 
 IndexShardKey = tuple[str, str]  # folder and key of an index shard

@@ -12,17 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from medret.errors import UsageError
 from medret.snapshot.forget import Say, delete_files, finish
-from medret.snapshot.journal import read_journal
 from medret.snapshot.lease import Lease
-from medret.snapshot.manifest import (
-    SNAPSHOT_ID,
-    Manifest,
-    current_id,
-    read_manifest,
-    snapshot_ids,
-)
+from medret.snapshot.manifest import SNAPSHOT_ID, Manifest, current_id, read_manifest, snapshot_ids
 from medret.snapshot.names import is_deletable, strangers
-from medret.snapshot.tables import named_files
+from medret.snapshot.tables import named_files, read_journal
 from medret.storage import Location
 
 RENEWING = timedelta(minutes=10)  # a younger file at the top of the store may belong to a renewal of the lease

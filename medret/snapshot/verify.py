@@ -19,21 +19,16 @@ from medret.schemas import PREVIEWS
 from medret.snapshot.files import (
     EMBEDDING_KINDS,
     SLICES,
+    LiveShards,
     ShardKey,
     StoredFile,
+    live_shards,
     previews_files,
+    searchable_rows,
     slices_files,
     stored_files,
 )
-from medret.snapshot.liveness import LiveShards, live_shards, searchable_rows
-from medret.snapshot.manifest import (
-    CURRENT,
-    MANIFEST,
-    Manifest,
-    current_id,
-    read_manifest,
-    snapshot_folder,
-)
+from medret.snapshot.manifest import CURRENT, MANIFEST, Manifest, current_id, read_manifest, snapshot_folder
 from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
 from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
 from medret.storage import NAME_DIGITS, Location

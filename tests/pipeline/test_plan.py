@@ -20,8 +20,7 @@ from medret.pipeline.request import IndexRequest
 from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, known_rows, store_state
 from medret.schemas import FILES, LEDGER, OBJECTS, TOMBSTONES, VOLUME_LABELS
 from medret.snapshot import Journal
-from medret.snapshot.files import StoredFile
-from medret.snapshot.liveness import LiveFile, LiveShards, live_files, live_shards
+from medret.snapshot.files import LiveFile, LiveShards, StoredFile, live_files, live_shards
 
 A, B = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 WANTED = Target((A,), "judge")

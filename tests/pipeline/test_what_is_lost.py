@@ -28,7 +28,7 @@ from medret.pipeline.store_state import read_base, store_state
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import current_id, read_journal, verify_store
-from medret.snapshot.journal import write_entry
+from medret.snapshot.tables import write_entry
 from medret.storage import Location
 from medret.volume import read_volume
 

@@ -27,8 +27,8 @@ from medret.index import IndexSettings, build_shard
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER, QUARANTINE, ROWS, TOMBSTONES
 from medret.snapshot import Counts, GateEntry, IndexEntry, RecipeEntry, publish, read_files, read_ledger, read_manifest
-from medret.snapshot.journal import write_entry
 from medret.snapshot.publish import write_quarantine
+from medret.snapshot.tables import write_entry
 from medret.storage import Location
 from medret.volume import SliceRef
 from medret.volume.previews import make_previews

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from medret.schemas import GONE, LEDGER, PART_ROWS
-from medret.snapshot.changes import collected, merged, needs_base
+from medret.snapshot.tables import collected, merged, needs_base
 
 
 def ledger(*rows: dict[str, Any]) -> pa.Table:

@@ -72,9 +72,9 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bases of many files, and few changes until the next base. Nobody waits for the disk."""
     monkeypatch.setattr(sys.modules["medret.snapshot.publish"], "datetime", Clock)
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    for module in ("medret.schemas", "medret.snapshot.changes"):
+    for module in ("medret.schemas", "medret.snapshot.tables"):
         monkeypatch.setattr(f"{module}.PART_ROWS", PART)
-    monkeypatch.setattr("medret.snapshot.changes.BASE_SHARE", SHARE)
+    monkeypatch.setattr("medret.snapshot.tables.BASE_SHARE", SHARE)
 
 
 def row(volume_id: str, **values: Any) -> dict[str, Any]:
