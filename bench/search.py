@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from synthetic import SETTINGS, Plan, clustered, near, write_store
 
 import medret
-from medret.cache_folder import CACHE_VARIABLE
 from medret.index import HNSW, IndexShard
 from medret.index.hnsw import CODES_SLACK
 from medret.index.neighbours import hnsw_parameters
 from medret.index.rotation import turned
+from medret.storage.objects import CACHE_VARIABLE
 
 K = 10
 FEW = 10_000  # vectors, for the cost of one

@@ -35,12 +35,12 @@ from figures import Figure, Measured, main
 from http_load import Load, post, run_load
 from synthetic import SETTINGS, Plan, write_store
 
-from medret.cache_folder import CACHE_VARIABLE
 from medret.cli import main as medret_main
 from medret.schemas import LEDGER
 from medret.search import Snapshot, VolumeName, open_snapshot
 from medret.snapshot import Manifest, current_id, publish, read_files, read_manifest
 from medret.storage import Location
+from medret.storage.objects import CACHE_VARIABLE
 
 CLIENTS, REQUESTS, SNAPSHOTS, K = 32, 2000, 5, 10
 MANY = 10_000  # requests, for memory

@@ -19,7 +19,7 @@ import numpy as np
 from figures import Figure, Measured, main
 from synthetic import Plan, clustered, volume_id, write_store
 
-from medret.cache_folder import CACHE_VARIABLE
+from medret.storage.objects import CACHE_VARIABLE
 
 HEAVY = ("torch", "ray")
 FLOOR = "import faiss, pyarrow"

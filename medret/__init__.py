@@ -26,8 +26,8 @@ from medret.errors import (
     VersionError,
     VolumeError,
     WeightsError,
+    needs_extra,
 )
-from medret.extras import needs_extra
 
 if TYPE_CHECKING:
     from medret.api import evaluate_masks, evaluate_snapshot, index_archive, plan_index

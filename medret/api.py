@@ -8,8 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from medret.errors import UsageError
-from medret.extras import needs_extra
+from medret.errors import UsageError, needs_extra
 
 if TYPE_CHECKING:
     from medret.evaluate import Evaluation

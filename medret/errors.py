@@ -1,4 +1,4 @@
-"""Every error that medret raises on purpose, in one tree.
+"""Every error that medret raises on purpose, in one tree; and which extra a missing optional package belongs to.
 
     MedretError                 exit 1   something failed; the message says what, and what to do
     ├── UsageError              exit 2   wrong argument: the request must be changed
@@ -17,7 +17,7 @@
 
 Exit code 4 (published, with volumes in quarantine) is an outcome, not an error.
 StalledError and NotAFileError (medret.storage.objects) are OSErrors about one file, like those of the operating system;
-the code that reads the file converts them to one of these. NotShownError (medret.html.images) is the text that a page
+the code that reads the file converts them to one of these. NotShownError (medret.html.cards) is the text that a page
 shows in place of a volume's images. _UnwrittenError (medret.serve.guard) ends an answer that cannot be audited. A
 ValueError is a mistake in the code that calls a function, not in a request.
 A message names the object, what was found, what was expected and what to do.
@@ -25,6 +25,9 @@ A message names the object, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -132,3 +135,61 @@ class VolumeError(MedretError):
 def first_line(error: object) -> str:
     """Return the first line of a library's error message; the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# package -> the extra of pyproject.toml that installs it
+EXTRAS = {
+    "faiss": "search",
+    "ray": "job",
+    "duckdb": "job",
+    "nibabel": "job",
+    "torch": "models",
+    "torchvision": "models",
+    "timm": "models",
+    "huggingface_hub": "models",
+    "safetensors": "models",
+    "transformers": "hf",
+    "dreamsim": "dreamsim",
+    "s3fs": "s3",
+    "pydicom": "dicom",
+    "libjpeg": "dicom",
+    "openjpeg": "dicom",
+    "shtab": "completion",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
+}
+
+
+def missing_package(error: BaseException | None) -> MissingPackageError | None:
+    """The error to show if `error`, or one of its causes, is a missing package of an extra; else None."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            more = ' (or "medret[job]", which brings it too)' if error.name == "faiss" else ""
+            return MissingPackageError(
+                f'this needs {error.name}, which is not installed: pip install "medret[{EXTRAS[error.name]}]"{more}'
+            )
+        error = error.__cause__
+    return None
+
+
+@contextlib.contextmanager
+def needs_extra() -> Iterator[None]:
+    """Turn a missing package inside the block into a MissingPackageError that names its extra."""
+    try:
+        yield
+    except ImportError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        raise missing from error
+
+
+def require(*packages: str) -> None:
+    """Raise MissingPackageError unless the packages are installed; imports none of them."""
+    with needs_extra():
+        for package in packages:
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named '{package}'", name=package)

@@ -14,9 +14,9 @@ import pytest
 
 from medret import schemas
 from medret.cli.main import _parser
-from medret.dicom_labels import LABEL_OF
 from medret.errors import QuarantineCode
 from medret.index.rows import ROW_FILE
+from medret.vocabularies import LABEL_OF
 
 ROOT = Path(__file__).parents[1]
 

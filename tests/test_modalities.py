@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medret.archive.msd import msd_task
-from medret.modalities import modality_label, modality_of
+from medret.vocabularies import modality_label, modality_of
 from medret.volume.intensity import modality_of as of_volume
 
 CT = """CT, HRCT, CT SCAN, CTPA, CCTA, CTA, CBCT, X-ray CT, LDCT, ct angiography, Computed Tomography, CT;PET, PET/CT,

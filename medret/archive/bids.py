@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from medret.archive.label_table import read_table
 from medret.archive.skip_rules import RAW_FOLDERS
 from medret.errors import StorageError, UsageError
-from medret.modalities import modality_of
 from medret.schemas import LABELS
+from medret.vocabularies import modality_of
 
 _ID_COLUMN = "participant_id"
 

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medret.modalities import modality_of
 from medret.storage import StoredObject, in_words, is_store_failure
+from medret.vocabularies import modality_of
 
 # organ -> (modality, body region)
 ORGANS = {

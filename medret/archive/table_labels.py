@@ -22,10 +22,9 @@ from medret.archive.label_origins import TABLE, from_columns
 from medret.archive.label_table import ID_COLUMNS, SERIES_COLUMNS, Table, read_table
 from medret.archive.listing import Listing
 from medret.archive.volume_names import Finder, Match
-from medret.body_regions import body_region
 from medret.errors import UsageError
-from medret.modalities import modality_label
 from medret.schemas import LABELS, VOLUME_LABELS, in_order, in_pieces, taken
+from medret.vocabularies import body_region, modality_label
 
 
 @dataclass(frozen=True)

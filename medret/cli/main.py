@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 from medret._version import __version__
 from medret.cli import demo, evaluate, explain, index, models, scan, search, serve, store, study
 from medret.cli.shared import logging_to_stderr, note, use_storage_options
-from medret.errors import MedretError, MissingPackageError
-from medret.extras import needs_extra, require
+from medret.errors import MedretError, MissingPackageError, needs_extra, require
 from medret.storage import redacted
 from medret.visible import visible
 

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medret.archive import list_archive, read_labels
     from medret.archive.overview import overview
-    from medret.dicom_labels import labels_of_tags
+    from medret.vocabularies import labels_of_tags
     from medret.volume.dicom.tags import head_labels
 
     listing = list_archive(

@@ -15,8 +15,7 @@ from medret.cli.shared import (
     positive_float,
     positive_int,
 )
-from medret.errors import UsageError
-from medret.extras import require
+from medret.errors import UsageError, require
 from medret.visible import say
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -20,7 +20,7 @@ from medret.evaluate.figures import Evaluation, notes_of
 from medret.evaluate.metrics import MACRO, NAMES
 from medret.evaluate.relevance import SELF, SUBJECT, text_column, values_of
 from medret.html import render
-from medret.html.images import IMAGE_SIZE, ImageRequest, Tile
+from medret.html.cards import IMAGE_SIZE, ImageRequest, Tile
 from medret.html.plots import COLOURS, Bar, Point, bars, colour_of, key, matrix, scatter
 from medret.search import Snapshot
 

@@ -21,14 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medret.cache_folder import default_cache_dir
 from medret.embeddings import Slices
 from medret.errors import UsageError, VolumeError
 from medret.evaluate.masks import Mask
 from medret.recipe import digest_of
 from medret.search import Snapshot
 from medret.storage import reaching, read_uri, redacted
-from medret.storage.objects import write_atomically
+from medret.storage.objects import default_cache_dir, write_atomically
 from medret.volume import Content, Limits, content_sha256
 from medret.volume.open import fetch_volume, open_volume
 from medret.volume.orientation import geometry_of

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medret.html import render
-from medret.html.images import Tile, VolumeImages
+from medret.html.cards import Tile, VolumeImages
 
 CELL_MOST, SIDE = 16, 640  # px
 DARK, BRIGHT = np.array([18, 22, 28.0]), np.array([90, 180, 240.0])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:  # the encoder imports torch: load it on first use
     if name == "Encoder":
-        from medret.extras import needs_extra
+        from medret.errors import needs_extra
 
         with needs_extra(), gc_paused():
             from medret.models.encoder import Encoder

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from medret.errors import UsageError, first_line
-from medret.extras import needs_extra
+from medret.errors import UsageError, first_line, needs_extra
 from medret.recipe import Precision
 
 Device = Literal["auto", "cpu", "cuda"]

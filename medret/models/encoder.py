@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medret.errors import WeightsError
-from medret.extras import needs_extra
+from medret.errors import WeightsError, needs_extra
 from medret.models.fusing import fuse_batch_norms, fuse_layers
 from medret.models.spec import Family, ModelSpec
 from medret.models.weights import Weights, check_weights

@@ -23,12 +23,10 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from medret.cache_folder import default_cache_dir
-from medret.errors import NotFoundError, UsageError, WeightsError, first_line
-from medret.extras import needs_extra
+from medret.errors import NotFoundError, UsageError, WeightsError, first_line, needs_extra
 from medret.models.spec import Folder, HubFile, Origin, PackageFile, UrlFile, WeightPart
 from medret.storage import normalise_uri, open_filesystem, reaching, redacted, scheme_of, tree
-from medret.storage.objects import replacing
+from medret.storage.objects import default_cache_dir, replacing
 
 REACH_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0

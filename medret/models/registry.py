@@ -10,8 +10,7 @@ import difflib
 import json
 from typing import Any
 
-from medret.errors import UsageError
-from medret.extras import require
+from medret.errors import UsageError, require
 from medret.models.model_input import check_as_stated
 from medret.models.spec import (
     HALF,
@@ -61,7 +60,7 @@ def model_spec(name: str, weights_uri: str | None = None, by_user: Stated | None
     WeightsError if a configuration cannot be read.
     """
     if name.startswith(OPEN_PREFIXES):
-        from medret.extras import needs_extra
+        from medret.errors import needs_extra
 
         with needs_extra():
             from medret.models.open_names import open_spec  # imports torch

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medret.cache_folder import CACHE_VARIABLE, default_cache_dir
 from medret.errors import NotFoundError, WeightsError
 from medret.models.hub import Entry, FileSet, fetch, open_files, select, torch_hub_file
 from medret.models.spec import ModelSpec, UrlFile, WeightPart
-from medret.storage.objects import write_atomically
+from medret.storage.objects import CACHE_VARIABLE, default_cache_dir, write_atomically
 
 _RANDOM = re.compile(r"random(?::(.*))?", re.DOTALL)
 

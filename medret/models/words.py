@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medret.errors import MissingPackageError, NotFoundError, UsageError, WeightsError, first_line
-from medret.extras import needs_extra
+from medret.errors import MissingPackageError, NotFoundError, UsageError, WeightsError, first_line, needs_extra
 from medret.models.checkpoint import build, fill, read_state
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.spec import HubFile, ModelSpec, without_words

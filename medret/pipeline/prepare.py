@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from medret._version import __version__
 from medret.archive import LabelJoin, Listing, list_archive, read_labels
-from medret.errors import MedretError
-from medret.extras import require
+from medret.errors import MedretError, require
 from medret.models import ModelSpec, Weights, check_installed
 from medret.pipeline.model_jobs import known_precisions, recipe_of, wanted_models
 from medret.pipeline.plan import Plan, make_plan

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
-from medret.dicom_labels import labels_of_tags
 from medret.embeddings import Aggregation, parse_aggregation
 from medret.errors import UsageError
 from medret.index import IndexSettings
@@ -15,6 +14,7 @@ from medret.pipeline.pools import ActorRange, Expected
 from medret.recipe import SliceRecipe
 from medret.snapshot import LEASE_S
 from medret.storage import Location, redacted, refuse_secrets, use_options
+from medret.vocabularies import labels_of_tags
 from medret.volume import Limits, parse_slice_plan
 from medret.volume.intensity import CT_WINDOWS
 from medret.volume.previews import MIDDLE_SLICES, PREVIEWS_MAX

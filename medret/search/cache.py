@@ -18,11 +18,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from medret.cache_folder import CACHE_VARIABLE, default_cache_dir
 from medret.errors import CorruptError, StorageError
 from medret.snapshot.names import SHA256
 from medret.storage import NAME_DIGITS, Location
-from medret.storage.objects import for_each_chunk, replacing
+from medret.storage.objects import CACHE_VARIABLE, default_cache_dir, for_each_chunk, replacing
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from medret.embeddings import Slices
+from medret.html.cards import IMAGE_SIZE, ImageRequest
 from medret.html.explanation import PairCard, matrix_image, render_explanation, tile_of
-from medret.html.images import IMAGE_SIZE, ImageRequest
 from medret.search.explain import Explanation
 from medret.search.query import Query
 from medret.search.snapshot import Snapshots

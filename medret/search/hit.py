@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 if TYPE_CHECKING:
-    from medret.html.hits import HitCard
-    from medret.html.images import ImageRequest, VolumeImages
+    from medret.html.cards import HitCard, ImageRequest, VolumeImages
 
 Range = tuple[int, int]
 Sources = Mapping[tuple[str, int], str]  # plane and slice index -> the SOP instance UID of the slice, where it has one
@@ -129,7 +128,7 @@ class Hit:
 
     def image_request(self) -> ImageRequest:
         """What to read in order to show the hit."""
-        from medret.html.images import ImageRequest
+        from medret.html.cards import ImageRequest
 
         pair = self.best_pair
         slices = frozenset({(pair.plane, pair.hit)} if pair else ())
@@ -137,7 +136,7 @@ class Hit:
 
     def card(self, images: VolumeImages | str) -> HitCard:
         """The hit as `medret.html` shows it. images: its slices, or why there are none."""
-        from medret.html.hits import BestPair, HitCard
+        from medret.html.cards import BestPair, HitCard
 
         best = self.best_pair
         pair = BestPair(best.plane, best.query, best.hit, best.score, best.hit_source) if best else None
@@ -171,7 +170,7 @@ class Hits(list[Hit]):
 
 def query_request(uri: str, hits: Sequence[Hit]) -> ImageRequest:
     """What to read in order to show a query: its volume, with the slices that its hits matched."""
-    from medret.html.images import ImageRequest
+    from medret.html.cards import ImageRequest
 
     pairs = (hit.best_pair for hit in hits)
     matched = frozenset((pair.plane, pair.query) for pair in pairs if pair and pair.query is not None)

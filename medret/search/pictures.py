@@ -20,7 +20,7 @@ from medret.search.resolve import Resolver
 from medret.storage import normalise_uri, redacted
 
 if TYPE_CHECKING:
-    from medret.html.images import ImageRequest, VolumeImages
+    from medret.html.cards import ImageRequest, VolumeImages
     from medret.volume import Content
     from medret.volume.previews import Preview
 
@@ -58,7 +58,7 @@ class Pictures:
 
         previews: show stored ones of volumes that cannot be read, and of those that would be read after PATIENCE_S.
         """
-        from medret.html.images import NotShownError, load_images
+        from medret.html.cards import NotShownError, load_images
         from medret.volume import content_sha256
 
         deadline = time.monotonic() + PATIENCE_S
@@ -91,7 +91,7 @@ class Pictures:
         hits. score: what the score of a hit is, in words. Slices are read from the archive; a volume that is out
         of reach, or was not read after PATIENCE_S, is shown by its previews, or else by a note.
         """
-        from medret.html.hits import QueryCard, render_page
+        from medret.html.cards import QueryCard, render_page
 
         requests = [query_request(uri, hits) for _, uri, hits in results if uri is not None]
         requests += [hit.image_request() for _, _, hits in results for hit in hits]
@@ -123,7 +123,7 @@ class Pictures:
 
     def cards(self, query: Query, hits: Sequence[Hit]) -> str:
         """The hits of a query as HTML for a notebook."""
-        from medret.html.hits import render_hits
+        from medret.html.cards import render_hits
 
         requests = [hit.image_request() for hit in hits]
         try:

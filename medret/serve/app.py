@@ -11,8 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from medret._version import __version__
-from medret.errors import MedretError
-from medret.extras import missing_package
+from medret.errors import MedretError, missing_package
 from medret.serve import api_docs, endpoints, page_endpoints
 from medret.serve.guard import Guard
 from medret.serve.refusals import Refused, problem, refusal

@@ -26,8 +26,7 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError
-from medret.extras import missing_package
+from medret.errors import MedretError, MissingPackageError, StorageError, UnreachableError, UsageError, missing_package
 from medret.storage.uris import check_names, options_at, redacted, scheme_of
 
 logger = logging.getLogger(__name__)

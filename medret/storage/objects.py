@@ -2,6 +2,7 @@
 
 Local files cannot hold up a run. A FIFO, a socket or a device is opened without waiting, and then refused. A mount that
 stops answering is given up after a while: the waiting thread stays behind, the run goes on.
+The cache folder of this machine holds copies of model weights and of the files of remote stores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medret.errors import UsageError
 from medret.storage.filesystems import open_filesystem, reaching, with_retries
 from medret.storage.uris import plain_path, scheme_of
 
@@ -33,6 +35,7 @@ Beat = Callable[[], None]  # reports progress
 STALL_S = 300.0
 STALL_AGAIN_S = 10.0  # while an earlier read of this process still waits, most likely for the same mount
 CHUNK_BYTES = 8 << 20
+CACHE_VARIABLE = "MEDRET_CACHE"
 
 _waiting: set[threading.Thread] = set()
 
@@ -288,3 +291,14 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def default_cache_dir() -> Path:
+    """`$MEDRET_CACHE`, or `~/.cache/medret`; raises UsageError when there is no home folder either."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    try:
+        return Path(configured).expanduser() if configured else Path.home() / ".cache" / "medret"
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no home folder for a cache: set {CACHE_VARIABLE} to a folder that can be written"
+        ) from error

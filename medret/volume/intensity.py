@@ -7,7 +7,7 @@ stored units, so only the slices that are used are converted, once.
 Whether voxels are Hounsfield units is decided by the label and a histogram. The voxels are always checked, with
 or without a label, so a query without a label is treated like its labelled copy in the archive. A label of another
 modality overrules them: MRI or PET is never windowed in HU. With the label CT, less evidence is enough. A word that
-`medret.modalities` does not know counts as no label.
+`medret.vocabularies` does not know counts as no label.
 
 Water is 0 HU, air -1000, fat about -100, muscle and organs 20 to 80, bone 200 to 2000; metal may be far above.
 Many images that are not CT also have values around zero: field maps, phase, real parts, differences, standardised
@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import QuarantineCode, UsageError, VolumeError
-from medret.modalities import modality_label
-from medret.modalities import modality_of as modality_named
+from medret.vocabularies import modality_label
+from medret.vocabularies import modality_of as modality_named
 from medret.volume.sample import Sample, quantile
 from medret.volume.stored import Scaling
 

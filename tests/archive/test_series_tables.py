@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.archive import LabelJoin, Listing, read_labels
-from medret.body_regions import body_region
-from medret.dicom_labels import LABEL_OF, labels_of_tags
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
+from medret.vocabularies import LABEL_OF, body_region, labels_of_tags
 
 UUIDS = ("085e85b3-3780-47f6-8538-585bcca95336", "391211d4-0a2b-409b-ac92-8102137f4453")
 UIDS = ("1.3.6.1.4.1.14519.5.2.1.6834.5010.1", "1.3.6.1.4.1.14519.5.2.1.6834.5010.2")

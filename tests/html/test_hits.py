@@ -5,8 +5,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from medret.html import breakable, render
-from medret.html.hits import BestPair, HitCard, render_hits
-from medret.html.images import Tile, VolumeImages, png_uri, preview_images
+from medret.html.cards import BestPair, HitCard, Tile, VolumeImages, png_uri, preview_images, render_hits
 from medret.volume.previews import Preview
 
 EVIL = "<script>alert('x')</script> & \"quoted\""

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from medret.cache_folder import default_cache_dir
 from medret.errors import MedretError, StoppedError, UnreachableError
 from medret.pipeline import connect
 from medret.pipeline.connect import LOCK, guarded, local_folder, not_started, remove_leftovers, unreachable
+from medret.storage.objects import default_cache_dir
 from tests.processes import family, is_alive
 
 

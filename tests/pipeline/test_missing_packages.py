@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from medret.extras import EXTRAS
+from medret.errors import EXTRAS
 from tests.dicom_bytes import write_series
 
 ROOT = Path(__file__).parents[2]

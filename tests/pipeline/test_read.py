@@ -21,7 +21,7 @@ import pytest
 
 from medret.archive import ArchiveObject, list_archive
 from medret.errors import QuarantineCode, VolumeError
-from medret.html.images import ImageRequest, load_images
+from medret.html.cards import ImageRequest, load_images
 from medret.pipeline import read_stage
 from medret.pipeline.batch_schema import SOURCE
 from medret.pipeline.content_hashes import equal_samples, hash_all, sample_all

@@ -8,11 +8,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from medret.cache_folder import default_cache_dir
 from medret.errors import CorruptError, MedretError
 from medret.search import cache
 from medret.search.cache import LocalFiles
 from medret.storage import Location
+from medret.storage.objects import default_cache_dir
 
 CONTENT = b"synthetic index file"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

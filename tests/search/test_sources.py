@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.cli import main
-from medret.html.hits import render_hits
-from medret.html.images import Tile, VolumeImages
+from medret.html.cards import Tile, VolumeImages, render_hits
 from medret.search import Snapshot, open_snapshot
 from medret.search.export import export_rows
 from medret.search.hit import SliceMatch, SlicePair

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from medret.body_regions import body_region
-from medret.dicom_labels import LABEL_OF
+from medret.vocabularies import LABEL_OF, body_region
 from medret.volume import Limits
 from medret.volume.open import open_volume
 from tests import dicom_phantoms as make

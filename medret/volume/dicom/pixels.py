@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import QuarantineCode, VolumeError
-from medret.extras import require
+from medret.errors import QuarantineCode, VolumeError, require
 from medret.visible import visible
 from medret.volume.dicom.frames import Frame
 from medret.volume.dicom.instances import Instance

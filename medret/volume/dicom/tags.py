@@ -10,10 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from medret.body_regions import body_region
-from medret.dicom_labels import UNCHANGED
-from medret.modalities import modality_label
 from medret.visible import visible
+from medret.vocabularies import UNCHANGED, body_region, modality_label
 
 # Other elements, such as names of people and the private data of makers, stay bytes.
 _TOP = """SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate AcquisitionDate AcquisitionTime Modality

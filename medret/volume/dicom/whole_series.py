@@ -25,8 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import QuarantineCode, VolumeError
-from medret.extras import require
+from medret.errors import QuarantineCode, VolumeError, require
 from medret.visible import visible
 from medret.volume.content import Limits, Part, check_sides
 from medret.volume.dicom.frames import Content, Frame, frames_of
