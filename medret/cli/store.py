@@ -131,8 +131,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Run `medret verify`."""
     from medret.snapshot import current_id, verify_store
-    from medret.snapshot.forget import FORGETTING
     from medret.snapshot.names import is_litter
+    from medret.snapshot.removal import FORGETTING
 
     store = Location(arguments.store)
     findings = verify_store(store)
@@ -197,7 +197,7 @@ def run_rollback(arguments: argparse.Namespace) -> int:
 def run_gc(arguments: argparse.Namespace) -> int:
     """Run `medret gc`."""
     from medret.snapshot import leased
-    from medret.snapshot.gc import gc
+    from medret.snapshot.removal import gc
 
     store = Location(arguments.store)
     with leased(store, "gc") as lease:
@@ -220,7 +220,7 @@ def run_gc(arguments: argparse.Namespace) -> int:
 def run_forget(arguments: argparse.Namespace) -> int:
     """Run `medret forget`."""
     from medret.snapshot import leased
-    from medret.snapshot.forget import forget
+    from medret.snapshot.removal import forget
 
     store = Location(arguments.store)
     with leased(store, "forget") as lease:

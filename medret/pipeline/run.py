@@ -57,10 +57,10 @@ from medret.recipe import Recipe
 from medret.schemas import FILES, LEDGER, one_heap
 from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.files import StoredFile, files_table
-from medret.snapshot.forget import finish
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
 from medret.snapshot.publish import write_quarantine
+from medret.snapshot.removal import finish
 from medret.storage import Location
 from medret.storage.filesystems import retries
 

@@ -1,4 +1,4 @@
-"""Find where volumes are named: in text, in bytes and in the columns of tables.
+"""Find where a store names volumes: in text, in bytes and in the columns of tables.
 
 A name is found in every spelling that medret's files use (UTF-8, and the escapes of JSON and URIs), with one exception:
 inside the longer name of a volume that stays (`b/a.nii.gz` contains `a.nii.gz`).
@@ -9,6 +9,7 @@ A path such as `p1/ct` is found where it stands alone, a single word only within
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -22,9 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medret.embeddings.parquet import PLAIN, read_parquet
-from medret.errors import CorruptError, StorageError
+from medret.errors import CorruptError, NotFoundError, StorageError, UsageError
 from medret.index import read_rows
-from medret.snapshot.names import kind_of
+from medret.snapshot.names import kind_of, of_kinds
 from medret.storage import Location
 
 FORGOTTEN = "(forgotten)"
@@ -127,6 +128,82 @@ class Mentions:
         return value
 
 
+def require_mentioned(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
+    """Return the ids; raise NotFoundError if no table, report or manifest mentions one of them."""
+    for volume_id in sorted(volume_ids - ids_of(store, frozenset(map(digest, volume_ids)))):
+        mentions = Mentions({volume_id}, ())
+        texts = of_kinds(store.files(), "report", "manifest")
+        if not any(mentions.in_file(store, path) for path in texts):
+            raise NotFoundError(
+                f"{store.uri} knows no volume '{volume_id}'; the id of a volume is its path below the archive"
+            )
+    return frozenset(volume_ids)
+
+
+def ids_of(store: Location, digests: AbstractSet[str]) -> frozenset[str]:
+    """Find the ids with these digests in the tables of the store."""
+    ids: set[str] = set()
+    for kinds in (("table", "journal", "quarantine"), ("embeddings", "index")):
+        if len(ids) < len(digests):
+            listed = {volume_id for path in of_kinds(store.files(), *kinds) for volume_id in _ids_in(store, path)}
+            ids |= {volume_id for volume_id in listed if digest(volume_id) in digests}
+    return frozenset(ids)
+
+
+def _ids_in(store: Location, path: str) -> Iterable[str]:
+    """Read the volume ids of a medret table; none if it cannot be read."""
+    if path.endswith(".faiss"):
+        return ()
+    try:
+        table = read_table(path, store.read(path))
+    except UNREADABLE:
+        return ()
+    ids = table["volume_id"].unique().to_pylist() if table and "volume_id" in table.schema.names else []
+    return (volume_id for volume_id in ids if isinstance(volume_id, str))
+
+
+def with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> frozenset[str]:
+    """Add the volumes with the same content; raise UsageError if there are any and `copies` is not set."""
+    rows = set(ledger_rows(store)) if ids else set()
+    content = {sha256 for volume_id, sha256 in rows if volume_id in ids and sha256}
+    same = {volume_id for volume_id, sha256 in rows if sha256 in content} - ids
+    if same and not copies:
+        raise UsageError(
+            f"{len(same)} other volumes have the same content and so the same vectors, such as '{min(same)}'; name "
+            "them too, or add --copies"
+        )
+    return ids | same
+
+
+def ledger_rows(store: Location) -> Iterator[tuple[str, str | None]]:
+    """Yield volume_id and content_sha256 of every readable row in ledgers and the journal."""
+    for path in of_kinds(store.files(), "table", "journal"):
+        if path.startswith(("journal/", "tables/ledger-", "tables/changes-")):
+            try:
+                table = read_parquet(store.read(path), ["volume_id", "content_sha256"])
+            except UNREADABLE:
+                continue
+            yield from zip(table["volume_id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True)
+
+
+def files_naming(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str]:
+    """Search all files that stay for the names; yield those that hold one or cannot be read."""
+    for path in store.files():
+        if path not in doomed:
+            try:
+                if mentions.in_file(store, path):
+                    yield path
+            except StorageError:
+                yield path
+            except CorruptError:  # a link to a place outside the store
+                continue
+
+
+def digest(volume_id: str) -> str:
+    """Return the sha256 that stands for an id in FORGETTING."""
+    return hashlib.sha256(volume_id.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def read_table(path: str, data: bytes) -> pa.Table | None:
     """Read a medret table without its vectors and pictures; None if the file is not a table.
 
@@ -138,6 +215,11 @@ def read_table(path: str, data: bytes) -> pa.Table | None:
         return None
     names = pq.read_schema(pa.BufferReader(data)).names
     return read_parquet(data, [name for name in names if name not in PLAIN], name=path)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _names(volume_id: str, archives: Iterable[str]) -> Iterator[str]:
@@ -170,11 +252,6 @@ def _texts(column: pa.ChunkedArray) -> Iterator[pa.Array]:
             yield from (part for part in (chunk.keys, chunk.items) if is_text(part.type))
         elif is_text(chunk.type):
             yield chunk
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _parts(path: Path, longest: int) -> Iterator[tuple[bytes, int, int]]:

@@ -19,7 +19,8 @@ from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
 from medret.errors import MedretError
 from medret.snapshot import current_id, snapshot_ids, verify_store
-from medret.snapshot.forget import Note, digest, write_note
+from medret.snapshot.mentions import digest
+from medret.snapshot.removal import Note, write_note
 from medret.storage import Location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

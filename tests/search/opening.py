@@ -13,9 +13,9 @@ from medret.errors import CorruptError, MedretError
 from medret.pipeline.store_state import read_base
 from medret.search import open_snapshot
 from medret.snapshot import read_journal, verify_store
-from medret.snapshot.gc import gc
 from medret.snapshot.lease import leased
 from medret.snapshot.publish import history
+from medret.snapshot.removal import gc
 from medret.storage import Location
 
 ID = "synthetic/liver_0000.nii.gz"

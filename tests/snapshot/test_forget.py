@@ -19,10 +19,9 @@ from medret.errors import BusyError, CorruptError, NotFoundError
 from medret.index import KINDS
 from medret.search import open_snapshot
 from medret.snapshot import current_id, read_manifest, snapshot_ids, verify_store
-from medret.snapshot.forget import FORGETTING, finish, forget
-from medret.snapshot.gc import gc
 from medret.snapshot.lease import take
 from medret.snapshot.mentions import FORGOTTEN, Mentions
+from medret.snapshot.removal import FORGETTING, finish, forget, gc
 from medret.storage import Location
 
 EMBEDDED, GONE, REFUSED, UNFINISHED = "v1.nii.gz", "v2.nii.gz", 'b"ö/q 1.nii.gz', "j.nii.gz"

@@ -18,10 +18,9 @@ from medret.errors import UsageError
 from medret.schemas import FILES, LEDGER
 from medret.search import open_snapshot
 from medret.snapshot import current_id, read_ledger, read_manifest, snapshot_ids, verify_store
-from medret.snapshot.forget import forget
-from medret.snapshot.gc import gc
 from medret.snapshot.lease import leased, take
 from medret.snapshot.publish import make_live
+from medret.snapshot.removal import forget, gc
 from medret.snapshot.tables import read_journal, write_entry
 from medret.storage import Location
 

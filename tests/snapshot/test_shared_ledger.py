@@ -39,9 +39,8 @@ from medret.snapshot import (
     snapshot_ids,
     verify_store,
 )
-from medret.snapshot.forget import forget
-from medret.snapshot.gc import gc
 from medret.snapshot.publish import rollback
+from medret.snapshot.removal import forget, gc
 from medret.storage import Location
 from tests.search.forging import forge_manifest, forge_table
 from tests.snapshot.conftest import differences, fields

@@ -1,9 +1,12 @@
-"""Forget volumes, such as those of a patient who withdrew: no vector and no mention of them stays in the store.
+"""Remove from a store what no kept snapshot needs (gc), and volumes, such as those of a patient who withdrew (forget).
 
-Files never change. So every file that holds something of the volumes is written again without it, as a new file, and
-every snapshot is written again over the new files. CURRENT moves to the new live snapshot, and the old files are
-deleted. STORE/FORGETTING says what is to be forgotten before anything else is written, so after a crash the next
-`forget`, `index` or `gc` finishes the work:
+Both work under the store's lease, so no run works at the same time. gc marks and sweeps. Files younger than a given age
+always stay: a run whose lease lapsed may still be writing, and a reader may have just opened the previous snapshot.
+
+forget leaves no vector and no mention of a volume. Files never change. So every file that holds something of the
+volumes is written again without it, as a new file, and every snapshot is written again over the new files. CURRENT
+moves to the new live snapshot, and the old files are deleted. STORE/FORGETTING says what is to be forgotten before
+anything else is written, so after a crash the next `forget`, `index` or `gc` finishes the work:
 
     {"volumes": ["<sha256 of a volume's id>"], "snapshots": {"<old id>": "<new id>"}, "doomed": ["<path>"], ...}
 
@@ -14,15 +17,14 @@ replace; from then on, finishing needs no id.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from medret.embeddings.parquet import read_parquet
-from medret.errors import CorruptError, MedretError, NotFoundError, StorageError, UsageError
+from medret.errors import CorruptError, MedretError, UsageError
 from medret.snapshot.erase import (
     Erasure,
     erase_indices,
@@ -36,20 +38,38 @@ from medret.snapshot.files import PREVIEWS, stored_files
 from medret.snapshot.lease import Lease
 from medret.snapshot.manifest import (
     MANIFEST,
+    SNAPSHOT_ID,
     Manifest,
     current_id,
     read_manifest,
     snapshot_folder,
     snapshot_ids,
 )
-from medret.snapshot.mentions import UNREADABLE, Mentions, read_table
-from medret.snapshot.names import is_deletable, is_temporary, kind_of, of_kinds
+from medret.snapshot.mentions import Mentions, digest, files_naming, ids_of, ledger_rows, require_mentioned, with_copies
+from medret.snapshot.names import is_deletable, is_temporary, kind_of, strangers
 from medret.snapshot.publish import make_live
-from medret.snapshot.tables import ledger_parts, named_files, read_files, read_tombstones
+from medret.snapshot.tables import ledger_parts, named_files, read_files, read_journal, read_tombstones
 from medret.storage import Location
 
 FORGETTING = "FORGETTING"
 Say = Callable[[str], None]
+
+RENEWING = timedelta(minutes=10)  # a younger file at the top of the store may belong to a renewal of the lease
+
+
+@dataclass(frozen=True)
+class GcResult:
+    """What was removed, or would be removed.
+
+    kept, dropped: snapshot ids. paths: removed files. size_bytes: their total. strangers: files that are not medret's;
+    they stay.
+    """
+
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    paths: tuple[str, ...]
+    size_bytes: int
+    strangers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,61 @@ class Forgotten:
     live: str | None
 
 
+def gc(
+    store: Location, lease: Lease, *, keep: int, older_than: timedelta, dry_run: bool = False, say: Say = lambda _: None
+) -> GcResult:
+    """Remove files that are not needed, after finishing a `forget` that was stopped.
+
+    keep: number of newest snapshots that stay, besides the live one. older_than: younger files and snapshots stay. A
+    run report stays while it is younger, or while its snapshot stays. Raises CorruptError, and removes nothing, if a
+    kept snapshot cannot be read: nobody could tell which files it needs.
+    """
+    if not dry_run:
+        finish(store, lease, say)
+    live = current_id(store)
+    if live is None:
+        raise UsageError(f"{store.uri}: nothing was ever published there")
+    before = datetime.now(UTC) - older_than
+    ids = snapshot_ids(store)
+    newest = set(ids[-keep:]) if keep else set()
+    kept = [snapshot for snapshot in ids if snapshot == live or snapshot in newest or _moment(snapshot) > before]
+    manifests = {snapshot: read_manifest(store, snapshot) for snapshot in kept}
+    needed = _needed(store, manifests)
+    reports = tuple(f"runs/{manifest.run}-" for manifest in manifests.values())
+    doomed = []
+    paths = store.files()
+    for path in paths:
+        if path in needed or path.startswith(reports) or not is_deletable(path):
+            continue
+        try:
+            # A file at the top of the store may belong to the lease, which this process is renewing.
+            if store.modified_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
+                doomed.append(path)
+        except FileNotFoundError:
+            continue
+    # Manifests first: a snapshot without one is not listed any more when its other files go.
+    doomed.sort(key=lambda path: (not path.startswith("snapshots/"), path))
+    size = sum(store.size_bytes(path) for path in doomed)
+    if not dry_run:
+        delete_files(store, doomed, lease)
+    dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
+    return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(paths)))
+
+
+def _needed(store: Location, manifests: Mapping[str, Manifest]) -> set[str]:
+    """Return every file that a kept snapshot or the journal of an unfinished run names."""
+    needed: set[str] = set()
+    for snapshot_id, manifest in manifests.items():
+        needed |= named_files(store, snapshot_id, manifest)
+    journal = read_journal(store)
+    return needed | {*journal.files["path"].to_pylist(), *journal.paths}
+
+
+def _moment(snapshot_id: str) -> datetime:
+    assert SNAPSHOT_ID.fullmatch(snapshot_id)
+    return datetime.strptime(snapshot_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
+
 def forget(
     store: Location, volume_ids: AbstractSet[str], lease: Lease, *, copies: bool = False, say: Say = lambda _: None
 ) -> Forgotten:
@@ -79,7 +154,7 @@ def forget(
     """
     note = finish(store, lease, say)
     done = frozenset(volume_id for volume_id in volume_ids if note and digest(volume_id) in note.volumes)
-    ids = _with_copies(store, _require_mentioned(store, volume_ids - done), copies=copies)
+    ids = with_copies(store, require_mentioned(store, volume_ids - done), copies=copies)
     if ids or note is None:
         lease.check()
         write_note(store, Note(tuple(sorted(map(digest, ids)))))
@@ -109,7 +184,7 @@ def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | N
     if note is None:
         return None
     if note.doomed is None:
-        ids = _ids_of(store, frozenset(note.volumes))
+        ids = ids_of(store, frozenset(note.volumes))
         note = _replace(store, ids, lease) if ids else Note(volumes=(), doomed=())
     _remove(store, note, lease)
     say(f"finished a `medret forget` of {len(note.volumes)} volumes that had been interrupted")
@@ -121,7 +196,7 @@ def finish(store: Location, lease: Lease, say: Say = lambda _: None) -> Note | N
 def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     """Write new files without the volumes, and a note of the old files that they replace. Deletes nothing."""
     snapshots, unreadable = _readable(store)
-    stay = {volume_id for volume_id, _ in _ledger_rows(store)}
+    stay = {volume_id for volume_id, _ in ledger_rows(store)}
     archives = {manifest.archive_uri for manifest in snapshots.values()}
     work = Erasure(store, lease, Mentions(ids, stay, archives))
     erase_tables(work, "embeddings", "embeddings")
@@ -140,7 +215,7 @@ def _replace(store: Location, ids: frozenset[str], lease: Lease) -> Note:
     erase_journal(work)
     erase_reports(work)
     doomed = _doomed(store, work, set(renamed.values()))
-    left = _files_naming(store, Mentions(ids, stay | work.stay, archives), set(doomed))
+    left = files_naming(store, Mentions(ids, stay | work.stay, archives), set(doomed))
     note = Note(
         volumes=tuple(sorted(map(digest, ids))),
         doomed=tuple(doomed),
@@ -219,77 +294,6 @@ def _doomed(store: Location, work: Erasure, snapshots: set[str]) -> list[str]:
     return sorted(doomed, key=lambda path: (not path.endswith(f"/{MANIFEST}"), path))
 
 
-def _files_naming(store: Location, mentions: Mentions, doomed: set[str]) -> Iterator[str]:
-    """Search all files that stay for the names; yield those that hold one or cannot be read."""
-    for path in store.files():
-        if path not in doomed:
-            try:
-                if mentions.in_file(store, path):
-                    yield path
-            except StorageError:
-                yield path
-            except CorruptError:  # a link to a place outside the store
-                continue
-
-
-def _require_mentioned(store: Location, volume_ids: AbstractSet[str]) -> frozenset[str]:
-    """Return the ids; raise NotFoundError if no table, report or manifest mentions one of them."""
-    for volume_id in sorted(volume_ids - _ids_of(store, frozenset(map(digest, volume_ids)))):
-        mentions = Mentions({volume_id}, ())
-        texts = of_kinds(store.files(), "report", "manifest")
-        if not any(mentions.in_file(store, path) for path in texts):
-            raise NotFoundError(
-                f"{store.uri} knows no volume '{volume_id}'; the id of a volume is its path below the archive"
-            )
-    return frozenset(volume_ids)
-
-
-def _ids_of(store: Location, digests: AbstractSet[str]) -> frozenset[str]:
-    """Find the ids with these digests in the tables of the store."""
-    ids: set[str] = set()
-    for kinds in (("table", "journal", "quarantine"), ("embeddings", "index")):
-        if len(ids) < len(digests):
-            listed = {volume_id for path in of_kinds(store.files(), *kinds) for volume_id in _ids_in(store, path)}
-            ids |= {volume_id for volume_id in listed if digest(volume_id) in digests}
-    return frozenset(ids)
-
-
-def _ids_in(store: Location, path: str) -> Iterable[str]:
-    """Read the volume ids of a medret table; none if it cannot be read."""
-    if path.endswith(".faiss"):
-        return ()
-    try:
-        table = read_table(path, store.read(path))
-    except UNREADABLE:
-        return ()
-    ids = table["volume_id"].unique().to_pylist() if table and "volume_id" in table.schema.names else []
-    return (volume_id for volume_id in ids if isinstance(volume_id, str))
-
-
-def _with_copies(store: Location, ids: frozenset[str], *, copies: bool) -> frozenset[str]:
-    """Add the volumes with the same content; raise UsageError if there are any and `copies` is not set."""
-    rows = set(_ledger_rows(store)) if ids else set()
-    content = {sha256 for volume_id, sha256 in rows if volume_id in ids and sha256}
-    same = {volume_id for volume_id, sha256 in rows if sha256 in content} - ids
-    if same and not copies:
-        raise UsageError(
-            f"{len(same)} other volumes have the same content and so the same vectors, such as '{min(same)}'; name "
-            "them too, or add --copies"
-        )
-    return ids | same
-
-
-def _ledger_rows(store: Location) -> Iterator[tuple[str, str | None]]:
-    """Yield volume_id and content_sha256 of every readable row in ledgers and the journal."""
-    for path in of_kinds(store.files(), "table", "journal"):
-        if path.startswith(("journal/", "tables/ledger-", "tables/changes-")):
-            try:
-                table = read_parquet(store.read(path), ["volume_id", "content_sha256"])
-            except UNREADABLE:
-                continue
-            yield from zip(table["volume_id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True)
-
-
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of FORGETTING.
 
@@ -303,11 +307,6 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshots: dict[str, str] = {}
     unreadable: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
-
-
-def digest(volume_id: str) -> str:
-    """Return the sha256 that stands for an id in the note."""
-    return hashlib.sha256(volume_id.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_note(store: Location) -> Note | None:
