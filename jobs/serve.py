@@ -23,9 +23,8 @@ from medret.errors import MedretError, UnreachableError, UsageError
 from medret.search import Encoders, SearchOptions
 from medret.search.encoders import Embed
 from medret.serve import LiveStores, ServeSettings, Service, create_app
-from medret.serve.audit import AuditLog
-from medret.serve.server import WATCH_SECONDS
-from medret.serve.tokens import Tokens
+from medret.serve.access import AuditLog, Tokens
+from medret.serve.app import WATCH_SECONDS
 from medret.snapshot import RecipeEntry
 
 ONGOING = 4  # requests per replica and encoder at which Ray Serve adds another, if it may

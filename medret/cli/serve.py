@@ -102,7 +102,7 @@ def _add_limits(group: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     require("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
-    from medret.serve.tokens import make_token
+    from medret.serve.access import make_token
 
     if arguments.make_token is not None:
         token, entry = make_token(arguments.make_token)
@@ -118,9 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> None:
     from medret.serve import LiveStores, ServeSettings, Service
-    from medret.serve.audit import AuditLog
-    from medret.serve.server import check_reach, run_server
-    from medret.serve.tokens import Tokens
+    from medret.serve.access import AuditLog, Tokens
+    from medret.serve.app import check_reach, run_server
 
     tokens = None if arguments.token_file is None else Tokens(arguments.token_file)
     check_reach(arguments.host, tokens)

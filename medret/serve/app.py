@@ -1,25 +1,39 @@
-"""The ASGI application, and how errors become answers."""
+"""The ASGI application: its page, how errors become answers, and how uvicorn runs it.
+
+The API is described for people at /docs: Swagger UI, from files of this machine alone. uvicorn gives no connection more
+than some seconds for the head of a request, and none to a body that was answered already.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from medret._version import __version__
-from medret.errors import MedretError, missing_package
-from medret.serve import api_docs, endpoints, page_endpoints
-from medret.serve.guard import Guard
-from medret.serve.refusals import Refused, problem, refusal
-from medret.serve.server_metrics import CONTENT_TYPE
-from medret.serve.service import Service
-from medret.visible import visible
+from medret.errors import MedretError, NotFoundError, UsageError, missing_package
+from medret.serve.access import Tokens
+from medret.serve.endpoints import router
+from medret.serve.guard import Guard, is_loopback
+from medret.serve.messages import Refused, problem, refusal
+from medret.serve.service import CONTENT_TYPE, Service
+from medret.visible import say, visible
 
 PAGE = Path(__file__).parent / "page"
+SWAGGER_UI = "fastapi_offline"  # the package that ships the files of Swagger UI; none of its code is imported
+SWAGGER_FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+WATCH_SECONDS = 2.0  # between looks at CURRENT
+CONNECTIONS_PER_REQUEST = 4  # browsers keep several open
+HEAD_BYTES = 64 << 10
 
 
 def create_app(service: Service) -> FastAPI:
@@ -33,8 +47,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     _add_errors(app)
-    for router in (page_endpoints.router, endpoints.router, api_docs.router):
-        app.include_router(router)
+    app.include_router(router)
     app.add_middleware(Guard, service=service)
 
     @app.get("/healthz", include_in_schema=False)
@@ -52,6 +65,17 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", media_type="text/html; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return FileResponse(PAGE / "docs.html", media_type="text/html; charset=utf-8")
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        spec = find_spec(SWAGGER_UI)
+        if name not in SWAGGER_FILES or spec is None or spec.origin is None:
+            raise NotFoundError(f"there is no file {name!r} below /docs")
+        return FileResponse(Path(spec.origin).parent / "static" / name, media_type=SWAGGER_FILES[name])
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
@@ -83,3 +107,96 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def _not_taken(_: Request, error: Refused) -> Response:
         return error.answer()
+
+
+def check_reach(host: str, tokens: Tokens | None) -> None:
+    """Raise UsageError where everyone could ask for everything."""
+    if tokens is None and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} can be reached from other machines, and without tokens everyone there could see every "
+            "volume: give --token-file FILE (`medret serve --make-token NAME` prints an entry for it), or leave --host "
+            "out and reach this machine through ssh -L"
+        )
+
+
+def server_config(service: Service, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn runs the application; raises UsageError as `check_reach` does."""
+    check_reach(host, service.tokens)
+    return uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        http=ImpatientProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=CONNECTIONS_PER_REQUEST * service.settings.in_flight,
+    )
+
+
+def run_server(service: Service, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are finished. Raises UsageError before anything is served."""
+    config = server_config(service, host, port)
+    service.live.watch(WATCH_SECONDS)
+    shown = f"[{host}]" if ":" in host else host
+    say(f"medret serves {', '.join(service.live.current.ids)} at http://{shown}:{port}/", error=True)
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        service.live.close()
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """Closes connections that take too long over a head, or over the rest of a body that was answered already."""
+
+    head_seconds: ClassVar[float] = 10
+
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; then close the connection if its head is too long, and wait if no request is under way."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too long.")
+        if not self._is_answering():
+            self._wait()
+
+    def _is_answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever its type says
+        return cycle is not None and not cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A head is complete: from here on, the application bounds the time."""
+        self._in_head = False
+        self._stop()
+        super().on_headers_complete()
+
+    def _wait(self) -> None:
+        if self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,42 +1,47 @@
-"""The endpoints under /v1: snapshot, search, volumes and slices."""
+"""The endpoints under /v1: snapshot, search, volumes, slices; and for people, options, previews, views and maps."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from medret._version import __version__
-from medret.errors import UsageError
+from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.search import SearchOptions, Snapshots, VolumeName, Words
-from medret.search.options import SCORES
-from medret.serve.access import caller_of, record_of
-from medret.serve.live import Opened
+from medret.search.options import FUSIONS, SCORES
 from medret.serve.messages import (
+    MapAnswer,
+    OptionsAnswer,
     Problem,
     SearchAnswer,
     SearchRequest,
     SlicesAnswer,
     SnapshotAnswer,
+    ViewAnswer,
     VolumeAnswer,
     VolumesAnswer,
 )
-from medret.serve.refusals import Refused
-from medret.serve.requests import checked, json_answer, read_body, search_body, seen_volume, stored_query
-from medret.serve.service import Service
-from medret.serve.slice_pictures import SIDE_MAX, window_of
-from medret.serve.uploaded import options_of, query_of, slices_of
+from medret.serve.requests import (
+    Asker,
+    Asking,
+    checked,
+    json_answer,
+    options_of,
+    query_of,
+    read_body,
+    search_body,
+    seen_volume,
+    stored_query,
+)
+from medret.serve.slice_pictures import SIDE_MAX, slices_of, window_of
 from medret.serve.uploads import MULTIPART, Upload, check_length, received
-from medret.serve.volumes import described, listed
-from medret.visible import visible
-
-Answer = TypeVar("Answer")
-LOGGER = logging.getLogger(__name__)
+from medret.serve.volumes import described, drawn_map, listed
+from medret.volume import CT_WINDOWS
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
@@ -54,61 +59,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def service_of(request: Request) -> Service:
-    """The service that answers a request."""
-    service: Service = request.app.state.service
-    return service
-
-
-class Asker:
-    """Asks the live snapshots for one request: as its caller sees them, in one of the service's threads."""
-
-    def __init__(self, request: Request) -> None:
-        self._request, self.service = request, service_of(request)
-        self.caller, self.record = caller_of(request), record_of(request)
-
-    async def ask(self, question: Callable[[Snapshots], Answer], stage: str = "search") -> Answer:
-        """The answer to a question; raises its errors."""
-        limiter = self.service.drawers if stage == "pictures" else self.service.threads
-        return await self.service.in_thread(lambda: self._answered(question), limiter, self.record, stage)
-
-    async def ask_encoding(self, question: Callable[[Snapshots], Answer]) -> Answer:
-        """The answer to a question that decodes and encodes a volume, in one of the encoder's slots."""
-        return await self.service.in_thread(
-            lambda: self._answered(question),
-            self.service.uploads.slots,
-            self.record,
-            "encode",
-            is_gone=self._request.is_disconnected,
-        )
-
-    def _answered(self, question: Callable[[Snapshots], Answer]) -> Answer:
-        def of(opened: Opened) -> Answer:
-            self.record.snapshots = list(opened.ids)
-            return question(self._view(opened))
-
-        return self.service.live.ask(of)
-
-    def _view(self, opened: Opened) -> Snapshots:
-        try:
-            return opened.view(self.caller.where)
-        except UsageError as error:  # its text names columns
-            LOGGER.warning("the filter of token %s: %s", visible(self.caller.name), visible(str(error)))
-            reason = "the filter of this token does not fit what is served now: ask whoever runs this server"
-            raise Refused(403, "no_access", reason) from error
-
-    def show(self, snapshots: Snapshots, volumes: Iterable[tuple[str, str]]) -> None:
-        """Record volumes as shown, each by store and volume_id; by its id alone if there is one store."""
-        is_one = len(snapshots.corpus.stores) == 1
-        self.record.shown = [volume_id if is_one else f"{store}#{volume_id}" for store, volume_id in volumes]
-
-
-async def asker(request: Request) -> Asker:
-    """The asker of a request."""
-    return Asker(request)
-
-
-Asking = Annotated[Asker, Depends(asker)]
 StoreUri = Annotated[str | None, Query(description="URI of the volume's store, where several stores have that id")]
 router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
@@ -179,6 +129,83 @@ async def _received(request: Request, asking: Asker) -> AsyncIterator[tuple[Uplo
             asked = checked(upload.options)
             asking.record.asked = asked.model_dump(exclude_defaults=True, exclude={"vector", "vectors"})
             yield upload, asked
+
+
+@router.get("/options", response_model=OptionsAnswer)
+async def options() -> dict[str, Any]:
+    """What a search may be asked, with the defaults; and the windows for CT."""
+    fields = SearchRequest.model_fields
+    return {
+        "defaults": {name: field.default for name, field in fields.items()},
+        "modes": SCORES,
+        "fusions": list(FUSIONS),
+        "ct_windows": [{"name": name, "level": level, "width": width} for name, (level, width) in CT_WINDOWS.items()],
+    }
+
+
+# An id may hold slashes: this stands before the route of a volume, and takes numbers alone.
+@router.get(
+    "/volumes/{volume_id:path}/previews/{number:int}",
+    responses={200: {"content": {"image/jpeg": {}}}},
+    response_class=Response,
+)
+async def preview(volume_id: str, number: int, asking: Asking, store: StoreUri = None) -> Response:
+    """A small picture that was stored of a volume, for where the archive is out of reach. number: its place, from 0."""
+    name = VolumeName(volume_id, store)
+
+    def question(snapshots: Snapshots) -> bytes:
+        asking.show(snapshots, [seen_volume(snapshots, name)])
+        previews = snapshots.previews([name.text])[name.text]
+        if number >= len(previews):
+            raise NotFoundError(f"there is no preview {number} of '{volume_id}': {len(previews)} are stored")
+        return previews[number].image
+
+    return Response(await asking.ask(question, "pictures"), media_type="image/jpeg")
+
+
+@router.get("/view", responses={200: {"model": ViewAnswer}}, response_model=None)
+async def view(
+    volume: Annotated[str, Query(max_length=20_000, description="volume_id")], asking: Asking, store: StoreUri = None
+) -> Response:
+    """How a volume is shown: its size, and the window that its slices have unless another is asked for."""
+
+    def question(snapshots: Snapshots) -> dict[str, Any]:
+        name = VolumeName(volume, store)
+        asking.show(snapshots, [seen_volume(snapshots, name)])
+        try:
+            seen = asking.service.pictures.view(snapshots, name)
+        except VolumeError as error:
+            raise UsageError(f"{volume} cannot be shown: {error.code}: {error.reason}") from error
+        window = seen.examined.window
+        return {
+            "shape": list(seen.shape),
+            "spacing_mm": [float(each) for each in seen.examined.geometry.spacing_mm],
+            "hounsfield": seen.examined.shown_as.is_hu,
+            "window": {
+                "name": window.name,
+                "level": (window.low + window.high) / 2,
+                "width": window.high - window.low,
+            },
+        }
+
+    return json_answer(await asking.ask(question))
+
+
+@router.get("/map", responses={200: {"model": MapAnswer}}, response_model=None)
+async def archive_map(
+    asking: Asking,
+    model: Annotated[str | None, Query(description="null: the first")] = None,
+    where: Annotated[str | None, Query(max_length=20_000, description="as in a search")] = None,
+    label: Annotated[str | None, Query(description="the label that colours the points; null: one is chosen")] = None,
+) -> Response:
+    """The volumes that a filter keeps as points in a plane, at most 5,000, near each other if they look alike."""
+
+    def question(snapshots: Snapshots) -> dict[str, Any]:
+        drawn = drawn_map(snapshots, model=model, where=where, label=label)
+        asking.show(snapshots, ((point["store"], point["volume_id"]) for point in drawn["points"]))
+        return drawn
+
+    return json_answer(await asking.ask(question))
 
 
 @router.get("/volumes", responses={200: {"model": VolumesAnswer}}, response_model=None)

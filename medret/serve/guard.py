@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from medret.serve.access import LOCAL, Caller, Record
-from medret.serve.refusals import Refused, problem
+from medret.serve.messages import Refused, problem
 from medret.serve.service import Service
 from medret.visible import visible
 

@@ -1,14 +1,31 @@
-"""What is asked and answered over HTTP, as types: they check requests, and are the OpenAPI schema."""
+"""What is asked and answered over HTTP, as types: they check requests, and are the OpenAPI schema.
+
+A refusal is the answer that says why a request was not fulfilled: which error gives which.
+"""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from medret.errors import (
+    CorruptError,
+    DroppedError,
+    MedretError,
+    MissingPackageError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    VolumeError,
+    WeightsError,
+)
 from medret.search import SearchOptions
 from medret.search.options import DEFAULT_K, EXPAND_MAX, FUSIONS, MODES
+from medret.storage import redacted
+from medret.visible import visible
 
 K_MAX = 1000
 VECTORS_MAX = 4096
@@ -195,3 +212,94 @@ class SnapshotAnswer(BaseModel):
     modes: dict[str, str]
     label_columns: list[str]
     version: str
+
+
+class WindowMessage(BaseModel):
+    """A range of values that is shown from black to white: `width` around `level`."""
+
+    name: str
+    level: float
+    width: float
+
+
+class OptionsAnswer(BaseModel):
+    """What a search may be asked. defaults: of every option. modes: what their scores are, in words."""
+
+    defaults: dict[str, Any]
+    modes: dict[str, str]
+    fusions: list[str]
+    ct_windows: list[WindowMessage]
+
+
+class ViewAnswer(BaseModel):
+    """How a volume is shown. shape, spacing_mm: along x, y, z (RAS+). hounsfield: whether CT windows mean something."""
+
+    shape: list[int]
+    spacing_mm: list[float]
+    hounsfield: bool
+    window: WindowMessage
+
+
+class MapPoint(BaseModel):
+    """A volume on the map, and its value of the label that colours it."""
+
+    volume_id: str
+    store: str
+    x: float
+    y: float
+    value: str | None
+
+
+class MapAnswer(BaseModel):
+    """A map: near points have similar volume vectors. total: volumes that the points were chosen from."""
+
+    points: list[MapPoint]
+    total: int
+    label: str | None
+    spread: list[float] = Field(description="share of the variance of all vectors along x and along y")
+    model: str
+    aggregation: str
+    snapshots: list[str]
+
+
+class Refused(Exception):  # noqa: N818  # it is an answer
+    """Refuse a request: the status, a code of one word, the reason, and for how many seconds it is of no use to ask."""
+
+    def __init__(self, status: int, code: str, reason: str, *, retry_after: int | None = None) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.status, self.code, self.reason, self.retry_after = status, code, reason, retry_after
+
+    def answer(self) -> JSONResponse:
+        """The answer to send."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="medret"'
+        return problem(self.status, self.code, self.reason, headers)
+
+
+def problem(status: int, code: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An answer that says why a request was refused; the reason may quote what was sent."""
+    return JSONResponse({"code": code, "reason": visible(reason)}, status, headers)
+
+
+def refusal(error: MedretError) -> JSONResponse:
+    """The answer for an error that medret raises on purpose."""
+    cause = error if isinstance(error, VolumeError) else error.__cause__
+    reason = redacted(str(error))
+    match error:
+        case NotFoundError():
+            return problem(404, "not_found", reason)
+        case MissingPackageError() | WeightsError():  # the server's, not the request's
+            return problem(503, "no_model", reason)
+        case UsageError() | VolumeError():
+            if isinstance(cause, VolumeError):
+                return problem(422, cause.code, redacted(cause.reason))
+            return problem(422, "wrong_usage", reason)
+        case DroppedError():
+            return problem(503, "replaced", reason, {"Retry-After": "1"})
+        case StorageError():
+            return problem(503, "unreachable", reason, {"Retry-After": "10"})
+        case CorruptError():
+            return problem(500, "damaged", reason)
+        case _:
+            return problem(500, "failed", reason)

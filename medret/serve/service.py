@@ -1,9 +1,11 @@
-"""What every endpoint works with: the live stores, the settings, the threads, and the pictures that are kept."""
+"""What every endpoint works with: the live stores, the settings, the threads, the places of uploads, and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from os import cpu_count
@@ -11,21 +13,24 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as CounterMetric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
 from medret.errors import UsageError
-from medret.serve.access import Record
-from medret.serve.audit import AuditLog
+from medret.serve.access import AuditLog, Record, Tokens
 from medret.serve.live import LiveStores
-from medret.serve.refusals import Refused
-from medret.serve.server_metrics import Metrics
+from medret.serve.messages import Refused
 from medret.serve.slice_pictures import SlicePictures
-from medret.serve.tokens import Tokens
-from medret.serve.upload_queue import UploadQueue
 from medret.visible import visible
 from medret.volume import Limits
 
 Answer = TypeVar("Answer")
+RETRY_SECONDS = 5
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -142,3 +147,113 @@ def _forget(task: asyncio.Task[Any]) -> None:
     """Take the result of a task that nobody waits for, so that its error is not reported as lost."""
     if not task.cancelled():
         task.exception()
+
+
+class UploadQueue:
+    """Places for uploads, from their first byte to their answer. Belongs to one event loop.
+
+    slots: how many are decoded and encoded at a time. queue: how many more are received or wait. per_caller: how many
+    of one caller, over all.
+    """
+
+    def __init__(self, slots: int, queue: int, per_caller: int) -> None:
+        self.slots = CapacityLimiter(slots)
+        self._places, self._per_caller = slots + queue, per_caller
+        self._of_callers: Counter[str] = Counter()
+        self.refused = 0
+        self.received_bytes = 0
+
+    @property
+    def active(self) -> int:
+        """How many are decoded or encoded now."""
+        return self.slots.borrowed_tokens
+
+    @property
+    def waiting(self) -> int:
+        """How many are received, or wait for a slot."""
+        return max(0, self._of_callers.total() - self.active)
+
+    @contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """Hold a place; raises Refused if there is none."""
+        if self._of_callers[caller] >= self._per_caller:
+            self.refused += 1
+            raise Refused(
+                429,
+                "too_many_uploads",
+                f"{self._per_caller} uploads of this caller are under way, as many as one may have",
+                retry_after=RETRY_SECONDS,
+            )
+        if self._of_callers.total() >= self._places:
+            self.refused += 1
+            raise Refused(
+                503,
+                "busy",
+                f"{self._places} uploads are under way, as many as this server takes",
+                retry_after=RETRY_SECONDS,
+            )
+        self._of_callers[caller] += 1
+        try:
+            yield
+        finally:
+            self._of_callers[caller] -= 1
+            if not self._of_callers[caller]:
+                del self._of_callers[caller]
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self, live: LiveStores, uploads: UploadQueue, in_flight: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = CounterMetric(
+            "medret_requests", "Requests that were answered", ("method", "route", "status"), registry=self._registry
+        )
+        self._request_seconds = Histogram(
+            "medret_request_seconds", "From request to answer", ("route",), registry=self._registry, buckets=SECONDS
+        )
+        self._stage_seconds = Histogram(
+            "medret_stage_seconds",
+            "Parts of a request: receive (uploads), wait, search, encode (with search), pictures",
+            ("stage",),
+            registry=self._registry,
+            buckets=SECONDS,
+        )
+        self._sent_bytes = CounterMetric("medret_sent_bytes", "Bodies of answers", registry=self._registry)
+        self._registry.register(_State(live, uploads, in_flight))
+
+    def count(self, method: str, route: str, status: int, seconds: float, sent_bytes: int, record: Record) -> None:
+        """Count one request."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+        for stage, of_stage in list(record.seconds.items()):
+            self._stage_seconds.labels(stage).observe(of_stage)
+        self._sent_bytes.inc(sent_bytes)
+
+    def text(self) -> bytes:
+        """The metrics, as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+
+class _State(Collector):
+    """What is so at the moment when it is asked for."""
+
+    def __init__(self, live: LiveStores, uploads: UploadQueue, in_flight: Callable[[], int]) -> None:
+        self._live, self._uploads, self._in_flight = live, uploads, in_flight
+
+    def collect(self) -> Iterator[Metric]:
+        snapshots = self._live.current.snapshots
+        opened = GaugeMetricFamily("medret_open_snapshot", "Snapshots that are served", labels=("store", "snapshot"))
+        for contents in snapshots.corpus.stores:
+            opened.add_metric((contents.uri, contents.id), 1)
+        yield opened
+        yield GaugeMetricFamily("medret_volumes", "Volumes that can be found", value=snapshots.volumes)
+        yield GaugeMetricFamily("medret_requests_in_flight", "Requests under way", value=self._in_flight())
+        uploads = GaugeMetricFamily("medret_uploads", "Uploads under way", labels=("state",))
+        uploads.add_metric(("waiting",), self._uploads.waiting)
+        uploads.add_metric(("active",), self._uploads.active)
+        yield uploads
+        yield CounterMetricFamily(
+            "medret_uploads_refused", "Uploads for which there was no place", value=self._uploads.refused
+        )
+        yield CounterMetricFamily("medret_upload_bytes", "Files that were received", value=self._uploads.received_bytes)

@@ -1,20 +1,29 @@
-"""Slices of volumes as PNG: read from the archive, decoded once and kept while there is room."""
+"""Slices of volumes as PNG: of indexed ones, decoded once and kept while there is room, and of uploaded ones."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections import OrderedDict
+from dataclasses import replace
 from threading import Lock
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from medret.errors import NotFoundError, UsageError, VolumeError
-from medret.search import Snapshots, VolumeName
+from medret.search import FileContent, SearchOptions, Snapshots, VolumeName
+from medret.search.options import weighted_names
+from medret.search.query import parse_box, parse_range
 from medret.search.query_files import read_volume_query
-from medret.volume import CT_WINDOWS, VolumeView, view_volume
+from medret.volume import VolumeView, content_sha256, view_volume
 from medret.volume.intensity import Window, ct_window
+from medret.volume.read import planned_slices
 
 SIDE_MAX = 1024  # px
+PICTURES_MAX = 128  # of an uploaded volume
+PICTURE_SIDE = 256  # px, of them
 
 Key = tuple[tuple[str, ...], str, str]  # snapshots, volume, recipe
 
@@ -101,4 +110,50 @@ def window_of(preset: str | None, width: float | None, level: float | None) -> W
     return Window("chosen", level - width / 2, level + width / 2)
 
 
-PRESETS = tuple(CT_WINDOWS)
+def slices_of(snapshots: Snapshots, query: FileContent, options: SearchOptions) -> dict[str, Any]:
+    """The slices of an uploaded volume that a search with it embeds, and pictures of them: `messages.SlicesAnswer`.
+
+    Of more than 128, that many are drawn, evenly spread. Raises UsageError, VolumeError.
+    """
+    from medret.volume.slicing import mask_region
+
+    entry = snapshots.corpus.recipe(weighted_names("model", options.model)[0][0])
+    recipe = entry.load().slices
+    volume_id, label = snapshots.corpus.identify(
+        query.name, snapshots.corpus.with_content(content_sha256(query.content))
+    )
+    view = view_volume(query.content, recipe, modality=options.modality or label, limits=query.limits)
+    box, region = view.box(recipe.crop), None
+    if options.slices:
+        asked = parse_range(options.slices, options.plane or recipe.planes[0])
+        region, recipe = asked.region(), replace(recipe, planes=(asked.plane,))  # type: ignore[arg-type]  # it is one
+    elif options.box:
+        region = parse_box(options.box)
+    elif query.mask is not None:
+        region = mask_region(query.mask, query.content, query.limits)
+    if region is not None:
+        box = region.within(box, view.examined.geometry, view.shape)
+    planes = {plane: indices.tolist() for plane, indices in planned_slices(recipe, volume_id, box, view.shape).items()}
+    places = [(plane, index) for plane, indices in planes.items() for index in indices]
+    if len(places) > PICTURES_MAX:
+        spread = np.linspace(0, len(places) - 1, PICTURES_MAX).round().astype(int)
+        places = [places[at] for at in spread]
+    return {
+        "shape": list(view.shape),
+        "spacing_mm": list(view.examined.geometry.spacing_mm),
+        "planes": planes,
+        "pictures": [
+            {
+                "plane": plane,
+                "slice_index": index,
+                "image": _data_uri(view.draw(plane, index, image_size=PICTURE_SIDE)),
+            }
+            for plane, index in places
+        ],
+    }
+
+
+def _data_uri(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

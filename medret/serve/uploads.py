@@ -22,7 +22,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from medret.errors import QuarantineCode, VolumeError
-from medret.serve.refusals import Refused
+from medret.serve.messages import Refused
 from medret.visible import visible
 from medret.volume import Content, Part
 from medret.volume.open import is_zip

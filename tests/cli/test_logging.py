@@ -84,6 +84,6 @@ def test_a_server_logs_what_it_does_without_being_asked(
     def serve(*_: object) -> None:
         logging.getLogger("medret.serve.live").info("opened another snapshot")
 
-    monkeypatch.setattr("medret.serve.server.run_server", serve)
+    monkeypatch.setattr("medret.serve.app.run_server", serve)
     assert main(["serve", str(Path(__file__).parents[1] / "golden" / "store")]) == 0
     assert "opened another snapshot" in capsys.readouterr().err

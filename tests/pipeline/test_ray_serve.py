@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from medret.errors import UsageError
 from medret.serve import LiveStores, ServeSettings, Service, create_app
-from medret.serve.tokens import Tokens
+from medret.serve.access import Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORE = str(GOLDEN / "store")

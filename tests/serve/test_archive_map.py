@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from medret.search import Snapshots
 from medret.serve import archive_map
-from medret.serve.archive_map import drawn_map, evenly_chosen, principal_plane
+from medret.serve.volumes import drawn_map, evenly_chosen, principal_plane
 
 
 def _clusters(count: int, dim: int, seed: int) -> np.ndarray:

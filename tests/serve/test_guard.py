@@ -18,10 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app, endpoints, volumes
-from medret.serve.audit import AuditLog
-from medret.serve.patience import HEAD_BYTES, ImpatientProtocol
-from medret.serve.server import server_config
-from medret.serve.tokens import Tokens
+from medret.serve.access import AuditLog, Tokens
+from medret.serve.app import HEAD_BYTES, ImpatientProtocol, server_config
 from tests.serve.test_hidden import TOKEN, token_file
 
 VOLUME = "chest_ct/0.nii.gz"

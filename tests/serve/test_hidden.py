@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app
-from medret.serve.tokens import Tokens
+from medret.serve.access import Tokens
 from medret.volume import content_sha256
 from tests.search import conftest as stores
 from tests.serve.conftest import GOLDEN

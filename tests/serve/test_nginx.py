@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app
-from medret.serve.tokens import Tokens
+from medret.serve.access import Tokens
 from tests.serve.conftest import serving
 
 CONFIG = (Path(__file__).parents[2] / "deploy" / "nginx.conf").read_text()

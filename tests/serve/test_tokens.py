@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from medret.cli import main
 from medret.errors import UsageError
 from medret.serve import LiveStores, ServeSettings, Service, create_app
-from medret.serve.refusals import Refused
-from medret.serve.tokens import Tokens, make_token
+from medret.serve.access import Tokens, make_token
+from medret.serve.messages import Refused
 from tests.serve.conftest import GOLDEN
 from tests.serve.test_hidden import TOKEN, token_file
 

@@ -23,7 +23,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from medret.search import Snapshots, encoders
-from medret.serve import endpoints, uploaded
+from medret.serve import endpoints, requests
 from medret.volume import view_volume
 from tests.dicom_phantoms import affine_of, single_frames, write
 from tests.serve.conftest import Served, serving
@@ -217,7 +217,7 @@ def test_uploads_wait_for_a_slot_and_too_many_are_sent_away(
 ) -> None:
     """One is encoded, one waits; a third of the same caller is refused, and then all is as before."""
     entered, go_on = threading.Event(), threading.Event()
-    query_of = uploaded.query_of
+    query_of = requests.query_of
 
     def held(*arguments: Any) -> Any:
         entered.set()
@@ -287,7 +287,7 @@ def test_whoever_has_gone_is_not_encoded_for(
     make_app: Callable[..., FastAPI], data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, go_on, calls = threading.Event(), threading.Event(), []
-    query_of = uploaded.query_of
+    query_of = requests.query_of
 
     def held(*arguments: Any) -> Any:
         calls.append(1)
@@ -332,7 +332,7 @@ def test_nothing_of_an_upload_is_on_disk_under_a_name(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen: list[list[Path]] = []
-    query_of = uploaded.query_of
+    query_of = requests.query_of
 
     def looking(*arguments: Any) -> Any:
         seen.append(list(tmp_path.iterdir()))
