@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medret._version import __version__
-from medret.cli import demo, evaluate, explain, index, models, scan, search, serve, store, study
+from medret.cli import demo, evaluate, index, scan, search, serve, store, study
 from medret.cli.shared import logging_to_stderr, note, use_storage_options
 from medret.errors import MedretError, MissingPackageError, needs_extra, require
 from medret.storage import redacted
@@ -89,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         help="print a completion script for this shell, and exit",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = (demo, scan, index, search, explain, serve, evaluate, study, store, models)
-    for module in modules:
-        module.add_parser(commands)
+    demo.add_parser(commands)
+    scan.add_parser(commands)
+    index.add_parser(commands)
+    search.add_parser(commands)
+    study.add_explain(commands)
+    serve.add_parser(commands)
+    evaluate.add_parser(commands)
+    study.add_parser(commands)
+    store.add_parser(commands)
+    scan.add_models(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`medret scan`: what there is in an archive, what would be indexed, and which labels are there already."""
+"""What to ask before `medret index`: `scan` says what there is in an archive, and `models` lists the models by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ examples:
   medret scan s3://idc-open-data/COLLECTION --storage-option anon=true
   medret scan ~/nifti --exclude 'derivatives/**' --labels labels.csv --json
 """
+
+MODELS = "List the models that `--model` knows: width, input side, licence, and where their weights come from."
+MODELS_EPILOG = (
+    "Beside these, timm:NAME, timm:hf_hub:OWNER/NAME and hf:OWNER/NAME take any vision model of timm and transformers."
+)
 
 KINDS = {"nifti": "NIfTI files", "dicom": "DICOM series", "packed": "zips and tars of DICOM series"}
 NOT_A_VOLUME = "not_a_volume"  # the rule
@@ -175,3 +181,25 @@ def size_text(size_bytes: int) -> str:
             break
         size, unit = size / 1024, larger
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def add_models(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(commands, "models", run_models, "list the models", MODELS, MODELS_EPILOG)
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run_models(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.models import model_names, model_spec
+
+    specs = [model_spec(name) for name in model_names()]
+    if arguments.json:
+        say(json.dumps([asdict(spec) for spec in specs], default=str))
+    else:
+        from medret.cli.tables import print_models
+
+        print_models(specs)
+        for line in MODELS_EPILOG.splitlines():
+            say(line)
+    return 0

@@ -1,4 +1,8 @@
-"""Commands that look into a store's vectors: `study` compares methods, `duplicates` lists volumes that are the same."""
+"""Commands that look into a store's vectors: `study`, `duplicates` and `explain`.
+
+`study` compares methods, `duplicates` lists volumes that are the same, and `explain` says which slices of a hit matched
+the query's, and how much each pair gave to the score.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.cli.shared import add_command, add_repeatable, add_store, clear, note, positive_int, report, write_text
+from medret.cli.shared import (
+    add_command,
+    add_repeatable,
+    add_storage_options,
+    add_store,
+    clear,
+    note,
+    parse_weights,
+    positive_int,
+    report,
+    write_text,
+)
 from medret.errors import UsageError
+from medret.search.options import LATE, SearchOptions
+from medret.storage import redacted
 from medret.visible import say
 
 if TYPE_CHECKING:
@@ -18,6 +35,7 @@ if TYPE_CHECKING:
 
     from medret.evaluate.duplicates import Duplicates
     from medret.evaluate.study import Study
+    from medret.search.explain import Explanation
 
 STUDY = """\
 Answer one question on the vectors that STORE holds; nothing is embedded again.
@@ -48,7 +66,20 @@ examples:
   medret duplicates ~/ct-store --list twins.txt && medret evaluate ~/ct-store --without twins.txt
 """
 
-SHOWN = 50
+EXPLAIN = """\
+Say why HIT scores as it does for QUERY: how much each pair of slices gave to the score. The shares sum to the score.
+
+  late     each slice of the query gives its best cosine in the hit, weighted (the default here)
+  max      the one best pair gives all
+  volume   every pair gives its part of the cosine of the two volume vectors; not for the aggregation max
+"""
+EXPLAIN_EXAMPLES = """\
+examples:
+  medret explain ~/ct-store case.nii.gz liver/12.nii.gz
+  medret explain ~/ct-store liver/3.nii.gz liver/12.nii.gz --mode volume --html why.html
+"""
+DUPLICATES_SHOWN = 50
+PAIRS_SHOWN = 20
 
 
 def add_parser(commands: Any) -> None:
@@ -183,7 +214,7 @@ def run_duplicates(arguments: argparse.Namespace) -> int:
 def _print_pairs(duplicates: Duplicates, labels: pa.Table, arguments: argparse.Namespace) -> None:
     from medret.evaluate.duplicates import labels_of
 
-    shown = duplicates.pairs[:SHOWN]
+    shown = duplicates.pairs[:DUPLICATES_SHOWN]
     known = labels_of(labels, {name for pair in shown for name in (pair.first, pair.second)})
     for pair in shown:
         words = "copy  " if pair.copy else f"{pair.score:.4f}"
@@ -191,8 +222,8 @@ def _print_pairs(duplicates: Duplicates, labels: pa.Table, arguments: argparse.N
             values = ", ".join(str(value) for value in known[name].values() if value)
             say(f"{words}  {name}" + (f"  ({values})" if values else ""))
             words = " " * len(words)
-    if len(duplicates.pairs) > SHOWN:
-        say(f"... and {len(duplicates.pairs) - SHOWN} more: --json lists all")
+    if len(duplicates.pairs) > DUPLICATES_SHOWN:
+        say(f"... and {len(duplicates.pairs) - DUPLICATES_SHOWN} more: --json lists all")
     leave_out = duplicates.to_leave_out()
     copies = sum(pair.copy for pair in duplicates.pairs)
     say(
@@ -211,3 +242,81 @@ def _print_pairs(duplicates: Duplicates, labels: pa.Table, arguments: argparse.N
             f"leave out {len(leave_out)} volumes and no pair is left; {write} {path if arguments.list else 'them'}; "
             f"then: medret evaluate {arguments.store} --without {path}"
         )
+
+
+def add_explain(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = add_command(
+        commands, "explain", run_explain, "say which slices made a volume a hit", EXPLAIN, EXPLAIN_EXAMPLES
+    )
+    add = parser.add_argument
+    add("store", metavar="STORE", help="folder or URI of a store")
+    add("query", metavar="QUERY", help="NIfTI file, DICOM folder or URI, or volume id")
+    add("hit", metavar="HIT", help="volume id of a hit, or of any volume of the store")
+    add("--mode", default=LATE, choices=("volume", "late", "max"), help="(default %(default)s)")
+    add("--model", metavar="NAME", help="(default: the snapshot's first)")
+    add("--aggregation", metavar="NAME", help="for --mode volume (default: the snapshot's first)")
+    add("--symmetric", action="store_true", help="late: the mean of both directions")
+    add("--slices", metavar="FIRST:LAST", help="only these slices of the query, as in `medret search`")
+    add("--plane", metavar="PLANE", help="the plane of --slices (default: the first that was embedded)")
+    add("--weights", action="append", default=[], metavar="NAME=PATH", help="a model's weights, if they are elsewhere")
+    add("--archive", metavar="URI", help="where the volumes of STORE lie, for --html (default: where it says)")
+    add_storage_options(parser)
+    add("--snapshot", metavar="ID", help="an older snapshot (default: the live one)")
+    add("--html", type=Path, metavar="FILE", help="also write a page with the matrix of slices and the best pairs")
+    add("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medret.search import open_snapshot
+
+    snapshot = open_snapshot(
+        arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
+    )
+    options = SearchOptions(
+        model=arguments.model,
+        aggregation=arguments.aggregation,
+        weights=parse_weights(arguments.weights) or None,
+        mode=arguments.mode,
+        symmetric=arguments.symmetric,
+        slices=arguments.slices,
+        plane=arguments.plane,
+    )
+    explanation = snapshot.explain(arguments.query, arguments.hit, **vars(options))
+    if arguments.html:
+        from medret.search.explanation_page import explanation_page
+
+        write_text(arguments.html, explanation_page(snapshot, explanation, arguments.query, arguments.model))
+    if arguments.json:
+        say(json.dumps(explanation.to_json() | {"query": redacted(explanation.query)}))
+    else:
+        _print_explanation(explanation)
+        if arguments.html:
+            say(f"page: {arguments.html.resolve()}")
+    return 0
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    from rich.table import Table
+
+    from medret.terminal import Terminal
+
+    console = Terminal()
+    console.print(
+        f"score {explanation.score:.4f} of {explanation.hit}: {explanation.words}", markup=False, soft_wrap=True
+    )
+    table = Table(title="slices that gave most", title_justify="left")
+    for name, align in (("query", "left"), ("hit", "left"), ("cosine", "right"), ("share of the score", "right")):
+        table.add_column(name, justify=align)  # type: ignore[arg-type]
+    pairs = explanation.pairs
+    for pair in pairs[:PAIRS_SHOWN]:
+        table.add_row(
+            f"{pair.query_plane} {pair.query}",
+            f"{pair.hit_plane} {pair.hit}",
+            f"{pair.cosine:.4f}",
+            f"{pair.share:.4f}",
+        )
+    console.print(table)
+    if len(pairs) > PAIRS_SHOWN:
+        console.print(f"and {len(pairs) - PAIRS_SHOWN} more slices of the query; --json gives all pairs")

@@ -28,8 +28,8 @@ from medret.visible import visible
 from medret.volume import Limits
 
 Answer = TypeVar("Answer")
-RETRY_SECONDS = 5
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+RETRY_SECONDS = 5  # until it may be of use to upload again
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of metrics
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from medret.search import Snapshots
-from medret.serve import archive_map
+from medret.serve import volumes
 from medret.serve.volumes import drawn_map, evenly_chosen, principal_plane
 
 
@@ -79,7 +79,7 @@ def test_a_caller_with_a_filter_gets_the_map_of_its_own_volumes(snapshots: Snaps
 
 
 def test_points_are_chosen_where_there_are_many(snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_map, "POINTS_MAX", 3)
+    monkeypatch.setattr(volumes, "POINTS_MAX", 3)
     drawn = drawn_map(snapshots.restricted("not volume_id is null"), model=None, where=None, label=None)
     assert (len(drawn["points"]), drawn["total"]) == (3, snapshots.volumes)
 
