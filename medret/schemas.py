@@ -5,8 +5,9 @@ On disk, the row table of an index shard has one more column (see medret.index.r
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -154,6 +155,9 @@ QUARANTINE = pa.schema(
 # than 2 GiB (some millions of ledger rows), rows are taken with 64-bit offsets and returned in parts.
 PART_ROWS = 100_000
 
+_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BLOCK_BYTES = 128 * 2**10  # what glibc begins with
+
 
 def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
     """Take rows of a table by number; the result is in parts, so text columns may have any size."""
@@ -200,14 +204,21 @@ def _roomy(type_: pa.DataType) -> pa.DataType:
 
 @contextmanager
 def one_heap() -> Iterator[None]:
-    """Let Arrow take its memory from the C library while the block runs.
+    """Let Arrow take its memory from the C library while the block runs, and the library return large blocks at once.
 
     Arrow's own allocator keeps what was freed for later tables of the same size: over a run of 100,000 volumes, the
-    driver then holds twice as much per volume.
+    driver then holds twice as much per volume. By default, glibc keeps ever larger blocks too, once some were freed.
     """
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or another system
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
     try:
         yield
     finally:
         pa.set_memory_pool(before)
+
+
+def give_back() -> None:
+    """Return to the system what was freed; inside `one_heap`."""
+    pa.default_memory_pool().release_unused()

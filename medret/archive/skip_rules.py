@@ -29,13 +29,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from medret import schemas
 from medret.archive.series import candidates, packed
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
 from medret.storage import escaped, identity_of, is_text
 
 NOT_A_VOLUME = "not_a_volume"
+FOUND_ROWS = 1 << 12  # of a part of a listing: as Python's objects, each row takes several times what it takes then
 Matcher = Callable[[str], object]
 
 # Everything that a listing finds, volume or not. volume_id: its path below the archive, escaped if it is not text; ""
@@ -54,9 +54,9 @@ def found(path: str, detail: Mapping[str, Any], rule: str | None = None) -> tupl
 
 
 def found_tables(rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.Table]:
-    """Rows of FOUND as tables of at most PART_ROWS rows."""
+    """Rows of FOUND as tables of at most FOUND_ROWS rows."""
     rows = iter(rows)
-    while part := list(islice(rows, schemas.PART_ROWS)):
+    while part := list(islice(rows, FOUND_ROWS)):
         yield pa.table([list(column) for column in zip(*part, strict=True)], schema=FOUND)
 
 

@@ -11,7 +11,7 @@ cannot grow, and become plain texts only after their total size is known.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,15 @@ def preview_table(rows: Sequence[Mapping[str, Any]], recipe: str) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=PREVIEWS.with_metadata({RECIPE_KEY: recipe.encode()}))
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
+def as_it_is(table: pa.Table) -> pa.Table:
+    """The table itself."""
+    return table
+
+
+def parquet_bytes(table: pa.Table, filled: Callable[[pa.Table], pa.Table] = as_it_is) -> bytes:
     """Encode the table as a Parquet file; the same rows give the same bytes, however they are divided into chunks.
 
+    filled: makes the rows to write of those of a row group, so that large texts need not be in the table.
     Vectors and pictures are neither compressed nor dictionary-encoded, which would save almost nothing and slow down
     reading.
     """
@@ -92,7 +98,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
         write_statistics=encoded,
     ) as writer:
         for at in range(0, max(1, table.num_rows), rows):  # a large table is not copied as a whole
-            writer.write_table(table.slice(at, rows).combine_chunks(), rows)
+            writer.write_table(filled(table.slice(at, rows)).combine_chunks(), rows)
     return buffer.getvalue()
 
 

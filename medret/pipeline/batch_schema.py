@@ -14,10 +14,14 @@ Once a run is stopping, its remaining rows pass through with the code STOPPED, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from medret.embeddings.parquet import as_it_is
 from medret.recipe import Images, Recipe, digest_of
 from medret.schemas import LEDGER, OBJECTS, PREVIEWS
 
@@ -46,6 +50,7 @@ CANARIES = pa.schema(
 
 STOPPED = "stopped"
 GATHERED_ROWS = 4096
+MARK = "#"  # before the number of packed facts; no JSON begins with it
 
 SLICED = [
     pa.field("content_sha256", pa.string()),
@@ -62,20 +67,24 @@ SLICED = [
 ]
 
 
-def ipc_bytes(table: pa.Table) -> bytes:
+def ipc_bytes(table: pa.Table, compression: str | None = None) -> bytes:
     """Serialise a table as one Arrow IPC stream."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 class Gathered:
-    """Gathers the tables that come from shards, and joins many small ones to few large ones: each takes some KB."""
+    """Gathers the tables that come from shards, and joins many small ones to few large ones: each takes some KB.
 
-    def __init__(self, schema: pa.Schema) -> None:
+    pack: what becomes of each large one.
+    """
+
+    def __init__(self, schema: pa.Schema, pack: Callable[[pa.Table], pa.Table] = as_it_is) -> None:
         self._large = [schema.empty_table()]
+        self._pack = pack
         self._small: list[pa.Table] = []
         self._rows = 0
 
@@ -95,8 +104,48 @@ class Gathered:
 
     def _join(self) -> None:
         if self._small:
-            self._large.append(pa.concat_tables(self._small).combine_chunks())
+            self._large.append(self._pack(pa.concat_tables(self._small).combine_chunks()))
         self._small, self._rows = [], 0
+
+
+class PackedFacts:
+    """The facts of volumes, compressed outside the ledger rows, which hold the numbers of their facts instead.
+
+    The driver keeps them from the stream until it writes the ledger: half a KB of JSON for each new volume, most of it
+    alike in all of them.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._starts = [0]  # number of the first facts of each part, and of those that come next
+
+    def packed(self, ledger: pa.Table) -> pa.Table:
+        """The rows with numbers for facts."""
+        first, end = self._starts[-1], self._starts[-1] + ledger.num_rows
+        self._parts.append(ipc_bytes(ledger.select(["facts"]), compression="zstd"))
+        self._starts.append(end)
+        numbers = pc.binary_join_element_wise(MARK, pa.array(np.arange(first, end)).cast(pa.string()), "")
+        return _with_facts(ledger, pc.if_else(ledger["facts"].is_valid(), numbers, None))
+
+    def unpacked(self, ledger: pa.Table) -> pa.Table:
+        """The rows with their facts again. Facts that were never packed, as those of stored rows, stay."""
+        column = ledger["facts"]
+        marked = pc.fill_null(pc.starts_with(column, MARK), False)
+        numbers = pc.utf8_slice_codeunits(column.filter(marked), len(MARK)).cast(pa.int64()).to_numpy()
+        if not len(numbers):
+            return ledger
+        starts = np.array(self._starts)
+        parts, part = np.unique(np.searchsorted(starts, numbers, "right") - 1, return_inverse=True)
+        offsets = np.cumsum([0, *np.diff(starts)[parts]])
+        order = np.arange(len(column))
+        order[marked.to_numpy()] = len(column) + offsets[part] + numbers - starts[parts][part]
+        texts = [pa.ipc.open_stream(self._parts[number]).read_all()["facts"] for number in parts]
+        chunks = [chunk for each in (column, *texts) for chunk in each.chunks]
+        return _with_facts(ledger, pa.chunked_array(chunks, column.type).take(pa.array(order)))
+
+
+def _with_facts(ledger: pa.Table, facts: pa.ChunkedArray) -> pa.Table:
+    return ledger.set_column(ledger.schema.get_field_index("facts"), LEDGER.field("facts"), facts)
 
 
 def pixels_column(images: Images) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medret.archive import label_origins, labels_of
 from medret.errors import QuarantineCode, VolumeError
+from medret.pipeline.batch_schema import PackedFacts
 from medret.pipeline.plan import CAUSES, TRANSIENT_CODES, Plan
 from medret.pipeline.store_state import Rows, StoreState, picked, rows_of, without_hu
 from medret.schemas import LEDGER, QUARANTINE, VOLUME_LABELS, in_order, in_parts, taken
@@ -27,7 +28,8 @@ class NewLedger:
     """The ledger of the new snapshot.
 
     state: what the store held. kept: whether each live row stays as it is. changed: all other rows (schemas.LEDGER),
-    by volume_id. gone: ids of the live volumes that are no longer listed. rows: reads stored rows whole.
+    by volume_id. gone: ids of the live volumes that are no longer listed. rows: reads stored rows whole. facts:
+    those of the changed rows that this run has made.
     """
 
     state: StoreState
@@ -35,6 +37,7 @@ class NewLedger:
     changed: pa.Table
     gone: pa.Array
     rows: Rows
+    facts: PackedFacts = field(default_factory=PackedFacts)
 
     def select(self, *names: str) -> pa.Table:
         """Columns of all rows, out of store_state.PLANNED: first those that stay, then those that change."""
@@ -101,7 +104,9 @@ class NewLedger:
     def ct_without_hu(self) -> int:
         """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.facts)."""
         live = self.state.rows["ct_without_hu"].slice(0, len(self.kept)).to_numpy()
-        return int((live & self.kept).sum()) + int(pc.sum(without_hu(self.changed["facts"])).as_py() or 0)
+        changed = self.changed.select(["facts"])
+        parts = (self.facts.unpacked(changed.slice(at, PART_ROWS)) for at in range(0, changed.num_rows, PART_ROWS))
+        return int((live & self.kept).sum()) + sum(int(pc.sum(without_hu(part["facts"])).as_py()) for part in parts)
 
 
 def unchanged(state: StoreState, rows: Rows) -> NewLedger:
@@ -112,12 +117,15 @@ def unchanged(state: StoreState, rows: Rows) -> NewLedger:
 
 
 def assemble(
-    plan: Plan, made: pa.Table, copied: Mapping[tuple[str, str], str], labels: pa.Table, rows: Rows, *, whole: bool
-) -> NewLedger:
+    plan: Plan, made: pa.Table, copied: Mapping[tuple[str, str], str], labels: pa.Table, rows: Rows,
+    facts: PackedFacts | None = None, *, whole: bool,
+) -> NewLedger:  # fmt: skip
     """Put the new ledger together, in parts, so that no array of texts grows with the archive.
 
     made: ledger rows of what the stream embedded or refused. copied: (recipe, volume_id) -> shard of copied vectors.
-    labels: schemas.VOLUME_LABELS. whole: write every row again, because all have another URI or other recipes.
+    labels: schemas.VOLUME_LABELS. facts: those of `made`. whole: write every row again, because all have another URI or
+    other recipes.
+
     A live volume that cannot be read now is stale: it keeps its vectors and the identity of the object that they were
     made from, so the next run compares it again. Its status is embedded; code and reason say why it cannot be read.
     """
@@ -135,7 +143,7 @@ def assemble(
         parts.append(_with_labels(ledger, labels, plan.target.hidden))
         first += count
     gone = rows_of(state.rows.select(["volume_id"]), plan.gone)["volume_id"].combine_chunks()
-    return NewLedger(state, kept, pa.concat_tables(parts), gone, rows)
+    return NewLedger(state, kept, pa.concat_tables(parts), gone, rows, facts or PackedFacts())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from medret.pipeline.model_jobs import known_precisions, recipe_of, wanted_model
 from medret.pipeline.plan import Plan, make_plan
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import Log
-from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, listed_before, read_base, store_state
+from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, listed_before, read_base, release, store_state
 from medret.recipe import Precision, Recipe, digest_of
 from medret.schemas import FILES, LEDGER
 from medret.snapshot import Journal, Manifest, ledger_parts, read_files, read_journal, read_manifest, snapshot_ids
@@ -223,6 +223,7 @@ def plan_run(
         if older.ledger.num_rows:
             state = replace(state, known=store_state(state.base, state.journal, older.ledger))
             plan = make_plan(inputs.listing, inputs.labels.labels, state.known, target)
+    release()
     return plan, target, state
 
 

@@ -28,6 +28,7 @@ from medret.errors import GateError, MedretError, StorageError, VolumeError
 from medret.pipeline.counter import Counting, StageCount
 from medret.pipeline.gates import Losses, label_lines
 from medret.pipeline.plan import Plan
+from medret.schemas import give_back
 from medret.snapshot import Counts, RecipeEntry
 from medret.storage import Location
 from medret.terminal import Terminal
@@ -245,6 +246,7 @@ class Log:
             cpu_s = self.driver.get(name, {}).get("cpu_s", 0.0) + time.process_time() - spent
             self.driver[name] = {"cpu_s": round(cpu_s, 3), "peak_mib": peak_mib()}
             self.ends_s[name] = self.passed_s
+            give_back()
 
     @contextmanager
     def entering(self, name: str, context: AbstractContextManager[object]) -> Iterator[None]:

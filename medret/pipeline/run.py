@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from medret._version import __version__
 from medret.errors import BusyError, GateError, MedretError, StorageError
 from medret.pipeline import judge
 from medret.pipeline import new_ledger as ledgers
-from medret.pipeline.batch_schema import CANARIES
+from medret.pipeline.batch_schema import CANARIES, PackedFacts
 from medret.pipeline.cluster import find_device, watching_nodes
 from medret.pipeline.connect import connected
 from medret.pipeline.content_hashes import compare_contents, embedded_instead, orphans
@@ -79,6 +79,7 @@ class _Run:
     log: Log
     lease: Lease
     stop: Stop
+    facts: PackedFacts = field(default_factory=PackedFacts)
 
 
 def run_index(request: IndexRequest, reporter: Reporter | None = None, stop: Stop | None = None) -> IndexOutcome:
@@ -188,7 +189,13 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         )
         rows = stored_rows(store, state.base, state.known)
         ledger = ledgers.assemble(
-            plan, made.ledger, copied, inputs.labels.labels, rows, whole=changes_every_row(inputs, state, target)
+            plan,
+            made.ledger,
+            copied,
+            inputs.labels.labels,
+            rows,
+            run.facts,
+            whole=changes_every_row(inputs, state, target),
         ).refused(refused, target.ruleset_digest)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
@@ -234,7 +241,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
             include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
             index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
             skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger.select("slices")["slices"]).as_py() or 0),
-            gates=passed,
+            gates=passed, facts=ledger.facts.unpacked,
         )  # fmt: skip
         with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
             clear_journal(store, _useful_to_others(run, target))
@@ -299,6 +306,7 @@ def _stream(
             stages = Stages(
                 run.store, request.slices, request.volume_limits, request.aggregations,
                 target.ruleset_digest, counts.handle, request.shard_volumes, target.hidden, request.previews,
+                run.facts,
             )  # fmt: skip
             last = f"embed {jobs[-1].recipe.model.name}"
             with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):

@@ -295,3 +295,9 @@ def _database() -> Any:
     import duckdb
 
     return duckdb.connect(config=CONFIG)
+
+
+def release() -> None:
+    """Return to the system what the queries so far have taken from it: their database keeps it."""
+    _database().close()
+    _database.cache_clear()

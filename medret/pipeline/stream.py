@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Aggregation
 from medret.models import ModelSpec, Weights, read_contents
-from medret.pipeline.batch_schema import CANARIES, SOURCE, Gathered
+from medret.pipeline.batch_schema import CANARIES, SOURCE, Gathered, PackedFacts
 from medret.pipeline.cluster import asking
 from medret.pipeline.embed_stage import EmbedStage
 from medret.pipeline.embedding_shards import WriteStage
@@ -83,7 +83,7 @@ class Work:
 class Stages:
     """What all stages share. ruleset_digest: see store_state.Target. counter: handle of the StageCounter actor.
 
-    hidden: names of labels in tags that are not stored. previews: per volume.
+    hidden: names of labels in tags that are not stored. previews: per volume. facts: of the volumes that are streamed.
     """
 
     store: Location
@@ -95,13 +95,14 @@ class Stages:
     shard_volumes: int
     hidden: frozenset[str] = frozenset()
     previews: int = 0
+    facts: PackedFacts = field(default_factory=PackedFacts)
 
 
 @dataclass(frozen=True)
 class Streamed:
     """The results of a stream.
 
-    ledger: schemas.LEDGER; of the labels, only the modality that was given, and those found in tags.
+    ledger: schemas.LEDGER, with packed facts; of the labels, only the modality that was given, and those found in tags.
     files: schemas.FILES. canaries: batch_schema.CANARIES.
     statistics: Ray Data's own, as text.
     """
@@ -207,7 +208,7 @@ def stream(source: pa.Table, jobs: Sequence[ModelJob], pools: PoolPlan, stages: 
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, Pause]  # type: ignore[list-item]
     with DataContext.current(context):
         dataset = _build(source, jobs, pools, stages)
-        ledger, files, canaries = Gathered(LEDGER), Gathered(FILES), Gathered(CANARIES)
+        ledger, files, canaries = Gathered(LEDGER, stages.facts.packed), Gathered(FILES), Gathered(CANARIES)
         batches: Iterable[pa.Table] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in batches:
             for name, gathered in (("ledger", ledger), ("files", files), ("canaries", canaries)):

@@ -6,14 +6,14 @@ Publishing writes tables first, then the manifest, then CURRENT: a crash before 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from medret.embeddings.parquet import parquet_bytes
+from medret.embeddings.parquet import as_it_is, parquet_bytes
 from medret.errors import BusyError, GateError, MedretError, UsageError
 from medret.schemas import QUARANTINE
 from medret.snapshot.lease import Lease
@@ -40,20 +40,22 @@ def publish(
     tombstones: pa.Table | None = None,
     *,
     parent: str | None = None,
+    facts: Callable[[pa.Table], pa.Table] = as_it_is,
     **fields: Any,
 ) -> tuple[str, Manifest]:
     """Write a snapshot and make it live if `parent` still is live; return its id and manifest.
 
     changed: rows of the ledger that the parent lacks or has otherwise (schemas.LEDGER); without a parent, all rows.
     gone: ids of the parent's ledger that are no longer listed. files: schemas.FILES. tombstones: schemas.TOMBSTONES.
-    parent: id of the snapshot that it was made from; None if nothing was live. fields: the manifest's other fields.
+    parent: id of the snapshot that it was made from; None if nothing was live. facts: see write_ledger. fields: the
+    manifest's other fields.
     Raises GateError if the counts do not reconcile, BusyError if another run published in the meantime; both publish
     nothing.
     """
     before = None if parent is None else read_manifest(store, parent)
     counts = fields["counts"]
     gate_counts(changed, gone, before, counts)
-    ledger = write_ledger(store, before, changed, gone)
+    ledger = write_ledger(store, before, changed, gone, facts)
     rows = sum(table.rows for table in ledger)
     if rows != counts.volumes and ledger[-1].kind == "ledger":  # with changes, only a reader of the whole can tell
         raise _not_reconciled(counts, f"ledger rows {rows}")

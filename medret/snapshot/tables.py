@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from medret.embeddings.parquet import as_corrupt, parquet_bytes, read_parquet
+from medret.embeddings.parquet import as_corrupt, as_it_is, parquet_bytes, read_parquet
 from medret.errors import CorruptError
 from medret.schemas import FILES, GONE, LEDGER, PART_ROWS, TOMBSTONES, in_order, in_pieces
 from medret.snapshot.manifest import MANIFEST, Manifest, TableEntry, TableKind, snapshot_folder
@@ -41,25 +41,33 @@ REQUESTS = 16  # for journal entries, at the same time
 FILES_KEY = b"medret.files"
 
 
-def write_table(store: Location, kind: TableKind, table: pa.Table) -> TableEntry:
-    """Write a table; the same rows in the same order give the same file."""
-    data = parquet_bytes(table.cast(SCHEMAS[kind]))
+def write_table(
+    store: Location, kind: TableKind, table: pa.Table, filled: Callable[[pa.Table], pa.Table] = as_it_is
+) -> TableEntry:
+    """Write a table; the same rows in the same order give the same file. filled: see parquet_bytes."""
+    data = parquet_bytes(table.cast(SCHEMAS[kind]), filled)
     written = store.write_content_addressed(FOLDER, kind, ".parquet", data)
     return TableEntry(kind=kind, rows=table.num_rows, **vars(written))
 
 
-def write_ledger(store: Location, parent: Manifest | None, changed: pa.Table, gone: Sequence[str]) -> list[TableEntry]:
+def write_ledger(
+    store: Location,
+    parent: Manifest | None,
+    changed: pa.Table,
+    gone: Sequence[str],
+    facts: Callable[[pa.Table], pa.Table] = as_it_is,
+) -> list[TableEntry]:
     """Write the ledger that follows the parent's: its changes, or a new base (see `needs_base`), part by part.
 
-    changed: rows that the parent lacks or has otherwise (schemas.LEDGER). gone: ids of the parent that go. Returns the
-    tables of the new ledger.
+    changed: rows that the parent lacks or has otherwise (schemas.LEDGER). gone: ids of the parent that go. facts:
+    fills in the facts of some rows. Returns the tables of the new ledger.
     """
     base = parent.tables_of("ledger") if parent else []
     changes = collected(_changes(store, parent) if parent else LEDGER.empty_table(), changed, gone)
     if needs_base(sum(table.rows for table in base), changes.num_rows):
         parts = _tables(store, parent, "ledger") if parent else [LEDGER.empty_table()]
-        return [write_table(store, "ledger", piece) for piece in in_pieces(merged(parts, changes))]
-    return [*base, *([write_table(store, "changes", changes)] if changes.num_rows else [])]
+        return [write_table(store, "ledger", piece, facts) for piece in in_pieces(merged(parts, changes))]
+    return [*base, *([write_table(store, "changes", changes, facts)] if changes.num_rows else [])]
 
 
 def read_files(store: Location, snapshot_id: str, manifest: Manifest) -> pa.Table:

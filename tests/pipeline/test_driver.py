@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from medret.embeddings.parquet import parquet_bytes
 from medret.pipeline import batch_schema
-from medret.pipeline.batch_schema import CANARIES, Gathered, ipc_bytes
+from medret.pipeline.batch_schema import CANARIES, Gathered, PackedFacts, ipc_bytes
 from medret.pipeline.store_state import groups, numbered
 from medret.pipeline.stream import Pause
-from medret.schemas import one_heap
+from medret.schemas import LEDGER, one_heap
 
 ROWS = 24
 
@@ -82,6 +85,36 @@ def test_what_is_gathered_is_what_came(most: int, monkeypatch: pytest.MonkeyPatc
         gathered.add(pa.chunked_array([pa.array([ipc_bytes(table) for table in tables], pa.binary())]))
         came += tables
     assert gathered.table().equals(pa.concat_tables([CANARIES.empty_table(), *came]))
+
+
+def rows_with(facts: list[str | None]) -> pa.Table:
+    """Ledger rows with these facts."""
+    rows = [
+        {"volume_id": f"v{number:02d}", "uri": "u", "size_bytes": 1, "status": "embedded", "slices": 1, "facts": each}
+        for number, each in enumerate(facts)
+    ]
+    return pa.Table.from_pylist(rows, LEDGER)
+
+
+@given(st.data())
+def test_packed_facts_come_back_in_any_order_and_beside_others(data: st.DataObject) -> None:
+    text = st.none() | st.text("{}#1ä", max_size=8).map("{{{}".format)
+    parts = [rows_with(facts) for facts in data.draw(st.lists(st.lists(text, max_size=5), max_size=4))]
+    facts, stored = PackedFacts(), rows_with(['{"stored": true}', None])
+    both = pa.concat_tables([stored, *parts])
+    packed = pa.concat_tables([stored, *(facts.packed(part) for part in parts)])
+    assert [text for text in packed["facts"].to_pylist()[2:] if text is not None and text.startswith("{")] == []
+    order = pa.array(data.draw(st.lists(st.integers(0, both.num_rows - 1), max_size=9)), pa.int64())
+    for rows in (slice(None), slice(1, 4), slice(0, 0)):
+        assert facts.unpacked(packed[rows]).equals(both[rows])
+    assert facts.unpacked(packed.take(order)).equals(both.take(order))
+
+
+def test_a_file_does_not_tell_that_its_facts_were_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medret.embeddings.parquet.ROW_GROUP_ROWS", 3)
+    facts, rows = PackedFacts(), rows_with([f'{{"shape": [{number}]}}' for number in range(8)])
+    packed = pa.concat_tables([facts.packed(rows[:5]), facts.packed(rows[5:])])
+    assert parquet_bytes(packed, facts.unpacked) == parquet_bytes(rows)
 
 
 def test_groups_are_those_of_equal_rows() -> None:
