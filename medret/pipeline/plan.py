@@ -237,7 +237,7 @@ class Plan:
         order[places] = self.table.num_rows + np.arange(len(places))
         table = self.table
         for name, values in columns.items():
-            replaced = pa.chunked_array([*table[name].chunks, plan_column(name, values)]).take(pa.array(order))
+            replaced = pa.chunked_array([*table[name].chunks, _plan_column(name, values)]).take(pa.array(order))
             table = table.set_column(table.schema.get_field_index(name), PLAN.field(name), replaced)
         return replace(self, table=table)
 
@@ -247,7 +247,7 @@ def recipes_of(bits: int, recipes: Sequence[str]) -> tuple[str, ...]:
     return tuple(recipe for bit, recipe in enumerate(recipes) if bits >> bit & 1)
 
 
-def plan_column(name: str, values: Sequence[Any]) -> pa.Array:
+def _plan_column(name: str, values: Sequence[Any]) -> pa.Array:
     """A column of PLAN; actions and causes have the same dictionary everywhere."""
     words = {"action": ACTIONS, "cause": CAUSES}.get(name)
     if words is None:
@@ -310,8 +310,8 @@ def _part(objects: pa.Table, found: pa.Table) -> pa.Table:
     columns = {
         **{name: objects[name] for name in OBJECTS.names},
         **{name: found[name] for name in found.schema.names},
-        "action": plan_column("action", [action for action, _ in words]).take(steps.indices),
-        "cause": plan_column("cause", [cause for _, cause in words]).take(steps.indices),
+        "action": _plan_column("action", [action for action, _ in words]).take(steps.indices),
+        "cause": _plan_column("cause", [cause for _, cause in words]).take(steps.indices),
         "leader": nothing,
         "content_sha256": nothing,
     }

@@ -263,16 +263,16 @@ class Log:
         are missing if no model ran.
         """
         ends, phases = self.ends_s, self.phases_s
-        begin = ends["stream"] - phases["stream"]
+        began = ends["stream"] - phases["stream"]
         stages = self.facts.get("timeline", {}).get("stages", {})
         calls = [span for stage, span in stages.items() if stage.startswith("embed ")]
-        listing, ray = ends["weights"], phases["ray"]
-        parts = {"listing": listing, "Ray": ray, "planning": begin - listing - ray}
+        listing, connecting = ends["weights"], phases["ray"]
+        parts = {"listing": listing, "Ray": connecting, "planning": began - listing - connecting}
         if calls:  # by the clocks of the nodes, which may differ from the driver's
-            ready = min(max(begin, min(span["began_s"] for span in calls)), ends["stream"])
+            ready = min(max(began, min(span["began_s"] for span in calls)), ends["stream"])
             first = min(max(ready, min(span["first_ended_s"] for span in calls)), ends["stream"])
             parts |= {
-                "a model ready": ready - begin,
+                "a model ready": ready - began,
                 "first slices": first - ready,
                 "embedding": ends["stream"] - first,
             }
@@ -283,8 +283,22 @@ class Log:
         return dict(self.facts["waits_s"])
 
     def write(self, store: Location) -> str:
-        """Write the report; returns its path below the store."""
-        return write_report(store, self.run, self.started, self.phases_s, {"driver": self.driver} | self.facts)
+        """Write the report, runs/<run>-<sha256[:16]>.json; returns its path below the store."""
+        content = {
+            "run": self.run,
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "medret": __version__,
+            "python": platform.python_version(),
+            "packages": _versions(),
+            "phases_s": self.phases_s,
+            "driver_cpu_s": round(time.process_time(), 3),
+            "driver_peak_mib": peak_mib(),
+            "driver": self.driver,
+            **self.facts,
+        }
+        data = (json.dumps(content, indent=1, default=str) + "\n").encode()
+        return store.write_content_addressed("runs", self.run, ".json", data).path
 
     def failed(self, store: Location, failure: MedretError) -> None:
         """Write the report of a failed run, if the store can be written: the failure itself matters more."""
@@ -302,30 +316,6 @@ def begin() -> Log:
     """Start the log of a run, now."""
     started = datetime.now(UTC)
     return Log(run=f"{started:%Y%m%dT%H%M%SZ}", started=started)
-
-
-def write_report(
-    store: Location, run: str, started: datetime, phases_s: Mapping[str, float], facts: Mapping[str, Any]
-) -> str:
-    """Write runs/<run>-<sha256[:16]>.json; returns its path below the store.
-
-    phases_s: wall seconds per phase, in order. facts: everything else worth knowing, as JSON values.
-    """
-    finished = datetime.now(UTC)
-    content = {
-        "run": run,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": finished.isoformat(timespec="seconds"),
-        "medret": __version__,
-        "python": platform.python_version(),
-        "packages": _versions(),
-        "phases_s": dict(phases_s),
-        "driver_cpu_s": round(time.process_time(), 3),
-        "driver_peak_mib": peak_mib(),
-        **facts,
-    }
-    data = (json.dumps(content, indent=1, default=str) + "\n").encode()
-    return store.write_content_addressed("runs", run, ".json", data).path
 
 
 def _versions() -> dict[str, str]:

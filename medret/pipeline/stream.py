@@ -130,7 +130,7 @@ def divide_work(plan: Plan, jobs: Sequence[ModelJob], capacity: Capacity, reques
         missing = recipes_of(bits, plan.target.recipes)
         lacking = tuple(job for job in jobs if job.recipe.digest in missing)
         device = lacking[0].device
-        source = source_of(plan, chosen, choose_canaries(plan))
+        source = source_of(plan, chosen, _choose_canaries(plan))
         costs = [job.spec.gmacs for job in lacking]
         calls = max(1, math.ceil(source.num_rows / block_volumes(source, device, request.slices)))
         pools = plan_pools(capacity, costs, device, calls, actors=request.actors, gpus_per_actor=request.gpus_per_actor)
@@ -152,7 +152,7 @@ def source_of(plan: Plan, places: NDArray[np.int64], canaries: NDArray[np.int64]
     return pa.concat_tables(parts)
 
 
-def choose_canaries(plan: Plan) -> NDArray[np.int64]:
+def _choose_canaries(plan: Plan) -> NDArray[np.int64]:
     """Choose a few unchanged volumes, as rows of the plan; an archive always gives the same ones."""
     chosen = (plan.codes("cause") == CAUSES.index("unchanged")) & (
         plan.table["size_bytes"].to_numpy() <= CANARY_MAX_BYTES

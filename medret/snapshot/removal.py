@@ -123,7 +123,7 @@ def gc(
     doomed.sort(key=lambda path: (not path.startswith("snapshots/"), path))
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
-        delete_files(store, doomed, lease)
+        _delete_files(store, doomed, lease)
     dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
     return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(paths)))
 
@@ -234,12 +234,12 @@ def _remove(store: Location, note: Note, lease: Lease) -> None:
     live = current_id(store)
     if live in note.snapshots:
         make_live(store, note.snapshots[live], live)
-    delete_files(store, note.doomed or (), lease)
+    _delete_files(store, note.doomed or (), lease)
     lease.check()
     store.delete(FORGETTING)
 
 
-def delete_files(store: Location, paths: Iterable[str], lease: Lease) -> None:
+def _delete_files(store: Location, paths: Iterable[str], lease: Lease) -> None:
     """Delete files of medret, and check the lease regularly; skip other paths, which a forged note may name."""
     for number, path in enumerate(paths):
         if number % 100 == 0:
