@@ -86,6 +86,9 @@ SLICERS: dict[str, Slicer] = {
     "edges": by(DEFAULT, edges),
     "8 slices": by(replace(DEFAULT, slices="uniform:8")),
     "32 slices": by(replace(DEFAULT, slices="uniform:32")),
+    "every 5 mm": by(replace(DEFAULT, slices="every:5mm")),
+    "every 10 mm": by(replace(DEFAULT, slices="every:10mm")),
+    "every 20 mm": by(replace(DEFAULT, slices="every:20mm")),
     "coronal": by(replace(DEFAULT, planes=("coronal",))),
     "sagittal": by(replace(DEFAULT, planes=("sagittal",))),
 }

@@ -38,7 +38,7 @@ class SliceRecipe:
     """How the bytes of a volume become square uint8 slices.
 
     planes: anatomical planes; the slice plan applies to each.
-    slices: slice plan, `all`, `every:N`, `uniform:N` or `random:N`.
+    slices: slice plan, `all`, `every:N`, `every:Nmm`, `uniform:N` or `random:N`.
     seed: seed of `random:N`, combined with the volume's id.
     ct_window: name of a HU window preset (medret.volume.intensity.CT_WINDOWS), used for CT.
     percentiles: foreground intensities at these percentiles become 0 and 255; used for all other modalities.

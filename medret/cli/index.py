@@ -47,7 +47,7 @@ examples:
   medret index archive store --model dinov2 --weights dinov2=/models/dinov2_vitb14_pretrain.pth
       weights from a file instead of a hub (`medret models` lists the names and the file that each needs)
 
-slice plans:    all | every:N | uniform:N | random:N (random draws depend on the volume and --seed)
+slice plans:    all | every:N | every:Nmm | uniform:N | random:N (random draws depend on the volume and --seed)
 aggregations:   mean | max | gaussian:CENTRE,SIGMA (relative position, 0..1) | uniform:N | random:N[,SEED]
 exit codes:     0 published, or nothing to do; 4 published, with volumes in quarantine; 3 refused to publish;
                 2 wrong usage; 5 another run holds the store; 1 failed

@@ -22,9 +22,10 @@ from medret.pipeline.store_state import BaseSnapshot, live_manifest
 from medret.recipe import SliceRecipe
 from medret.snapshot.names import of_kinds
 from medret.storage import Location
+from medret.volume import parse_slice_plan
 
 LATEST_REPORTS = 5  # to look for a rate in
-TYPICAL_SLICES = 100  # per plane, if the store has no volumes to take a mean of
+TYPICAL_SLICES, TYPICAL_MM = 100, 300  # per plane, if the store has no volumes to take a mean of
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,14 @@ def estimate(plan: Plan, models: Sequence[str], recipe: SliceRecipe, base: BaseS
 
 def slices_per_volume(recipe: SliceRecipe, base: BaseSnapshot) -> float:
     """Slices per volume: from the slice plan or, if that depends on the volume, the mean of the live snapshot."""
-    kind, _, number = recipe.slices.partition(":")
-    if kind in ("uniform", "random"):
-        return float(number) * len(recipe.planes)
+    plan = parse_slice_plan(recipe.slices)
+    if plan.kind in ("uniform", "random"):
+        return float(plan.count or 0) * len(recipe.planes)
     slices = base.ledger.filter(pc.greater(base.ledger["slices"], 0))["slices"]
     if len(slices):
         return float(pc.mean(slices).as_py())
-    return TYPICAL_SLICES * len(recipe.planes) / (int(number) if kind == "every" else 1)
+    of_plane = TYPICAL_MM / plan.gap_mm if plan.gap_mm else TYPICAL_SLICES / (plan.count or 1)
+    return of_plane * len(recipe.planes)
 
 
 def _rate(store: Location, models: Sequence[str]) -> tuple[float | None, tuple[str, ...]]:

@@ -246,10 +246,15 @@ def chosen_slices(plan: str, slices: Slices, label: str) -> Slices:
     from medret.volume.slicing import parse_slice_plan
 
     parsed = parse_slice_plan(plan)
+    at_mm = slices.position_mm
+    if at_mm is None:
+        if parsed.gap_mm is not None:
+            raise UsageError(f"query '{slices.volume_id}': where its slices lie is not known, which {plan} needs")
+        at_mm = np.arange(len(slices), dtype=np.float32)
     chosen = []
     for code, plane in dict(zip(slices.planes.tolist(), slices.plane_names, strict=True)).items():
         of_plane = np.flatnonzero(slices.planes == code)
-        chosen.append(of_plane[parsed.indices(len(of_plane), f"{label}\0{plane}")])
+        chosen.append(of_plane[parsed.indices(at_mm[of_plane], f"{label}\0{plane}")])
     return slices.take(np.sort(np.concatenate(chosen)))
 
 

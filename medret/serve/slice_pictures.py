@@ -133,7 +133,8 @@ def slices_of(snapshots: Snapshots, query: FileContent, options: SearchOptions) 
         region = mask_region(query.mask, query.content, query.limits)
     if region is not None:
         box = region.within(box, view.examined.geometry, view.shape)
-    planes = {plane: indices.tolist() for plane, indices in planned_slices(recipe, volume_id, box, view.shape).items()}
+    planned = planned_slices(recipe, volume_id, box, view.shape, view.examined.geometry.spacing_mm)
+    planes = {plane: indices.tolist() for plane, indices in planned.items()}
     places = [(plane, index) for plane, indices in planes.items() for index in indices]
     if len(places) > PICTURES_MAX:
         spread = np.linspace(0, len(places) - 1, PICTURES_MAX).round().astype(int)

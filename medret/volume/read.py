@@ -160,7 +160,7 @@ def read_volume(
         box = region.within(box, geometry, ras.shape)
 
     planes = planes_of(ras.shape, recipe.planes)
-    chosen = planned_slices(recipe, volume_id, box, ras.shape)
+    chosen = planned_slices(recipe, volume_id, box, ras.shape, geometry.spacing_mm)
     count = sum(map(len, chosen.values()))
     if count > limits.max_slices:
         raise VolumeError(
@@ -209,14 +209,18 @@ def read_volume(
 
 
 def planned_slices(
-    recipe: SliceRecipe, volume_id: str, box: Box, shape: tuple[int, ...]
+    recipe: SliceRecipe, volume_id: str, box: Box, shape: tuple[int, ...], spacing_mm: Sequence[float]
 ) -> dict[str, NDArray[np.int64]]:
-    """Plane -> the slices of a volume that a recipe takes: planned over a box, counted from the edge of the volume."""
+    """Plane -> the slices of a volume that a recipe takes: planned over a box, counted from the edge of the volume.
+
+    shape, spacing_mm: along the RAS+ axes.
+    """
     plan = parse_slice_plan(recipe.slices)
     chosen = {}
     for plane in planes_of(shape, recipe.planes):
         first, last = box.first[AXIS[plane]], box.last[AXIS[plane]]
-        chosen[str(plane)] = first + plan.indices(last - first, f"{volume_id}\0{plane}", recipe.seed)
+        at_mm = np.arange(last - first) * spacing_mm[AXIS[plane]]
+        chosen[str(plane)] = first + plan.indices(at_mm, f"{volume_id}\0{plane}", recipe.seed)
     return chosen
 
 

@@ -9,6 +9,7 @@ A slice plan says which slices along an axis:
 
     all         every slice
     every:N     every N-th slice, centred
+    every:Nmm   the slices nearest to points N mm apart, centred; every slice where slices lie further apart
     uniform:N   the middles of N equal parts
     random:N    N distinct slices, drawn at random from a seed, the volume's id and the plane
 
@@ -138,21 +139,28 @@ def fitted_size(width_mm: float, height_mm: float, image_size: int) -> tuple[int
 Kind = Literal["all", "every", "uniform", "random"]
 
 _FORM = re.compile(r"(every|uniform|random):([1-9][0-9]{0,5})")
+_GAP = re.compile(r"every:((?:0|[1-9][0-9]{0,3})(?:\.[0-9]{0,2}[1-9])?)mm")  # one way to write each: recipes name it
+_LEAST_GAP_MM = 0.1
 
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """A parsed slice plan. count: N; None for `all`."""
+    """A parsed slice plan. count: N. gap_mm: that of `every:Nmm`. Both are None for `all`."""
 
     kind: Kind
     count: int | None = None
+    gap_mm: float | None = None
 
-    def indices(self, n_slices: int, key: str = "", seed: int = 0) -> NDArray[np.int64]:
-        """Ascending slice indices from `range(n_slices)`; all of them if the plan asks for more.
+    def indices(self, at_mm: NDArray[np.floating[Any]], key: str = "", seed: int = 0) -> NDArray[np.int64]:
+        """Ascending slice indices from `range(len(at_mm))`; all of them if the plan asks for more.
 
-        key: the volume's id and the plane, on which `random` depends besides the seed.
+        at_mm: where each slice lies along its axis, ascending. key: the volume's id and the plane, on which `random`
+        depends besides the seed.
         """
+        n_slices = len(at_mm)
         everything = np.arange(n_slices, dtype=np.int64)
+        if self.gap_mm is not None and n_slices:
+            return _spaced(np.asarray(at_mm, np.float64), self.gap_mm)
         if self.count is None:
             return everything
         if self.kind == "every":
@@ -166,13 +174,36 @@ class SlicePlan:
 
 
 def parse_slice_plan(text: str) -> SlicePlan:
-    """Read `all`, `every:N`, `uniform:N` or `random:N` (N from 1 to 999999); raises UsageError for anything else."""
+    """Read `all`, `every:N`, `uniform:N` or `random:N` (N from 1 to 999999), or `every:Nmm` (N from 0.1 to 9999).
+
+    Raises UsageError for anything else.
+    """
     if text == "all":
         return SlicePlan("all")
-    match = _FORM.fullmatch(text)
-    if match is None:
-        raise UsageError(f"slice plan {text!r} is not one of all, every:N, uniform:N, random:N with N from 1 to 999999")
-    return SlicePlan(cast("Kind", match[1]), int(match[2]))
+    if match := _FORM.fullmatch(text):
+        return SlicePlan(cast("Kind", match[1]), int(match[2]))
+    if (match := _GAP.fullmatch(text)) and float(match[1]) >= _LEAST_GAP_MM:
+        return SlicePlan("every", gap_mm=float(match[1]))
+    raise UsageError(
+        f"slice plan {text!r} is not one of all, every:N, uniform:N, random:N with N from 1 to 999999, or every:Nmm "
+        "with N from 0.1 to 9999 without needless zeros, such as every:5mm"
+    )
+
+
+def _spaced(at_mm: NDArray[np.float64], gap_mm: float) -> NDArray[np.int64]:
+    """The slices nearest to points so far apart, as many as fit between the first and the last, centred.
+
+    A point between two slices takes the inner one, so that the choice is its own mirror image.
+    """
+    middle, near = (at_mm[0] + at_mm[-1]) / 2, _NEAR * gap_mm
+    count = int((at_mm[-1] - at_mm[0]) / gap_mm + _NEAR) + 1
+    points = middle + (np.arange(count) - (count - 1) / 2) * gap_mm
+    above = np.clip(np.searchsorted(at_mm, points - near), 0, len(at_mm) - 1)
+    below = np.maximum(above - 1, 0)
+    nearer = (points - at_mm[below]) - (at_mm[above] - points)  # > 0: the upper slice is nearer
+    upper = (nearer > near) | ((abs(nearer) <= near) & (points < middle))
+    chosen: NDArray[np.int64] = np.unique(np.where(upper, above, below)).astype(np.int64)
+    return chosen
 
 
 def _draw(n_slices: int, count: int, key: str, seed: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ def _stack(number: int, slices: int) -> Slices:
     """Slices of a body that changes slowly from one end to the other; two organs."""
     rng = np.random.default_rng(number)
     ends = np.random.default_rng(number % 2).standard_normal((2, 32))
-    positions = parse_slice_plan("uniform:8").indices(slices)
+    positions = parse_slice_plan("uniform:8").indices(np.arange(slices))
     at = (positions / max(1, slices - 1))[:, None]
     raw = (1 - at) * ends[0] + at * ends[1] + 0.3 * rng.standard_normal((len(positions), 32))
     unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float16)

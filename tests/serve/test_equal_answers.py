@@ -113,7 +113,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "expand": st.integers(0, 5),
     "slices": st.sampled_from(["10:40", "25:30", "70:80", "5"]),
     "plane": st.sampled_from(["axial", "sagittal"]),
-    "query_slices": st.sampled_from(["uniform:2", "every:2"]),
+    "query_slices": st.sampled_from(["uniform:2", "every:2", "every:30mm"]),
     "query_weights": st.sampled_from(["uniform", "gaussian:0.5,0.2"]),
 }
 ALWAYS = {"index", "mode"}

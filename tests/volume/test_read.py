@@ -49,6 +49,18 @@ def test_the_screen_shows_what_a_radiologist_expects(phantoms: Any, code: str) -
         assert column < 0.35  # right, or anterior (sagittal), is on the left
 
 
+@pytest.mark.parametrize("spacing", [1.25, 2.5, 5, 7.5])
+def test_every_mm_takes_as_many_slices_of_a_body_whatever_their_distance(
+    phantoms: Any, mr: NDArray[np.uint16], spacing: float
+) -> None:
+    z = round(120 / spacing) + 1
+    voxels = np.ascontiguousarray(mr[:, :, np.linspace(0, mr.shape[2] - 1, z).round().astype(int)])
+    volume = read(phantoms.nifti(voxels, spacing=(1, 1, spacing)), SliceRecipe(slices="every:10mm", crop="none"))
+    gaps = np.diff([ref.position_mm for ref in volume.slices])
+    assert len(volume.slices) == 13
+    assert gaps == pytest.approx([10] * 12, abs=spacing if 10 % spacing else 1e-3)
+
+
 def test_slices_are_in_the_order_of_planes_and_positions(phantoms: Any, mr: NDArray[np.uint16]) -> None:
     recipe = SliceRecipe(planes=("coronal", "axial"), slices="uniform:3", crop="none")
     volume = read(phantoms.nifti(mr, spacing=(1, 1.5, 3)), recipe)
