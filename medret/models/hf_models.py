@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from medret.errors import UsageError, WeightsError, first_line
 from medret.models.checkpoint import build, read_json, read_state
 from medret.models.model_input import read_processor
-from medret.models.spec import ModelSpec, TextTowerKind
+from medret.models.spec import ModelSpec
 from medret.models.weights import Weights
 
 _SHOWN = 4
@@ -32,14 +32,6 @@ _SUMMARIES = ("summary", "cls_token_value")
 _QUERIES = ("num_queries", "num_object_queries", "num_detection_tokens")
 _SAME = 0.9999  # cosine
 _NOT_ARCHITECTURE = frozenset({"auto_map", "attn_implementation", "quantization_config", "dtype", "torch_dtype"})
-
-
-def words_of(content: dict[str, Any], pooling: str) -> TextTowerKind:
-    """The kind of the text tower whose space the vectors share: SigLIP's always do, CLIP's if they are projected."""
-    kind = content.get("model_type")
-    if kind == "siglip" and pooling in ("default", "pooler", "projection") and "text_config" in content:
-        return "siglip"
-    return "clip" if kind == "clip" and pooling == "projection" else ""
 
 
 def vision_config(content: dict[str, Any], where: str, *, whole: bool = False) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import threading
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from medret.errors import NotFoundError, UsageError, WeightsError, first_line, needs_extra
@@ -44,6 +46,27 @@ def fetch(origin: Origin) -> tuple[FileSet, str]:
     if isinstance(origin, Folder):
         return open_files(origin.path), origin.path
     return _from_url(origin)
+
+
+def config_here(model: str, weights_uri: str | None) -> dict[str, Any]:
+    """The config.json of the model behind `hf:`, if it lies on this machine; else empty. Asks no network.
+
+    It lies beside weights that the user named, in the folder that is the model, or in the cache of the hub.
+    """
+    folder = next((path for path in (weights_uri, model) if path and Path(path).expanduser().is_dir()), None)
+    try:
+        path = Path(folder).expanduser() / "config.json" if folder else _config_in_cache(model)
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # there is none, or `model` is a folder of another machine
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _config_in_cache(model: str) -> Path:
+    with needs_extra():
+        import huggingface_hub
+    repo, _, revision = model.partition("@")
+    return Path(str(huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision or None)))
 
 
 def torch_hub_file(name: str) -> Path | None:

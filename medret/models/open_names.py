@@ -22,7 +22,7 @@ from medret.errors import NotFoundError, UsageError, WeightsError, first_line
 from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.model_input import Fed, is_stated, read_processor, stated, triple
-from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart
+from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart, words_of
 from medret.recipe import USUAL, Contract
 
 # transformers writes it alone or, from version 5 on, in one file with a tokenizer's.
@@ -170,7 +170,7 @@ def _square(input_size: Any, name: str) -> int:
 
 
 def _hf_spec(name: str, model: str, weights_uri: str | None, by_user: Stated | None) -> ModelSpec:
-    from medret.models.hf_models import build_pooled, words_of
+    from medret.models.hf_models import build_pooled
 
     files, source = _files(name, model, weights_uri, ("config.json",), _PROCESSOR_FILES)
     content = _json(files, "config.json", name)

@@ -149,6 +149,14 @@ class ModelSpec:
         return self.contract.channels, self.image_size, self.image_size
 
 
+def words_of(content: dict[str, Any], pooling: str) -> TextTowerKind:
+    """The kind of the text tower whose space the vectors share: SigLIP's always do, CLIP's if they are projected."""
+    kind = content.get("model_type")
+    if kind == "siglip" and pooling in ("default", "pooler", "projection") and "text_config" in content:
+        return "siglip"
+    return "clip" if kind == "clip" and pooling == "projection" else ""
+
+
 def without_words(model: str) -> str:
     """Why a store of this model cannot be searched with words, and what to do."""
     return (

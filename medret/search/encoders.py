@@ -55,6 +55,29 @@ class Encoders:
             return direction
 
 
+def takes_words(entry: RecipeEntry, weights_uri: str | None) -> bool:
+    """Whether a recipe's model takes words, from its name, its recipe and its configuration: no weights are read.
+
+    The configuration of an `hf:` model is looked for on this machine alone; without it only a recipe that names the
+    projection tells of words. weights_uri: as for `load_encoder`.
+    """
+    from medret.models import OPEN_PREFIXES, model_spec
+    from medret.models.hub import config_here
+    from medret.models.spec import words_of
+
+    try:
+        if not entry.model.startswith(OPEN_PREFIXES):
+            return bool(model_spec(entry.model).words)
+        library, _, model = entry.model.partition(":")
+        if library != "hf":
+            return False
+        pooling = entry.load().model.contract.pooling
+        config = config_here(model, weights_uri)
+        return bool(words_of(config, pooling)) if config else pooling == "projection"
+    except UsageError:  # a package that announced the model, or the library of the hub, is not installed here
+        return False
+
+
 def load_text_encoder(entry: RecipeEntry, weights_uri: str | None, device: str) -> TextEncoder:
     """The text tower of a recipe's model, from the same weights; arguments and errors as for `load_encoder`."""
     from medret.models import resolve_device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from medret._version import __version__
 from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.search import SearchOptions, Snapshots, VolumeName, Words
+from medret.search.encoders import takes_words
 from medret.search.options import FUSIONS, SCORES
 from medret.serve.messages import (
     MapAnswer,
@@ -66,7 +67,8 @@ router = APIRouter(prefix="/v1", responses=PROBLEMS)
 @router.get("/snapshot", responses={200: {"model": SnapshotAnswer}}, response_model=None)
 async def snapshot(asking: Asking) -> Response:
     """What is served: snapshots, models, indices, and how many volumes the caller may find."""
-    return json_answer(await asking.ask(_served))
+    weights = asking.service.settings.weights
+    return json_answer(await asking.ask(lambda snapshots: _served(snapshots, weights)))
 
 
 @router.post(
@@ -281,7 +283,7 @@ def _searched(
     }
 
 
-def _served(snapshots: Snapshots) -> dict[str, Any]:
+def _served(snapshots: Snapshots, weights: Mapping[str, str]) -> dict[str, Any]:
     manifests = snapshots.manifests
     entries = [snapshots.corpus.recipe(name) for name in snapshots.models]
     kinds = {kind for entry in entries for kind in snapshots.corpus.index(entry, snapshots.aggregations[0]).kinds}
@@ -296,6 +298,7 @@ def _served(snapshots: Snapshots) -> dict[str, Any]:
                 "recipe": entry.digest,
                 "dim": entry.dim,
                 "random_weights": entry.random_weights,
+                "text": takes_words(entry, weights.get(entry.model)),
             }
             for entry in entries
         ],

@@ -191,12 +191,13 @@ class VolumeAnswer(VolumeRow):
 
 
 class ModelMessage(BaseModel):
-    """A model of the snapshots. random_weights: whether its vectors mean nothing."""
+    """A model of the snapshots. random_weights: whether its vectors mean nothing. text: whether it takes words."""
 
     name: str
     recipe: str
     dim: int
     random_weights: bool
+    text: bool
 
 
 class SnapshotAnswer(BaseModel):

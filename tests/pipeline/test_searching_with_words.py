@@ -121,6 +121,22 @@ def test_a_model_without_words_is_refused_by_name(store: Path, capsys: pytest.Ca
         stores.close()
 
 
+def test_what_is_served_says_which_models_take_words(store: Path, weights: dict[str, str]) -> None:
+    """Of SigLIP the configuration beside the weights says so, of the others their name or their recipe."""
+    stores = LiveStores([str(store)])
+    try:
+        for given, expected in ((weights, set(MODELS)), ({}, {"clip", "biomedclip"})):
+            with TestClient(
+                create_app(Service(stores, ServeSettings(weights=given))), base_url="http://127.0.0.1"
+            ) as client:
+                models = client.get("/v1/snapshot").json()["models"]
+            text = {model["name"]: model["text"] for model in models}
+            assert {name for name in text if text[name]} == {MODELS[kind] for kind in expected}
+            assert "timm:test_vit" in text
+    finally:
+        stores.close()
+
+
 def test_no_query_is_wrong_usage(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", str(store)]) == 2
     assert "there is no query" in capsys.readouterr().err

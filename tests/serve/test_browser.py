@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from medret.search import Snapshots
+from medret.errors import UsageError
+from medret.search import Encoders, SearchOptions, Snapshots
 from medret.serve import LiveStores, Service, create_app
-from tests.search.conftest import make_store, synthetic_volumes
+from medret.snapshot import RecipeEntry
+from tests.search.conftest import make_store, recipe_of, synthetic_volumes
 from tests.search.test_previews import previews_of, rows_of
 from tests.serve.conftest import Served, serving
 
@@ -372,6 +376,88 @@ def test_previews_stand_in_for_an_archive_out_of_reach(open_page: Open, tmp_path
         page = open_page(f"?volume={ids[0]}", refusals=True, url=server.url)
         _all_drawn(page, ".hit img", 2 * len(_hits(page)))
         assert "preview" in (page.locator(".hit figcaption").first.text_content() or "")
+    live.close()
+
+
+class _SomeWords(Encoders):
+    """Knows one text, whose direction is that of a stored volume."""
+
+    def __init__(self, known: str, direction: NDArray[np.float32]) -> None:
+        super().__init__()
+        self._known, self._direction = known, direction
+
+    def directions(self, entry: RecipeEntry, options: SearchOptions, text: str) -> NDArray[np.float32]:
+        if text != self._known:
+            raise UsageError(f"text '{text}' has 65 tokens: shorten it")
+        return self._direction
+
+
+def test_words_find_volumes_by_keyboard(open_page: Open, served: Served, tmp_path: Path) -> None:
+    volumes = synthetic_volumes(6)
+    ids = [volume.volume_id for volume in volumes]
+    rows = [row for seed, volume_id in enumerate(ids) for row in rows_of(volume_id, previews_of(volume_id, seed))]
+    place = make_store(tmp_path / "store", volumes, recipe=recipe_of("medsiglip"), previews=rows).uri
+    mean = volumes[2].vectors.astype(np.float32).mean(axis=0)
+    live = LiveStores([place], encoders=_SomeWords("CT, a cyst", mean / np.linalg.norm(mean)))
+    with serving(create_app(Service(live))) as server:
+        assert server.client.get("/v1/snapshot").json()["models"][0]["text"] is True
+        page = open_page(url=server.url, refusals=True)
+        page.get_by_role("heading", name="6 volumes").wait_for()
+        field = page.get_by_role("search").get_by_label("Or describe what you look for")
+        assert field.get_attribute("aria-describedby") == "text-help"
+        page.focus("#file")
+        page.keyboard.press("Tab")
+        page.keyboard.type("  CT, a cyst ")
+        page.keyboard.press("Enter")
+        hits = _hits(page)
+        assert hits[0] == ids[2]
+        expected = server.client.post("/v1/search", json={"text": "CT, a cyst"}).json()
+        assert hits == [hit["volume_id"] for hit in expected["hits"]]
+        assert _asked(page) == {"text": ["CT, a cyst"]}
+        assert page.evaluate("document.activeElement.id") == "title"
+        assert page.locator("#title").text_content() == "Most like CT, a cyst"
+        assert page.get_by_role("status").text_content() == f"{len(hits)} hits"
+        _all_drawn(page, ".hit img", len(hits))  # the hits alone have pictures
+        page.reload()
+        assert _hits(page) == hits
+        assert page.locator("#text").input_value() == "CT, a cyst"
+
+        page.fill("#text", "CT of all there is")
+        page.get_by_role("button", name="Search", exact=True).click()
+        assert "has 65 tokens: shorten it" in (page.get_by_role("alert").text_content() or "")
+        page.go_back()
+        assert _hits(page) == hits
+        page.get_by_role("button", name="More like this").first.click()
+        page.wait_for_url("**/?volume=*")
+        assert "text" not in _asked(page)
+        page.go_back()
+        assert _hits(page) == hits
+        page.get_by_role("button", name="Clear").click()
+        page.get_by_role("heading", name="6 volumes").wait_for()
+        assert _asked(page) == {}
+    live.close()
+    page = open_page()  # of a model without words
+    page.get_by_role("heading", name="7 volumes").wait_for()
+    assert page.locator("#text").count() == 0
+    assert served.client.get("/v1/snapshot").json()["models"][0]["text"] is False
+
+
+def test_a_hit_of_words_is_viewed_at_its_slice(
+    open_page: Open, archive: Path, monkeypatch: pytest.MonkeyPatch, snapshots: Snapshots
+) -> None:
+    monkeypatch.setattr("medret.serve.endpoints.takes_words", lambda *_: True)
+    direction = np.eye(1, snapshots.corpus.recipe(None).dim, dtype=np.float32)[0]
+    store = snapshots.corpus.stores[0].uri
+    live = LiveStores([store], archives={store: str(archive)}, encoders=_SomeWords("a lung", direction))
+    with serving(create_app(Service(live))) as server:
+        match = server.client.post("/v1/search", json={"text": "a lung"}).json()["hits"][0]["slices"]
+        page = open_page("?text=a+lung", url=server.url)
+        _all_drawn(page, ".hit img", len(_hits(page)))
+        page.get_by_role("button", name="View", exact=True).first.click()
+        page.locator(".pane .at").first.wait_for()
+        assert _at(page) == match["hit"][:1]
+        assert page.locator(".planes input:checked").input_value() == match["plane"]
+        page.wait_for_load_state("networkidle")  # before the server is gone
     live.close()
 
 

@@ -10,7 +10,7 @@ import { showMap } from "./map.js";
 import { showOptions } from "./options.js";
 import { dropWaiting } from "./pictures.js";
 import { showQuery, takeDrops } from "./query.js";
-import { address, go, now, onChange } from "./state.js";
+import { NO_QUERY, address, go, isAsking, now, onChange } from "./state.js";
 import { showViewer, watchViewer } from "./viewer.js";
 
 let served = null;
@@ -18,7 +18,7 @@ let offered = null;
 let drawing = 0;
 const shown = { main: null, query: null }; // what is drawn now; a file may be another under the same name
 
-const viewOf = (state) => (state.view === "map" ? "map" : state.volume || state.file ? "hits" : "list");
+const viewOf = (state) => (state.view === "map" ? "map" : isAsking(state) ? "hits" : "list");
 const VIEWS = { map: showMap, hits: showHits, list: showList };
 const NAMES = { map: "Map", list: "Volumes" };
 
@@ -50,7 +50,7 @@ async function showMain(state, keepFocus = true) {
     const isHere = link.dataset.view === (view === "list" ? "" : view);
     isHere ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
-  document.title = `${NAMES[view] ?? `Like ${state.volume ?? state.file}`} – medret`;
+  document.title = `${NAMES[view] ?? `Like ${state.volume ?? state.file ?? `“${state.text}”`}`} – medret`;
   byId("view").setAttribute("aria-busy", "true");
   try {
     await VIEWS[view](state, served);
@@ -71,7 +71,7 @@ function links() {
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
     event.preventDefault();
     const view = link.dataset.view || null;
-    go(view ? { view, viewer: null } : { view, volume: null, store: null, file: null, box: null, modality: null, viewer: null });
+    go(view ? { view, viewer: null } : { ...NO_QUERY, view });
   });
 }
 
@@ -80,7 +80,7 @@ function fold() {
   const wide = matchMedia("(min-width: 62rem)");
   const set = () => {
     byId("filter").open = wide.matches;
-    byId("options").open = wide.matches && Boolean(now().volume || now().file);
+    byId("options").open = wide.matches && isAsking(now());
   };
   wide.addEventListener("change", set);
   set();
@@ -89,7 +89,7 @@ function fold() {
 function draw(state, last) {
   const main = `${viewOf(state)} ${shownBy(state)}`;
   const query = JSON.stringify([queryKey(state), state.file, state.box]);
-  if (query !== shown.query) showQuery(state);
+  if (query !== shown.query) showQuery(state, served);
   showOptions(state, served, offered);
   showFilter(state, last);
   const stays = !last || (viewOf(state) === "list" && viewOf(last) === "list");

@@ -12,7 +12,7 @@ export function chooseFiles(list) {
   files = [...list];
   if (!files.length) return;
   fileSource = null;
-  go({ file: filesName(files), volume: null, store: null, box: null, view: null, viewer: null });
+  go({ file: filesName(files), volume: null, store: null, text: null, box: null, view: null, viewer: null });
 }
 
 /** The files of a state; null if they have to be chosen again. */
@@ -39,6 +39,7 @@ export function querySource(state) {
 
 /** What tells one query from another; files of the same name may differ. */
 export function queryKey(state) {
+  if (state.text) return `text:${state.text}`;
   const chosen = filesOf(state);
   return chosen ? chosen.map((file) => `${file.name}:${file.size}:${file.lastModified}`).join("|") : `${state.volume}#${state.store}`;
 }

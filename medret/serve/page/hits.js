@@ -22,7 +22,7 @@ export function hitsOf(state, served) {
   const files = filesOf(state);
   const answer = files
     ? upload("v1/search", files, options, asking.signal)
-    : search({ volume: state.volume, store: state.store, ...options }, asking.signal);
+    : search({ ...(state.text ? { text: state.text } : { volume: state.volume, store: state.store }), ...options }, asking.signal);
   answers.set(key, answer);
   answer.catch(() => answers.delete(key));
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
@@ -60,7 +60,7 @@ function card(hit, state, several) {
       ),
       h(
         "button",
-        { type: "button", className: "pair", onclick: compare, "aria-label": `Compare the slices of hit ${hit.rank}` },
+        { type: "button", className: "pair", onclick: compare, "aria-label": `${query ? "Compare the slices" : "View the slices"} of hit ${hit.rank}` },
         query && figureOf(query, queryPlace, "Slice of the query", caption("Query")),
         figureOf(sourceOf(hit.volume_id, store), hitPlace, `Slice of hit ${hit.rank}`, caption("Hit")),
       ),
@@ -69,13 +69,13 @@ function card(hit, state, several) {
         {},
         own
           ? h("p", { className: "note" }, "This is the query itself.")
-          : pair && h("p", { className: "soft" }, `These two slices: cosine ${score(pair.score)}`),
+          : pair && h("p", { className: "soft" }, `${query ? "These two slices" : "This slice and the words"}: cosine ${score(pair.score)}`),
         several && h("p", { className: "soft store" }, hit.store),
         chips(hit.labels),
         h(
           "div",
           { className: "row" },
-          h("button", { type: "button", className: "main", onclick: compare }, "Compare"),
+          h("button", { type: "button", className: "main", onclick: compare }, query ? "Compare" : "View"),
           h("button", { type: "button", onclick: () => go(queryOf(hit.volume_id, store)) }, "More like this"),
         ),
       ),
@@ -86,7 +86,7 @@ function card(hit, state, several) {
 /** Show the hits of a state. */
 export async function showHits(state, served) {
   const name = state.volume ?? state.file;
-  const title = h("h1", { id: "title", tabIndex: -1 }, state.box ? "Most like the marked part of " : "Most like ", nameOf(name));
+  const title = h("h1", { id: "title", tabIndex: -1 }, state.box ? "Most like the marked part of " : "Most like ", state.text ? h("q", {}, state.text) : nameOf(name));
   const view = byId("view");
   view.replaceChildren(title);
   if (state.file && !filesOf(state)) {

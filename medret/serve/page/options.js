@@ -26,12 +26,15 @@ function select(id, label, value, choices, help) {
   );
 }
 
+/** The models that a query can be compared by: for words, those that take words. */
+const namesFor = (state, served) => served.models.filter(({ text }) => text || !state.text).map(({ name }) => name);
+
 /** Draw the options. served: /v1/snapshot. offered: /v1/options. */
 export function showOptions(state, served, offered) {
   const { defaults } = offered;
   const mode = state.mode ?? (state.box ? "late" : "volume");
   const modes = Object.keys(offered.modes).map((name) => [name, MODES[name] ?? words(name)]);
-  const models = served.models.map(({ name }) => name);
+  const models = namesFor(state, served);
   const many = (names) => (names.length > 1 ? [["*", "All of them, fused"]] : []);
   const named = (names) => [...names.map((name, at) => [at ? name : "", name]), ...many(names)];
   const count = h("input", {
@@ -69,9 +72,11 @@ export function showOptions(state, served, offered) {
 /** The options of a request. */
 export function requestOptions(state, served) {
   const all = (value, names) => (value === "*" ? names : value);
+  const models = namesFor(state, served);
+  const first = models[0] === served.models[0].name ? null : models[0];
   const options = {
     mode: state.mode,
-    model: all(state.model, served.models.map(({ name }) => name)),
+    model: all(state.model, models) ?? first,
     aggregation: all(state.aggregation, served.aggregations),
     fuse: state.fuse,
     index: state.index,

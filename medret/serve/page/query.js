@@ -3,7 +3,7 @@
 import { byId, h, nameOf, put } from "./dom.js";
 import { chooseFiles, filesOf, querySource } from "./chosen.js";
 import { figureOf } from "./pictures.js";
-import { go } from "./state.js";
+import { NO_QUERY, go, now } from "./state.js";
 
 const BOX = ["x (left to right)", "y (back to front)", "z (bottom to top)"];
 
@@ -24,6 +24,26 @@ function picker(again) {
   );
 }
 
+/** A field for words, if a model that is served takes them. */
+function words(state, served) {
+  const models = served.models.filter(({ text }) => text).map(({ name }) => name);
+  if (!models.length) return null;
+  const field = h("input", { id: "text", type: "search", maxLength: 1000, required: true, value: state.text ?? "", autocomplete: "off", "aria-describedby": "text-help" });
+  const search = (event) => {
+    event.preventDefault();
+    const text = field.value.trim();
+    const { model } = now();
+    if (text) go({ ...NO_QUERY, text, view: null, model: model === "*" || models.includes(model) ? model : null });
+  };
+  return h(
+    "form",
+    { className: "words", role: "search", "aria-label": "Search with words", onsubmit: search },
+    h("label", { htmlFor: "text" }, state.text ? "Describe what you look for" : "Or describe what you look for"),
+    h("div", { className: "row" }, field, h("button", { type: "submit" }, "Search")),
+    h("p", { className: "soft", id: "text-help" }, "In English, such as: CT of the abdomen, liver with cysts."),
+  );
+}
+
 function part(state) {
   if (!state.box) return null;
   const ranges = state.box.split(",").map((range, axis) => `${BOX[axis]} ${range.replace(":", " to ")}`);
@@ -37,15 +57,16 @@ function part(state) {
 }
 
 /** Draw the panel for a state. */
-export function showQuery(state) {
+export function showQuery(state, served) {
   const title = h("h2", { id: "query-title" }, "Search with");
   const panel = byId("query");
   if (!state.volume && !state.file) {
-    put(panel, title, picker());
+    const clearWords = state.text && h("div", { className: "row" }, h("button", { type: "button", onclick: () => go(NO_QUERY) }, "Clear"));
+    put(panel, title, ...(state.text ? [words(state, served), clearWords, picker()] : [picker(), words(state, served)]));
     return;
   }
   const source = querySource(state);
-  const clear = () => go({ volume: null, store: null, file: null, box: null, modality: null, viewer: null });
+  const clear = () => go(NO_QUERY);
   const name = state.volume ?? state.file;
   put(
     panel,
@@ -70,6 +91,7 @@ export function showQuery(state) {
       h("button", { type: "button", onclick: clear }, "Clear"),
     ),
     picker(filesOf(state) || state.volume ? "Choose another file" : `Choose ${name}`),
+    words(state, served),
   );
 }
 

@@ -1,7 +1,7 @@
 // What the page shows, as one object that is also the address: a copied link, a reload and the back button restore it.
 
 export const OPTIONS = ["mode", "model", "aggregation", "fuse", "index", "k", "exclude", "modality"];
-const TEXTS = ["view", "volume", "store", "file", "where", "contains", "box", "label", ...OPTIONS];
+const TEXTS = ["view", "volume", "store", "file", "text", "where", "contains", "box", "label", ...OPTIONS];
 const VIEWER = ["hit", "hitStore", "plane", "at", "hitAt", "apart", "queryWindow", "hitWindow"];
 const CLOSED = Object.fromEntries(VIEWER.map((name) => [name, null]));
 const NUMBERS = ["at", "hitAt"];
@@ -70,5 +70,11 @@ export function go(change, { quiet = false } = {}) {
 
 addEventListener("popstate", () => become(read(location.search)));
 
+/** Whether a state asks for hits. */
+export const isAsking = (state) => Boolean(state.volume || state.file || state.text);
+
+/** No query, and nothing of what belonged to the last one. */
+export const NO_QUERY = { volume: null, store: null, file: null, text: null, modality: null, box: null, viewer: null };
+
 /** A query that is a stored volume, with everything that belonged to the last query left behind. */
-export const queryOf = (volume, store) => ({ volume, store: store || null, file: null, modality: null, box: null, view: null, viewer: null });
+export const queryOf = (volume, store) => ({ ...NO_QUERY, volume, store: store || null, view: null });

@@ -6,14 +6,14 @@ import { Box } from "./box.js";
 import { querySource, sourceOf } from "./chosen.js";
 import { bestPair, hitsOf } from "./hits.js";
 import { Pane, planesOf } from "./pane.js";
-import { go, now } from "./state.js";
+import { go, isAsking, now } from "./state.js";
 
 let shown = null; // what the dialog shows now
 const close = () => now().viewer && go({ viewer: null });
 
 /** The hit that is viewed, among the hits of the state. */
 async function hitOf(state, served) {
-  if (!state.viewer.hit || !(state.volume || state.file)) return null;
+  if (!state.viewer.hit || !isAsking(state)) return null;
   const { hits } = await hitsOf(state, served);
   return hits.find((hit) => hit.volume_id === state.viewer.hit && (!state.viewer.hitStore || hit.store === state.viewer.hitStore)) ?? null;
 }
@@ -23,6 +23,9 @@ function anchorOf(hit, plane) {
   const pair = hit?.slices?.matches.find((each) => each.plane === plane && each.query !== null);
   return pair ? [pair.query, pair.hit] : null;
 }
+
+/** The slice of a hit that matches best in a plane, also where the query has no slices; undefined if none is known. */
+const matchOf = (hit, plane) => hit?.slices?.matches.find((each) => each.plane === plane)?.hit;
 
 class Viewer {
   constructor(state, hit, panes) {
@@ -55,7 +58,7 @@ class Viewer {
     this.plane = plane;
     this.anchor = anchorOf(this.hit, plane);
     this.query?.show(plane, at ?? this.anchor?.[0]);
-    this.hitPane?.show(plane, hitAt ?? this.anchor?.[1]);
+    this.hitPane?.show(plane, hitAt ?? this.anchor?.[1] ?? matchOf(this.hit, plane));
     if (at !== null && hitAt !== null) this.anchor = [this.query?.index, this.hitPane?.index];
     this.anchor ??= [this.query?.index, this.hitPane?.index];
     this.box?.show();
@@ -129,8 +132,8 @@ export async function showViewer(state, served, offered) {
   try {
     const source = querySource(state);
     const [query, hitPane, hit] = await Promise.all([
-      source && (state.volume || state.file) ? make("Query", source) : null,
-      state.viewer.hit ? make(source ? "Hit" : "Volume", sourceOf(state.viewer.hit, several ? state.viewer.hitStore : null)) : null,
+      source ? make("Query", source) : null,
+      state.viewer.hit ? make(isAsking(state) ? "Hit" : "Volume", sourceOf(state.viewer.hit, several ? state.viewer.hitStore : null)) : null,
       hitOf(state, served),
     ]);
     if (shown !== opened) return;
