@@ -1,22 +1,31 @@
-"""The page of an explanation: the slices that gave most to a score, read from the archive."""
+"""The page of an explanation: a matrix of slice against slice, and the pairs of slices that gave most to the score."""
 
 from __future__ import annotations
 
+import base64
+import io
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from medret.embeddings import Slices
-from medret.html.cards import IMAGE_SIZE, ImageRequest
-from medret.html.explanation import PairCard, matrix_image, render_explanation, tile_of
+from medret.html import render
+from medret.html.cards import IMAGE_SIZE, ImageRequest, Tile, VolumeImages
 from medret.search.explain import Explanation
 from medret.search.query import Query
 from medret.search.snapshot import Snapshots
 from medret.storage import redacted
 
 PAIRS_SHOWN = 12
+CELL_MOST, SIDE = 16, 640  # px
+DARK, BRIGHT = np.array([18, 22, 28.0]), np.array([90, 180, 240.0])
+MARK = (245, 164, 66)  # of a pair that gave to the score
 
 
 def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Query, model: str | None = None) -> str:
-    """An explanation as one self-contained HTML file: the matrix of slices, and the pairs that gave most."""
+    """An explanation as one self-contained HTML file."""
     pairs = explanation.pairs[:PAIRS_SHOWN]
     found = snapshots.corpus.find(explanation.hit)
     assert found is not None  # it was explained
@@ -36,19 +45,20 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
     given = explanation.shares[np.arange(len(best)), best] != 0
     marked[np.flatnonzero(given), best[given]] = True
     entry = snapshots.corpus.recipe(model)
-    return render_explanation(
-        "Why this hit",
-        [
-            PairCard(
+    return render(
+        "explanation.html.j2",
+        title="Why this hit",
+        pairs=[
+            _PairCard(
                 f"{pair.query_plane} {pair.query} and {pair.hit_plane} {pair.hit}",
                 pair.cosine,
                 pair.share,
-                tile_of(of_both[1], pair.query_plane, pair.query),
-                tile_of(of_both[0], pair.hit_plane, pair.hit),
+                _tile_of(of_both[1], pair.query_plane, pair.query),
+                _tile_of(of_both[0], pair.hit_plane, pair.hit),
             )
             for pair in pairs
         ],
-        matrix_image(explanation.cosines, marked),
+        matrix=_matrix_image(explanation.cosines, marked),
         query=redacted(explanation.query),
         hit=explanation.hit,
         score=explanation.score,
@@ -65,3 +75,48 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
 def _named(slices: Slices) -> list[str]:
     assert slices.slice_indices is not None  # slices of explanations have one
     return [f"{plane} {index}" for plane, index in zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class _PairCard:
+    """A pair of slices as the page shows it. query, hit: its pictures, None where there is none."""
+
+    words: str
+    cosine: float
+    share: float
+    query: Tile | None
+    hit: Tile | None
+
+
+@dataclass(frozen=True)
+class _MatrixImage:
+    """A matrix as an image. source: data URI. width, height: px."""
+
+    source: str
+    width: int
+    height: int
+    low: float
+    high: float
+
+
+def _matrix_image(cosines: NDArray[np.float32], marked: NDArray[np.bool_]) -> _MatrixImage:
+    """Shade each cell from the least to the greatest cosine, and mark some. Rows run down, columns to the right."""
+    rows, columns = cosines.shape
+    cell = max(1, min(CELL_MOST, SIDE // max(rows, columns)))
+    low, high = float(cosines.min()), float(cosines.max())
+    shade = (cosines - low) / (high - low) if high > low else np.ones_like(cosines)
+    pixels = (DARK + shade[..., None] * (BRIGHT - DARK)).astype(np.uint8)
+    large = pixels.repeat(cell, axis=0).repeat(cell, axis=1)
+    inset = max(0, cell // 4)
+    for row, column in np.argwhere(marked):
+        top, left = row * cell + inset, column * cell + inset
+        large[top : (row + 1) * cell - inset, left : (column + 1) * cell - inset] = MARK
+    buffer = io.BytesIO()
+    Image.fromarray(large).save(buffer, "PNG", optimize=True)
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _MatrixImage(source, large.shape[1], large.shape[0], low, high)
+
+
+def _tile_of(images: VolumeImages | str | None, plane: str | None, index: int) -> Tile | None:
+    """The picture of a slice, if there is one."""
+    return images.by_slice.get((plane or "", index)) if isinstance(images, VolumeImages) else None

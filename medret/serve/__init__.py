@@ -1,4 +1,4 @@
-"""The HTTP API and the page over the live snapshots of stores. Imports no ray, and torch only for uploaded files."""
+"""The HTTP API and the page over the live snapshots of stores. Imports no ray, and torch only to encode queries."""
 
 from medret.serve.app import create_app
 from medret.serve.live import LiveStores
