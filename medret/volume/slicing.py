@@ -151,7 +151,7 @@ class SlicePlan:
     count: int | None = None
     gap_mm: float | None = None
 
-    def indices(self, at_mm: NDArray[np.floating[Any]], key: str = "", seed: int = 0) -> NDArray[np.int64]:
+    def indices(self, at_mm: NDArray[Any], key: str = "", seed: int = 0) -> NDArray[np.int64]:
         """Ascending slice indices from `range(len(at_mm))`; all of them if the plan asks for more.
 
         at_mm: where each slice lies along its axis, ascending. key: the volume's id and the plane, on which `random`
