@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from synthetic import clustered, near
 
 from medret.index import EXACT, HNSW, Distinct, ExactIndex, IndexSettings, centred, fit_centre, open_exact
-from medret.index.approximate import first_equal
+from medret.index.approximate import first_equal, turned
 from medret.index.exact import build_exact, float32_batches
 from medret.index.hnsw import HnswIndex, build_hnsw
-from medret.index.rotation import turned
 
 K = 10
 SELECTIVITIES = (0.5, 0.2, 0.1, 0.05, 0.01, 0.001)

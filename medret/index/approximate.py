@@ -1,12 +1,16 @@
-"""What HNSW and LSH share: candidates from a FAISS index over the distinct vectors, re-scored by the exact index.
+"""What HNSW and LSH share: candidates re-scored by the exact index, and rotations of vectors that need only a seed.
 
-The index holds only the first of equal vectors. Archives repeat themselves: copies of files and, above all, empty
+A FAISS index holds only the first of equal vectors. Archives repeat themselves: copies of files and, above all, empty
 slices, which have the same vector in every volume. In an HNSW graph, copies of a vector that outnumber a node's links
 are linked only to each other: a search that enters them cannot leave. In LSH they use up the candidates.
 
 With many rows excluded (a filter), an approximate index finds mostly rows it must not return. It is asked for
 proportionally more; where few rows are left, and for queries that still find too few (their neighbourhood was filtered
 away), the remaining rows are scanned, which is exact.
+
+Both turn vectors before they code them. A Gaussian matrix made orthogonal takes bits x bits x bits steps to make and
+dim x bits numbers to store: seconds, and megabytes in each file, whatever the number of vectors. FAISS's Hadamard
+rotation (three rounds of random signs and a Walsh-Hadamard transform) needs only a seed, so it is not stored.
 """
 
 from __future__ import annotations
@@ -14,9 +18,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from hashlib import blake2b
 from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +33,7 @@ from medret.index.neighbours import (
     best_first,
     mask_of_rows,
     no_neighbours,
+    threads_for,
 )
 
 Walked = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (n, dim) queries -> as this index holds vectors
@@ -191,3 +198,48 @@ class ApproximateIndex(ABC):
         allowed[unusable] = MISSING
         allowed[(~unusable).sum(axis=1) < (count if least is None else least)] = MISSING
         return allowed
+
+
+class Rotation:
+    """Turns (n, dim) vectors into (n, bits) coordinates: those of as many rotations as `bits` needs, the last cut.
+
+    Each rotation fills `dim` up to a power of two. Rotation number i has the seed i. The same on every machine, but
+    for rounding.
+    """
+
+    def __init__(self, dim: int, bits: int) -> None:
+        width = 1 << (dim - 1).bit_length()
+        self._rotations = [_hadamard(dim, seed) for seed in range(-(-bits // width))]
+        self._bits = bits
+
+    def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The coordinates of (n, dim) vectors."""
+        turned = [_apply(rotation, np.ascontiguousarray(vectors)) for rotation in self._rotations]
+        cut: NDArray[np.float32] = np.ascontiguousarray(np.concatenate(turned, axis=1)[:, : self._bits])
+        return cut
+
+
+def turned(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, dim) vectors turned by a rotation that spreads every dimension over most others; lengths and angles stay.
+
+    A Hadamard rotation needs a power of two: where dim is none, the largest below it turns the first dimensions, then
+    the last. They overlap, because it is more than half of dim.
+    """
+    dim = vectors.shape[1]
+    width = 1 << (dim.bit_length() - 1)
+    result = np.array(vectors, np.float32)
+    for seed, start in enumerate([0] if width == dim else [0, dim - width]):
+        part = slice(start, start + width)
+        result[:, part] = _apply(_hadamard(width, seed), np.ascontiguousarray(result[:, part]))
+    return result
+
+
+@cache
+def _hadamard(dim: int, seed: int) -> faiss.HadamardRotation:
+    return faiss.HadamardRotation(dim, seed)
+
+
+def _apply(rotation: faiss.HadamardRotation, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    with threads_for(len(vectors)):
+        made: NDArray[np.float32] = rotation.apply(vectors)
+    return made

@@ -3,7 +3,7 @@
 Whatever a walk finds is scored again from the exact index, which holds the vectors anyway. So the nodes need no more of
 a vector than leads a walk to its neighbours: RaBitQ's codes (Gao and Long, arXiv 2405.12497) of two bits per dimension.
 They compare squared distances, which order unit vectors as cosines do, and suppose that every dimension counts the
-same: vectors are turned first (medret.index.rotation). float16 nodes are the vectors' own bits.
+same: vectors are turned first (medret.index.approximate). float16 nodes are the vectors' own bits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.approximate import ApproximateIndex, Distinct, Walked
+from medret.index.approximate import ApproximateIndex, Distinct, Walked, turned
 from medret.index.exact import ExactIndex, float32_batches
 from medret.index.neighbours import TIE_MARGIN, hnsw_parameters, threads_for
-from medret.index.rotation import turned
 from medret.index.settings import FP16, RABITQ_BITS, IndexSettings
 
 _faiss: Any = faiss  # its type stubs lack `storage` and RaBitQ

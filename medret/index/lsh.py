@@ -1,4 +1,4 @@
-"""LSH: a random rotation (medret.index.rotation), one bit per rotated dimension, and a Hamming scan.
+"""LSH: a random rotation (medret.index.approximate), one bit per rotated dimension, and a Hamming scan.
 
 Embeddings share a strong mean; a zero threshold would give most vectors the same bits, so each bit's threshold is the
 median of its rotated dimension over a sample of the shard's own vectors.
@@ -12,10 +12,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.approximate import ApproximateIndex, Distinct, Walked
+from medret.index.approximate import ApproximateIndex, Distinct, Rotation, Walked
 from medret.index.exact import ExactIndex, float32_batches
 from medret.index.neighbours import TIE_MARGIN, threads_for
-from medret.index.rotation import Rotation
 from medret.index.settings import IndexSettings
 
 TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from medret.errors import CorruptError
 from medret.index import IndexSettings
-from medret.index.approximate import Distinct
+from medret.index.approximate import Distinct, Rotation, turned
 from medret.index.build import recall_of, recall_probe
 from medret.index.exact import ExactIndex, build_exact
 from medret.index.index_files import JUDGES, open_approximate
 from medret.index.lsh import LshIndex, build_lsh
-from medret.index.rotation import Rotation, turned
 
 DIM, ROWS = 96, 3000
 
