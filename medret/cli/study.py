@@ -72,11 +72,14 @@ Say why HIT scores as it does for QUERY: how much each pair of slices gave to th
   late     each slice of the query gives its best cosine in the hit, weighted (the default here)
   max      the one best pair gives all
   volume   every pair gives its part of the cosine of the two volume vectors; not for the aggregation max
+
+With --text, QUERY is words, and each slice of HIT gives its own share.
 """
 EXPLAIN_EXAMPLES = """\
 examples:
   medret explain ~/ct-store case.nii.gz liver/12.nii.gz
   medret explain ~/ct-store liver/3.nii.gz liver/12.nii.gz --mode volume --html why.html
+  medret explain ~/ct-store "CT of the abdomen, liver with cysts" liver/12.nii.gz --text --model medsiglip
 """
 DUPLICATES_SHOWN = 50
 PAIRS_SHOWN = 20
@@ -251,8 +254,9 @@ def add_explain(commands: Any) -> None:
     )
     add = parser.add_argument
     add("store", metavar="STORE", help="folder or URI of a store")
-    add("query", metavar="QUERY", help="NIfTI file, DICOM folder or URI, or volume id")
+    add("query", metavar="QUERY", help="NIfTI file, DICOM folder or URI, or volume id; words with --text")
     add("hit", metavar="HIT", help="volume id of a hit, or of any volume of the store")
+    add("--text", action="store_true", help="QUERY is words, for models that put words beside images")
     add("--mode", default=LATE, choices=("volume", "late", "max"), help="(default %(default)s)")
     add("--model", metavar="NAME", help="(default: the snapshot's first)")
     add("--aggregation", metavar="NAME", help="for --mode volume (default: the snapshot's first)")
@@ -269,7 +273,7 @@ def add_explain(commands: Any) -> None:
 
 def run_explain(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medret.search import open_snapshot
+    from medret.search import Words, open_snapshot
 
     snapshot = open_snapshot(
         arguments.store, arguments.snapshot, archive=arguments.archive, storage_options=arguments.storage_options
@@ -283,11 +287,12 @@ def run_explain(arguments: argparse.Namespace) -> int:
         slices=arguments.slices,
         plane=arguments.plane,
     )
-    explanation = snapshot.explain(arguments.query, arguments.hit, **vars(options))
+    query = Words(arguments.query) if arguments.text else arguments.query
+    explanation = snapshot.explain(query, arguments.hit, **vars(options))
     if arguments.html:
         from medret.search.explanation_page import explanation_page
 
-        write_text(arguments.html, explanation_page(snapshot, explanation, arguments.query, arguments.model))
+        write_text(arguments.html, explanation_page(snapshot, explanation, query, arguments.model))
     if arguments.json:
         say(json.dumps(explanation.to_json() | {"query": redacted(explanation.query)}))
     else:
@@ -312,7 +317,7 @@ def _print_explanation(explanation: Explanation) -> None:
     pairs = explanation.pairs
     for pair in pairs[:PAIRS_SHOWN]:
         table.add_row(
-            f"{pair.query_plane} {pair.query}",
+            "" if pair.query is None else f"{pair.query_plane} {pair.query}",
             f"{pair.hit_plane} {pair.hit}",
             f"{pair.cosine:.4f}",
             f"{pair.share:.4f}",

@@ -2,6 +2,7 @@
 
 Late interaction adds up the best pair of each slice of the query, `max` is one pair. The cosine of two volume vectors
 is bilinear in the slices of both, since a volume vector is a weighted mean of slices: so every pair gives its part.
+Words, and a volume vector, are a query of one vector: the cosine is linear in the slices of the hit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from medret.embeddings.slices import UNKNOWN, slice_weights
 from medret.errors import NotFoundError, UsageError
 from medret.search.corpus import Corpus, Member
 from medret.search.options import LATE, MAX, VOLUME, SearchOptions
-from medret.search.query import Query, QueryVectors, Volume
+from medret.search.query import Query, QueryVectors, Volume, Words
 from medret.search.resolve import Resolver
 
 EXPLAINED = (VOLUME, LATE, MAX)
@@ -26,10 +27,13 @@ EXPLAINED = (VOLUME, LATE, MAX)
 
 @dataclass(frozen=True)
 class PairShare:
-    """A pair of slices. query, hit: slice indices. cosine: of their vectors. share: what the pair gave to the score."""
+    """A pair of slices. query, hit: slice indices. cosine: of their vectors. share: what the pair gave to the score.
+
+    query_plane, query: None if the query is words or a volume vector.
+    """
 
     query_plane: str | None
-    query: int
+    query: int | None
     hit_plane: str | None
     hit: int
     cosine: float
@@ -40,7 +44,8 @@ class PairShare:
 class Explanation:
     """Why a volume is a hit.
 
-    query, hit: how messages name them. query_slices, hit_slices: their slices, in the space of the index.
+    query, hit: how messages name them. query_slices, hit_slices: their slices, in the space of the index; of words
+        and of a volume vector the one vector that they are.
     cosines: (slices of the query, slices of the hit). shares: what each pair gave; they sum to `score`, up to the
     rounding of stored vectors (less than 0.002).
     """
@@ -57,32 +62,34 @@ class Explanation:
 
     @property
     def pairs(self) -> list[PairShare]:
-        """For each slice of the query the pair that gave most, the largest share first; pairs that gave nothing not."""
-        best = np.abs(self.shares).argmax(axis=1)
-        rows = np.argsort(-self.shares[np.arange(len(best)), best], kind="stable")
-        assert self.query_slices.slice_indices is not None
-        assert self.hit_slices.slice_indices is not None
-        query_planes, hit_planes = self.query_slices.plane_names, self.hit_slices.plane_names
+        """For each slice of the query the pair that gave most, the largest share first; pairs that gave nothing not.
+
+        If the query has no slices, each slice of the hit.
+        """
+        rows, columns = np.arange(len(self.shares)), np.abs(self.shares).argmax(axis=1)
+        if self.query_slices.slice_indices is None:
+            columns = np.arange(self.shares.shape[1])
+            rows = np.zeros_like(columns)
+        order = np.argsort(-self.shares[rows, columns], kind="stable")
+        of_query, of_hit = _places(self.query_slices), _places(self.hit_slices)
         return [
             PairShare(
-                query_planes[row],
-                int(self.query_slices.slice_indices[row]),
-                hit_planes[best[row]],
-                int(self.hit_slices.slice_indices[best[row]]),
-                float(self.cosines[row, best[row]]),
-                float(self.shares[row, best[row]]),
+                of_query[row][0],
+                of_query[row][1],
+                of_hit[column][0],
+                of_hit[column][1],
+                float(self.cosines[row, column]),
+                float(self.shares[row, column]),
             )
-            for row in rows.tolist()
-            if self.shares[row, best[row]]
+            for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+            if self.shares[row, column]
         ]
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as a JSON object."""
 
         def of(slices: Slices) -> list[dict[str, Any]]:
-            assert slices.slice_indices is not None
-            named = zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)
-            return [{"plane": plane, "slice": index} for plane, index in named]
+            return [{"plane": plane, "slice": index} for plane, index in _places(slices)]
 
         return {
             "query": self.query,
@@ -115,8 +122,6 @@ def explain(corpus: Corpus, resolver: Resolver, query: Query, hit: str, options:
     hit_slices = corpus.index(member.entry, None).slices_of(volume)
     if hit_slices is None:
         raise UsageError(f"volume '{hit}' has no slice vectors in {corpus} ({row.problem or 'not indexed'})")
-    if asked.slices.slice_indices is None:
-        raise UsageError(f"{asked.label} has no slices: explain takes a file, a volume or slice vectors of one")
     wide = asked.slices.vectors.astype(np.float64), hit_slices.vectors.astype(np.float64)
     cosines = wide[0] @ wide[1].T
     if options.used_mode == VOLUME:
@@ -129,12 +134,19 @@ def explain(corpus: Corpus, resolver: Resolver, query: Query, hit: str, options:
         volume[0],
         options.used_mode,
         min(score, 1.0),
-        options.score_words(),
+        options.score_words(of_words=isinstance(query, Words)),
         asked.slices,
         hit_slices,
         np.minimum(cosines, 1.0).astype(np.float32),
         shares,
     )
+
+
+def _places(slices: Slices) -> list[tuple[str | None, Any]]:
+    """Plane and slice index of each slice; (None, None) of a vector that is none."""
+    if slices.slice_indices is None:
+        return [(None, None)] * len(slices)
+    return list(zip(slices.plane_names, slices.slice_indices.tolist(), strict=True))
 
 
 def _best(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -195,7 +207,10 @@ def _volume_shares(
         return vector
 
     placed: Callable[[Slices, str, int], NDArray[np.float32]] = _positions(corpus, member)
-    query_parts = parts(asked.slices, asked.slices.volume_id, _relative_of(asked, placed))
+    if asked.slices.slice_indices is None:  # it is one direction, as the index holds them
+        query_parts = asked.volume[None].astype(np.float64)
+    else:
+        query_parts = parts(asked.slices, asked.slices.volume_id, _relative_of(asked, placed))
     hit_parts = parts(hit, volume[0], placed(hit, *volume))
     score = float(stored.vectors[0].astype(np.float64) @ asked.volume.astype(np.float64))
     return query_parts @ hit_parts.T, score

@@ -36,7 +36,7 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
         frozenset((pair.hit_plane or "", pair.hit) for pair in pairs),
     )
     uri = snapshots.uri_of_query(query)
-    compared = frozenset((pair.query_plane or "", pair.query) for pair in pairs)
+    compared = frozenset((pair.query_plane or "", pair.query) for pair in pairs if pair.query is not None)
     of_query = None if uri is None else ImageRequest(uri, None, compared)
     images = snapshots.pictures.read([of_hit, *([of_query] if of_query else [])], model)
     of_both = images[of_hit], images[of_query] if of_query else None
@@ -50,7 +50,7 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
         title="Why this hit",
         pairs=[
             _PairCard(
-                f"{pair.query_plane} {pair.query} and {pair.hit_plane} {pair.hit}",
+                " and ".join(filter(None, (_name(pair.query_plane, pair.query), _name(pair.hit_plane, pair.hit)))),
                 pair.cosine,
                 pair.share,
                 _tile_of(of_both[1], pair.query_plane, pair.query),
@@ -72,9 +72,15 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
     )
 
 
+def _name(plane: str | None, index: int | None) -> str:
+    """How the page names a slice; "" for a vector that is none."""
+    return "" if index is None else f"{plane} {index}"
+
+
 def _named(slices: Slices) -> list[str]:
-    assert slices.slice_indices is not None  # slices of explanations have one
-    return [f"{plane} {index}" for plane, index in zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)]
+    if slices.slice_indices is None:
+        return []
+    return [_name(*each) for each in zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,6 @@ def _matrix_image(cosines: NDArray[np.float32], marked: NDArray[np.bool_]) -> _M
     return _MatrixImage(source, large.shape[1], large.shape[0], low, high)
 
 
-def _tile_of(images: VolumeImages | str | None, plane: str | None, index: int) -> Tile | None:
+def _tile_of(images: VolumeImages | str | None, plane: str | None, index: int | None) -> Tile | None:
     """The picture of a slice, if there is one."""
-    return images.by_slice.get((plane or "", index)) if isinstance(images, VolumeImages) else None
+    return images.by_slice.get((plane or "", index)) if isinstance(images, VolumeImages) and index is not None else None

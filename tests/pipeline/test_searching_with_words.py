@@ -85,6 +85,10 @@ def test_by_command_in_python_and_over_http(
     assert "liver with cysts" in page.read_text()
     assert main([*arguments, "-k", "4", "--mode", mode]) == 0
     assert ids(expected)[0] in capsys.readouterr().out
+    if mode in ("volume", "max"):
+        why = ["explain", str(store), TEXT, ids(expected)[0], "--text", *arguments[4:], "--mode", mode, "--json"]
+        assert main(why) == 0
+        assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(expected[0].score, abs=1e-6)
     stores = LiveStores([str(store)])
     try:
         settings = ServeSettings(device="cpu", weights=place)

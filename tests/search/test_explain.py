@@ -82,12 +82,22 @@ def test_what_cannot_be_explained_is_said(made_store: Any) -> None:
         snapshot.explain(one, other, mode="vote")
     with pytest.raises(UsageError, match="no mean of slices"):
         snapshot.explain(one, other, mode="volume", aggregation="max")
-    with pytest.raises(UsageError, match="has no slices"):
-        snapshot.explain(np.ones(32), other)
     with pytest.raises(NotFoundError, match=r"nowhere\.nii"):
         snapshot.explain(one, "nowhere.nii")
     with pytest.raises(UsageError, match="one model and one aggregation"):
         snapshot.explain(one, other, aggregation=["mean", "max"])
+
+
+@pytest.mark.parametrize("mode", ["volume", "late", "max"])
+def test_a_volume_vector_is_explained_as_it_is_searched_with(centred_store: Any, mode: str) -> None:
+    snapshot = open_snapshot(centred_store.uri)
+    query = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    options: dict[str, Any] = {"mode": mode, "aggregation": "mean", "index": "exact"}
+    for hit in snapshot.search(query, 4, **options):
+        explanation = snapshot.explain(query, hit.volume_id, **options)
+        assert explanation.score == pytest.approx(hit.score, abs=1e-6)
+        assert explanation.shares.sum() == pytest.approx(hit.score, abs=2e-3)
+        assert {pair.query for pair in explanation.pairs} == {None}
 
 
 def test_the_command_prints_writes_and_gives_json(

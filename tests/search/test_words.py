@@ -15,6 +15,7 @@ from medret.errors import UsageError
 from medret.index import fit_centre
 from medret.models.words import REFERENCE_TEXTS, TextEncoder, unit
 from medret.search import Encoders, SearchOptions, Snapshot, Words, open_snapshot
+from medret.search.explanation_page import explanation_page
 from medret.snapshot import RecipeEntry
 from tests.search.conftest import DIM, MadeStore, make_store
 
@@ -123,6 +124,29 @@ def test_each_hit_says_which_slice_fits_best(snapshot: Snapshot, made: MadeStore
     seen = unit(raw - centre(None, np.concatenate([v.vectors for v in made.volumes]), len(made.volumes)))
     best = int((seen @ Constructed().directions([NAMES[2]])[0]).argmax())
     assert hit.slices.hit == (best, best)
+
+
+@pytest.mark.parametrize("mode", ["volume", "late", "max"])
+def test_an_explanation_gives_the_score_of_the_search(mode: str, snapshot: Snapshot) -> None:
+    query = Words(NAMES[2])
+    for hit in snapshot.search(query, 12, mode=mode, index="exact"):
+        explanation = snapshot.explain(query, hit.volume_id, mode=mode)
+        assert explanation.score == pytest.approx(hit.score, abs=1e-6)
+        assert explanation.shares.sum() == pytest.approx(hit.score, abs=2e-3 if mode == "volume" else 1e-6)
+        assert explanation.shares.shape == (1, SLICES)
+        pairs = explanation.pairs
+        assert [pair.query for pair in pairs] == [None] * (SLICES if mode == "volume" else 1)
+        assert [pair.share for pair in pairs] == sorted((pair.share for pair in pairs), reverse=True)
+        assert "a text counts as a volume of one slice" in explanation.words
+        assert explanation.to_json()["query_slices"] == [{"plane": None, "slice": None}]
+
+
+def test_the_page_of_an_explanation_of_words_names_the_slices_of_the_hit(snapshot: Snapshot, made: MadeStore) -> None:
+    query = Words(NAMES[2])
+    page = explanation_page(snapshot, snapshot.explain(query, made.ids[0], mode="volume"), query)
+    assert "The query against each slice" in page
+    assert f"<td>axial {SLICES - 1}</td>" in page
+    assert "None" not in page
 
 
 def test_words_are_filtered_like_any_query(snapshot: Snapshot) -> None:
