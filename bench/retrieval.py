@@ -86,9 +86,7 @@ SLICERS: dict[str, Slicer] = {
     "edges": by(DEFAULT, edges),
     "8 slices": by(replace(DEFAULT, slices="uniform:8")),
     "32 slices": by(replace(DEFAULT, slices="uniform:32")),
-    "every 5 mm": by(replace(DEFAULT, slices="every:5mm")),
-    "every 10 mm": by(replace(DEFAULT, slices="every:10mm")),
-    "every 20 mm": by(replace(DEFAULT, slices="every:20mm")),
+    **{f"every {gap} mm": by(replace(DEFAULT, slices=f"every:{gap}mm")) for gap in (5, 10, 20, 30, 40)},
     "coronal": by(replace(DEFAULT, planes=("coronal",))),
     "sagittal": by(replace(DEFAULT, planes=("sagittal",))),
 }

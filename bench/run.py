@@ -3,7 +3,8 @@
     python bench/run.py [SCRIPT ...] [--tiny] [--out FILE]        (make bench)
 
 SCRIPT is a name without `.py`; all of them, if none is named. What falls short of its bound is red and says why. A
-script that fails is named, and the exit code is 1. The JSON goes to bench/results/<chip>.json, with --tiny nowhere.
+script that fails is named, and the exit code is 1. The JSON goes to bench/results/<chip>.json after each script, with
+--tiny nowhere. It names the commit and the start of the run, which are the same for all figures of an unbroken run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ def main() -> int:
     if unknown := [name for name in arguments.scripts if name not in SCRIPTS]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(SCRIPTS)}")
     documents, failed = [], []
+    run = {"commit": commit(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    out = arguments.out or (None if arguments.tiny else RESULTS / f"{chip()}.json")
     for name in arguments.scripts or SCRIPTS:
         started = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
@@ -39,10 +43,12 @@ def main() -> int:
         if document is None:
             failed.append(name)
         else:
-            documents.append(document | {"seconds": round(time.monotonic() - started)})
+            documents.append(document | {"seconds": round(time.monotonic() - started), "run": run})
+            if out:
+                keep(out, documents[-1])
     print_table([_figure(row) for document in documents for row in document["figures"]])
-    if not arguments.tiny or arguments.out:
-        keep(arguments.out or RESULTS / f"{chip()}.json", documents)
+    if out:
+        print(f"kept in {out}", file=sys.stderr)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -59,13 +65,21 @@ def run_one(name: str, *, tiny: bool) -> dict[str, Any] | None:
     return document
 
 
-def keep(path: Path, documents: list[dict[str, Any]]) -> None:
-    """Write the documents; those of scripts that did not run this time stay."""
+def commit() -> str:
+    """The commit that is measured, with a + if files differ from it; "" outside a repository."""
+    here = Path(__file__).parent
+    said = [
+        subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
+        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    ]
+    return said[0] + ("+" if said[1] else "")
+
+
+def keep(path: Path, document: dict[str, Any]) -> None:
+    """Write a document; those of scripts that did not run this time stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
-    known |= {document["benchmark"]: document for document in documents}
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    print(f"kept in {path}", file=sys.stderr)
+    path.write_text(json.dumps(known | {document["benchmark"]: document}, indent=1) + "\n")
 
 
 def _figure(row: dict[str, Any]) -> Figure:
