@@ -140,7 +140,7 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
 
         return run
 
-    modules = [import_module(f"medret.volume.{name}") for name in ("examine", "read", "drawing")]
+    modules = [import_module(f"medret.volume.{name}") for name in ("read", "drawing")]
     with ExitStack() as stack:
         for step, names in STEPS.items():
             for name in names:

@@ -102,7 +102,7 @@ class NewLedger:
 
     @property
     def ct_without_hu(self) -> int:
-        """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.facts)."""
+        """Number of volumes labelled CT that hold no Hounsfield units (medret.volume.read.VolumeFacts)."""
         live = self.state.rows["ct_without_hu"].slice(0, len(self.kept)).to_numpy()
         changed = self.changed.select(["facts"])
         parts = (self.facts.unpacked(changed.slice(at, PART_ROWS)) for at in range(0, changed.num_rows, PART_ROWS))

@@ -175,7 +175,7 @@ def known_rows(ledger: pa.Table) -> pa.Table:
 
 
 def without_hu(facts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether the facts are of a volume labelled CT that holds no Hounsfield units (medret.volume.facts)."""
+    """Whether the facts are of a volume labelled CT that holds no Hounsfield units (medret.volume.read.VolumeFacts)."""
     return pc.fill_null(pc.match_substring_regex(facts, r'"ct_without_hu":\s*true'), False)
 
 
