@@ -20,7 +20,7 @@ from medret.schemas import LEDGER, QUARANTINE, VOLUME_LABELS, in_order, in_parts
 from medret.snapshot.files import ShardKey, entries
 
 IDENTITY = ("volume_id", "size_bytes", "etag", "mtime")
-PART_ROWS = 1 << 14  # rows that are worked on at once: while they are, each takes several times what it takes then
+PART_ROWS = 1 << 12  # rows that are worked on at once: while they are, each takes several times what it takes then
 
 
 @dataclass(frozen=True)
