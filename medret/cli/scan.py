@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from medret.cli.shared import add_choice, add_command
-from medret.schemas import LABELS
 from medret.storage import redacted
 from medret.visible import say, visible
 
@@ -127,6 +126,8 @@ def lines(found: Overview, following: str | None) -> Iterator[str]:
 
 
 def _labels(found: Overview) -> Iterator[str]:
+    from medret.schemas import LABELS  # loads pyarrow, which `medret --help` does without
+
     if found.labels:
         yield f"{'labelled':>9}  {'':5}{'values':>7}  label, and where it comes from"
         for label in found.labels:

@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medret.archive.looks import head_at
 from medret.cli.shared import add_command, add_storage_options, parse_weights, per_store
 from medret.errors import UsageError
 from medret.search.options import DEFAULT_K, LATE, SearchOptions
@@ -227,6 +226,8 @@ def _refuse_instances(queries: Sequence[str]) -> None:
     by_series: dict[str, list[Path]] = {}
     for path in map(Path, queries if len(queries) > 1 else ()):
         if not path.name.endswith((".nii", ".nii.gz", ".npy")) and path.is_file():
+            from medret.archive.looks import head_at  # loads pandas, which a search does without
+
             head = head_at(str(path))
             by_series.setdefault(head.series_uid if head else "", []).append(path)
     by_series.pop("", None)
