@@ -20,10 +20,9 @@ from synthetic import clustered, near
 
 from medret.index import Distinct, ExactIndex, IndexSettings
 from medret.index.approximate import ApproximateIndex, first_equal
-from medret.index.exact import build_exact
+from medret.index.exact import MISSING, Neighbours, Searchable, build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.lsh import LshIndex, build_lsh
-from medret.index.neighbours import MISSING, Neighbours, Searchable
 from medret.index.settings import FP16, RABITQ
 
 SELECTIVITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01, 0.003, 0.001)

@@ -33,8 +33,8 @@ from synthetic import SETTINGS, Plan, clustered, near, write_store
 import medret
 from medret.index import HNSW, IndexShard
 from medret.index.approximate import turned
+from medret.index.exact import hnsw_parameters
 from medret.index.hnsw import CODES_SLACK
-from medret.index.neighbours import hnsw_parameters
 from medret.storage.objects import CACHE_VARIABLE
 
 K = 10

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medret.archive import label_origins as origins
-from medret.archive.bids import bids_labels, read_participants
 from medret.archive.listing import DATA_SET, DESCRIPTION, PARTICIPANTS, Listing
 from medret.archive.msd import msd_labels, read_tasks
-from medret.archive.path_labels import path_labels
+from medret.archive.path_labels import bids_labels, path_labels, read_participants
 from medret.archive.table_labels import join_table
 from medret.schemas import LABELS, PART_ROWS, VOLUME_LABELS, taken
 

@@ -26,9 +26,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.index.exact import ExactIndex
-from medret.index.neighbours import (
+from medret.index.exact import (
     MISSING,
+    ExactIndex,
     Neighbours,
     best_first,
     mask_of_rows,

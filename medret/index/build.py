@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from medret.errors import MedretError
 from medret.index.approximate import Distinct, first_equal
-from medret.index.exact import ExactIndex, build_exact, float32_batches
+from medret.index.exact import MISSING, ExactIndex, Searchable, build_exact, float32_batches, one_thread
 from medret.index.hnsw import build_hnsw
 from medret.index.index_files import approximate_index
 from medret.index.lsh import build_lsh
-from medret.index.neighbours import MISSING, Searchable, one_thread
 from medret.index.rows import row_order, serialise_rows
 from medret.index.settings import AUTO, CODES_RECALL, EXACT, FP16, HNSW, LSH, RABITQ, IndexSettings
 from medret.storage import NAME_DIGITS, Location, WrittenFile

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.index.approximate import ApproximateIndex, Distinct, Walked, turned
-from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import TIE_MARGIN, hnsw_parameters, threads_for
+from medret.index.exact import TIE_MARGIN, ExactIndex, float32_batches, hnsw_parameters, threads_for
 from medret.index.settings import FP16, RABITQ_BITS, IndexSettings
 
 _faiss: Any = faiss  # its type stubs lack `storage` and RaBitQ

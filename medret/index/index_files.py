@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from medret.errors import CorruptError, first_line
 from medret.index.approximate import ApproximateIndex, Distinct, Walked
-from medret.index.exact import ExactIndex
+from medret.index.exact import ExactIndex, Searchable
 from medret.index.hnsw import HnswIndex
 from medret.index.lsh import LshIndex
-from medret.index.neighbours import Searchable
 from medret.index.settings import EXACT, HNSW, KINDS, LSH, RABITQ_BITS, IndexSettings
 
 INNER_PRODUCT, L2 = 0, 1

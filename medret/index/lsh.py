@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.index.approximate import ApproximateIndex, Distinct, Rotation, Walked
-from medret.index.exact import ExactIndex, float32_batches
-from medret.index.neighbours import TIE_MARGIN, threads_for
+from medret.index.exact import TIE_MARGIN, ExactIndex, float32_batches, threads_for
 from medret.index.settings import IndexSettings
 
 TRAIN_ROWS = 16_384  # a median needs no more, and training holds rows x bits float32 twice

@@ -130,10 +130,14 @@ class PackedFacts:
     def unpacked(self, ledger: pa.Table) -> pa.Table:
         """The rows with their facts again. Facts that were never packed, as those of stored rows, stay."""
         column = ledger["facts"]
+        parts = [self._texts(column.slice(at, GATHERED_ROWS)) for at in range(0, len(column), GATHERED_ROWS)]
+        return _with_facts(ledger, pa.chunked_array([chunk for part in parts for chunk in part.chunks], column.type))
+
+    def _texts(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         marked = pc.fill_null(pc.starts_with(column, MARK), False)
         numbers = pc.utf8_slice_codeunits(column.filter(marked), len(MARK)).cast(pa.int64()).to_numpy()
         if not len(numbers):
-            return ledger
+            return column
         starts = np.array(self._starts)
         parts, part = np.unique(np.searchsorted(starts, numbers, "right") - 1, return_inverse=True)
         offsets = np.cumsum([0, *np.diff(starts)[parts]])
@@ -141,7 +145,7 @@ class PackedFacts:
         order[marked.to_numpy()] = len(column) + offsets[part] + numbers - starts[parts][part]
         texts = [pa.ipc.open_stream(self._parts[number]).read_all()["facts"] for number in parts]
         chunks = [chunk for each in (column, *texts) for chunk in each.chunks]
-        return _with_facts(ledger, pa.chunked_array(chunks, column.type).take(pa.array(order)))
+        return pa.chunked_array(chunks, column.type).take(pa.array(order))
 
 
 def _with_facts(ledger: pa.Table, facts: pa.ChunkedArray) -> pa.Table:

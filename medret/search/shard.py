@@ -33,7 +33,7 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
-from medret.index.neighbours import best_first
+from medret.index.exact import best_first
 from medret.search.cache import LocalFiles
 from medret.search.candidates import CandidateFilter
 from medret.search.matching import late_scores

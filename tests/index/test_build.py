@@ -33,7 +33,7 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
-from medret.index.neighbours import threads_for
+from medret.index.exact import threads_for
 from medret.index.settings import AUTO, FP16, RABITQ
 from medret.storage import Location
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medret.index.approximate import Distinct, first_equal
-from medret.index.neighbours import MISSING
+from medret.index.exact import MISSING
 
 values = st.lists(st.integers(0, 5), min_size=1, max_size=20)
 
