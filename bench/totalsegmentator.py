@@ -9,7 +9,7 @@ and the same where the slices that match must show it. `count` is the paper's ow
 vote, for its nearest slice), `re-ranked` late interaction. Each figure is a mean over structures.
 
 What the paper says is quoted as published. What it does not say, or what we could not read: which 29 coarse structures
-it scores (ours are those of medret/evaluate/structures.py), its split into queries and database, and from how many
+it scores (ours are those of medret/evaluate/masks.py), its split into queries and database, and from how many
 voxels on a slice shows a structure.
 """
 

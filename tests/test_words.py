@@ -8,7 +8,7 @@ from pathlib import Path
 
 MEDRET = Path(__file__).parents[1] / "medret"
 MODULES = sorted(MEDRET.rglob("*.py"))
-MODULES_MAX = 195
+MODULES_MAX = 193
 LINES_MAX = 350
 
 # Names that were replaced by the field's own. Names on disk stay, and are named in these files alone.

@@ -28,10 +28,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medret.embeddings import Slices
+from medret.evaluate.masks import coarse_of
 from medret.evaluate.metrics import NAMES, Floats, chance, measure
 from medret.evaluate.relevance import Exclusion, subject_numbers
 from medret.evaluate.slice_truth import SliceCounts
-from medret.evaluate.structures import coarse_of
 
 SLICE, VOLUME, REGION, LOCALISED, WITHIN = "slice", "volume", "region", "localised", "within"
 ASKING = (SLICE, VOLUME, REGION, LOCALISED, WITHIN)

@@ -28,11 +28,10 @@ from medret.demo.phantoms import KINDS, STRUCTURES, write_corpus
 from medret.embeddings import Slices, plane_codes, unit_slices
 from medret.errors import UsageError
 from medret.evaluate import Bootstrap, Selection
-from medret.evaluate.masks import Mask, find_masks, read_names
+from medret.evaluate.masks import COARSE, FINE, Mask, coarse_of, find_masks, read_names
 from medret.evaluate.slice_truth import COUNTS, count_voxels, counts_table, read_counts
 from medret.evaluate.structure_figures import StructureEvaluation, StructureOptions
 from medret.evaluate.structure_retrieval import evaluate_structures
-from medret.evaluate.structures import COARSE, FINE, coarse_of
 from medret.recipe import Recipe, SliceRecipe
 from medret.search import Snapshot, open_snapshot
 from medret.volume import Limits, content_sha256, read_volume
