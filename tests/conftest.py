@@ -20,6 +20,7 @@ from tests.failing_s3 import FailingProxy
 # Before anything imports transformers, timm or ray, and inherited by Ray's workers: no test asks a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_DATA_METADATA_PREFETCH_ON_THREAD"] = "0"  # as in a run: medret.pipeline.connect
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112  # Ray spells it so
 
 # How long an example takes says how busy the machine is.

@@ -45,6 +45,9 @@ SOCKET_PATH_BYTES = 107  # the longest socket path that Unix allows
 SESSION = "session_2026-01-31_23-59-59_999999_{}/sockets/plasma_store"  # and the process id
 IDLE_WORKER_S = 600  # how long a local Ray keeps an idle process for the next task
 GUARD = 'trap "" HUP INT TERM; read _; kill -KILL 0'
+# Ray Data reads the metadata of a block in the step that takes the block, instead of passing the block on in a later
+# step: medret's blocks are few, and each step costs the driver some milliseconds.
+METADATA_AT_ONCE = ("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")
 SETTINGS = {
     # Ray Data's actors log a known harmless line as an error to every user's terminal (ray-project/ray#53727).
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -178,7 +181,8 @@ def _attached(
 
 
 def _load_ray_data() -> None:
-    """Import what the driver needs next; it sets its loggers when it is imported, so they are silenced then."""
+    """Import what the driver needs next; it reads its settings and sets its loggers when it is imported."""
+    os.environ.setdefault(*METADATA_AT_ONCE)
     import_module("ray.data")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # medret reports a failed stream itself, in one line
 

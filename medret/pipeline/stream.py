@@ -46,7 +46,7 @@ USUAL_SLICES = 16  # per plane, if the slice plan depends on the volume
 READ_MEMORY_BYTES = 256 * 2**20  # per read task, for Ray's scheduling: a typical decoded volume and its slices
 # How the scheduling loop sleeps; see Pause.
 LONGEST_SLEEP_S = 1.0  # what no task tells is noticed this late: that a consumer has taken a block, that an actor died
-QUIET_STEPS = 2  # before the loop sleeps: what a task returned in one step is passed on in the next
+QUIET_STEPS = 1  # before the loop sleeps: a stage whose input has ended hands out the rest in the next step
 WAITING = 2  # calls queued per actor beside those that it works on, so that transfers overlap with computing
 
 CANARY_COUNT = 3  # unchanged volumes to embed again, so that gates can compare the vectors
