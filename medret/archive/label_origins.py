@@ -106,7 +106,9 @@ def own(labels: pa.Table, names: pa.Array) -> pa.Table:
     words = pc.unique(pc.list_flatten(listed))
     found = pc.list_parent_indices(listed).to_numpy() * len(words) + _codes(pc.list_flatten(listed), words)
     marks = _of_pairs(_pairs(part["origins"]), pa.array(numbers), "")
-    others = pa.array(np.unique(marks.rows[_numbers(pc.not_equal(marks.texts, DICOM))]))  # few: most have tags alone
+    marked = marks.rows[_numbers(pc.not_equal(marks.texts, DICOM))]
+    given = _numbers(_array(pc.is_null(part["origins"])))  # in the journal, the labels that the reader was given
+    others = pa.array(np.union1d(marked, given))  # few: most have tags alone
     kept = []
     for each in _entries(taken(part, others), others):
         code = _codes(each.names, words)

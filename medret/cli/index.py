@@ -197,7 +197,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--shard-volumes",
         type=positive_int,
         metavar="N",
-        help="volumes per embedding shard; at most this many are embedded again after a crash (default 64)",
+        help="volumes per embedding shard; after a crash, those of unfinished shards are embedded again (default 64)",
     )
 
 

@@ -141,10 +141,11 @@ def duplicate_gate(facts: Sequence[VectorFacts], content: Callable[[], pa.Table]
     if times.max(initial=1) == 1:
         return Gate(DUPLICATES, True, "none", limit)
     known = content()
-    at = pc.index_in(keys["volume_id"], value_set=known["volume_id"]).to_numpy()
+    at = pc.fill_null(pc.index_in(keys["volume_id"], value_set=known["volume_id"]), -1).to_numpy()
+    vectors, at = vectors[at >= 0], at[at >= 0]  # an unfinished run may have embedded volumes that are gone since
     contents = numbered(known["content_sha256"])[at]
-    total, base = len(np.unique(contents)), int(contents.max()) + 1
-    largest = int(np.bincount(np.unique(vectors * base + contents) // base).max())
+    total, base = len(np.unique(contents)), int(contents.max(initial=0)) + 1
+    largest = int(np.bincount(np.unique(vectors * base + contents) // base).max(initial=0))
     found = f"{largest} of {total} new contents share one vector"
     passed = largest <= limits.max_duplicates * total or total < DUPLICATES_FROM
     return Gate(DUPLICATES, passed, found if largest > 1 else "none", limit)
@@ -189,16 +190,27 @@ def losses(plan: Plan, quarantined: pa.ChunkedArray | None = None) -> Losses:
     rows = plan.state.rows.slice(0, plan.state.journal_from)
     live = pc.equal(rows["status"], "embedded")
     gone = rows_of(rows.select(["status", "content_sha256", "size_bytes"]), plan.gone)
+    gone = gone.filter(pc.equal(gone["status"], "embedded"))
     moved = pa.array({step.content_sha256 for step in plan.of("copy")}, pa.string())
-    gone = gone.filter(
-        pc.and_(pc.equal(gone["status"], "embedded"), pc.invert(pc.is_in(gone["content_sha256"], value_set=moved)))
-    )
+    elsewhere = pc.or_(pc.is_in(gone["content_sha256"], value_set=moved), has_copies(plan, gone["content_sha256"]))
+    gone = gone.filter(pc.invert(elsewhere))
     unsure = pc.and_(pa.array(plan.which("check")), pc.is_null(plan.table["row"]))
     possible = Counter(plan.table["size_bytes"].filter(unsure).to_pylist())
     sizes = Counter(gone["size_bytes"].to_pylist())
     refused = pc.and_(live, pc.is_in(rows["volume_id"], value_set=quarantined)) if quarantined is not None else None
     total, newly = (int(pc.sum(mask).as_py() or 0) if mask is not None else 0 for mask in (live, refused))
     return Losses(total, (sizes - possible).total(), newly)
+
+
+def has_copies(plan: Plan, contents: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each of these contents of live volumes is also that of a volume that stays as it is."""
+    rows = plan.state.rows.select(["status", "content_sha256"])
+    same = pc.is_in(rows["content_sha256"], value_set=contents.unique()) if len(contents) else pa.array([], pa.bool_())
+    found = np.flatnonzero(pc.fill_null(same, False).to_numpy(zero_copy_only=False))
+    kept = plan.table["row"].filter(pa.array(plan.which("keep"))).to_numpy() if len(found) else found
+    copies = rows_of(rows, found[np.isin(found, kept)])
+    copies = copies.filter(pc.equal(copies["status"], "embedded"))["content_sha256"]
+    return pc.is_in(contents, value_set=copies)
 
 
 def other_source(request: IndexRequest, archive_uri: str, manifest: Manifest | None) -> str:

@@ -75,6 +75,7 @@ def counts(listing: Listing, plan: Plan, ledger: NewLedger) -> Counts:
     )
     gone = rows_of(live.select(["content_sha256"]), plan.gone)["content_sha256"]
     moved = pc.is_in(gone, value_set=rows["content_sha256"].filter(pa.array(renamed))).to_numpy()
+    moved |= gates.has_copies(plan, gone).to_numpy()
     kept = live["status"].filter(pa.array(ledger.kept))
     as_before = int(pc.sum(pc.equal(kept, "embedded")).as_py() or 0) + int((embedded & ~made).sum())
     return Counts(
@@ -143,7 +144,9 @@ def all_gates(
 ) -> list[gates.Gate]:  # fmt: skip
     """Run every check before publication. pool: all stored and new embedding files. quarantine: schemas.QUARANTINE."""
     limits = request.gates
-    facts = vector_facts(store, pa.concat_tables([made.files, state.journal.files]))
+    resumed = state.journal.files  # not what unfinished runs with other recipes have made
+    resumed = resumed.filter(pc.is_in(resumed["recipe"], value_set=pa.array(plan.target.recipes, pa.string())))
+    facts = vector_facts(store, pa.concat_tables([made.files, resumed]))
     masks = codes(quarantine).get(QuarantineCode.LABEL_MASK, 0)
     return [
         gates.lost_gate(lost(log, plan, quarantine), limits),

@@ -261,7 +261,8 @@ def _shards(
 
 def _without_mixtures(ledger: pa.Table, plan: Plan, part: pa.Table) -> pa.Table:
     """Refuse volumes that should get vectors of more recipes, but whose stored vectors are of other content."""
-    extended = pc.equal(part["cause"].cast(pa.string()), "recipe")
+    keeps_some = pc.not_equal(part["missing"], (1 << len(plan.target.recipes)) - 1)
+    extended = pc.and_(pc.equal(part["cause"].cast(pa.string()), "recipe"), keeps_some)
     rows = ledger.select(["volume_id", "status", "content_sha256"]).filter(extended)
     stored = picked(plan.state.rows.select(["content_sha256"]), row_numbers(part["row"].filter(extended)))[
         "content_sha256"

@@ -63,10 +63,10 @@ class IndexRequest:
     path or URI of a TOML file that says what models are fed (medret.models.model_input). batch_size:
     slices per model call. gpus_per_actor: share of one GPU. actors: embedding actors per model. (None: device and
     cluster decide these three.) expect: what can come to the cluster. wait_minutes: how long to wait for the first node
-    that fits. previews: pictures to store per volume that is embedded. shard_volumes: volumes per embedding shard; at
-    most this many are embedded again after a crash. replace_models: drop models of the live snapshot that are not
-    named. retry_quarantined: try every quarantined volume again. lease_s: seconds of silence after which a run loses
-    the store. gates: limits of the checks before publication.
+    that fits. previews: pictures to store per volume that is embedded. shard_volumes: volumes per embedding shard;
+    after a crash, those of unfinished shards are embedded again. replace_models: drop models of the live snapshot that
+    are not named. retry_quarantined: try every quarantined volume again. lease_s: seconds of silence after which a run
+    loses the store. gates: limits of the checks before publication.
     """
 
     archive: str
@@ -152,7 +152,8 @@ class IndexRequest:
 
     def open_store(self) -> Location:
         """The store; from now on, all places of the run are opened with the storage options."""
-        others = [place for place in (self.archive, self.labels, self.inventory) if place]
+        places = (self.archive, self.labels, self.inventory, self.model_config, *self.weights.values())
+        others = [place for place in places if place]
         use_options(self.storage_options, stores=[self.store], others=others)
         return Location(self.store)
 

@@ -9,7 +9,7 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -174,15 +174,6 @@ class IndexOutcome:
     def slices_per_second(self) -> float:
         """Slices embedded per second of streaming, summed over models."""
         return self.slices / self.streaming_s if self.streaming_s > 0 else 0.0
-
-
-def worst_recall(entries: Sequence[Any]) -> dict[str, float]:
-    """The lowest recall@10 per index kind over the snapshot's indices."""
-    worst: dict[str, float] = {}
-    for entry in entries:
-        for kind, value in entry.recall.items():
-            worst[kind] = min(value, worst.get(kind, 1.0))
-    return worst
 
 
 def failure_of(error: BaseException) -> MedretError:

@@ -48,7 +48,6 @@ from medret.pipeline.result import (
     say_labels,
     say_listing,
     say_plan,
-    worst_recall,
 )
 from medret.pipeline.stop import Stop
 from medret.pipeline.store_state import Target, live_manifest, rows_of, stored_rows, unfinished_elsewhere
@@ -59,7 +58,7 @@ from medret.snapshot import Lease, clear_journal, leased, publish
 from medret.snapshot.files import StoredFile, files_table
 from medret.snapshot.lease import refuse_if_held
 from medret.snapshot.names import say_strangers
-from medret.snapshot.publish import write_quarantine
+from medret.snapshot.publish import worst_recall, write_quarantine
 from medret.snapshot.removal import finish
 from medret.storage import Location
 from medret.storage.filesystems import retries
@@ -308,13 +307,16 @@ def _stream(
                 target.ruleset_digest, counts.handle, request.shard_volumes, target.hidden, request.previews,
                 run.facts,
             )  # fmt: skip
-            last = f"embed {jobs[-1].recipe.model.name}"
-            with run.stop.draining(counts), run.reporter.watching(counts, plan.count("embed"), last):
-                made = embed(_divide_work(run, plan, jobs, capacity), stages)
+            works = _divide_work(run, plan, jobs, capacity)
+            watched = max(works, key=lambda work: work.source.num_rows).jobs[-1]
+            volumes = sum(work.source.num_rows for work in works if watched in work.jobs)
+            last = f"embed {watched.recipe.model.name}"
+            with run.stop.draining(counts), run.reporter.watching(counts, volumes, last):
+                made = embed(works, stages, run.stop)
                 if orphaned := orphans(plan, judge.contents(made.ledger, plan.table["leader"])):
                     plan = embedded_instead(plan, orphaned)
                     alone = replace(plan, table=rows_of(plan.table, plan.places(orphaned)))
-                    made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages)])
+                    made = concatenate([made, embed(_divide_work(run, alone, jobs, capacity), stages, run.stop)])
             counted, log.facts["timeline"], log.facts["nodes"] = counts.stages(), counts.timeline(), counts.nodes()
     log.facts |= {"stages": {name: vars(count) for name, count in counted.items()}, "ray_data": made.statistics}
     log.facts["storage_retries"] = retries() + sum(count.retries for count in counted.values())

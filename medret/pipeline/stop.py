@@ -81,6 +81,11 @@ class Stop:
             over.set()
             thread.join(timeout=10)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run was told to stop."""
+        return self._asked.is_set()
+
     def check(self) -> None:
         """Raise StoppedError if the run was told to stop."""
         if self._asked.is_set():

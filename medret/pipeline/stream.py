@@ -23,6 +23,7 @@ from medret.pipeline.plan import CAUSES, Plan, recipes_of
 from medret.pipeline.pools import Capacity, PoolPlan, Wish, plan_pools, wishes
 from medret.pipeline.read_stage import ReadStage
 from medret.pipeline.request import IndexRequest
+from medret.pipeline.stop import Stop
 from medret.pipeline.store_state import query, rows_of
 from medret.recipe import Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
@@ -174,10 +175,12 @@ def block_volumes(source: pa.Table, device: str, slices: SliceRecipe) -> int:
     return size
 
 
-def embed(works: Sequence[Work], stages: Stages) -> Streamed:
-    """Run the streams one after the other."""
+def embed(works: Sequence[Work], stages: Stages, stop: Stop) -> Streamed:
+    """Run the streams one after the other; begin none when the run was told to stop."""
     made = []
     for work in works:
+        if stop.asked:
+            break
         with asking(work.asked):
             made.append(stream(work.source, work.jobs, work.pools, stages))
     return concatenate(made)

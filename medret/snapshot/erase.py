@@ -243,11 +243,14 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
     changes = [_erased(work, table) for table in manifest.tables_of("changes")]
     filled = [table.entry for table in base if table.entry.rows] or [base[0].entry]
     ledger = [*filled, *(table.entry for table in changes if table.entry.rows)]
-    parent = renamed.get(manifest.parent or "", manifest.parent)
-    gates = [_scrubbed(work, gate) for gate in manifest.gates]
     dead = work.erased(tombstones)
-    exclude = [work.mentions.scrub(pattern) for pattern in manifest.exclude]
-    same = (parent, gates, exclude) == (manifest.parent, manifest.gates, manifest.exclude)
+    said = {
+        "parent": renamed.get(manifest.parent or "", manifest.parent),
+        "gates": [_scrubbed(work, gate) for gate in manifest.gates],
+        "exclude": [work.mentions.scrub(pattern) for pattern in manifest.exclude],
+        "pattern": manifest.pattern and work.mentions.scrub(manifest.pattern),
+    }
+    same = all(value == getattr(manifest, name) for name, value in said.items())
     same = same and all(table.entry in manifest.tables for table in (*base, *changes))
     if same and dead is None and not any(map(work.touches, files)):
         return old
@@ -258,10 +261,7 @@ def rewrite_snapshot(work: Erasure, old: str, manifest: Manifest, renamed: Mappi
     fields: dict[str, Any] = {name: getattr(manifest, name) for name in Manifest.__struct_fields__}
     for name in ("format", "created", "tables"):
         del fields[name]
-    fields |= {
-        "parent": parent,
-        "gates": gates,
-        "exclude": exclude,
+    fields |= said | {
         "counts": _counts(manifest.counts, gone),
         "slices": manifest.slices - int(pc.sum(gone["slices"]).as_py() or 0),
         "indices": [

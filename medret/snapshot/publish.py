@@ -21,6 +21,7 @@ from medret.snapshot.manifest import (
     CURRENT,
     MANIFEST,
     Counts,
+    IndexEntry,
     Manifest,
     TableEntry,
     current_id,
@@ -136,6 +137,15 @@ def _not_reconciled(counts: Counts, found: str) -> GateError:
     )
 
 
+def worst_recall(entries: Sequence[IndexEntry]) -> dict[str, float]:
+    """Lowest recall@10 of each index kind over the indices of a snapshot."""
+    worst: dict[str, float] = {}
+    for entry in entries:
+        for kind, value in entry.recall.items():
+            worst[kind] = min(value, worst.get(kind, 1.0))
+    return worst
+
+
 @dataclass(frozen=True)
 class SnapshotInfo:
     """A snapshot in a store's history. manifest: None if it cannot be read; problem: says why."""
@@ -147,12 +157,8 @@ class SnapshotInfo:
 
     @property
     def recall(self) -> dict[str, float]:
-        """Lowest recall@10 of each index kind."""
-        worst: dict[str, float] = {}
-        for entry in self.manifest.indices if self.manifest else ():
-            for kind, value in entry.recall.items():
-                worst[kind] = min(value, worst.get(kind, 1.0))
-        return worst
+        """See `worst_recall`."""
+        return worst_recall(self.manifest.indices if self.manifest else ())
 
 
 def history(store: Location) -> list[SnapshotInfo]:

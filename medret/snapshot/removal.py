@@ -108,6 +108,9 @@ def gc(
     manifests = {snapshot: read_manifest(store, snapshot) for snapshot in kept}
     needed = _needed(store, manifests)
     reports = tuple(f"runs/{manifest.run}-" for manifest in manifests.values())
+    # `forget` writes the manifests of old snapshots again: they go with what they name, however young the files are.
+    dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
+    old = {f"{snapshot_folder(snapshot)}/{MANIFEST}" for snapshot in dropped}
     doomed = []
     paths = store.files()
     for path in paths:
@@ -115,7 +118,8 @@ def gc(
             continue
         try:
             # A file at the top of the store may belong to the lease, which this process is renewing.
-            if store.modified_at(path) <= (before if "/" in path else min(before, datetime.now(UTC) - RENEWING)):
+            youngest = before if "/" in path else min(before, datetime.now(UTC) - RENEWING)
+            if path in old or store.modified_at(path) <= youngest:
                 doomed.append(path)
         except FileNotFoundError:
             continue
@@ -124,7 +128,6 @@ def gc(
     size = sum(store.size_bytes(path) for path in doomed)
     if not dry_run:
         _delete_files(store, doomed, lease)
-    dropped = tuple(snapshot for snapshot in ids if snapshot not in kept)
     return GcResult(tuple(kept), dropped, tuple(doomed), size, tuple(strangers(paths)))
 
 

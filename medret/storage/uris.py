@@ -198,7 +198,8 @@ def use_options(
     common = {name: value for name, value in options.items() if name not in ROLES}
     for role, places in (("archive", map(_server, others)), ("store", map(normalise_uri, stores))):
         chosen = _merged(common, options.get(role, {}))
-        add_options({place: chosen for place in places if scheme_of(place) and chosen})
+        # A place without options of its own is noted too: those of its bucket would hold for it otherwise.
+        add_options({place: chosen for place in places if scheme_of(place) and options})
 
 
 def _check_mapping(options: object) -> None:

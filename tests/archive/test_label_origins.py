@@ -78,6 +78,13 @@ def empty(volume_id: str) -> pa.Table:
     return pa.Table.from_pylist([{"volume_id": volume_id, "metadata": [], "origins": []}], VOLUME_LABELS)
 
 
+def test_labels_without_origins_are_those_that_the_reader_was_given() -> None:
+    """Rows of a journal: what the volumes' own tags say is not yet joined to them."""
+    given = pa.Table.from_pylist([{"volume_id": one, "modality": "CT", "metadata": []} for one in "ab"], VOLUME_LABELS)
+    own = label_origins.own(given, pa.array(["StudyDate,modality", None]))
+    assert own["modality"].to_pylist() == ["CT", "CT"]
+
+
 def test_large_tables_are_merged_in_parts(monkeypatch: Any) -> None:
     monkeypatch.setattr(label_origins, "PART_ROWS", 2)
     given = {"table": {"a": {"age": "1"}, "c": {"subject": "x"}}, "path": {"b": {"age": "2"}, "c": {"age": "3"}}}

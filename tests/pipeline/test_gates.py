@@ -66,6 +66,14 @@ def test_one_vector_for_everything_is_refused() -> None:
     assert gates.duplicate_gate([], contents(of), LIMITS).passed
 
 
+def test_volumes_that_are_gone_since_an_unfinished_run_made_them_do_not_count() -> None:
+    of = {str(n): f"sha{n}" for n in range(20)}
+    gone = {"gone": b"x", "gone too": b"x"}
+    both = gates.duplicate_gate(facts({name: name.encode() for name in of} | gone), contents(of), LIMITS)
+    assert (both.passed, both.found) == (True, "none")
+    assert gates.duplicate_gate(facts(gone), contents(of), LIMITS).passed
+
+
 def test_the_largest_group_of_equal_vectors_is_counted_by_content() -> None:
     rng = np.random.default_rng(3)
     of = {f"v{n}": f"sha{n}" for n in rng.integers(0, 60, 200).tolist()}

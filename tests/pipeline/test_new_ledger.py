@@ -108,6 +108,25 @@ def test_new_unreadable_and_extended_volumes() -> None:
     assert judge.slices_made(pa.Table.from_pylist(made, LEDGER)) == 8
 
 
+def test_a_volume_that_keeps_no_vectors_may_have_been_replaced() -> None:
+    run = Run([row("a"), row("b")], {"a": "t0", "b": "t0"}, recipes=(B,))
+    made = [row("a", shards=[(B, "two")], content_sha256="other"), row("b", shards=[(B, "two")])]
+    found = {each["volume_id"]: each for each in run.ledger(*made).changed.to_pylist()}
+    assert {name: (each["status"], each["shards"]) for name, each in found.items()} == {
+        "a": ("embedded", [(B, "two")]), "b": ("embedded", [(B, "two")]),
+    }  # fmt: skip
+    assert found["a"]["content_sha256"] == "other"
+
+
+@pytest.mark.parametrize("status", ["embedded", "quarantined"])
+def test_a_copy_that_goes_is_not_lost_while_another_can_be_found(status: str) -> None:
+    other = (row if status == "embedded" else refused)("b", content_sha256="sha-a")
+    run = Run([row("a"), other, row("c")], {"b": "t0"})
+    lost = 1 if status == "embedded" else 2
+    assert losses(run.plan).gone == lost
+    assert judge.counts(run.listing, run.plan, run.ledger()).gone == lost
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_row_that_stays_can_still_move_or_be_refused(whole: bool) -> None:
     run = Run([row("a"), row("b"), row("c")], dict.fromkeys("abc", "t0"))

@@ -6,10 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from medret.errors import StoppedError
+from medret.pipeline import stream
 from medret.pipeline.stop import Stop
 
 
@@ -77,3 +81,22 @@ def test_a_second_signal_or_a_drain_that_hangs_ends_at_once(monkeypatch: pytest.
     stop = Stop()
     with pytest.raises(StoppedError), stop.listening(), stop.draining(Stages()):
         hang()
+
+
+def test_a_run_that_was_told_to_stop_begins_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, began, nothing = Stop(), [], stream.concatenate([])
+    monkeypatch.setattr(stream, "asking", lambda _: nullcontext())
+    monkeypatch.setattr(stream, "stream", lambda source, *_: began.append(source) or nothing)
+    work: Any = [SimpleNamespace(source=number, jobs=(), pools=None, asked=()) for number in range(2)]
+    stages: Any = None
+
+    def run() -> None:
+        with stop.deferred():
+            stream.embed(work, stages, stop)
+            terminate()
+            stream.embed(work, stages, stop)
+        stop.check()
+
+    with pytest.raises(StoppedError), stop.listening():
+        run()
+    assert began == [0, 1]

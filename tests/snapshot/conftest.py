@@ -152,6 +152,7 @@ def publish_more(
     parent: str | None = None,
     dead: Sequence[str] = (),
     gates: Sequence[tuple[str, str]] = (),
+    pattern: str | None = None,
 ) -> str:
     """Publish these volumes in shards of their own, beside what `parent` had; dead: what is gone since then."""
     before, had = [], []
@@ -184,6 +185,7 @@ def publish_more(
     )
     facts = fields(good, 1) | {"index_settings": SETTINGS.to_json(), "indices": entries, "counts": counts}
     facts |= {"slices": slices, "gates": [GateEntry(name=name, found=found, limit="any") for name, found in gates]}
+    facts |= {"pattern": pattern}
     kept = [row for row in before if row["kind"] != "quarantine"]
     snapshot_id, _ = publish(
         store, *differences(had, ledger), pa.Table.from_pylist(kept + files, FILES),

@@ -258,6 +258,15 @@ def test_a_volume_whose_shard_shares_files_with_the_forgotten_ones_stays(
     assert {hit.volume_id for kind in KINDS for hit in snapshot.search("a.nii.gz", index=kind)} == {"a.nii.gz"}
 
 
+def test_a_glob_that_names_a_volume_is_forgotten_too(tmp_path: Path, makers: SimpleNamespace) -> None:
+    store = Location(tmp_path / "store")
+    first = makers.publish(store, *makers.rows(2, 2, ["p1/ct.nii.gz", "p2/ct.nii.gz"]), pattern="p1/ct.nii.gz")
+    assert read_manifest(store, first).pattern == "p1/ct.nii.gz"
+    forget(store, {"p1/ct.nii.gz"}, NoLease())  # type: ignore[arg-type]
+    assert not [path for path, text in texts(store) if "p1/ct.nii.gz" in text]
+    assert verify_store(store) == []
+
+
 def test_a_users_file_that_names_a_volume_is_said_and_left(
     worn: SimpleNamespace, copy_of: Callable[[Location], Location], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,17 @@ def test_gc_drops_old_snapshots_and_only_their_own_files(
     assert len(open_snapshot(store.uri).search("v1.nii.gz", k=9)) == 8
 
 
+def test_gc_deletes_old_snapshots_whole_although_forget_wrote_their_manifests_again(history: SimpleNamespace) -> None:
+    store: Location = history.store
+    grow_old(store)
+    later = time.time() + 3600
+    os.utime(store.path(f"snapshots/{history.first}/manifest.json"), (later, later))
+    with leased(store, "gc") as lease:
+        assert gc(store, lease, keep=0, older_than=timedelta(0)).dropped == (history.first,)
+    assert snapshot_ids(store) == [history.second]
+    assert verify_store(store) == []
+
+
 def everything(store: Location) -> list[tuple[str, bytes]]:
     """Every file, and every Parquet file's columns decoded: compression hides text."""
     found = [(path, store.read(path)) for path in store.files()]

@@ -14,6 +14,7 @@ import pytest
 from medret.cli import main
 from medret.cli.main import _parser
 from medret.errors import UsageError
+from medret.pipeline.request import IndexRequest
 from medret.storage import Location, filesystems, given_options, parse_options, redacted, use_options
 from medret.storage import uris as module
 from medret.storage.uris import options_at
@@ -140,3 +141,20 @@ def test_a_public_bucket_is_read_without_credentials(
     assert main(["plan", archive, str(tmp_path / "store"), "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["listed"] == 1
     filesystems._s3_session.cache_clear()
+
+
+def test_a_run_opens_all_its_places_with_the_options() -> None:
+    options = {"endpoint_url": "https://minio"}
+    weights = {"resnet50": "s3://weights/resnet50.pth", "dinov2": "random"}
+    request = IndexRequest(
+        "s3://scans/a", "s3://stores/b", models=tuple(weights), weights=weights, labels="s3://tables/labels.csv",
+        model_config="s3://settings/fed.toml", storage_options=options,
+    )  # fmt: skip
+    request.open_store()
+    places = ("s3://scans/a", "s3://stores/b", "s3://tables/labels.csv", "s3://settings/fed.toml", *weights.values())
+    assert [options_at(place) for place in places] == [options] * 5 + [{}]
+
+
+def test_options_of_the_archive_do_not_reach_a_store_in_its_bucket() -> None:
+    use_options({"archive": {"anon": True}}, stores=["s3://both/medret"], others=["s3://both/scans"])
+    assert [options_at(f"s3://both/{name}") for name in ("scans/a.nii", "medret/CURRENT")] == [{"anon": True}, {}]
