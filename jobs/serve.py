@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from medret.errors import MedretError, UnreachableError, UsageError
 from medret.search import Encoders, SearchOptions
@@ -56,7 +56,7 @@ class Arguments(BaseModel):
 
 
 class RemoteEncoders(Encoders):
-    """Encoders whose models are loaded by another deployment: slices go there, and vectors come back."""
+    """Encoders whose models are loaded by another deployment: slices and words go there, and vectors come back."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         super().__init__()
@@ -67,22 +67,30 @@ class RemoteEncoders(Encoders):
         weights = options.weights_of(entry.model)
 
         def embed(slices: NDArray[np.uint8]) -> NDArray[np.float32]:
-            answer = self._handle.embed.remote(entry, weights, slices)
-            try:
-                vectors: NDArray[np.float32] = answer.result(timeout_s=EMBED_SECONDS)
-            except RayTaskError as error:
-                if isinstance(error.cause, MedretError):
-                    raise error.cause from error
-                raise
-            except (RayActorError, TimeoutError) as error:
-                raise UnreachableError(f"no encoder of {entry.model} has answered: {error}") from error
-            return vectors
+            return _vectors(entry, self._handle.embed.remote(entry, weights, slices))
 
         return embed
 
+    def directions(self, entry: RecipeEntry, options: SearchOptions, text: str) -> NDArray[np.float32]:
+        """The direction of a text, from an encoder; errors as those of `Encoders.directions`."""
+        return _vectors(entry, self._handle.directions.remote(entry, options.weights_of(entry.model), text))
+
+
+def _vectors(entry: RecipeEntry, answer: DeploymentResponse[Any]) -> NDArray[np.float32]:
+    """What an encoder answers; raises its own errors, and UnreachableError if it does not answer."""
+    try:
+        vectors: NDArray[np.float32] = answer.result(timeout_s=EMBED_SECONDS)
+    except RayTaskError as error:
+        if isinstance(error.cause, MedretError):
+            raise error.cause from error
+        raise
+    except (RayActorError, TimeoutError) as error:
+        raise UnreachableError(f"no encoder of {entry.model} has answered: {error}") from error
+    return vectors
+
 
 class Encoder:
-    """Turns slices into vectors. Each model is loaded when it is first needed."""
+    """Turns slices and words into vectors. Each model is loaded when it is first needed."""
 
     def __init__(self) -> None:
         _log()
@@ -91,6 +99,10 @@ class Encoder:
     def embed(self, entry: RecipeEntry, weights: str | None, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The vectors of slices; raises WeightsError."""
         return self._encoders.embed(entry, SearchOptions(weights=weights))(slices)
+
+    def directions(self, entry: RecipeEntry, weights: str | None, text: str) -> NDArray[np.float32]:
+        """The direction of a text; raises UsageError, WeightsError."""
+        return self._encoders.directions(entry, SearchOptions(weights=weights), text)
 
 
 class Answers:

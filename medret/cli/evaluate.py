@@ -94,8 +94,8 @@ def add_parser(commands: Any) -> None:
     )
     names = "names of the values: a dataset.json, or a table of value and name"
     group.add_argument("--mask-names", metavar="FILE", help=names)
-    least = "a slice shows a structure from N voxels on (default %(default)s)"
-    group.add_argument("--mask-voxels", type=positive_int, default=1, metavar="N", help=least)
+    least = "a slice shows a structure from N voxels on (default 1)"
+    group.add_argument("--mask-voxels", type=positive_int, metavar="N", help=least)
     absent = "take a structure that no mask of a volume names for absent from it (default: not known)"
     group.add_argument("--unnamed-absent", action="store_true", help=absent)
     counts = "also write the voxels of each structure on each slice, as Parquet"
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     selection = Selection(arguments.model, arguments.aggregation, arguments.index, arguments.mode)
     if arguments.masks:
         return _run_masks(arguments, snapshot, selection)
-    for option in ("mask_names", "unnamed_absent", "mask_counts"):
+    for option in ("mask_names", "mask_voxels", "unnamed_absent", "mask_counts"):
         if getattr(arguments, option):
             raise UsageError(f"--{option.replace('_', '-')} is of --masks: without it labels are scored")
     query_set = _query_set(arguments, snapshot, selection)
@@ -196,7 +196,7 @@ def _run_masks(arguments: argparse.Namespace, snapshot: Snapshot, selection: Sel
         selection=selection,
         min_relevant=arguments.min_relevant,
         bootstrap=Bootstrap(arguments.bootstrap, arguments.seed),
-        least_voxels=arguments.mask_voxels,
+        least_voxels=arguments.mask_voxels or 1,
         absent=arguments.unnamed_absent,
         depth=arguments.depth,
     )

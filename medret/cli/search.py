@@ -204,7 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
                 (label, snapshot.uri_of_query(query), hits)
                 for query, (label, hits) in zip(queries, results, strict=True)
             ],
-            score=options.score_words(),
+            score=options.score_words(of_words=not arguments.query),
         )
         write_text(arguments.html, page)
     if arguments.json:

@@ -318,11 +318,12 @@ def _print_explanation(explanation: Explanation) -> None:
     pairs = explanation.pairs
     for pair in pairs[:PAIRS_SHOWN]:
         table.add_row(
-            "" if pair.query is None else f"{pair.query_plane} {pair.query}",
+            "" if pair.query is None else f"{pair.query_plane or 'row'} {pair.query}",
             f"{pair.hit_plane} {pair.hit}",
             f"{pair.cosine:.4f}",
             f"{pair.share:.4f}",
         )
     console.print(table)
     if len(pairs) > PAIRS_SHOWN:
-        console.print(f"and {len(pairs) - PAIRS_SHOWN} more slices of the query; --json gives all pairs")
+        side = "hit" if explanation.query_slices.slice_indices is None else "query"
+        console.print(f"and {len(pairs) - PAIRS_SHOWN} more slices of the {side}; --json gives all pairs")

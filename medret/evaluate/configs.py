@@ -65,12 +65,12 @@ def configs_of(snapshot: Snapshot, selection: Selection) -> list[SearchConfig]:
 
     Of several models, all together follow each alone, by exact search if there is an exact index.
     """
-    models = _chosen("model", selection.models, snapshot.models, snapshot)
+    models = checked_names("model", selection.models, snapshot.models, snapshot)
     names = [parse_aggregation(name).name for name in selection.aggregations]
-    aggregations = _chosen("aggregation", names, snapshot.aggregations, snapshot)
+    aggregations = checked_names("aggregation", names, snapshot.aggregations, snapshot)
     built = tuple(kind for kind in KINDS if kind in snapshot.manifest.index_settings["kinds"])
-    indices = _chosen("index", selection.indices, built, snapshot)
-    modes = _chosen("mode", selection.modes, MODES, snapshot)
+    indices = checked_names("index", selection.indices, built, snapshot)
+    modes = checked_names("mode", selection.modes, MODES, snapshot)
     usual = SearchOptions()
     default = (snapshot.models[0], snapshot.aggregations[0], usual.index, usual.used_mode)
     searches = list(product(models, aggregations, indices, modes))
@@ -86,7 +86,8 @@ def leading_config(configs: Sequence[SearchConfig]) -> SearchConfig:
     return min(configs, key=lambda config: (not config.default, config.index != EXACT))
 
 
-def _chosen(what: str, selected: Sequence[str], known: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:
+def checked_names(what: str, selected: Sequence[str], known: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:
+    """The names that were selected, or all that are known. Raises UsageError for another. what: a word for them."""
     unknown = [name for name in selected if name not in known]
     if unknown:
         raise UsageError(f"{what} '{unknown[0]}' is not in snapshot {snapshot.id}, which has {', '.join(known)}")

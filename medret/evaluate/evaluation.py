@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medret.errors import UsageError
 from medret.evaluate.configs import SearchConfig, configs_of, leading_config
 from medret.evaluate.figures import ALL, ANN_RECALL, Detail, Evaluation, LeftOut, Row
 from medret.evaluate.levels import SOURCE, Options, ScoringPlan, scoring_plan
-from medret.evaluate.metrics import MACRO, METRICS, MICRO, NAMES, RANKS_MIN, Averages, Bootstrap, average
+from medret.evaluate.metrics import MACRO, METRICS, MICRO, NAMES, Averages, Bootstrap, average, check_depth
 from medret.evaluate.query_sets import QuerySet, Report
 from medret.evaluate.relevance import Exclusion, class_counts, subject_numbers, text_column
 from medret.evaluate.scoring import ALL as ALL_QUERIES
@@ -36,11 +35,7 @@ TIES_SEEN = 8  # beyond the tenth neighbour
 def evaluate(snapshot: Snapshot, query_set: QuerySet, options: Options, report: Report = lambda _: None) -> Evaluation:
     """Score a snapshot. Raises UsageError for an unknown column or configuration, and if nothing can be scored."""
     started = time.perf_counter()
-    if options.depth is not None and options.depth < RANKS_MIN:
-        raise UsageError(
-            f"depth is {options.depth}, expected at least {RANKS_MIN}: figures such as recall@{RANKS_MIN} need "
-            "that many ranks"
-        )
+    check_depth(options.depth)
     configs = configs_of(snapshot, options.selection)
     plan = scoring_plan(snapshot, query_set, options, BATCH_PAIRS)
     left_out = [_left_out_of(exclude, queries) for exclude, at_levels in plan.queries.items() for queries in at_levels]

@@ -27,6 +27,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medret.errors import UsageError
+
 Floats = NDArray[np.float64]
 Form = Literal["recall@1", "recall", "hit", "precision", "mAP", "ndcg"]
 
@@ -54,6 +56,14 @@ METRICS = (
 )
 NAMES = tuple(metric.name for metric in METRICS)
 RANKS_MIN = max(metric.cut for metric in METRICS)  # a shorter list would make some names untrue
+
+
+def check_depth(depth: int | None) -> None:
+    """Raise UsageError for a number of ranks that is too small for some metric; None: as many as there are."""
+    if depth is not None and depth < RANKS_MIN:
+        raise UsageError(
+            f"depth is {depth}, expected at least {RANKS_MIN}: figures such as recall@{RANKS_MIN} need that many ranks"
+        )
 
 
 def measure(relevant: NDArray[np.bool_], total: NDArray[np.int64]) -> Floats:

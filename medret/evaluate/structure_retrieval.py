@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from medret.embeddings import Slices
 from medret.errors import UsageError
+from medret.evaluate.configs import checked_names
 from medret.evaluate.masks import Mask, find_masks
+from medret.evaluate.metrics import check_depth
 from medret.evaluate.query_sets import Report, known_labels
 from medret.evaluate.relevance import SELF, SUBJECT, Exclusion, exclusion_of, text_column
 from medret.evaluate.slice_truth import SliceCounts, read_counts
@@ -78,10 +80,13 @@ def evaluate_structures(
     Raises UsageError for a mask that is not on its volume's grid, an unknown configuration, and if nothing can be
     scored.
     """
-    models = _chosen("model", options.selection.models, snapshot.models, snapshot)
+    check_depth(options.depth)
+    models = checked_names("model", options.selection.models, snapshot.models, snapshot)
     built = tuple(kind for kind in KINDS if kind in snapshot.manifest.index_settings["kinds"])
-    indices = _chosen("index", options.selection.indices or (EXACT if EXACT in built else built[0],), built, snapshot)
-    modes = _chosen("mode", options.selection.modes or DEFAULT_MODES, MODES, snapshot)
+    indices = checked_names(
+        "index", options.selection.indices or (EXACT if EXACT in built else built[0],), built, snapshot
+    )
+    modes = checked_names("mode", options.selection.modes or DEFAULT_MODES, MODES, snapshot)
     recipe = snapshot.recipe(models[0]).slices
     for model in models:
         if snapshot.recipe(model).slices != recipe:
@@ -148,12 +153,6 @@ def _exclusions(snapshot: Snapshot, volumes: MaskedVolumes, options: StructureOp
             raise UsageError(f"--exclude '{column}' is no label of {snapshot.uri}, which has {known}")
     own = [(row,) for row in range(len(volumes.ids))]
     return [exclusion_of(column, volumes.labels, volumes.labels, own) for column in dict.fromkeys(columns)]
-
-
-def _chosen(what: str, selected: Sequence[str], known: Sequence[str], snapshot: Snapshot) -> tuple[str, ...]:
-    if unknown := [name for name in selected if name not in known]:
-        raise UsageError(f"{what} '{unknown[0]}' is not in snapshot {snapshot.id}, which has {', '.join(known)}")
-    return tuple(dict.fromkeys(selected)) or tuple(known)
 
 
 def _volumes_with(truth: Truth) -> dict[str, int]:

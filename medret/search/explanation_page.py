@@ -74,7 +74,7 @@ def explanation_page(snapshots: Snapshots, explanation: Explanation, query: Quer
 
 def _name(plane: str | None, index: int | None) -> str:
     """How the page names a slice; "" for a vector that is none."""
-    return "" if index is None else f"{plane} {index}"
+    return "" if index is None else f"{plane or 'row'} {index}"
 
 
 def _named(slices: Slices) -> list[str]:

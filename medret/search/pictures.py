@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medret.volume.previews import Preview
 
 PATIENCE_S = 30.0  # with an archive: after that, previews stand in for volumes that are not read yet
-NO_VOXELS = "the query has no voxels to show: it is an array of vectors, or a list of files"
+NO_VOXELS = "the query has no voxels to show: it is words, an array of vectors, or a list of files"
 
 Result = tuple[str, str | None, list[Hit]]  # label, path or URI of the voxels, hits
 

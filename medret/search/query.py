@@ -174,8 +174,8 @@ def aggregated(slices: Slices, aggregation: Aggregation) -> NDArray[np.float32]:
 
 
 AXES = ("sagittal", "coronal", "axial")  # the plane whose slices follow one another along x, y, z
-_NUMBER = r"([+-]?\d+(?:\.\d+)?)"
-_VOXELS = re.compile(r"(\d+):(\d+)")
+_NUMBER = r"([+-]?\d{1,9}(?:\.\d+)?)"
+_VOXELS = re.compile(r"(\d{1,9}):(\d{1,9})")
 _MM = re.compile(rf"{_NUMBER}\s*mm:{_NUMBER}\s*mm")
 
 

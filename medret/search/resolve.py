@@ -285,4 +285,5 @@ def encode_query(volume: SlicedVolume, name: str, recipe: Recipe, embed: Embed) 
         plane_codes([ref.plane for ref in volume.slices]),
         np.array([ref.slice_index for ref in volume.slices], np.int64),
         np.array([ref.relative_position for ref in volume.slices], np.float32),
+        np.array([ref.position_mm for ref in volume.slices], np.float32),
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
 from medret._version import __version__
 from medret.errors import NotFoundError, UsageError, VolumeError
@@ -145,9 +146,18 @@ async def options() -> dict[str, Any]:
     }
 
 
+class _Place(IntegerConvertor):
+    """A number in a path, within what can be converted."""
+
+    regex = "[0-9]{1,9}"
+
+
+register_url_convertor("place", _Place())
+
+
 # An id may hold slashes: this stands before the route of a volume, and takes numbers alone.
 @router.get(
-    "/volumes/{volume_id:path}/previews/{number:int}",
+    "/volumes/{volume_id:path}/previews/{number:place}",
     responses={200: {"content": {"image/jpeg": {}}}},
     response_class=Response,
 )
@@ -190,7 +200,7 @@ async def view(
             },
         }
 
-    return json_answer(await asking.ask(question))
+    return json_answer(await asking.ask(question, "pictures"))
 
 
 @router.get("/map", responses={200: {"model": MapAnswer}}, response_model=None)

@@ -32,7 +32,7 @@ class Opened:
 
     def __init__(self, snapshots: Snapshots) -> None:
         self.snapshots = snapshots
-        self.ids = tuple(snapshots.manifests)
+        self.ids = tuple(contents.id for contents in snapshots.corpus.stores)
         self._restricted = lru_cache(VIEWS_KEPT)(snapshots.restricted)
 
     def view(self, where: str | None) -> Snapshots:

@@ -15,7 +15,7 @@ from PIL import Image
 from medret.errors import NotFoundError, UsageError, VolumeError
 from medret.search import FileContent, SearchOptions, Snapshots, VolumeName
 from medret.search.options import weighted_names
-from medret.search.query import parse_box, parse_range
+from medret.search.query import Volume, parse_box, parse_range
 from medret.search.query_files import read_volume_query
 from medret.volume import VolumeView, content_sha256, view_volume
 from medret.volume.intensity import Window, ct_window
@@ -25,7 +25,7 @@ SIDE_MAX = 1024  # px
 PICTURES_MAX = 128  # of an uploaded volume
 PICTURE_SIDE = 256  # px, of them
 
-Key = tuple[tuple[str, ...], str, str]  # snapshots, volume, recipe
+Key = tuple[tuple[str, ...], Volume, str]  # snapshots, volume, recipe
 
 
 class SlicePictures:
@@ -43,11 +43,11 @@ class SlicePictures:
         Raises UsageError, NotFoundError or StorageError if it cannot be read, VolumeError if it cannot be decoded.
         """
         recipe = snapshots.recipe()
-        key = (tuple(snapshots.manifests), name.text, recipe.digest)
         found = snapshots.corpus.find(name.text)  # first: what is kept may be hidden from this caller
         if found is None:
             raise NotFoundError(f"there is no volume '{name.volume_id}'")
         (_, store), row = found
+        key = (tuple(snapshots.manifests), found[0], recipe.digest)  # not its name: volumes of two stores may share it
         with self._lock:
             decoding = self._decoding.setdefault(key, Lock())
         with decoding:  # of two threads that need a volume, one decodes it

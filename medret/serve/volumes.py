@@ -150,9 +150,10 @@ class Catalogue:
         if after is None:
             return 0
         store, _, volume_id = after.partition(":")
-        if not (store.isdecimal() and store.isascii() and int(store) < len(self._uris) and volume_id):
+        number = int(store) if store.isdecimal() and store.isascii() and len(store) < 10 else -1
+        if not (0 <= number < len(self._uris) and volume_id):
             raise UsageError(f"after is {after!r}, expected `next` of an earlier page")
-        first, last = self._bounds[int(store) : int(store) + 2].tolist()
+        first, last = self._bounds[number : number + 2].tolist()
         ids = self._table["volume_id"]
         return bisect_right(range(last), volume_id.encode(), first, last, key=lambda row: ids[row].as_py().encode())
 

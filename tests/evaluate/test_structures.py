@@ -452,6 +452,8 @@ def test_the_command_scores_structures(archive: Archive, tmp_path: Path, capsys:
     ("options", "message"),
     [
         (["--mask-counts", "x"], "--mask-counts is of --masks"),
+        (["--mask-voxels", "50"], "--mask-voxels is of --masks"),
+        (["--masks", "{masks}", "--depth", "9"], "depth is 9, expected at least 10"),
         (["--masks", "{masks}", "--level", "organ"], "--level is of an evaluation by labels"),
         (["--masks", "{masks}/head_mri"], "no volume of the store has a mask there"),
         (["--masks", "{masks}", "--exclude", "flavour"], "--exclude 'flavour' is no label"),

@@ -8,14 +8,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from starlette.testclient import TestClient
 
 from medret.errors import UsageError
+from medret.search import SearchOptions
 from medret.serve import LiveStores, ServeSettings, Service, create_app
 from medret.serve.access import Tokens
 
@@ -139,3 +142,19 @@ def test_wrong_arguments_are_named() -> None:
         build({"stores": STORE})
     with pytest.raises(UsageError, match="argument store: "):
         build({"stores": STORE, "token_file": "tokens.toml", "store": STORE})
+
+
+def test_words_go_to_the_encoders_too() -> None:
+    from jobs.serve import RemoteEncoders
+
+    asked = []
+
+    def remote(_: object, *given: object) -> Any:
+        asked.append(given)
+        return SimpleNamespace(result=lambda timeout_s: np.ones(2, np.float32))
+
+    handle: Any = SimpleNamespace(directions=SimpleNamespace(remote=remote))
+    entry: Any = SimpleNamespace(model="medsiglip")
+    options = SearchOptions(weights="towers.safetensors")
+    assert RemoteEncoders(handle).directions(entry, options, "liver").tolist() == [1, 1]
+    assert asked == [("towers.safetensors", "liver")]

@@ -170,3 +170,13 @@ def test_a_notebook_shows_the_slices_of_query_and_hits(phantoms: tuple[Snapshot,
     assert "query, axial" in shown
     assert "hit, axial" in shown
     assert shown.count("<img") > 4
+
+
+def test_slices_of_a_file_are_chosen_by_distance(phantoms: tuple[Snapshot, Path]) -> None:
+    snapshot, archive = phantoms
+    path = archive / "leg_mri" / "leg_mri_0.nii.gz"
+    every, few = (snapshot.resolve(path, **plan).slices for plan in ({}, {"query_slices": "every:60mm"}))
+    assert 0 < len(few) < len(every)
+    for plane in {*every.plane_names}:
+        gaps = np.diff([at for at, name in zip(few.position_mm, few.plane_names, strict=True) if name == plane])
+        assert (gaps > 0).all()

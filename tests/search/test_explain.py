@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from medret import NotFoundError, UsageError, open_snapshot
 from medret.cli import main
+from medret.embeddings import plane_codes
 from medret.index.centre import fit_centre
-from tests.search.conftest import make_store, synthetic_volumes
+from medret.recipe import SliceRecipe
+from tests.search.conftest import make_store, recipe_of, synthetic_volumes
 
 HITS = range(0, 12, 3)
 
@@ -65,6 +68,27 @@ def test_shares_sum_to_the_cosine_of_volume_vectors(centred_store: Any, aggregat
         explanation = snapshot.explain(centred_store.ids[1], centred_store.ids[number], **options)
         assert explanation.score == pytest.approx(scores[centred_store.ids[number]], abs=1e-6)
         assert explanation.shares.sum() == pytest.approx(explanation.score, abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def store_of_two_planes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Embedded in the order of the recipe's planes, sagittal slices first; indices have them by the planes' names."""
+    planes = plane_codes(["sagittal"] * 4 + ["axial"] * 2)
+    return make_store(
+        tmp_path_factory.mktemp("planes") / "store",
+        tuple(replace(volume, planes=planes) for volume in synthetic_volumes(12)),
+        aggregations=("uniform:2", "random:3"),
+        recipe=replace(recipe_of(), slices=SliceRecipe(planes=("sagittal", "axial"))),
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["uniform:2", "random:3"])
+def test_shares_are_of_the_slices_that_were_aggregated(store_of_two_planes: Any, aggregation: str) -> None:
+    snapshot, ids = open_snapshot(store_of_two_planes.uri), store_of_two_planes.ids
+    for number in HITS:
+        explanation = snapshot.explain(ids[1], ids[number], mode="volume", aggregation=aggregation, index="exact")
+        assert explanation.shares.sum() == pytest.approx(explanation.score, abs=2e-3)
+        assert np.count_nonzero(np.abs(explanation.shares).sum(axis=0)) == int(aggregation[-1])
 
 
 def test_a_slice_outside_a_narrow_gaussian_gives_nothing(centred_store: Any) -> None:

@@ -94,3 +94,9 @@ def test_a_slice_is_drawn(client: TestClient) -> None:
 def test_it_answers_over_a_socket(served: Served) -> None:
     assert served.client.get("/readyz").status_code == 200
     assert served.client.get("/v1/snapshot").json()["volumes"] == 7
+
+
+@pytest.mark.parametrize("path", ["volumes?after={}:x", "volumes/x/previews/{}", "volumes/x/slices/axial/{}.png"])
+def test_numbers_of_any_length_are_answered(client: TestClient, path: str) -> None:
+    """Python converts no more than 4,300 digits."""
+    assert client.get(f"/v1/{path.format('9' * 4301)}").status_code in (404, 422)

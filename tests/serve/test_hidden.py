@@ -8,12 +8,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from medret.serve import LiveStores, ServeSettings, Service, create_app
+from medret.search import VolumeName
+from medret.serve import LiveStores, ServeSettings, Service, create_app, slice_pictures
 from medret.serve.access import Tokens
 from medret.volume import content_sha256
 from tests.search import conftest as stores
@@ -219,3 +221,21 @@ def test_paths_lead_nowhere_else(client: TestClient) -> None:
             assert answer.status_code == 404, (place, path)
             assert secret not in answer.text
             assert "root:" not in answer.text
+
+
+def test_what_is_kept_of_a_volume_is_not_shown_for_its_namesake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stores may hold volumes of one name, of which each caller may see one."""
+    monkeypatch.setattr(slice_pictures, "read_volume_query", lambda place: place)
+    monkeypatch.setattr(
+        slice_pictures, "view_volume", lambda place, *_, **__: SimpleNamespace(size_bytes=1, place=place)
+    )
+    name, row = VolumeName("case/1.nii.gz"), SimpleNamespace(labels={"modality": "CT"})
+    stores = [SimpleNamespace(readable=lambda _, place=place: place) for place in ("A", "B")]
+
+    def seen_by(caller: int) -> Any:
+        corpus = SimpleNamespace(stores=stores, find=lambda _: ((name.volume_id, caller), row))
+        recipe = SimpleNamespace(digest="d", slices=None)
+        return SimpleNamespace(manifests=dict.fromkeys("ab"), recipe=lambda: recipe, corpus=corpus)
+
+    pictures: Any = slice_pictures.SlicePictures(1 << 20)
+    assert [pictures.view(seen_by(caller), name).place for caller in (0, 1, 0)] == ["A", "B", "A"]
