@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from medret.errors import MedretError, UnreachableError, UsageError
 from medret.search import Encoders, SearchOptions
@@ -76,8 +76,8 @@ class RemoteEncoders(Encoders):
         return _vectors(entry, self._handle.directions.remote(entry, options.weights_of(entry.model), text))
 
 
-def _vectors(entry: RecipeEntry, answer: DeploymentResponse[Any]) -> NDArray[np.float32]:
-    """What an encoder answers; raises its own errors, and UnreachableError if it does not answer."""
+def _vectors(entry: RecipeEntry, answer: Any) -> NDArray[np.float32]:
+    """What an encoder answers, a DeploymentResponse; raises its errors, and UnreachableError if there is no answer."""
     try:
         vectors: NDArray[np.float32] = answer.result(timeout_s=EMBED_SECONDS)
     except RayTaskError as error:

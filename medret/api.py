@@ -121,7 +121,9 @@ def evaluate_snapshot(
     if min_relevant is not None:
         options = replace(options, min_relevant=min_relevant)
     if queries is not None:
-        use_options(storage_options or {}, others=[place for place in (queries, labels) if place])
+        use_options(
+            storage_options or {}, others=[place for place in (queries, labels, *(weights or {}).values()) if place]
+        )
         query_set = file_queries(
             snapshot, queries, labels, selection, weights or {}, frozenset(without), lambda _: None
         )

@@ -97,6 +97,8 @@ class Inventory:
         key = self.archive.root.partition("/")[2]
         below = f"{key}/" if key else ""
         rows = rows.filter(pc.starts_with(rows["Key"], below))
+        folders = pc.and_(pc.ends_with(rows["Key"], "/"), pc.equal(pc.fill_null(rows["Size"].cast(pa.int64()), 0), 0))
+        rows = rows.filter(pc.invert(folders))  # as in storage.s3.is_folder
         times = rows["LastModifiedDate"].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
         columns = [
             pc.utf8_slice_codeunits(rows["Key"], len(below)),

@@ -112,7 +112,8 @@ def use_storage_options(arguments: argparse.Namespace) -> None:
         values = (getattr(arguments, name, None) for name in names)
         return [text for value in values if value for text in ([value] if isinstance(value, str) else value)]
 
-    others = named("archive", "labels", "inventory", "queries", "query", "mask", "masks", "mask_names")
+    others = named("archive", "labels", "inventory", "queries", "query", "mask", "masks", "mask_names", "model_config")
+    others += [uri for text in named("weights") if (uri := text.partition("=")[2])]
     use_options(arguments.storage_options, stores=named("store", "also"), others=others)
 
 

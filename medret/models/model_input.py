@@ -222,7 +222,9 @@ def _triple(values: list[float] | float | None) -> Triple | None:
     if values is None:
         return None
     listed = [values] if isinstance(values, float | int) else values
-    first, second, third = (listed * 3)[:3] if len(listed) != 2 else (*listed, listed[1])
+    if len(listed) not in (1, 3):
+        raise msgspec.ValidationError(f"mean or std has {len(listed)} values, expected one, or one per channel")
+    first, second, third = (listed * 3)[:3]
     return float(first), float(second), float(third)
 
 

@@ -201,7 +201,7 @@ def _volume_shares(
     def parts(of: Slices, name: str, relative: NDArray[np.float32]) -> NDArray[np.float64]:
         raw = slices.uncentred(of.vectors.astype(np.float32)).astype(np.float64)
         # In the order in which slices are embedded, because `uniform` and `random` count them.
-        order = np.argsort([planes.get(plane, 0) for plane in of.plane_names], kind="stable")
+        order = np.argsort([planes.get(str(plane), 0) for plane in of.plane_names], kind="stable")
         weights = np.empty(len(order))
         weights[order] = aggregation.weights(relative[order], name)
         mean = weights @ raw

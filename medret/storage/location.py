@@ -20,7 +20,7 @@ from typing import Any
 from medret.errors import CorruptError, NotFoundError
 from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
-from medret.storage.s3 import CONDITIONAL, S3Store, s3_pages
+from medret.storage.s3 import CONDITIONAL, S3Store, is_folder, s3_pages
 from medret.storage.uris import add_options, check_relative, given_options, normalise_uri, refuse_secrets, scheme_of
 
 NAME_DIGITS = 16
@@ -167,7 +167,7 @@ class Location:
                     yield {
                         path[len(below) :]: detail
                         for path, detail in files.items()
-                        if path == self.root or path.startswith(below)
+                        if path == self.root or (path.startswith(below) and not is_folder(path, detail["size"]))
                     }
                     begun = True
         except FileNotFoundError as error:

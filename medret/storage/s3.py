@@ -165,6 +165,11 @@ def s3_pages(fs: Any, root: str) -> Iterator[Details]:
         yield {root: with_retries(lambda: fs.info(root))}
 
 
+def is_folder(path: str, size_bytes: int | None) -> bool:
+    """Whether an object only makes a folder show in the console of S3: it is empty, and its key ends with a slash."""
+    return path.endswith("/") and not size_bytes
+
+
 @dataclass(frozen=True)
 class _Listing:
     """Requests for the keys below a prefix. They may be made by several threads."""

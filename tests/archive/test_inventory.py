@@ -28,6 +28,7 @@ KEYS = (
     "nifti/a.nii", "nifti/b c+d%20(1).nii.gz", "nifti/sub/Schädel ü, \"x\".nii", "nifti/sub/b_seg.nii.gz",
     "nifti/notes.txt", "nifti-other/z.nii", "other/z.nii",
 )  # fmt: skip
+FOLDERS = ("nifti/", "nifti/sub/")  # empty objects, as the console of S3 makes them
 CSV_FIELDS = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
 PARQUET = pa.schema(
     [
@@ -60,6 +61,8 @@ def bucket(s3: Callable[[str], str]) -> str:
     store = Location(uri)
     for number, key in enumerate(KEYS):
         store.fs.pipe_file(f"{store.root}/{key}", b"x" * number)
+    for key in FOLDERS:
+        store.fs.pipe_file(f"{store.root}/{key}", b"")
     for number in range(6):  # one series, and two in one folder
         store.write(f"nifti/ct/{number}.dcm", instance("1.2.3", number))
         store.write(f"nifti/mixed/{number}", instance("1.2.4" if number < 3 else "1.2.5", number))
@@ -79,7 +82,8 @@ def rows_of(bucket: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
     old = rows[0] | {"version_id": "v1", "is_latest": False, "size": 99, "e_tag": "0" * 32}
     gone = {"is_delete_marker": True, "size": None, "e_tag": None, "key": "nifti/gone.nii"}
-    return [old, rows[0] | gone, *rows, rows[0] | gone | {"key": "nifti/a2.nii"}]
+    folders = [rows[0] | {"key": key, "size": 0} for key in FOLDERS]
+    return [*folders, old, rows[0] | gone, *rows, rows[0] | gone | {"key": "nifti/a2.nii"}]
 
 
 def as_csv(rows: list[dict[str, Any]]) -> bytes:

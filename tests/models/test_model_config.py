@@ -54,6 +54,7 @@ def test_every_field_can_be_stated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('["hf:x"]\nmean = [0.5, 0.2]', "mean or std has 2 values, expected one, or one per channel"),
         ('["hf:x"]\ngamma = 2', "gamma.*the keys are image_size, mean"),
         ('["hf:x"]\nimage_size = "wide"', "image_size"),
         ('["hf:x"]\nwindows_hu = [[1, 2, 3]]', "windows_hu"),

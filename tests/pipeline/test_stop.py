@@ -84,9 +84,14 @@ def test_a_second_signal_or_a_drain_that_hangs_ends_at_once(monkeypatch: pytest.
 
 
 def test_a_run_that_was_told_to_stop_begins_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, began, nothing = Stop(), [], stream.concatenate([])
+    stop, began = Stop(), []
+
+    def begin(source: int, *_: object) -> stream.Streamed:
+        began.append(source)
+        return stream.concatenate([])
+
     monkeypatch.setattr(stream, "asking", lambda _: nullcontext())
-    monkeypatch.setattr(stream, "stream", lambda source, *_: began.append(source) or nothing)
+    monkeypatch.setattr(stream, "stream", begin)
     work: Any = [SimpleNamespace(source=number, jobs=(), pools=None, asked=()) for number in range(2)]
     stages: Any = None
 
