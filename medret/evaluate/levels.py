@@ -7,7 +7,7 @@ content of the images.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -174,29 +174,27 @@ class Confound:
 
 def confound(labels: pa.Table, level: str, source: str) -> Confound | None:
     """Compare the volumes that have a label and a source; None if there is only one class or only one source."""
-    pairs = [
-        (value, origin)
+    volumes = [
+        (values, origin)
         for text, origin in zip(text_column(labels, level), text_column(labels, source), strict=True)
-        if origin is not None
-        for value in values_of(text)
+        if origin is not None and (values := values_of(text))
     ]
-    counts = Counter(value for value, _ in pairs)
+    counts = Counter(value for values, _ in volumes for value in values)
     by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for value, origin in pairs:
-        by_source[origin][value] += 1
+    for values, origin in volumes:
+        by_source[origin].update(values)
     if len(counts) < 2 or len(by_source) < 2:
         return None
     single = tuple(sorted(value for value in counts if counts[value] in {one[value] for one in by_source.values()}))
-    share = sum(counts[value] for value in single) / len(pairs)
-    predicted = sum(_right(classes) for classes in by_source.values()) / len(pairs)
-    floor = max(counts.values()) / len(pairs)
-    return Confound(level, source, single, len(counts), share, predicted, (predicted - floor) / (1 - floor))
+    share = sum(not set(single).isdisjoint(values) for values, _ in volumes) / len(volumes)
+    predicted = sum(_is_predicted(values, by_source[origin]) for values, origin in volumes) / len(volumes)
+    floor = max(counts.values()) / len(volumes)
+    excess = (predicted - floor) / (1 - floor) if floor < 1 else 0.0  # 1: every volume has that class
+    return Confound(level, source, single, len(counts), share, predicted, excess)
 
 
-def _right(counts: Counter[str]) -> int:
-    """Count the volumes of a source that have the most frequent class of its other volumes."""
-    right = 0
-    for value, count in counts.items():
-        others = max((other for name, other in counts.items() if name != value), default=0)
-        right += count if count - 1 >= max(others, 1) else 0
-    return right
+def _is_predicted(values: Collection[str], counts: Counter[str]) -> bool:
+    """Whether a volume has the most frequent class of the other volumes of its source. counts: of all of them."""
+    others = counts - Counter(values)
+    most = max(others.values(), default=0)
+    return most > 0 and any(others[value] == most for value in values)

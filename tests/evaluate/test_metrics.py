@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
+from medret.evaluate.levels import confound
 from medret.evaluate.metrics import METRICS, NAMES, chance, measure
 
 lists = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=6)
@@ -92,3 +95,32 @@ def test_chance_of_a_large_archive_is_the_share_of_the_relevant() -> None:
     assert _of(values, "mAP")[0] == pytest.approx(0.025, rel=0.01)
     assert _of(values, "hit@10")[0] == pytest.approx(1 - 0.975**10, rel=1e-3)
     assert _of(values, "recall@10")[0] == 1e-4
+
+
+# --- labels that follow from their source ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 3], ids=["one value", "up to three"])
+def test_what_a_source_predicts_is_counted_in_volumes(most: int) -> None:
+    rng = np.random.default_rng(most)
+    rows = [
+        {"organ": ";".join(rng.choice(["Heart", "Liver", "Lung", "Spleen"], rng.integers(1, most + 1), replace=False)),
+         "dataset": f"D{rng.integers(6)}"}
+        for _ in range(60)
+    ]  # fmt: skip
+    right = 0
+    for at, row in enumerate(rows):
+        others = [each for number, each in enumerate(rows) if each["dataset"] == row["dataset"] and number != at]
+        counts = Counter(value for each in others for value in each["organ"].split(";"))
+        right += any(counts[value] == max(counts.values(), default=0) for value in row["organ"].split(";") if counts)
+    found = confound(pa.Table.from_pylist(rows), "organ", "dataset")
+    assert found is not None
+    assert found.predicted == pytest.approx(right / len(rows))
+
+
+def test_labels_of_several_values_can_follow_from_their_source() -> None:
+    of = {"D1": "Liver;Spleen", "D2": "Liver;Spleen", "D3": "Heart;Lung", "D4": "Heart;Lung"}
+    rows = [{"organ": organ, "dataset": dataset} for dataset, organ in of.items() for _ in range(10)]
+    found = confound(pa.Table.from_pylist(rows), "organ", "dataset")
+    assert found is not None
+    assert (found.share, found.predicted, found.excess, found.warns) == (0, 1, 1, True)
