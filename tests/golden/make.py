@@ -65,7 +65,9 @@ def machine() -> dict[str, Any]:
     import torch
 
     versions = {name: version(name) for name in ("torch", "timm", "pyarrow", "numpy")}
-    return versions | {"cpu": torch.backends.cpu.get_cpu_capability()}
+    facts = Path("/proc/cpuinfo")
+    has_amx = facts.exists() and "amx_bf16" in facts.read_text()  # such processors sum in another order
+    return versions | {"cpu": torch.backends.cpu.get_cpu_capability() + (", AMX" if has_amx else "")}
 
 
 def files(store: Path) -> set[str]:
