@@ -27,7 +27,8 @@ from medret.serve.access import AuditLog, Tokens
 from medret.serve.app import WATCH_SECONDS
 from medret.snapshot import RecipeEntry
 
-ONGOING = 4  # requests per replica and encoder at which Ray Serve adds another, if it may
+ONGOING = 4  # requests per replica at which Ray Serve adds another, if it may
+ENCODING = 1  # the same per encoder: a replica asks for one thing at a time
 ANSWERING = 64  # requests that a replica takes at a time; it answers some of them at once, and queues the others
 EMBED_SECONDS = 300  # for the slices of one volume, the model's loading included
 
@@ -114,6 +115,8 @@ class Answers:
         tokens = Tokens(arguments.token_file)
         audit = None if arguments.audit is None else AuditLog(arguments.audit)
         archive = arguments.archive
+        if isinstance(archive, dict) and (others := archive.keys() - set(stores)):
+            raise UsageError(f"archive names {min(others)}, which is none of the stores: {', '.join(stores)}")
         self._live = LiveStores(
             stores,
             archives={stores[0]: archive} if isinstance(archive, str) else archive or {},
@@ -140,13 +143,13 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     encoder: Any = serve.deployment(
         Encoder,
         max_ongoing_requests=2 * ONGOING,
-        autoscaling_config=_scaled(checked.encoders),
+        autoscaling_config=_scaled(checked.encoders, ENCODING),
         ray_actor_options={"num_cpus": checked.encoder_cpus, "num_gpus": checked.gpus},
     )
     answers: Any = serve.deployment(
         serve.ingress()(Answers),
         max_ongoing_requests=ANSWERING,
-        autoscaling_config=_scaled(checked.replicas),
+        autoscaling_config=_scaled(checked.replicas, ONGOING),
         ray_actor_options={"num_cpus": checked.cpus},
     )
     application: serve.Application = answers.bind(checked, encoder.bind())
@@ -160,5 +163,5 @@ def _log() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _scaled(bounds: tuple[int, int]) -> dict[str, Any]:
-    return {"min_replicas": bounds[0], "max_replicas": bounds[1], "target_ongoing_requests": ONGOING}
+def _scaled(bounds: tuple[int, int], ongoing: float) -> dict[str, Any]:
+    return {"min_replicas": bounds[0], "max_replicas": bounds[1], "target_ongoing_requests": ongoing}

@@ -41,6 +41,7 @@ _PHRASES = tuple(
         (r"COMPUT(?:ED|ERI[SZ]ED|ER)(?: AXIAL)? TOMOGRAPHY", "CT"),
         (r"(?:NUCLEAR )?MAGNETIC RESONANCE", "MRI"),
         (r"NUCLEAR MEDICINE", "NM"),
+        (r"X ?RAYS? CT", "CT"),
         (r"X RAYS?", "XR"),
         (r"PETCT", "PET CT"),
         (r"SPECTCT", "SPECT CT"),

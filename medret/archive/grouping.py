@@ -18,7 +18,19 @@ import pyarrow.compute as pc
 
 from medret.archive.dicom_head import DicomHead, is_uid, kind_of
 from medret.archive.looks import AT_ONCE, candidates_in, head_at, heads_in, packed_head
-from medret.archive.series import RULES, Division, Group, Groups, Series, Whole, divided, is_dicom, is_packed, suffix_of
+from medret.archive.series import (
+    RULES,
+    UNCLEAR,
+    Division,
+    Group,
+    Groups,
+    Series,
+    Whole,
+    divided,
+    is_dicom,
+    is_packed,
+    suffix_of,
+)
 from medret.archive.skip_rules import FOUND
 from medret.errors import QuarantineCode
 from medret.schemas import OBJECTS
@@ -88,7 +100,7 @@ class Grouping:
             if stored:
                 rows += [_row(volume_id, whole, None) for volume_id, whole in stored]
             else:
-                unknown.append((folder, folder in known.mixed))
+                unknown.append((folder, known.is_mixed(folder)))
         rows += self._looked_into(unknown)
         rows += [_object(*each) for each in self._single if known.has(*each)]
         rows += self._looked_at([each for each in self._single if not known.has(*each)])
@@ -115,7 +127,9 @@ class Grouping:
         rows = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for (path, identity), head in zip(objects, pool.map(self._look, objects), strict=True):
-                if not (head and is_dicom(head)):
+                if head is UNCLEAR and is_packed(path):  # it cannot be read now: its stored vectors stay
+                    rows.append(_object(path, identity))
+                elif not (head and is_dicom(head)):
                     self._leave_out({"not_a_volume": 1}, path)
                 elif (kind := kind_of(head)) == "image":
                     rows.append(_object(path, identity))
@@ -241,6 +255,10 @@ class _Known:
                 self._alone[volume_id] = whole
                 if is_uid(uid):
                     self._below[folder][volume_id] = whole
+
+    def is_mixed(self, folder: str) -> bool:
+        """Whether a folder proved to hold several series."""
+        return folder in self.mixed or len(self._below.get(folder, {})) > 1
 
     def series(self, folder: str, whole: Whole) -> list[tuple[str, Whole]]:
         """The series that a folder holds if it is as it was: one, or several whose objects are all of its objects."""

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from medret.archive.dicom_head import HEAD_BYTES, DicomHead, is_uid, read_head
+from medret.archive.dicom_head import HEAD_BYTES, DicomHead, is_uid, kind_of, read_head
 from medret.archive.series import UNCLEAR, Division, divided, grouped, is_candidate
 from medret.errors import UsageError
 from medret.storage import Identity, StoredObject, folder_entries, reaching
@@ -42,7 +42,10 @@ def head_at(uri: str) -> DicomHead | None:
 
 
 def packed_head(uri: str, size_bytes: int) -> DicomHead | None:
-    """The head of the first DICOM object among the first members of a zip or tar; otherwise as `head_at`."""
+    """The head of the first image of a zip or tar, else of another DICOM object in it; otherwise as `head_at`.
+
+    Only its first members are looked at.
+    """
 
     def look() -> DicomHead | None:
         source = StoredObject(uri)
@@ -50,7 +53,12 @@ def packed_head(uri: str, size_bytes: int) -> DicomHead | None:
             members = _zip_members(source, size_bytes)
         else:
             members = _tar_members(source.read(0, _TAR_BYTES))
-        return next((head for data in members if (head := read_head(data))), None)
+        other = None
+        for head in filter(None, map(read_head, members)):
+            if kind_of(head) == "image":
+                return head
+            other = other or head  # a localizer may come first
+        return other
 
     return _unless_unreadable(uri, look)
 
@@ -101,11 +109,11 @@ def _zip_members(source: StoredObject, size_bytes: int) -> Iterator[bytes]:
     """The first bytes of the first candidates in a zip; none if it is damaged or encrypted."""
     try:
         with zipfile.ZipFile(io.BufferedReader(_Ranges(source, size_bytes), _ZIP_BLOCK)) as file:
-            members = [each for each in file.infolist() if _is_member(each.filename) and not each.is_dir()]
+            members = [each for each in file.infolist() if _is_readable(each)]
             for member in members[:_MEMBERS]:
                 with file.open(member) as content:
                     yield content.read(HEAD_BYTES)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError, zlib.error):
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, ArithmeticError, zlib.error):
         return
 
 
@@ -124,8 +132,14 @@ def _tar_members(start: bytes) -> Iterator[bytes]:
                 seen += 1
                 if seen == _MEMBERS:
                     return
-    except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error):
+    except (tarfile.TarError, RuntimeError, ValueError, EOFError, ArithmeticError, OSError, zlib.error):
         return
+
+
+def _is_readable(member: zipfile.ZipInfo) -> bool:
+    """Whether a member may be an instance, and is compressed so that its start can be read without the rest."""
+    in_parts = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return in_parts and not member.is_dir() and _is_member(member.filename)
 
 
 def _is_member(path: str) -> bool:

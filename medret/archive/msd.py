@@ -175,7 +175,9 @@ def _read_json(uri: str) -> Any:
     data = StoredObject(uri).read(0, _MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
-    return json.loads(data)
+    content = json.loads(data)
+    json.dumps(content, ensure_ascii=False).encode()  # JSON can write half of a character, which is no text
+    return content
 
 
 def msd_task(content: Mapping[str, Any], folder: str) -> MsdTask:

@@ -37,6 +37,7 @@ from medret.schemas import LABELS
 from medret.vocabularies import modality_of
 
 _ID_COLUMN = "participant_id"
+_OURS = ("volume_id", "data_set")  # columns of the tables that participants are joined to
 
 _STAGES = rf"(?:{'|'.join(RAW_FOLDERS)}|sourcedata|derivatives(?:/[^/]+)?)"
 # data_set: the folder of the data set, with a slash. stage: a folder in it that holds images of the same subjects.
@@ -116,7 +117,7 @@ def _of_participants(volumes: pa.Table, participants: Mapping[str, pa.Table]) ->
         data_set = _STAGE.sub("", f"{folder}/" if folder else "")
         subjects = pc.replace_substring_regex(cells[_ID_COLUMN], "^sub-", "")
         tables.append(
-            cells.drop_columns([each for each in cells.column_names if each.lower() in (_ID_COLUMN, *LABELS)])
+            cells.drop_columns([each for each in cells.column_names if each.lower() in (_ID_COLUMN, *_OURS, *LABELS)])
         )
         keys.append(pc.binary_join_element_wise(data_set, subjects, "").combine_chunks())
     ours = pc.binary_join_element_wise(volumes["data_set"], volumes["subject"], "")

@@ -33,6 +33,7 @@ from medret.archive.series import candidates, packed
 from medret.errors import UsageError
 from medret.schemas import OBJECTS
 from medret.storage import escaped, identity_of, is_text
+from medret.visible import visible
 
 NOT_A_VOLUME = "not_a_volume"
 FOUND_ROWS = 1 << 12  # of a part of a listing: as Python's objects, each row takes several times what it takes then
@@ -114,6 +115,8 @@ def suffixes_of(paths: pa.ChunkedArray) -> dict[str, int]:
 
 def matcher(pattern: str) -> Matcher:
     """A function that tells whether a path below the archive matches a glob; raises UsageError."""
+    if not is_text(pattern):
+        raise UsageError(f"pattern {visible(pattern)} is not UTF-8 text")
     anywhere = pattern if "/" in pattern else f"**/{pattern}"
     try:
         return re.compile(glob_translate(anywhere.removeprefix("./"))).match

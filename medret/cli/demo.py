@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     try:
-        run_demo(arguments.folder.resolve(), arguments.volumes_per_kind)
+        run_demo(arguments.folder.resolve(), arguments.volumes_per_kind, quiet=arguments.log_json)
     except OSError as error:
         raise UsageError(
             f"{arguments.folder}: the demo cannot be written there: {error}; name another folder"
@@ -46,8 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_demo(folder: Path, volumes_per_kind: int) -> None:
-    """Make a small archive below `folder` (absolute), index it, search it and show the hits."""
+def run_demo(folder: Path, volumes_per_kind: int, *, quiet: bool = False) -> None:
+    """Make a small archive below `folder` (absolute), index it, search it and show the hits.
+
+    quiet: the run sends its progress to the log.
+    """
     from medret.demo.phantoms import KINDS, write_corpus
     from medret.pipeline.request import IndexRequest
     from medret.pipeline.result import Reporter
@@ -66,7 +69,7 @@ def run_demo(folder: Path, volumes_per_kind: int) -> None:
 
     console.print("[bold]2. Indexing them[/], as this command does:", markup=True)
     console.print(f"   medret index {archive} {store} --labels {labels} --model {MODEL}", soft_wrap=True)
-    outcome = run_index(IndexRequest(str(archive), str(store), str(labels), models=(MODEL,)), Reporter())
+    outcome = run_index(IndexRequest(str(archive), str(store), str(labels), models=(MODEL,)), Reporter(quiet=quiet))
     if outcome.counts.quarantined:
         raise MedretError(
             f"{outcome.counts.quarantined} volumes of the demo went into quarantine: {outcome.quarantine}"

@@ -101,13 +101,18 @@ def add_parser(commands: Any) -> None:
     counts = "also write the voxels of each structure on each slice, as Parquet"
     group.add_argument("--mask-counts", type=Path, metavar="FILE", help=counts)
 
-    group = parser.add_argument_group("search configurations (each option is repeatable; default: all)")
+    group = parser.add_argument_group(
+        "search configurations (each option is repeatable; default: all, with --masks the exact index, vote and late)"
+    )
     add_repeatable(group, "--model", "NAME")
     add_repeatable(group, "--aggregation", "NAME")
     group.add_argument("--index", action="append", default=[], choices=("hnsw", "lsh", "exact"))
     add_repeatable(group, "--mode", "MODE", "volume, vote, max, sum, late")
     group.add_argument(
-        "--depth", type=positive_int, metavar="K", help="ranks per list (default all; 1000 in large archives)"
+        "--depth",
+        type=positive_int,
+        metavar="K",
+        help="ranks per list (default all; 1000 by hnsw, by lsh, with --masks and in archives of over 20000)",
     )
 
     group = parser.add_argument_group("a query archive instead of the store's own volumes")
@@ -126,8 +131,8 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--archive",
         metavar="URI",
-        help="where the volumes are, for the images of --html (default: where the store says, if that is on this "
-        "machine's disks or on the store's own server)",
+        help="where the volumes are, for the images of --html and for --masks (default: where the store says, if that "
+        "is on this machine's disks or on the store's own server)",
     )
 
 
@@ -241,10 +246,10 @@ def _names(path: Path | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # a volume_id may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--without {path}: cannot be read: {error}") from error
-    return frozenset(line.strip() for line in lines if line.strip())
+    return frozenset(line.removesuffix("\r") for line in lines if line.strip())
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from medret._version import __version__
 from medret.cli import demo, evaluate, index, scan, search, serve, store, study
 from medret.cli.shared import logging_to_stderr, note, use_storage_options
 from medret.errors import MedretError, MissingPackageError, needs_extra, require
-from medret.storage import redacted
+from medret.storage import in_words, redacted
 from medret.visible import visible
 
+WRITING = (index.run, store.run_gc, store.run_forget, store.run_rollback)
 EPILOG = """\
 exit codes:
   0  done                     3  a check refused to publish; the old snapshot stays live
   1  failed                   4  published, with volumes in quarantine
-  2  wrong usage              5  another run holds the store
+  2  wrong usage              5  another run holds the store       130  interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # never fail on a name that the encoding cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
@@ -42,16 +47,43 @@ def _run(arguments: argparse.Namespace) -> int:
         with needs_extra():
             use_storage_options(arguments)
             code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
     except MedretError as error:
         note(f"medret {arguments.command}: {redacted(str(error))}", logging.ERROR)
         return error.exit_code
     except KeyboardInterrupt:
-        note(f"medret {arguments.command}: interrupted; nothing was published", logging.ERROR)
+        then = (
+            "; run it again to finish, `medret snapshots STORE` says what is live" if arguments.run in WRITING else ""
+        )
+        note(f"medret {arguments.command}: interrupted{then}", logging.ERROR)
         return 130
     except BrokenPipeError:  # the reader of our output has closed it
-        sys.stderr.close()
+        _drop_output()
         return 1
+    except OSError as error:  # of a path that was named, or of standard output on a full disk
+        note(
+            f"medret {arguments.command}: {in_words(error)}; check the path, the permissions and the free space",
+            logging.ERROR,
+        )
+        _drop_output()
+        return 1
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started with a closed output one that takes all: else a file gets its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Leave out what standard output does not take, so that Python does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medret.cli.shared import add_command, add_storage_options, parse_weights, per_store
 from medret.errors import UsageError
 from medret.search.options import DEFAULT_K, LATE, SearchOptions
+from medret.search.query_files import is_there
 from medret.storage import redacted
 from medret.visible import say
 
@@ -225,7 +226,7 @@ def _refuse_instances(queries: Sequence[str]) -> None:
     """Raise UsageError if several of the queries are files of one DICOM series: each would be a query of its own."""
     by_series: dict[str, list[Path]] = {}
     for path in map(Path, queries if len(queries) > 1 else ()):
-        if not path.name.endswith((".nii", ".nii.gz", ".npy")) and path.is_file():
+        if not path.name.endswith((".nii", ".nii.gz", ".npy")) and is_there(path) and path.is_file():
             from medret.archive.looks import head_at  # loads pandas, which a search does without
 
             head = head_at(str(path))
@@ -247,7 +248,7 @@ def _options(arguments: argparse.Namespace) -> SearchOptions:
     weights = parse_weights(arguments.weights)
     values: dict[str, Any] = {
         **{field.name: getattr(arguments, field.name, None) for field in fields(SearchOptions)},
-        "model": _weighted("--model", arguments.model) or dict.fromkeys(list(weights)[:1], 1.0) or None,
+        "model": _weighted("--model", arguments.model) or None,
         "aggregation": _weighted("--aggregation", arguments.aggregation) or None,
         "weights": weights,
     }

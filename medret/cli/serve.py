@@ -10,8 +10,10 @@ from medret.cli.shared import (
     add_repeatable,
     add_storage_options,
     count,
+    note,
     parse_weights,
     per_store,
+    port,
     positive_float,
     positive_int,
 )
@@ -37,7 +39,7 @@ def add_parser(commands: Any) -> None:
         "stores", metavar="STORE", nargs="*", help="folder or URI of a store; several are searched as one"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at (default %(default)s)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen at (default %(default)s)")
     parser.add_argument(
         "--archive",
         action="append",
@@ -94,7 +96,7 @@ def _add_limits(group: Any) -> None:
         help="time for an answer, from the received request (default 120)",
     )
     group.add_argument(
-        "--device", default="auto", help="where files are encoded: auto, cpu, cuda or mps (default auto)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where files are encoded (default auto)"
     )
     add_repeatable(group, "--weights", "NAME=PATH", "a model's weights, if they are elsewhere on this machine")
 
@@ -139,4 +141,4 @@ def _serve(arguments: argparse.Namespace) -> None:
     live = LiveStores(arguments.stores, archives=archives, storage_options=arguments.storage_options)
     service = Service(live, settings, tokens=tokens, audit=audit)
     service.check_filters()
-    run_server(service, arguments.host, arguments.port)
+    run_server(service, arguments.host, arguments.port, note)

@@ -183,15 +183,19 @@ def logging_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
 
 def note(text: str, level: int = logging.INFO) -> None:
     """One line on standard error: to the log if that is JSON, else as it is."""
-    if any(isinstance(handler.formatter, JsonLines) for handler in LOGGER.handlers):
+    if _logs_json():
         LOGGER.log(level, "%s", text)
     else:
         say(text, error=True)
 
 
+def _logs_json() -> bool:
+    return any(isinstance(handler.formatter, JsonLines) for handler in LOGGER.handlers)
+
+
 def report(text: str) -> None:
     """One line of progress on a terminal, which the next one replaces."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _logs_json():
         sys.stderr.write(f"\r\x1b[K{visible(text)}")
         sys.stderr.flush()
 
@@ -226,6 +230,7 @@ def _number(kind: Callable[[str], Number], name: str, is_valid: Callable[[Number
 count = _number(int, "whole number from 0 on", lambda value: value >= 0)
 positive_int = _number(int, "whole number above 0", lambda value: value > 0)
 positive_float = _number(float, "number above 0", lambda value: 0 < value < float("inf"))
+port = _number(int, "port from 0 to 65535", lambda value: 0 <= value <= 65535)
 share = _number(float, "number from 0 to 1", lambda value: 0 <= value <= 1)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,20 @@ def age(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+)([smhdw])", text)
     if not match:
         raise argparse.ArgumentTypeError(f"'{text}' is not an age such as 90s, 30m, 12h, 7d or 2w")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
+    try:
+        found = timedelta(**{UNITS[match[2]]: int(match[1])})
+        datetime.now(UTC) - found
+    except OverflowError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is longer than calendars reach") from error
+    return found
+
+
+def _store(arguments: argparse.Namespace) -> Location:
+    """The store to change; raises UsageError where there is none, because taking its lease would begin one."""
+    store = Location(arguments.store)
+    if not store.exists(""):
+        raise UsageError(f"{store.uri}: no store is there; `medret index ARCHIVE {store.uri}` makes one")
+    return store
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -187,7 +200,7 @@ def run_rollback(arguments: argparse.Namespace) -> int:
     from medret.snapshot import leased
     from medret.snapshot.publish import rollback
 
-    store = Location(arguments.store)
+    store = _store(arguments)
     with leased(store, "rollback") as lease:
         before = rollback(store, arguments.snapshot, lease)
     say(f"{store.uri}: snapshot {arguments.snapshot} is live; it was {before}")
@@ -199,7 +212,7 @@ def run_gc(arguments: argparse.Namespace) -> int:
     from medret.snapshot import leased
     from medret.snapshot.removal import gc
 
-    store = Location(arguments.store)
+    store = _store(arguments)
     with leased(store, "gc") as lease:
         result = gc(
             store, lease, keep=arguments.keep, older_than=arguments.older_than, dry_run=arguments.dry_run, say=note
@@ -222,7 +235,7 @@ def run_forget(arguments: argparse.Namespace) -> int:
     from medret.snapshot import leased
     from medret.snapshot.removal import forget
 
-    store = Location(arguments.store)
+    store = _store(arguments)
     with leased(store, "forget") as lease:
         result = forget(store, set(arguments.volumes), lease, copies=arguments.copies, say=note)
     if arguments.json:
@@ -245,7 +258,7 @@ def run_unlock(arguments: argparse.Namespace) -> int:
     """Run `medret unlock`."""
     from medret.snapshot.lease import unlock
 
-    store = Location(arguments.store)
+    store = _store(arguments)
     holder, ran = unlock(store, force=arguments.force)
     if holder is None or not ran:
         last = f"; the last holder was {holder.holder}, since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder else ""

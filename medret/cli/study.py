@@ -82,6 +82,13 @@ examples:
   medret explain ~/ct-store liver/3.nii.gz liver/12.nii.gz --mode volume --html why.html
   medret explain ~/ct-store "CT of the abdomen, liver with cysts" liver/12.nii.gz --text --model medsiglip
 """
+STUDY_OPTIONS = {
+    "aggregation": ("level", "exclude", "min_relevant", "model", "draws"),
+    "index": ("model", "sizes", "dims"),
+    "ensemble": ("level", "exclude", "min_relevant", "aggregation"),
+    "position": ("level", "exclude", "min_relevant", "model"),
+}
+MIN_RELEVANT = 3
 DUPLICATES_SHOWN = 50
 PAIRS_SHOWN = 20
 
@@ -94,20 +101,21 @@ def add_parser(commands: Any) -> None:
 
 def _add_study(commands: Any) -> None:
     parser = add_command(commands, "study", run_study, "answer a question about the method", STUDY, STUDY_EXAMPLES)
-    parser.add_argument("question", choices=("aggregation", "index", "ensemble", "position"), metavar="QUESTION")
+    parser.add_argument("question", choices=tuple(STUDY_OPTIONS), metavar="QUESTION")
     add_store(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
+    seed = "of the intervals, and of the vectors of index (default 0)"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
     group = parser.add_argument_group("aggregation, ensemble and position")
     add_repeatable(group, "--level", "LABEL", "as for `medret evaluate`")
     add_repeatable(group, "--exclude", "LABEL", "as for `medret evaluate`")
-    group.add_argument("--min-relevant", type=positive_int, default=3, metavar="N", help="(default %(default)s)")
+    group.add_argument("--min-relevant", type=positive_int, metavar="N", help="as for `medret evaluate` (default 3)")
     group.add_argument(
         "--model", metavar="NAME", help="for aggregation, index and position (default: the snapshot's first)"
     )
     group.add_argument("--aggregation", metavar="NAME", help="for ensemble (default: the snapshot's first)")
     group.add_argument(
-        "--draws", type=positive_int, default=5, metavar="N", help="seeds of random slices (default %(default)s)"
+        "--draws", type=positive_int, metavar="N", help="for aggregation: draws of random slices (default 5)"
     )
 
     group = parser.add_argument_group("index")
@@ -159,17 +167,24 @@ def _study(arguments: argparse.Namespace) -> Study:
 
     if arguments.seed < 0:
         raise UsageError(f"--seed is {arguments.seed}, expected 0 or above")
+    own = STUDY_OPTIONS[arguments.question]
+    for option in sorted({name for names in STUDY_OPTIONS.values() for name in names} - set(own)):
+        if getattr(arguments, option):
+            others = [question for question, names in STUDY_OPTIONS.items() if option in names]
+            words = f"--{option.replace('_', '-')} is of {', '.join(others)}"
+            raise UsageError(f"{words}: leave it out for the question {arguments.question}")
     snapshot = open_snapshot(arguments.store, arguments.snapshot)
     options = Options(
         levels=arguments.level,
         excludes=arguments.exclude,
-        min_relevant=arguments.min_relevant,
+        min_relevant=arguments.min_relevant or MIN_RELEVANT,
         bootstrap=Bootstrap(seed=arguments.seed),
     )
     if arguments.question == "aggregation":
-        from medret.evaluate.study_similarity import study_aggregation
+        from medret.evaluate.study_similarity import SEEDS, study_aggregation
 
-        return study_aggregation(snapshot, options, model=arguments.model, seeds=arguments.draws, report=report)
+        draws = arguments.draws or SEEDS
+        return study_aggregation(snapshot, options, model=arguments.model, seeds=draws, report=report)
     if arguments.question == "ensemble":
         from medret.evaluate.study_similarity import study_ensemble
 

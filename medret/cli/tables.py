@@ -137,7 +137,7 @@ def print_plan(plan: IndexPlan) -> None:
 def print_hits(query: str, hits: Sequence[Hit], score: str, *, with_store: bool = False) -> None:
     """Hits, best first. score: what that of a hit is, in words. with_store: name the store of each hit."""
     terminal = Terminal()
-    terminal.print(f"most similar to {query}", soft_wrap=True, style="italic")
+    terminal.print(f"most similar to {redacted(query)}", soft_wrap=True, style="italic")
     table = Table(box=None, pad_edge=False)
     store = ("store",) if with_store else ()
     for heading in ("rank", "score", "volume", *store, "modality", "region", "organ", "slices: query ~ hit"):

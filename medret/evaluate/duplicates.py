@@ -23,6 +23,7 @@ from medret.index import EXACT, HNSW
 from medret.schemas import LABELS
 from medret.search import Snapshot
 from medret.search.matching import late_scores
+from medret.search.query import VolumeName
 from medret.snapshot import read_ledger
 from medret.storage import Location
 
@@ -125,7 +126,7 @@ def _near(
     cosines: dict[tuple[str, str], float] = {}
     left, k = list(ids), NEIGHBOURS
     while left and k <= NEIGHBOURS_MAX:
-        queries = [snapshot.resolve(name, model=model, aggregation=aggregation) for name in left]
+        queries = [snapshot.resolve(VolumeName(name), model=model, aggregation=aggregation) for name in left]
         volume_ids = [query.volume_ids for query in queries]
         ranked = snapshot.rank(queries, k, model=model, aggregation=aggregation, index=index, excluded=volume_ids)
         full = []

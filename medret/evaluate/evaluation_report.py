@@ -23,6 +23,7 @@ from medret.html import render
 from medret.html.cards import IMAGE_SIZE, ImageRequest, Tile
 from medret.html.plots import COLOURS, Bar, Point, bars, colour_of, key, matrix, scatter
 from medret.search import Snapshot
+from medret.search.query import VolumeName
 
 POINTS_MAX = 3000  # of the map; of larger archives a sample is drawn
 QUERIES_SHOWN = 5
@@ -155,7 +156,8 @@ def _map(snapshot: Snapshot, evaluation: Evaluation, level: str) -> dict[str, An
     if len(rows) > POINTS_MAX:
         rows = np.sort(np.random.default_rng(evaluation.bootstrap.seed).choice(rows, POINTS_MAX, replace=False))
     ids = labels["volume_id"].to_pylist()
-    queries = [snapshot.resolve(ids[row], model=config.model, aggregation=config.aggregation) for row in rows]
+    names = (VolumeName(ids[row]) for row in rows)
+    queries = [snapshot.resolve(name, model=config.model, aggregation=config.aggregation) for name in names]
     places, variance = principal_components(np.array([query.volume for query in queries], np.float64))
     classes = ["; ".join(values_of(text)) or "no label" for text in text_column(labels, level)]
     modalities = [text or "unknown" for text in text_column(labels, "modality")]

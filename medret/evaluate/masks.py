@@ -31,9 +31,9 @@ from functools import cache
 import pyarrow as pa
 
 from medret.archive.label_table import ID_COLUMNS, read_table
-from medret.errors import UsageError
+from medret.errors import NotFoundError, UsageError
 from medret.evaluate.relevance import text_column
-from medret.storage import folder_entries, normalise_uri, read_uri, redacted
+from medret.storage import folder_entries, normalise_uri, reaching, read_uri, redacted
 
 MASK = "mask"
 DATASET = "dataset.json"
@@ -74,7 +74,8 @@ def find_masks(
     """volume_id -> its masks, for the volumes that have some. Reads tables and lists folders, but opens no mask.
 
     place: see above. labels: of the volumes, as `Snapshot.labels` has them. names_uri: see above. archive: where the
-    volumes are. Raises UsageError if no volume has a mask, and for a table or names that cannot be understood.
+    volumes are. Raises UsageError if no volume has a mask, and for a table or names that cannot be understood;
+    StorageError for a folder that cannot be listed.
     """
     root = normalise_uri(place).rstrip("/")
     names = None if names_uri is None else read_names(normalise_uri(names_uri))
@@ -104,6 +105,8 @@ def read_names(uri: str) -> dict[int, str]:
         try:
             labels = json.loads(read_uri(uri))["labels"]
             pairs = [(key, value) if str(key).isdigit() else (value, str(key)) for key, value in labels.items()]
+        except FileNotFoundError as error:
+            raise NotFoundError(f"--mask-names {name} does not exist") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UsageError(f"{name} has no names of labels ({type(error).__name__}: {error})") from error
     found: dict[int, str] = {}
@@ -173,7 +176,7 @@ class _Folder:
 
     def __init__(self, root: str, names: Mapping[int, str] | None, archive: str | None) -> None:
         self._root, self._names, self._archive = root, names, None if archive is None else archive.rstrip("/")
-        self._entries = cache(lambda below: folder_entries(f"{root}/{below}".rstrip("/")))
+        self._entries = cache(self._list)
         self._names_of_task = cache(self._read_names)
 
     def masks(self, labels: pa.Table) -> dict[str, tuple[Mask, ...]]:
@@ -192,6 +195,11 @@ class _Folder:
         if self._root != self._archive and self._has(volume_id):
             return (Mask(f"{self._root}/{volume_id}", None, self._names_at(volume_id)),)
         return ()
+
+    def _list(self, below: str) -> frozenset[str]:
+        uri = f"{self._root}/{below}".rstrip("/")
+        with reaching(uri, "listed"):
+            return frozenset(folder_entries(uri))
 
     def _labelled(self, label: str | None) -> str | None:
         """The path that a label of the store names, if it stays below the folder: a store names no place to read."""

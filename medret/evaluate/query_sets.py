@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from medret.archive import labels_of, list_archive, read_labels
 from medret.archive.label_origins import with_tags
 from medret.archive.listing import ArchiveObject
-from medret.errors import UsageError, WeightsError
+from medret.errors import StorageError, UsageError, WeightsError
 from medret.evaluate.configs import Selection, configs_of
 from medret.schemas import LABELS
 from medret.search import Snapshot
-from medret.search.query import QueryVectors
+from medret.search.query import QueryVectors, VolumeName
+from medret.storage import redacted
 from medret.volume.dicom.tags import head_labels
 
 KEPT_MAX = 4096  # queries
@@ -96,7 +97,7 @@ def archive_queries(
     ids: list[str] = queries["volume_id"].to_pylist()
 
     def resolve(row: int, model: str, aggregation: str) -> QueryVectors:
-        return snapshot.resolve(ids[row], model=model, aggregation=aggregation)
+        return snapshot.resolve(VolumeName(ids[row]), model=model, aggregation=aggregation)
 
     return QuerySet(queries, labels, [(int(row),) for row in rows], resolve, excluded=frozenset(without))
 
@@ -121,6 +122,9 @@ def file_queries(
     if join.mismatch:
         raise UsageError(join.mismatch)
     files = tuple(listing.items())
+    if not files:
+        skipped = ", ".join(f"{rule} {number}" for rule, number in sorted(listing.skipped.items()))
+        raise UsageError(f"--queries {redacted(archive_uri)} holds no volumes to ask with ({skipped})")
     ids = listing.objects["volume_id"]
     labels = with_tags(ids, join.labels, head_labels(listing.series))
     known = {row["volume_id"]: row for row in labels_of(ids, labels).to_pylist()}
@@ -139,7 +143,7 @@ def file_queries(
             used.append((file, encode(file, first.model, first.aggregation)))
         except WeightsError:
             raise
-        except UsageError as error:
+        except (UsageError, StorageError) as error:
             failures.append(Failure(file.volume_id, str(error)))
     if not used:
         raise UsageError(

@@ -8,6 +8,7 @@ the box and the planes. docs/evaluating.md has the definitions.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from medret.storage.objects import default_cache_dir, write_atomically
 from medret.volume import Content, Limits, content_sha256
 from medret.volume.open import fetch_volume, open_volume
 from medret.volume.orientation import geometry_of
-from medret.volume.sample import Box, whole
+from medret.volume.sample import ROUNDING, Box, whole
 from medret.volume.slicing import AXIS, grids_differ
 from medret.volume.stored import Scaling, StoredVolume
 
@@ -120,11 +121,13 @@ def _labels(mask: Mask, content: Content, volume: StoredVolume) -> NDArray[np.ui
     voxels = geometry_of(marks.placement, marks.shape).to_ras(voxels)
     if voxels.dtype.kind != "u" or voxels.itemsize > 2 or marks.scaling != Scaling():
         voxels = marks.scaling.real(voxels)
-        odd = voxels[~((voxels >= 0) & (voxels <= MOST) & (voxels == np.round(voxels)))]
+        whole_numbers = np.round(voxels)
+        odd = voxels[~((whole_numbers >= 0) & (whole_numbers <= MOST) & (np.abs(voxels - whole_numbers) <= ROUNDING))]
         if odd.size:
             raise UsageError(
                 f"{name} holds the value {odd[0]:g}, expected whole numbers from 0 to {MOST}: is it a segmentation?"
             )
+        voxels = whole_numbers
     return (voxels != 0).astype(np.uint16) if mask.structure is not None else voxels.astype(np.uint16)
 
 
@@ -205,7 +208,8 @@ def _counts_of(
         counts = count_voxels(stored, list(zip(masks, read, strict=True)), box, planes)
     except UsageError as error:
         raise UsageError(f"{volume_id}: {error}") from error
-    _keep(kept, counts)
+    with contextlib.suppress(OSError):  # without a writable cache, masks are counted again next time
+        _keep(kept, counts)
     return counts
 
 

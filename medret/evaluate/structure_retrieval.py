@@ -55,6 +55,7 @@ from medret.search.query import QueryVectors
 DEFAULT_MODES = (VOTE, LATE)
 MODES = (VOTE, MAX, SUM, LATE)  # those that search by slices
 DEPTH = 1000  # ranks per list
+FIRST = 10  # ranks that users look at
 BATCH = 64  # queries that are ranked together
 
 
@@ -226,18 +227,14 @@ class _Searches:
         options: SearchOptions,
     ) -> Iterator[list[tuple[str, Items]]]:
         depth = min(len(self.volumes.ids), self.options.depth or DEPTH)
-        ranked = self.snapshot.rank(
-            queries,
-            depth,
-            excluded=hidden,
-            model=options.model,
-            index=options.index,
-            mode=options.mode,
-            per_slice=options.per_slice,
-        )
-        for (part, question, ways, slices), hits in zip(batch, ranked, strict=True):
+        ranked = self._volumes_found(queries, hidden, depth, options)
+        if options.index != EXACT and options.used_mode == LATE and depth > options.candidates:
+            # More candidates are compared for a longer list. The first ten are those of a search for ten.
+            nearest = self._volumes_found(queries, hidden, FIRST, options)
+            ranked = [list(dict.fromkeys([*near, *far]))[:depth] for near, far in zip(nearest, ranked, strict=True)]
+        for (part, question, ways, slices), found in zip(batch, ranked, strict=True):
             ranking = np.full(depth, -1, np.int64)
-            ranking[: len(hits)] = [self.volumes.number_of[hit.volume_id] for hit in hits]
+            ranking[: len(found)] = found
             scored = [(ways[0], ranked_items(part.truth, question, ranking))]
             if LOCALISED in ways:
                 best = int(ranking[0])
@@ -246,6 +243,21 @@ class _Searches:
                 if (within := within_items(part.truth, question, matched)) is not None:
                     scored.append((WITHIN, within))
             yield scored
+
+    def _volumes_found(
+        self, queries: Sequence[QueryVectors], hidden: Sequence[frozenset[str]], k: int, options: SearchOptions
+    ) -> list[list[int]]:
+        """Per query the numbers of the volumes that a search for k of them finds, the best first."""
+        ranked = self.snapshot.rank(
+            queries,
+            k,
+            excluded=hidden,
+            model=options.model,
+            index=options.index,
+            mode=options.mode,
+            per_slice=options.per_slice,
+        )
+        return [[self.volumes.number_of[hit.volume_id] for hit in hits] for hits in ranked]
 
     def _sliced(
         self,

@@ -66,8 +66,11 @@ def study_page(study: Study) -> str:
     return render("study.html.j2", title=f"Study: {study.name}", study=study, made=made)
 
 
-def read_slices(snapshot: Snapshot, model: str | None) -> dict[str, Slices]:
-    """Read the Parquet shards of a model's slice vectors: volume_id -> its slices, in volume_id order."""
+def read_slices(snapshot: Snapshot, model: str | None, enough: int | None = None) -> dict[str, Slices]:
+    """Read the Parquet shards of a model's slice vectors: volume_id -> its slices, in volume_id order.
+
+    enough: read no further shard once so many slices were read.
+    """
     store = Location(snapshot.uri)
     digest = snapshot.recipe(model).digest
     shards = stored_files(read_files(store, snapshot.id, snapshot.manifest), [SLICES], recipe=digest)
@@ -80,6 +83,8 @@ def read_slices(snapshot: Snapshot, model: str | None) -> dict[str, Slices]:
         data = read_checked(store, file.path, file.sha256, file.size_bytes)
         rows = read_parquet(data, columns, name=file.path).replace_schema_metadata(None)
         tables.append(live_rows(rows, live[file.key].volumes if file.key in live else ()))
+        if enough is not None and sum(table.num_rows for table in tables) >= enough:
+            break
     table = pa.concat_tables(tables)
     ids = np.array(table["volume_id"].to_pylist(), object)
     order = np.argsort(ids, kind="stable")

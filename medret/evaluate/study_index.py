@@ -32,6 +32,7 @@ SIZES = (1_000, 10_000, 100_000)
 SIZES_MAX = 1_000_000
 DIMS = (384, 768, 1280, 2048)
 QUERIES = 200
+STORED_MAX = 200_000  # slices that vectors are drawn from, and the rest of their shard
 SPREAD = 0.3  # the share of a difference that is added
 HNSW_GRAPHS = ((FP16, 16), (FP16, 32), (RABITQ, 16), (RABITQ, 32))  # what nodes hold, links
 HNSW_SEARCH = (32, 64, 128)
@@ -58,7 +59,7 @@ def study_index(
     for dim in dims:
         if not 8 <= dim <= 8192:
             raise UsageError(f"--dims {dim} is not from 8 to 8192")
-    stored = np.concatenate([slices.vectors for slices in read_slices(snapshot, model).values()])
+    stored = np.concatenate([slices.vectors for slices in read_slices(snapshot, model, STORED_MAX).values()])
     rows: list[Row] = []
     for dim in dims:
         for size in sizes:

@@ -20,6 +20,7 @@ from medret.html.plots import Bar, bars, grid
 from medret.index import centred, fit_centre
 from medret.search import Snapshot
 from medret.search.answer import RRF_CONSTANT
+from medret.search.query import VolumeName
 
 COUNTS = (5, 10, 20)
 CENTRES = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -27,7 +28,6 @@ SIGMAS = (0.05, 0.1, 0.2, 0.4)
 SEEDS = 5
 WEIGHTS = (0.25, 0.5, 0.75)
 PENALTIES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-OTHER_PLANE = 2.0  # subtracted from the cosine of slices of two planes: they match only where there is no other
 
 
 def study_aggregation(
@@ -39,8 +39,8 @@ def study_aggregation(
     report: Report = lambda _: None,
 ) -> Study:
     """Aggregate the stored slice vectors in many ways and score each by exact search."""
-    slices = read_slices(snapshot, model)
     scorer = SimilarityScorer(snapshot, options)
+    slices = read_slices(snapshot, model)
     subtract_centre = is_centred(snapshot)
     variants: dict[str, list[Aggregation]] = {"mean": [parse_aggregation("mean")], "max": [parse_aggregation("max")]}
     for count in COUNTS:
@@ -97,8 +97,6 @@ def _recalls(rows: Sequence[Row]) -> list[tuple[str, dict[str, Row]]]:
 
 def _bar(row: Row, strong: bool) -> Bar:
     low, high = row["low"], row["high"]
-    if row["seeds"] > 1:  # whiskers of repeated draws: two standard deviations over seeds
-        low, high = max(0.0, row["value"] - 2 * row["spread"]), min(1.0, row["value"] + 2 * row["spread"])
     return Bar(row["arm"], row["n"], row["value"], low or 0, high or 0, row["chance"], low is not None, strong)
 
 
@@ -117,7 +115,8 @@ def study_ensemble(
     scorer = SimilarityScorer(snapshot, options)
     alone: dict[str, Similarity] = {}
     for model in snapshot.models:
-        queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in scorer.volume_ids)
+        names = map(VolumeName, scorer.volume_ids)
+        queries = (snapshot.resolve(name, model=model, aggregation=aggregation) for name in names)
         alone[model] = _cosines(np.array([query.volume for query in queries], np.float32))
     variants = dict(alone)
     for first, second in combinations(snapshot.models, 2):
@@ -149,8 +148,8 @@ def study_position(
     p is the relative position (0 the first slice of the volume, 1 the last), or the height in units of 100 mm, counted
     from the middle of a volume's slices: scanner coordinates of two scanners have no common origin.
     """
-    slices = read_slices(snapshot, model)
     scorer = SimilarityScorer(snapshot, options)
+    slices = read_slices(snapshot, model)
     stored = [slices[name] for name in scorer.volume_ids if name in slices]
     if len(stored) < len(scorer.volume_ids):
         raise UsageError(f"{snapshot.uri}: {len(scorer.volume_ids) - len(stored)} volumes have no slice vectors")
@@ -214,6 +213,8 @@ def late_with_position(
 ) -> Similarity:
     """Late interaction between volumes, less `weight` times how far apart matching slices lie: see `study_position`.
 
+    Slices match in their own plane. One whose plane a volume lacks does not count, unless the two share no plane.
+
     vectors: (n, dim) of the slices of all volumes. planes, places: (n,). starts: (volumes + 1,) first slice of each
     volume, and n.
     """
@@ -224,8 +225,12 @@ def late_with_position(
             own = slice(starts[row], starts[row + 1])
             cosines = (vectors[own] @ vectors.T).astype(np.float64)
             cosines -= weight * np.abs(places[own][:, None] - places[None])
-            cosines -= OTHER_PLANE * (planes[own][:, None] != planes[None])
-            scores[at] = np.maximum.reduceat(cosines, starts[:-1], axis=1).mean(axis=0)
+            in_plane = np.where(planes[own][:, None] == planes[None], cosines, -np.inf)
+            best = np.maximum.reduceat(in_plane, starts[:-1], axis=1)
+            across = np.maximum.reduceat(cosines, starts[:-1], axis=1)
+            compared = np.isfinite(best) | ~np.isfinite(best).any(axis=0)  # volumes without a shared plane: across
+            scores[at] = np.where(compared, np.where(np.isfinite(best), best, across), 0).sum(axis=0)
+            scores[at] /= compared.sum(axis=0)
         return scores
 
     return similarity

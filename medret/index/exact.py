@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Protocol
 
 import faiss
@@ -149,6 +150,7 @@ class ExactIndex:
         self._index = index
         self._use_gpu = use_gpu and gpu_available()
         self._gpu: GpuFlat | None = None
+        self._gpu_lock = Lock()
         self.rows, self.dim = int(index.ntotal), int(index.d)  # vectors in the shard, width of a vector
         codes = index.codes
         # uint8, because the codes start at an odd offset of the mapped file: a float16 view would be unaligned.
@@ -192,9 +194,8 @@ class ExactIndex:
             return no_neighbours(len(queries))
         excluded_count = 0 if excluded is None else len(excluded)
         depth = min(k + TIE_MARGIN, self.rows)
-        on_gpu = self._on_gpu(len(queries), depth + excluded_count)
-        if on_gpu is not None:
-            rows = on_gpu.search(queries, min(depth + excluded_count, self.rows))
+        rows = self._on_gpu(queries, depth + excluded_count)
+        if rows is not None:
             if excluded is not None:
                 rows = np.where(np.isin(rows, excluded), MISSING, rows)
         else:
@@ -202,16 +203,19 @@ class ExactIndex:
                 _, rows = self._index.search(queries, depth, params=scan_parameters(excluded, self.rows))
         return best_first(self.scores(queries, rows), rows, k)
 
-    def _on_gpu(self, queries: int, k: int) -> GpuFlat | None:
-        if not self._use_gpu or queries < GPU_MIN_QUERIES or k > GPU_MAX_K:
+    def _on_gpu(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
+        """The best min(k, rows) rows of each query by the GPU, one batch at a time; None where it is not used."""
+        if not self._use_gpu or len(queries) < GPU_MIN_QUERIES or k > GPU_MAX_K:
             return None
-        if self._gpu is None:
-            try:
-                self._gpu = GpuFlat(self.vectors(slice(None)))
-            except RuntimeError as error:  # FAISS's form of "out of GPU memory"
-                self._use_gpu = False
-                warnings.warn(f"exact search of {self.rows} vectors stays on the CPU: {error}", stacklevel=3)
-        return self._gpu
+        with self._gpu_lock:  # FAISS takes no two searches of one GPU index at a time
+            if self._gpu is None:
+                try:
+                    self._gpu = GpuFlat(self.vectors(slice(None)))
+                except RuntimeError as error:  # FAISS's form of "out of GPU memory"
+                    self._use_gpu = False
+                    warnings.warn(f"exact search of {self.rows} vectors stays on the CPU: {error}", stacklevel=3)
+                    return None
+            return self._gpu.search(queries, min(k, self.rows))
 
 
 def gpu_available() -> bool:

@@ -94,11 +94,16 @@ def _from_package(origin: PackageFile) -> tuple[FileSet, str]:
 def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
     with needs_extra():
         import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     absent = f"{origin.repo} on the Hugging Face hub holds no {' or '.join(origin.names)}"
     find, revision = huggingface_hub.try_to_load_from_cache, origin.revision
-    known = [find(origin.repo, name, revision=revision) for name in origin.names]
+    try:
+        known = [find(origin.repo, name, revision=revision) for name in origin.names]
+    except HFValidationError as error:
+        raise WeightsError(
+            f"'{origin.repo}' is neither a folder on this machine nor OWNER/NAME of the Hugging Face hub"
+        ) from error
     for name, cached in zip(origin.names, known, strict=True):
         if isinstance(cached, str):  # needs no network, and is what earlier runs used
             return _hub_files(origin, name, Path(cached))
@@ -220,7 +225,8 @@ def open_files(weights_uri: str, *, archive: bool = False) -> FileSet:
     try:
         uri = normalise_uri(weights_uri)
         if not scheme_of(uri):
-            return _local_files(Path(uri), weights_uri, archive)
+            with reaching(uri, "read"):
+                return _local_files(Path(uri), weights_uri, archive)
         with reaching(uri, "read"):
             fs, root = open_filesystem(uri)
             if fs.isfile(root):

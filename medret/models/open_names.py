@@ -23,12 +23,13 @@ from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.model_input import Fed, is_stated, read_processor, stated, triple
 from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart, words_of
+from medret.models.timm_models import TIMM_POOLING
+from medret.models.weights import is_random
 from medret.recipe import USUAL, Contract
 
 # transformers writes it alone or, from version 5 on, in one file with a tokenizer's.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # as timm writes them
-_TIMM_POOLING = {"default": "", "cls": "token", "mean": "avg"}
 _UNKNOWN = "unknown: see the model's page"
 _HF_PARTS = (
     WeightPart("config", ("config.json",)),
@@ -85,14 +86,12 @@ def _timm_spec(name: str, model: str, weights_uri: str | None, by_user: Stated |
     spec = _timm_hub_spec(name, hub, weights_uri) if hub else _timm_own_spec(name, model)
     fed = stated(Fed(spec.image_size, spec.mean, spec.std, spec.contract), by_user, name)
     options = dict(spec.options)
-    if fed.image_size != spec.image_size:
+    if fed.image_size != spec.image_size and _is_built_for_a_size(spec.architecture):
         options["img_size"] = fed.image_size
     if fed.contract.channels != 3:
         options["in_chans"] = fed.contract.channels
-    if fed.contract.pooling not in _TIMM_POOLING:
-        raise UsageError(f"{name}: pooling '{fed.contract.pooling}' is not timm's; expected {', '.join(_TIMM_POOLING)}")
-    if fed.contract.pooling != "default":
-        options["global_pool"] = _TIMM_POOLING[fed.contract.pooling]
+    if fed.contract.pooling not in TIMM_POOLING:
+        raise UsageError(f"{name}: pooling '{fed.contract.pooling}' is not timm's; expected {', '.join(TIMM_POOLING)}")
     spec = replace(
         spec, image_size=fed.image_size, mean=fed.mean, std=fed.std, contract=fed.contract,
         options=tuple(options.items()),
@@ -101,6 +100,14 @@ def _timm_spec(name: str, model: str, weights_uri: str | None, by_user: Stated |
 
     dim, gmacs = measure(lambda: build_timm(spec), fed.image_size, name, fed.contract.channels)
     return replace(spec, dim=dim, gmacs=gmacs)
+
+
+def _is_built_for_a_size(architecture: str) -> bool:
+    """Whether the size of images is an option of a timm architecture; others take any size, and no such option."""
+    from timm.models import get_pretrained_cfg
+
+    record = get_pretrained_cfg(architecture)
+    return record is None or bool(record.fixed_input_size)
 
 
 def _timm_own_spec(name: str, model: str) -> ModelSpec:
@@ -134,6 +141,8 @@ def _timm_hub_spec(name: str, hub: str, weights_uri: str | None) -> ModelSpec:
 
     repo, revision = _revised(hub)
     files, _ = _files(name, hub, weights_uri, ("config.json",))
+    folder = Path(hub).expanduser()
+    origin: Origin = HubFile(repo, ("model.safetensors", "pytorch_model.bin"), revision)
     content = _json(files, "config.json", name)
     record = content.get("pretrained_cfg", content) if content else None
     architecture = content.get("architecture") if content else None
@@ -157,7 +166,7 @@ def _timm_hub_spec(name: str, hub: str, weights_uri: str | None) -> ModelSpec:
         name, "timm", architecture, 0, _square(record["input_size"], name), triple(mean), triple(std),
         str(record.get("license") or _UNKNOWN), "see the model's page",
         f"model.safetensors of {hub} (Hugging Face hub)",
-        origins=(HubFile(repo, ("model.safetensors", "pytorch_model.bin"), revision),),
+        origins=(Folder(str(folder.absolute())) if folder.is_dir() else origin,),
         options=tuple(options.items()), interpolation=str(record.get("interpolation", "bicubic")), contract=contract,
     )  # fmt: skip
 
@@ -172,7 +181,8 @@ def _square(input_size: Any, name: str) -> int:
 def _hf_spec(name: str, model: str, weights_uri: str | None, by_user: Stated | None) -> ModelSpec:
     from medret.models.hf_models import build_pooled
 
-    files, source = _files(name, model, weights_uri, ("config.json",), _PROCESSOR_FILES)
+    wanted = () if is_stated(by_user) else (_PROCESSOR_FILES,)
+    files, source = _files(name, model, weights_uri, ("config.json",), *wanted)
     content = _json(files, "config.json", name)
     if content is None:
         raise WeightsError(f"{name}: {files.label} holds no config.json")
@@ -207,7 +217,7 @@ def vision_part(content: dict[str, Any]) -> dict[str, Any]:
 
 def _files(name: str, model: str, weights_uri: str | None, *wanted: tuple[str, ...]) -> tuple[FileSet, str]:
     """Fetch small files of a model, the first of which it must have. wanted: names of each, tried in this order."""
-    if weights_uri is not None and not weights_uri.startswith("random"):
+    if weights_uri is not None and not is_random(weights_uri):
         return open_files(weights_uri), weights_uri
     if Path(model).expanduser().is_dir():
         return open_files(model), model

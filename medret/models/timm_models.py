@@ -27,6 +27,7 @@ _PREFIXES = ("module.", "backbone.", "module.backbone.", "encoder.", "model.", "
 # RadImageNet's ResNet50.pt holds torchvision's resnet50 as a sequence of its children.
 _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 # Classifiers and tensors of training, which an embedding does not use.
+TIMM_POOLING = {"default": "", "cls": "token", "mean": "avg"}  # our word -> timm's
 _UNUSED = re.compile(r"(head|fc|classifier|head_dist)\.|head\.fc\.|mask_token$|.*(relative_position_index|attn_mask)$")
 
 
@@ -35,8 +36,11 @@ def build_timm(spec: ModelSpec) -> nn.Module:
     import timm
 
     options: dict[str, Any] = dict(spec.options)
-    model: nn.Module = timm.create_model(spec.architecture, pretrained=False, num_classes=0, **options)
-    return model
+    model: Any = timm.create_model(spec.architecture, pretrained=False, num_classes=0, **options)
+    if pooling := TIMM_POOLING.get(spec.contract.pooling):
+        model.reset_classifier(0, pooling)  # built with it, a transformer would have its last norm elsewhere
+    module: nn.Module = model
+    return module
 
 
 def load_timm(spec: ModelSpec, weights: Weights) -> nn.Module:

@@ -20,6 +20,11 @@ from medret.storage.objects import CACHE_VARIABLE, default_cache_dir, write_atom
 _RANDOM = re.compile(r"random(?::(.*))?", re.DOTALL)
 
 
+def is_random(weights_uri: str) -> bool:
+    """Whether it is `random` or `random:SEED`."""
+    return _RANDOM.fullmatch(weights_uri) is not None
+
+
 def resolve_weights(spec: ModelSpec, weights_uri: str | None = None) -> Weights:
     """Find the weights of `spec` and checksum them. Files that are not local are copied to the cache folder.
 

@@ -20,12 +20,13 @@ from medret.errors import MissingPackageError, NotFoundError, UsageError, Weight
 from medret.models.checkpoint import build, fill, read_state
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.spec import HubFile, ModelSpec, without_words
-from medret.models.weights import Weights
+from medret.models.weights import Weights, is_random
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
     "spiece.model", "config.json",
 )  # fmt: skip
+VOCABULARIES = frozenset({"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"})  # a tokenizer has one
 _VALUES_PER_HEAD = 64  # of BERT, at every size
 _OPEN_CLIP_TOKENS = 256  # context_length of BiomedCLIP
 _BATCH = 16  # texts per forward pass
@@ -117,7 +118,7 @@ def load_tokenizer(spec: ModelSpec, weights_uri: str | None) -> Any:
 
     files = _tokenizer_files(spec, weights_uri)
     names = [name for name in TOKENIZER_FILES if name in files.entries]
-    if not {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(names):
+    if not VOCABULARIES & set(names):
         raise WeightsError(
             f"{spec.name}: no tokenizer in {files.label}: words need the files {', '.join(TOKENIZER_FILES[:3])} of "
             f"{spec.source}, in the folder of --weights {spec.name}=FOLDER"
@@ -139,7 +140,7 @@ def load_tokenizer(spec: ModelSpec, weights_uri: str | None) -> Any:
 
 
 def _tokenizer_files(spec: ModelSpec, weights_uri: str | None) -> FileSet:
-    if weights_uri is not None and not weights_uri.startswith("random"):
+    if weights_uri is not None and not is_random(weights_uri):
         return open_files(weights_uri)
     files = FileSet(spec.source)
     hub = next((origin for origin in spec.origins if isinstance(origin, HubFile)), None)
@@ -147,11 +148,16 @@ def _tokenizer_files(spec: ModelSpec, weights_uri: str | None) -> FileSet:
         for origin in spec.origins:
             files |= fetch(origin)[0]
         return files
+    out_of_reach: WeightsError | None = None
     for name in TOKENIZER_FILES:
         try:
             files |= fetch(HubFile(hub.repo, (name,), hub.revision))[0]
         except NotFoundError:
             continue
+        except WeightsError as error:  # not in the cache: perhaps the repository has no such file
+            out_of_reach = out_of_reach or error
+    if out_of_reach and not (VOCABULARIES & files.entries.keys() and "tokenizer_config.json" in files.entries):
+        raise out_of_reach
     return files
 
 

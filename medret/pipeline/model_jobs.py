@@ -102,7 +102,13 @@ def wanted_models(request: IndexRequest) -> list[WantedModel]:
         is_open = name.startswith(OPEN_PREFIXES) and name not in stated
         by_store = stored[name].load().model if is_open and name in stored else None
         by_user = stated_by(by_store) if by_store else stated.get(name)
-        models.append(WantedModel(model_spec(name, uri, by_user), uri, by_store))
+        try:
+            spec = model_spec(name, uri, by_user)
+        except UsageError:
+            if by_store is None or uri is None:
+                raise
+            spec, by_store = model_spec(name, uri), None  # other weights, which are fed as their own files say
+        models.append(WantedModel(spec, uri, by_store))
     return models
 
 
@@ -196,9 +202,9 @@ def recipe_changes(recipes: Sequence[Recipe], manifest: Manifest | None) -> list
         for part in ("slices", "model"):
             now, was = recipe.to_json()[part], entry.recipe[part]
             changes += [
-                f"{recipe.model.name}: {name} is {_short(value)}, was {_short(was.get(name))}"
-                for name, value in now.items()
-                if _plain(value) != _plain(was.get(name))
+                f"{recipe.model.name}: {name} is {_short(now.get(name))}, was {_short(was.get(name))}"
+                for name in dict.fromkeys([*now, *was])
+                if _plain(now.get(name)) != _plain(was.get(name))
             ]
     return list(dict.fromkeys(changes))
 

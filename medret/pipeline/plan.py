@@ -188,7 +188,10 @@ class Plan:
     @property
     def idle(self) -> bool:
         """Whether the live snapshot already holds exactly the volumes of the archive."""
-        return not len(self.gone) and self.causes().keys() <= {"unchanged", "refused"}
+        if len(self.gone) or not self.causes().keys() <= {"unchanged", "refused"}:
+            return False
+        # What an unfinished run has refused is not in the snapshot yet.
+        return not (pc.fill_null(self.table["row"], -1).to_numpy() >= self.state.journal_from).any()
 
     def of(self, *actions: Action) -> Iterator[Step]:
         """The steps with one of these actions, made in batches."""

@@ -190,6 +190,8 @@ def _fixed(
                 "GPUs; lower --actors or --gpus-per-actor"
             )
         num_cpus = min(1.0, (capacity.cpus - read_cpus) / sum(most))
+        if capacity.cpus_per_gpu:  # other nodes cannot take these actors
+            num_cpus = min(num_cpus, gpu_shares(capacity, share)[0])
         least = (actors.least,) * models if actors else most
         return PoolPlan(most, least, most, num_cpus, share, max(1, int(num_cpus)), read_cpus, write_cpus, single)
     # Actors request so little that all of them fit beside a read task on the smallest node: wherever Ray places them,

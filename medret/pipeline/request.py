@@ -145,6 +145,8 @@ class IndexRequest:
         for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
             if value is not None and value <= 0:
                 raise UsageError(f"--{option} is {value}, expected more than 0")
+        if self.gpus_per_actor is not None and self.gpus_per_actor > 1:
+            raise UsageError(f"--gpus-per-actor is {self.gpus_per_actor}, expected a share of one GPU: at most 1")
         if not 0 <= self.previews <= PREVIEWS_MAX:
             raise UsageError(f"--previews is {self.previews}, expected 0 to {PREVIEWS_MAX} pictures per volume")
         if not 0 <= self.wait_minutes < math.inf:

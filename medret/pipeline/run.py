@@ -230,8 +230,8 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     if quarantine.num_rows:
         written = StoredFile.of(write_quarantine(store, log.run, quarantine), "quarantine", quarantine.num_rows)
         files = pa.concat_tables([files, files_table([written])])
-    with log.phase("publish"):
-        run.stop.check()
+    run.stop.check()
+    with run.stop.deferred(), log.phase("publish"):  # from here on, a run that is told to stop has published
         run.lease.check()
         snapshot_id, manifest = publish(
             store, ledger.changed, ledger.gone.to_pylist(), files, indices.tombstones,
@@ -247,6 +247,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
     logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
     causes = plan.causes()
     log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
+    report = _write_report(run)
     return IndexOutcome(
         snapshot=snapshot_id,
         published=True,
@@ -265,8 +266,17 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         recipes=tuple(manifest.recipes),
         recall=worst_recall(indices.entries),
         waits_s=log.waits(),
-        report=log.write(store),
+        report=report,
     )
+
+
+def _write_report(run: _Run) -> str | None:
+    """Its path below the store. What is published stays so where no report can be written."""
+    try:
+        return run.log.write(run.store)
+    except StorageError as error:
+        run.reporter.warn(f"published, but without a report of the run: {error}")
+        return None
 
 
 def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:

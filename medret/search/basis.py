@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from medret.embeddings import read_vectors
 from medret.errors import CorruptError
-from medret.index import EXACT, centred, pooled_centre, uncentred
+from medret.index import EXACT, centred, pooled_centre
+from medret.index.approximate import Walked
 from medret.index.exact import BATCH_ROWS, build_exact
 from medret.index.rows import RowTable, row_order
 from medret.schemas import ROWS
 from medret.search.cache import LocalFiles
 from medret.search.shard import Moved, ShardFiles
+
+MOVED_VERSION = 2  # of how `write_moved` writes
 
 OwnCentre = tuple[NDArray[np.float32], int]  # of one index, and the number of volumes that it was fitted to
 ReadVectors = Callable[[str], pa.Table]  # key of an index shard -> its live rows: schemas.ROWS and `vector`
@@ -45,19 +48,35 @@ def moved_to(
     centre, own_centre = shared, own[0]
 
     def exact(listed: ShardFiles, table: RowTable) -> Path:
-        facts = (listed.files[EXACT][1], sorted(listed.dead), centre.tobytes())
+        facts = (MOVED_VERSION, listed.files[EXACT][1], sorted(listed.dead), centre.tobytes())
         key = hashlib.sha256(repr(facts).encode()).hexdigest()
         return local.derived(key, lambda path: write_moved(path, listed, table, read(listed.key), centre))
 
-    def walked(queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        return centred(uncentred(queries, centre), own_centre)
+    return Moved(exact, walked_from(own_centre, centre))
 
-    return Moved(exact, walked)
+
+def walked_from(own: NDArray[np.float32], shared: NDArray[np.float32]) -> Walked:
+    """How an index around its own centre is searched for what is near a query around the shared one.
+
+    Let d be the shift from the own centre to the shared one, and D the distance of vectors from the shared centre. A
+    vector in direction u from there lies in direction D u + d from the own centre, whose cosine with p is about
+    p u + (p d) / D - (p u) (u d) / D. Among vectors of score s, p = q + (s / D) d ranks as q u does.
+    """
+    shift = shared.astype(np.float64) - own
+    distance = np.sqrt(1 + float(shared.astype(np.float64) @ shared) - 2 * float(shared.astype(np.float64) @ own))
+
+    def walked(queries: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        tilted = queries + scores[:, None] / distance * shift
+        tilted /= np.linalg.norm(tilted, axis=1, keepdims=True)
+        return np.ascontiguousarray(tilted, np.float32)
+
+    return walked
 
 
 def write_moved(path: Path, listed: ShardFiles, table: RowTable, stored: pa.Table, centre: NDArray[np.float32]) -> None:
     """Write the exact index of a shard around another centre; rows that are dead get the zero vector.
 
+    Of equal vectors an index holds the first row: if that is dead, it gets the vector of a live copy.
     stored: the shard's live rows as they were embedded. Raises CorruptError if they are not those of the row table.
     """
     ids = table.volume_ids(slice(0, len(table)))
@@ -74,4 +93,7 @@ def write_moved(path: Path, listed: ShardFiles, table: RowTable, stored: pa.Tabl
     for start in range(0, len(alive), BATCH_ROWS):
         part = slice(start, start + BATCH_ROWS)
         vectors[alive[part]] = centred(raw[part], centre).astype(np.float16)
+    firsts = np.asarray(table.same_as)[alive]
+    bereft = ~np.isin(firsts, alive)
+    vectors[firsts[bereft]] = vectors[alive[bereft]]
     path.write_bytes(faiss.serialize_index(build_exact(vectors)).data)

@@ -52,7 +52,7 @@ class LocalFiles:
             self._check(local, sha256, name, judge)
             return local
         copy = self._cache / "files" / sha256
-        if copy.exists():
+        if _exists(copy):
             with contextlib.suppress(CorruptError):  # a damaged copy is replaced by a new download
                 self._check(copy, sha256, str(copy), judge)
                 return copy
@@ -64,7 +64,7 @@ class LocalFiles:
     def derived(self, key: str, make: Callable[[Path], None]) -> Path:
         """A file that `make` writes to the path it is given, unless it exists. key: hex digits over its content."""
         path = self._cache / "moved" / key
-        if path.exists() and self._stamp_path(path, key, no_judge).exists():
+        if _exists(path) and _exists(self._stamp_path(path, key, no_judge)):
             return path
         try:
             private_folder(path.parent)
@@ -99,7 +99,7 @@ class LocalFiles:
     def _check(self, path: Path, sha256: str, name: str, judge: Judge) -> None:
         try:
             stamp = self._stamp_path(path, sha256, judge)
-            if stamp.exists():
+            if _exists(stamp):
                 return
             _compare(_sha256(path), sha256, name)
             judge(path)
@@ -120,6 +120,13 @@ class LocalFiles:
         with contextlib.suppress(OSError):  # without a writable cache, files are hashed again; nothing else changes
             private_folder(stamp.parent)
             stamp.touch(FILE_MODE)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # below a folder that is not ours
+        return False
 
 
 def private_folder(folder: Path) -> None:

@@ -27,19 +27,20 @@ def shared_recipes(stores: Sequence[Contents]) -> list[RecipeEntry]:
                     "recipes cannot be compared; index one of them again with the recipe of the other"
                 )
         if not shared.keys() & theirs.keys():
-            raise UsageError(_apart(first, other, "models", list(shared), list(theirs)))
+            raise UsageError(_apart(other, "models", list(shared), list(theirs)))
         shared = {model: entry for model, entry in shared.items() if model in theirs}
     return list(shared.values())
 
 
 def shared_aggregations(stores: Sequence[Contents]) -> tuple[str, ...]:
     """The aggregations that all snapshots have, in the order of the first; raises UsageError if there is none."""
-    first = stores[0].manifest.aggregations
-    others = [contents.manifest.aggregations for contents in stores[1:]]
-    shared = tuple(name for name in first if all(name in names for names in others))
-    if not shared:
-        raise UsageError(_apart(stores[0], stores[-1], "aggregations", first, others[-1]))
-    return shared
+    shared = list(stores[0].manifest.aggregations)
+    for other in stores[1:]:
+        theirs = other.manifest.aggregations
+        if not set(shared) & set(theirs):
+            raise UsageError(_apart(other, "aggregations", shared, theirs))
+        shared = [name for name in shared if name in theirs]
+    return tuple(shared)
 
 
 def check_centred(stores: Sequence[Contents], names: object) -> None:
@@ -51,10 +52,10 @@ def check_centred(stores: Sequence[Contents], names: object) -> None:
         )
 
 
-def _apart(first: Contents, other: Contents, what: str, ours: Sequence[str], theirs: Sequence[str]) -> str:
+def _apart(other: Contents, what: str, ours: Sequence[str], theirs: Sequence[str]) -> str:
     return (
-        f"{other.uri} cannot be searched together with {first.uri}: they share no {what} ({', '.join(theirs)} there, "
-        f"{', '.join(ours)} here); index one of them again with those of the other"
+        f"{other.uri} cannot be searched together with the stores before it: its {what} are {', '.join(theirs)}, "
+        f"theirs {', '.join(ours)}; index one of them again with those of the other"
     )
 
 

@@ -6,6 +6,7 @@ store alone is in its `Contents`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -33,6 +34,7 @@ from medret.search.modes import Indices, rank_volumes
 from medret.search.options import LATE, NONE, SELF, VOLUME, SearchOptions, weighted_names
 from medret.search.query import QueryVectors, Volume
 from medret.snapshot import RecipeEntry
+from medret.storage import is_text
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -98,6 +100,11 @@ class Corpus:
         corpus._indices = self._indices  # of the same class: what is open is opened once
         assert corpus.labels is not None  # parses the filter now
         return corpus
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether only the volumes that a filter keeps are there."""
+        return self._only is not None
 
     @cached_property
     def labels(self) -> tuple[pa.Table, ...]:
@@ -209,8 +216,9 @@ class Corpus:
         return sum(count.embedded + count.unchanged for count in counts)
 
     def with_content(self, sha256: str) -> list[Volume]:
-        """The embedded volumes whose bytes have that sha256, store by store."""
-        ids = [contents.ledger.ids_with_content(sha256) for contents in self.stores]
+        """The embedded volumes whose bytes have that sha256, store by store; also as a series of that one object."""
+        as_series = hashlib.sha256(bytes.fromhex(sha256)).hexdigest()  # see volume.content_sha256
+        ids = [contents.ledger.ids_with_content(sha256, as_series) for contents in self.stores]
         volumes = [(volume_id, store) for store, of_store in enumerate(ids) for volume_id in of_store]
         return [volume for volume in volumes if self.sees(volume)]
 
@@ -234,7 +242,7 @@ class Corpus:
         Raises UsageError if it names several.
         """
         found = {}
-        for number, contents in enumerate(self.stores):
+        for number, contents in enumerate(self.stores if is_text(text) else ()):
             for volume_id in (text, text.removeprefix(f"{contents.uri}#")):
                 row = contents.ledger.row(volume_id)
                 if row is not None and self.sees((volume_id, number)):

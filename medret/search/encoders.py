@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medret.errors import UsageError, WeightsError
+from medret.recipe import PIXELS_VERSION, VECTORS_VERSION
 from medret.search.options import SearchOptions
 from medret.snapshot import RecipeEntry
 from medret.storage import redacted
@@ -109,6 +110,13 @@ def _model_of(
     from medret.models.spec import without_words
 
     recipe = entry.load()
+    versions = recipe.slices.pixels_version, recipe.model.vectors_version
+    if versions != (PIXELS_VERSION, VECTORS_VERSION):
+        raise UsageError(
+            f"vectors of {recipe.model.name} in the snapshot have the versions {versions} (pixels, vectors), those "
+            f"that this medret makes {PIXELS_VERSION, VECTORS_VERSION}: they cannot be compared; search with the id of "
+            "a volume, or index again"
+        )
     source = weights_uri
     if weights_uri is None and entry.weights_uri is not None:
         if not RANDOM.fullmatch(entry.weights_uri):  # an address: whoever made the store chose it

@@ -19,7 +19,7 @@ from medret.embeddings.slices import UNKNOWN, slice_weights
 from medret.errors import NotFoundError, UsageError
 from medret.search.corpus import Corpus, Member
 from medret.search.options import LATE, MAX, VOLUME, SearchOptions
-from medret.search.query import Query, QueryVectors, Volume, Words
+from medret.search.query import Query, QueryVectors, Volume, Words, embedding_order
 from medret.search.resolve import Resolver
 
 EXPLAINED = (VOLUME, LATE, MAX)
@@ -195,13 +195,11 @@ def _volume_shares(
     volumes, slices = corpus.index(member.entry, member.aggregation), corpus.index(member.entry, None)
     stored = volumes.slices_of(volume)
     assert stored is not None  # a volume with slice vectors has volume vectors
-    planes = {name: place for place, name in enumerate(member.entry.planes)}
     centre = np.zeros(asked.volume.shape) if volumes.centre is None else volumes.centre.astype(np.float64)
 
     def parts(of: Slices, name: str, relative: NDArray[np.float32]) -> NDArray[np.float64]:
         raw = slices.uncentred(of.vectors.astype(np.float32)).astype(np.float64)
-        # In the order in which slices are embedded, because `uniform` and `random` count them.
-        order = np.argsort([planes.get(str(plane), 0) for plane in of.plane_names], kind="stable")
+        order = embedding_order(of, member.entry.planes)
         weights = np.empty(len(order))
         weights[order] = aggregation.weights(relative[order], name)
         mean = weights @ raw

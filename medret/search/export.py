@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def export_rows(
     body_region, organ and the metadata, as text. Volumes are in the order of the embedding files. Raises UsageError for
     a model or aggregation that the snapshot lacks, StorageError if the file cannot be written.
     """
+    if not out.name:
+        raise UsageError(f"{out} is a folder, expected the name of a file to write")
     entry = snapshot.recipe(model)
     canonical = None if slices else parse_aggregation(aggregation or snapshot.aggregations[0]).name
     if canonical is not None and canonical not in snapshot.aggregations:
@@ -63,7 +66,8 @@ def export_rows(
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written, it may be impossible to look for it too
+            temporary.unlink(missing_ok=True)
     return written
 
 

@@ -21,6 +21,8 @@ from pyarrow import acero
 
 from medret.errors import UsageError
 from medret.search.ledger import mask_of
+from medret.storage import is_text
+from medret.visible import visible
 
 LENGTH_MAX = 20_000
 DEPTH_MAX = 50
@@ -49,6 +51,8 @@ def parse_filter(text: str, labels: pa.Table) -> pc.Expression:
     """
     if len(text) > LENGTH_MAX:
         raise UsageError(f"filter has {len(text)} characters, the limit is {LENGTH_MAX}")
+    if not is_text(text):
+        raise UsageError(f"filter {visible(text)} is not UTF-8 text")
     parser = _Parser(text)
     condition = parser.disjunction(0)
     parser.expect_end()

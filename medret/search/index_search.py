@@ -152,7 +152,7 @@ class ShardedIndex:
             for query, scores_of_query in enumerate(scores):
                 if excluded:
                     hidden = shard.places_named(excluded[query])
-                    scores_of_query[np.isin(chosen[number], hidden)] = -np.inf
+                    scores_of_query = np.where(np.isin(chosen[number], hidden), -np.inf, scores_of_query)
                 order = np.lexsort((chosen[number], -scores_of_query))[:k]
                 order = order[np.isfinite(scores_of_query[order])]
                 rows = shard.first_rows(chosen[number][order])

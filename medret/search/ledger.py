@@ -9,6 +9,7 @@ label table.
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,8 @@ class Ledger:
             return None
         with _reading_facts(volume_id):
             x, y, z = map(float, facts["spacing_mm"])
+            if not all(0 < side < math.inf for side in (x, y, z)):
+                raise ValueError(f"its voxels are {x} x {y} x {z} mm")
             return x, y, z
 
     def shape(self, volume_id: str) -> tuple[int, int, int] | None:
@@ -112,8 +115,8 @@ class Ledger:
             facts = json.loads(group.facts(volume_id) if group else "{}")
             return dict(facts.items())
 
-    def ids_with_content(self, sha256: str) -> list[str]:
-        """The embedded volumes whose bytes have that sha256, sorted."""
+    def ids_with_content(self, *sha256: str) -> list[str]:
+        """The embedded volumes whose bytes have one of these sha256, sorted."""
         ids = [volume_id for volume_id in self._base.ids_with(sha256) if not self._changes.group_with(volume_id)]
         return sorted([*ids, *self._changes.ids_with(sha256)])
 
@@ -134,17 +137,18 @@ class _Rows:
         key = volume_id.encode()
         number = bisect_right(self._numbers, key, key=lambda number: self._file(number).first_id) - 1
         place = -1 if number < 0 else bisect_right(self._file(number).first_ids, key) - 1
-        group = None if place < 0 else self._group(number, place)
+        group = None if place < 0 else self._group(number, self._file(number).groups[place])
         return group if group and volume_id in group else None
 
-    def ids_with(self, sha256: str) -> list[str]:
-        """The embedded volumes whose bytes have that sha256."""
+    def ids_with(self, sha256: Sequence[str]) -> list[str]:
+        """The embedded volumes whose bytes have one of these sha256."""
         import pyarrow.compute as pc
 
         ids: list[str] = []
         for number in self._numbers:
             table = self._file(number).read(["volume_id", "content_sha256", "status"])
-            same = pc.and_(pc.equal(table["content_sha256"], sha256), pc.equal(table["status"], "embedded"))
+            same = pc.is_in(table["content_sha256"], value_set=pa.array(sha256, pa.string()))
+            same = pc.and_(same, pc.equal(table["status"], "embedded"))
             ids += table["volume_id"].filter(same).to_pylist()
         return ids
 
@@ -156,7 +160,9 @@ class _File:
         self._name, self._size_bytes = str(path), path.stat().st_size
         self._file = open_parquet(path, self._name, LEDGER, memory_map=True)
         self._reading = Lock()
-        self.first_ids = [self._first_id(group).encode() for group in range(self._file.num_row_groups)]
+        numbers = range(self._file.num_row_groups)
+        self.groups = [number for number in numbers if self._file.metadata.row_group(number).num_rows]
+        self.first_ids = [self._first_id(group).encode() for group in self.groups]
         self.first_id = self.first_ids[0] if self.first_ids else b""
 
     def read(self, columns: list[str], group: int | None = None) -> pa.Table:

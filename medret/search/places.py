@@ -50,7 +50,7 @@ def place_of(volume_id: str, uri: str, *, archive: str, store: str, user_archive
 def _place_of(volume_id: str, uri: str, archive: str, store: str, user_archive: str | None) -> str:
     if user_archive is not None:
         root = normalise_uri(user_archive)
-        return root if _is_single(root, volume_id) else f"{root}/{volume_id}"
+        return root if uri == archive and _is_single(root, volume_id) else f"{root}/{volume_id}"
     if uri != f"{archive}/{volume_id}" and not (uri == archive and _is_single(archive, volume_id)):
         return Refused(uri, f"the store says that it lies outside its archive {archive}")
     if not _is_near(archive, store):

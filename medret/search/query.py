@@ -241,6 +241,12 @@ def within(slices: Slices, slice_range: SliceRange) -> Slices:
     return slices.take(kept)
 
 
+def embedding_order(slices: Slices, planes: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) the slices in the order in which a recipe with these planes embeds them: `uniform` and `random` count it."""
+    places = {name: place for place, name in enumerate(planes)}
+    return np.argsort([places.get(str(plane), 0) for plane in slices.plane_names], kind="stable")
+
+
 def chosen_slices(plan: str, slices: Slices, label: str) -> Slices:
     """The slices that a slice plan keeps, in each plane on its own."""
     from medret.volume.slicing import parse_slice_plan

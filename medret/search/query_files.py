@@ -28,6 +28,8 @@ File = str | os.PathLike[str]
 def is_file(query: File) -> bool:
     """Whether a text or path names a file, a folder or any URI rather than a volume_id; raises UsageError.
 
+    What cannot be looked at is none: a name of a volume may be too long for a path.
+
     FOLDER/SeriesInstanceUID names a series of several in a folder.
     """
     text = os.fspath(query)
@@ -35,7 +37,7 @@ def is_file(query: File) -> bool:
         raise UsageError("query is empty: give a NIfTI file, a DICOM folder, a URI, a volume_id or an array of vectors")
     if "://" in text:
         return True
-    if _is_there(Path(normalise_uri(text))) or is_series_in_folder(text):
+    if is_there(Path(normalise_uri(text))) or is_series_in_folder(text):
         return True
     if isinstance(query, os.PathLike):
         raise UsageError(f"query {text}: no such file or folder")
@@ -45,11 +47,14 @@ def is_file(query: File) -> bool:
 def is_series_in_folder(text: str) -> bool:
     """Whether a text that names nothing on disk is FOLDER/SeriesInstanceUID for a folder that there is."""
     path = Path(normalise_uri(text))
-    return _UID.fullmatch(path.name) is not None and path.parent.is_dir() and not path.exists()
+    try:
+        return _UID.fullmatch(path.name) is not None and path.parent.is_dir() and not path.exists()
+    except OSError:
+        return False
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a path is that of a file or folder; no name of a volume is too long to ask."""
+def is_there(path: Path) -> bool:
+    """Whether a path is that of a file or folder that can be looked at."""
     try:
         return path.is_file() or path.is_dir()
     except OSError:

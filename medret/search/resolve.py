@@ -30,6 +30,7 @@ from medret.search.query import (
     Words,
     aggregated,
     chosen_slices,
+    embedding_order,
     load_array,
     parse_box,
     parse_range,
@@ -92,7 +93,9 @@ class Resolver:
                 raise UsageError(
                     f"{options.parts[0]} names a part of a volume, but the query is an array of vectors: slice it"
                 )
-            return _narrowed(vector_query(query, entry.dim, parse_aggregation(aggregation)), aggregation, options)
+            return _narrowed(
+                vector_query(query, entry.dim, parse_aggregation(aggregation)), entry, aggregation, options
+            )
         if not isinstance(query, str | os.PathLike):
             raise UsageError(
                 f"query is a {type(query).__name__}, expected a path, a URI, a list of a "
@@ -139,7 +142,7 @@ class Resolver:
             slices = within(query.slices, slice_range)
             of_range = aggregated(slices, parse_aggregation(aggregation))
             query = replace(query, slices=slices, volume=of_range, requested=_requested(slice_range))
-        return _narrowed(query, aggregation, options)
+        return _narrowed(query, entry, aggregation, options)
 
     def _file(
         self,
@@ -178,7 +181,7 @@ class Resolver:
         query = QueryVectors(uri, frozenset(volumes), vector, slices, requested=requested, sources=sources)
         if not volume.facts.spacing_assumed:
             query = replace(query, spacing_mm=volume.facts.spacing_mm)
-        return _narrowed(query, aggregation, options)
+        return _narrowed(query, entry, aggregation, options)
 
     def names_file(self, query: File) -> bool:
         """Whether a query is a file, a folder or a URI, and not a volume of the snapshots."""
@@ -193,13 +196,15 @@ def _stored(rows: StoredRows) -> Slices:
     return shard.slices(at)
 
 
-def _narrowed(query: QueryVectors, aggregation: str, options: SearchOptions) -> QueryVectors:
+def _narrowed(query: QueryVectors, entry: RecipeEntry, aggregation: str, options: SearchOptions) -> QueryVectors:
     """The query with the slices that its slice plan keeps, and with their weights."""
+    name = query.slices.volume_id or query.label  # a volume that is stored and its file draw the same slices
     if options.query_slices and query.slices.slice_indices is not None:
-        slices = chosen_slices(options.query_slices, query.slices, query.label)
-        query = replace(query, slices=slices, volume=aggregated(slices, parse_aggregation(aggregation)))
+        slices = chosen_slices(options.query_slices, query.slices, name)
+        order = embedding_order(slices, entry.planes)
+        query = replace(query, slices=slices, volume=aggregated(slices.take(order), parse_aggregation(aggregation)))
     weights = options.query_weights
-    return replace(query, slices=weighted(query.slices, weights, query.label)) if weights else query
+    return replace(query, slices=weighted(query.slices, weights, name)) if weights else query
 
 
 def _planes(entry: RecipeEntry) -> Sequence[str]:

@@ -33,6 +33,7 @@ from medret.index import (
     open_approximate,
     open_exact,
 )
+from medret.index.approximate import Walked
 from medret.index.exact import best_first
 from medret.search.cache import LocalFiles
 from medret.search.candidates import CandidateFilter
@@ -71,12 +72,11 @@ class Exclusion:
 class Moved:
     """How a shard is seen from another centre than its own.
 
-    exact: makes or finds the file of its exact vectors, given its row table. walked: (n, dim) queries as its own files
-    hold them.
+    exact: makes or finds the file of its exact vectors, given its row table. walked: see `ApproximateIndex`.
     """
 
     exact: Callable[[ShardFiles, RowTable], Path]
-    walked: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    walked: Walked
 
 
 class Shard:

@@ -82,6 +82,10 @@ def open_snapshots(
     """
     if not snapshots or isinstance(snapshots, str | os.PathLike):
         raise UsageError(f"snapshots is {snapshots!r}, expected a list of stores, at least one")
+    if any(isinstance(each, Snapshots) and each.corpus.is_restricted for each in snapshots):
+        raise UsageError(
+            "snapshots are restricted by a filter, which a search of several would lose: restrict what this returns"
+        )
     corpora = [each.corpus.stores if isinstance(each, Snapshots) else (_opened(each),) for each in snapshots]
     return Snapshots(Corpus([contents for stores in corpora for contents in stores], spread), encoders)
 

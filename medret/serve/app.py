@@ -7,6 +7,9 @@ than some seconds for the head of a request, and none to a body that was answere
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +29,7 @@ from medret.serve.endpoints import router
 from medret.serve.guard import Guard, is_loopback
 from medret.serve.messages import Refused, problem, refusal
 from medret.serve.service import CONTENT_TYPE, Service
-from medret.visible import say, visible
+from medret.visible import visible
 
 PAGE = Path(__file__).parent / "page"
 SWAGGER_UI = "fastapi_offline"  # the package that ships the files of Swagger UI; none of its code is imported
@@ -122,11 +125,15 @@ def check_reach(host: str, tokens: Tokens | None) -> None:
 def server_config(service: Service, host: str, port: int) -> uvicorn.Config:
     """How uvicorn runs the application; raises UsageError as `check_reach` does."""
     check_reach(host, service.tokens)
+
+    class Protocol(ImpatientProtocol):
+        unread_seconds = service.settings.upload_seconds
+
     return uvicorn.Config(
         create_app(service),
         host=host,
         port=port,
-        http=ImpatientProtocol,
+        http=Protocol,
         ws="none",
         log_level="warning",
         access_log=False,
@@ -136,14 +143,34 @@ def server_config(service: Service, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def run_server(service: Service, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished. Raises UsageError before anything is served."""
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Listen at every address of a host; port 0: any that is free. Raises UsageError."""
+    sockets: list[socket.socket] = []
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            sockets.append(socket.create_server((address[0], port), family=family))
+            port = sockets[0].getsockname()[1]
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        raise UsageError(f"--host {host} --port {port} cannot be listened at: {error.strerror or error}") from error
+    return sockets
+
+
+def run_server(service: Service, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are finished. Raises UsageError before anything is served.
+
+    announce: takes a line that says where.
+    """
     config = server_config(service, host, port)
+    sockets = listening(host, port)
     service.live.watch(WATCH_SECONDS)
     shown = f"[{host}]" if ":" in host else host
-    say(f"medret serves {', '.join(service.live.current.ids)} at http://{shown}:{port}/", error=True)
+    port = sockets[0].getsockname()[1]
+    announce(f"medret serves {', '.join(service.live.current.ids)} at http://{shown}:{port}/")
     try:
-        uvicorn.Server(config).run()
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended well, and says again what ended it
+            uvicorn.Server(config).run(sockets=sockets)
     finally:
         service.live.close()
 
@@ -152,8 +179,11 @@ class ImpatientProtocol(HttpToolsProtocol):
     """Closes connections that take too long over a head, or over the rest of a body that was answered already."""
 
     head_seconds: ClassVar[float] = 10
+    unread_seconds: ClassVar[float] = 60  # in which a client takes something of what was written for it
 
     _timer: asyncio.TimerHandle | None = None
+    _looks: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
     _head_bytes = 0
     _in_head = False
 
@@ -161,10 +191,13 @@ class ImpatientProtocol(HttpToolsProtocol):
         """Begin to wait for a first request."""
         super().connection_made(transport)
         self._wait()
+        self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop()
+        if self._looks is not None:
+            self._looks.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -176,6 +209,15 @@ class ImpatientProtocol(HttpToolsProtocol):
                 self.send_400_response("The head of the request is too long.")
         if not self._is_answering():
             self._wait()
+
+    def _look(self) -> None:
+        """Drop a connection that has taken nothing since the last look: closing it would wait for it."""
+        unread = self.transport.get_write_buffer_size()
+        if 0 < self._unread_bytes <= unread:
+            self.transport.abort()
+        else:
+            self._unread_bytes = unread
+            self._looks = self.loop.call_later(self.unread_seconds, self._look)
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever its type says

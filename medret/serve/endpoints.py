@@ -51,7 +51,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The request is not HTTP as it should be",
         401: "A token is missing, unknown or expired",
         403: "This token may not ask this",
-        404: "There is no such volume, slice or preview",
+        404: "There is no such volume or preview",
         408: "The request was not received in time",
         413: "The request is larger than this server takes",
         422: "The request cannot be fulfilled as it is; the reason says why",

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from medret.errors import DroppedError, MedretError
+from medret.index import EXACT, HNSW
 from medret.search import Encoders, Snapshots, open_snapshot, open_snapshots
 from medret.search.query import VolumeName
 from medret.serve.volumes import listed
@@ -132,8 +133,9 @@ def _warm(snapshots: Snapshots) -> None:
     listed(snapshots, where=None, contains="", after=None, limit=1, facets=True)  # counts labels, once per snapshot
     if labels.num_rows:
         volume_id = labels["volume_id"][0].as_py()
-        store = next(iter(snapshots.corpus.stores)).uri if len(snapshots.corpus.stores) > 1 else None
+        stores = [contents.uri for contents in snapshots.corpus.stores if contents.ledger.row(volume_id) is not None]
+        built = all(HNSW in manifest.index_settings["kinds"] for manifest in snapshots.manifests.values())
         try:
-            snapshots.search(VolumeName(volume_id, store), 1)
+            snapshots.search(VolumeName(volume_id, stores[0]), 1, index=HNSW if built else EXACT)
         except MedretError as error:  # it is said to whoever asks
             LOGGER.warning("the first search failed: %s", redacted(str(error)))

@@ -59,7 +59,9 @@ class Asker:
     def _answered(self, question: Callable[[Snapshots], Answer]) -> Answer:
         def of(opened: Opened) -> Answer:
             self.record.snapshots = list(opened.ids)
-            return question(self._view(opened))
+            view = self._view(opened)
+            with view.corpus.reading():
+                return question(view)
 
         return self.service.live.ask(of)
 

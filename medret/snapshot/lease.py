@@ -251,7 +251,21 @@ def _is_dead(process: str) -> bool:
     machine, _, rest = process.partition(":")
     if machine != _machine() or not rest:
         return False  # on another machine: only the expiry tells
-    return not _is_running(process)
+    pid = rest.partition(":")[0]
+    return not _is_running(process) and not (pid.isdecimal() and _is_hidden(int(pid)))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process runs of which /proc says nothing: that of another user may not be shown."""
+    if _text(f"/proc/{pid}/stat"):
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _is_running(process: str) -> bool:

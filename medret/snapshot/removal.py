@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from medret.errors import CorruptError, MedretError, UsageError
+from medret.errors import CorruptError, MedretError, UsageError, VersionError
 from medret.snapshot.erase import (
     Erasure,
     erase_indices,
@@ -102,7 +102,7 @@ def gc(
     if live is None:
         raise UsageError(f"{store.uri}: nothing was ever published there")
     before = datetime.now(UTC) - older_than
-    ids = snapshot_ids(store)
+    ids = sorted({*snapshot_ids(store), live})  # its manifest may be lost, or not listed yet
     newest = set(ids[-keep:]) if keep else set()
     kept = [snapshot for snapshot in ids if snapshot == live or snapshot in newest or _moment(snapshot) > before]
     manifests = {snapshot: read_manifest(store, snapshot) for snapshot in kept}
@@ -163,7 +163,7 @@ def forget(
         write_note(store, Note(tuple(sorted(map(digest, ids)))))
         try:
             note = _replace(store, ids, lease)
-        except CorruptError:  # refused, not interrupted: there is nothing to finish
+        except (CorruptError, UsageError, VersionError):  # refused, not interrupted: there is nothing to finish
             store.delete(FORGETTING)
             raise
         _remove(store, note, lease)
@@ -254,7 +254,7 @@ def _delete_files(store: Location, paths: Iterable[str], lease: Lease) -> None:
 def _readable(store: Location) -> tuple[dict[str, Manifest], list[str]]:
     """Read the snapshots; also return the folders of unreadable ones. Raises CorruptError if the live one is."""
     snapshots, unreadable = {}, []
-    for snapshot_id in snapshot_ids(store):
+    for snapshot_id in sorted({*snapshot_ids(store), *filter(None, [current_id(store)])}):
         try:
             manifest = read_manifest(store, snapshot_id)
             read_files(store, snapshot_id, manifest)

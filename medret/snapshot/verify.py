@@ -31,7 +31,7 @@ from medret.snapshot.files import (
 from medret.snapshot.manifest import CURRENT, MANIFEST, Manifest, current_id, read_manifest, snapshot_folder
 from medret.snapshot.names import SINGLE, is_litter, is_temporary, kind_of
 from medret.snapshot.tables import ledger_parts, read_files, read_tombstones
-from medret.storage import NAME_DIGITS, Location
+from medret.storage import NAME_DIGITS, Location, read_checked
 from medret.volume.previews import Preview, check_preview
 
 NAMED = re.compile(rf"-([0-9a-f]{{{NAME_DIGITS}}})\.[a-z]+$")
@@ -79,7 +79,10 @@ def _check_names(store: Location) -> Iterator[Finding]:
             yield from _check_current(store, path)
         elif kind not in SINGLE:
             expected = path.split("/")[1][-NAME_DIGITS:] if kind == "manifest" else NAMED.search(path)[1]  # type: ignore[index]  # its name matches
-            digest = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
+            try:
+                digest = hashlib.sha256(store.read(path)).hexdigest()[:NAME_DIGITS]
+            except FileNotFoundError:
+                continue  # a run or `gc` beside this one has deleted it
             if digest != expected:
                 yield Finding(path, f"is damaged: sha256 begins with {digest}, expected {expected}")
 
@@ -140,7 +143,7 @@ def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Ite
     for key, file in previews.items():
         yield from _check_previews(store, file, slices.get(key))
     for file in stored_files(files, EMBEDDING_KINDS):
-        table = read_parquet(store.read(file.path), ["volume_id", "vector"], name=file.path)
+        table = read_parquet(_read(store, file), ["volume_id", "vector"], name=file.path)
         if table.num_rows != file.rows:
             yield Finding(file.path, f"has {table.num_rows} rows, the snapshot says {file.rows}")
         counted = Counter(table["volume_id"].to_pylist())
@@ -155,16 +158,20 @@ def _check_embeddings(store: Location, live: LiveShards, files: pa.Table) -> Ite
             yield Finding(f"embeddings/{recipe}", f"shard {shard} with {live_shard.count} volumes lacks files")
 
 
+def _read(store: Location, file: StoredFile) -> bytes:
+    return read_checked(store, file.path, file.sha256, file.size_bytes)
+
+
 def _check_previews(store: Location, file: StoredFile, slices: StoredFile | None) -> Iterator[Finding]:
     """Check that a file of previews holds pictures of slices of its shard alone. A volume may have none."""
     names = ["volume_id", "plane", "position"]
-    table = read_parquet(store.read(file.path), name=file.path, fields=list(PREVIEWS))
+    table = read_parquet(_read(store, file), name=file.path, fields=list(PREVIEWS))
     if table.num_rows != file.rows:
         yield Finding(file.path, f"has {table.num_rows} rows, the snapshot says {file.rows}")
     if slices is None:
         yield Finding(file.path, f"holds previews of shard {file.shard}, which has no slices file")
         return
-    embedded = read_parquet(store.read(slices.path), names, name=slices.path)
+    embedded = read_parquet(_read(store, slices), names, name=slices.path)
     known = set(zip(*(embedded[name].to_pylist() for name in names), strict=True))
     shown = Counter(zip(*(table[name].to_pylist() for name in names), strict=True))
     strange = [key for key, count in shown.items() if key not in known or count > 1]

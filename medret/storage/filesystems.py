@@ -69,6 +69,18 @@ def in_words(error: BaseException) -> str:
     return redacted(" ".join(str(error).split()) or type(error).__name__)
 
 
+def cat(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
+    """The bytes of an object from `start` to `end` that exist; S3 refuses any range of an empty object."""
+    try:
+        data: bytes = with_retries(lambda: fs.cat_file(path, start=start, end=end))
+    except OSError as error:
+        answer = getattr(error.__cause__, "response", None) or {}
+        if answer.get("Error", {}).get("Code") not in ("InvalidRange", "416"):
+            raise
+        return b""
+    return data
+
+
 @contextmanager
 def reaching(uri: str, verb: str) -> Iterator[None]:
     """Turn any failure of a store into a StorageError; FileNotFoundError stays. verb: a participle, such as "read"."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from medret.errors import CorruptError, NotFoundError
-from medret.storage.filesystems import in_words, open_filesystem, reaching, tree, with_retries
+from medret.storage.filesystems import cat, in_words, open_filesystem, reaching, tree, with_retries
 from medret.storage.objects import read_file, write_atomically
 from medret.storage.s3 import CONDITIONAL, S3Store, is_folder, s3_pages
 from medret.storage.uris import add_options, check_relative, given_options, normalise_uri, refuse_secrets, scheme_of
@@ -106,7 +106,7 @@ class Location:
             if (local := self.local_path(relative)) is not None:
                 data = read_file(str(local), end=end)
             else:
-                data = with_retries(lambda: self.fs.cat_file(self.path(relative), end=end))
+                data = cat(self.fs, self.path(relative), None, end)
         if at_most_bytes is not None and len(data) > at_most_bytes:
             raise CorruptError(f"{self.uri_of(relative)} is larger than the expected {at_most_bytes} bytes")
         return data

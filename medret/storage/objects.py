@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medret.errors import UsageError
-from medret.storage.filesystems import open_filesystem, reaching, with_retries
+from medret.storage.filesystems import cat, open_filesystem, reaching, with_retries
 from medret.storage.uris import plain_path, scheme_of
 
 Result = TypeVar("Result")
@@ -74,8 +74,7 @@ class StoredObject:
         if self.is_local:
             return with_retries(lambda: read_file(plain_path(self.uri), start or 0, end))
         fs, path = self._opened
-        data: bytes = with_retries(lambda: fs.cat_file(path, start=start, end=end))
-        return data
+        return cat(fs, path, start, end)
 
     def sha256(self) -> str:
         """The sha256 of all bytes, read in chunks: an object of any size needs little memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,4 +153,7 @@ def view_volume(
     content: Content, recipe: SliceRecipe, *, modality: str | None = None, limits: Limits | None = None
 ) -> VolumeView:
     """Decode a volume to look at it; arguments and errors as for `read_volume`."""
-    return VolumeView(examine(content, recipe, modality=modality, limits=limits or Limits()))
+    seen = examine(content, recipe, modality=modality, limits=limits or Limits())
+    # What it was decoded from is let go: other time points, the instances of a series.
+    voxels = seen.voxels.copy(order="K") if seen.stored.time_points > 1 else seen.voxels
+    return VolumeView(replace(seen, voxels=voxels, stored=replace(seen.stored, voxels=lambda _: voxels)))

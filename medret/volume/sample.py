@@ -29,6 +29,7 @@ from medret.volume.stored import Scaling
 MOST_PER_AXIS = 48
 MOST_ORDERED = 32_768
 _GREATEST_LABEL = 127
+ROUNDING = 1e-4  # how far labels may be from whole numbers: an image's header can scale them
 _LEAST_ALIKE = 0.45
 _MOST_FOR_BACKGROUND = 1 << 16
 
@@ -133,8 +134,10 @@ def check_not_mask(voxels: NDArray[Any], sample: Sample) -> None:
 
     All voxels are examined only if the sample consists of small whole numbers.
     """
-    labels = np.unique(sample.ordered)
-    if not labels.size or labels[0] < 0 or labels[-1] > _GREATEST_LABEL or np.any(labels != np.round(labels)):
+    labels = np.unique(np.round(sample.ordered))
+    if not labels.size or labels[0] < 0 or labels[-1] > _GREATEST_LABEL:
+        return
+    if np.abs(sample.ordered - np.round(sample.ordered)).max() > ROUNDING:
         return
     alike = _alike_share(voxels)
     if alike >= _LEAST_ALIKE:

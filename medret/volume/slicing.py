@@ -195,6 +195,8 @@ def _spaced(at_mm: NDArray[np.float64], gap_mm: float) -> NDArray[np.int64]:
 
     A point between two slices takes the inner one, so that the choice is its own mirror image.
     """
+    if len(at_mm) > 1 and gap_mm <= np.diff(at_mm).min():
+        return np.arange(len(at_mm), dtype=np.int64)
     middle, near = (at_mm[0] + at_mm[-1]) / 2, _NEAR * gap_mm
     count = int((at_mm[-1] - at_mm[0]) / gap_mm + _NEAR) + 1
     points = middle + (np.arange(count) - (count - 1) / 2) * gap_mm
@@ -271,7 +273,11 @@ def mask_region(mask: Content, volume: Content, limits: Limits | None = None) ->
     """The box around a mask's non-zero voxels; raises UsageError if it is empty or not on the volume's grid."""
     limits = limits or Limits()
     try:
-        marks, imaged = open_volume(mask, limits), open_volume(volume, limits)
+        imaged = open_volume(volume, limits)
+    except VolumeError as error:
+        raise UsageError(f"query cannot be used: {error.code}: {error.reason}") from error
+    try:
+        marks = open_volume(mask, limits)
         voxels = marks.voxels(0)
     except VolumeError as error:
         named = VolumeError(error.code, f"mask: {error.reason}")
@@ -279,7 +285,10 @@ def mask_region(mask: Content, volume: Content, limits: Limits | None = None) ->
     voxels = geometry_of(marks.placement, marks.shape).to_ras(voxels)
     if problem := grids_differ(marks, imaged):
         raise UsageError(f"mask has {problem} (the query's, RAS+ order): a mask must be drawn on the query's own grid")
-    marked = (voxels != 0) & (voxels == voxels)  # not NaN
+    if marks.scaling.inter == 0:
+        marked = (voxels != 0) & (voxels == voxels)  # not NaN
+    else:  # of an image that was saved with an offset, 0 is no stored value: the nearest one stands for it
+        marked = np.abs(marks.scaling.real(voxels)) > abs(marks.scaling.slope) / 2
     bounds = []
     for axis in range(3):
         indices = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))

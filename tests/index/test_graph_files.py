@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from medret.errors import CorruptError
-from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, centred, open_approximate, uncentred
+from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, centred, open_approximate
 from medret.index.exact import build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.index_files import rabitq_bytes
 from medret.index.settings import FP16, RABITQ, RABITQ_BITS
+from medret.search.basis import walked_from
 
 CODES = (FP16, RABITQ)
 ROWS, DIM = 1700, 24  # so many that the graph is walked
@@ -63,7 +64,7 @@ def test_a_graph_is_walked_from_another_centre_than_its_own(codes: str) -> None:
     settings = IndexSettings(hnsw_m=16, hnsw_ef_construction=80, hnsw_codes=codes)
     graph = build_hnsw(centred(raw, own).astype(np.float16), settings)
     distinct = Distinct(np.arange(len(raw), dtype=np.int32))
-    index = HnswIndex(graph, exact, distinct, 64, lambda queries: centred(uncentred(queries, shared), own))
+    index = HnswIndex(graph, exact, distinct, 64, walked_from(own, shared))
     queries = exact.vectors(slice(0, 200)).astype(np.float32)
     least = exact.search(queries, 10).scores[:, -1:]
     found = index.search(queries, 10)

@@ -52,7 +52,7 @@ async function send(path, options, signal) {
   const token = sessionStorage.getItem(TOKEN);
   if (token) headers.set("Authorization", `Bearer ${token}`);
   try {
-    return [await fetch(path, { ...options, headers, signal, credentials: "omit" }), token];
+    return [await fetch(path, { ...options, headers, signal, credentials: "same-origin" }), token];
   } catch (error) {
     if (isAborted(error)) throw error;
     throw new Problem(0, "unreachable", "the server cannot be reached");

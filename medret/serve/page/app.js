@@ -15,7 +15,7 @@ import { showViewer, watchViewer } from "./viewer.js";
 
 let served = null;
 let offered = null;
-let drawing = 0;
+let drawing = new AbortController(); // of what the middle of the page shows
 const shown = { main: null, query: null }; // what is drawn now; a file may be another under the same name
 
 const viewOf = (state) => (state.view === "map" ? "map" : isAsking(state) ? "hits" : "list");
@@ -37,12 +37,14 @@ function showFailure(error) {
   byId("view").replaceChildren(
     h("h1", { id: "title", tabIndex: -1 }, unusable ? "This file cannot be used" : "This did not work"),
     h("div", { className: "failure", role: "alert" }, h("p", {}, error.message), h("p", { className: "soft" }, `Code: ${code}`)),
-    [404, 422].includes(error.status) ? "" : h("button", { type: "button", onclick: () => showMain(now()) }, "Try again"),
+    [404, 422].includes(error.status) ? "" : h("button", { type: "button", onclick: () => (served ? showMain(now()) : location.reload()) }, "Try again"),
   );
 }
 
 async function showMain(state, keepFocus = true) {
-  const mine = ++drawing;
+  drawing.abort();
+  drawing = new AbortController();
+  const { signal } = drawing;
   stopSearch();
   dropWaiting();
   const view = viewOf(state);
@@ -53,11 +55,11 @@ async function showMain(state, keepFocus = true) {
   document.title = `${NAMES[view] ?? `Like ${state.volume ?? state.file ?? `“${state.text}”`}`} – medret`;
   byId("view").setAttribute("aria-busy", "true");
   try {
-    await VIEWS[view](state, served);
+    await VIEWS[view](state, served, signal);
   } catch (error) {
-    if (mine === drawing) showFailure(error);
+    if (!signal.aborted) showFailure(error);
   }
-  if (mine !== drawing) return;
+  if (signal.aborted) return;
   byId("view").removeAttribute("aria-busy");
   if (!keepFocus) {
     scrollTo(0, 0);

@@ -1,7 +1,7 @@
 // The query of the page: which volume or files are searched with, and where their slices come from.
 
 import { FileSource, StoredSource, filesName } from "./sources.js";
-import { go } from "./state.js";
+import { go, now } from "./state.js";
 
 let files = null; // a file cannot be in an address: it is kept here while the page is open
 let fileSource = null;
@@ -9,10 +9,12 @@ const stored = new Map();
 
 /** Search with files. */
 export function chooseFiles(list) {
+  if (!list.length) return;
+  const name = filesName([...list]);
+  const again = !files && now().file === name; // after a reload: what was said of the file still holds
   files = [...list];
-  if (!files.length) return;
   fileSource = null;
-  go({ file: filesName(files), volume: null, store: null, text: null, box: null, view: null, viewer: null });
+  go({ file: name, volume: null, store: null, text: null, ...(again ? {} : { box: null, modality: null }), view: null, viewer: null });
 }
 
 /** The files of a state; null if they have to be chosen again. */

@@ -43,7 +43,7 @@ function card(hit, state, several) {
   const caption = (what) => (shown) => [h("b", {}, what), ` ${shown.plane} ${shown.index}${shown.preview ? ", preview" : ""}`];
   const queryPlace = pair && pair.query !== null ? { plane: pair.plane, index: pair.query } : null;
   const hitPlace = pair && { plane: pair.plane, index: pair.hit };
-  const compare = () => go({ viewer: { hit: hit.volume_id, hitStore: store } });
+  const compare = () => go({ viewer: { hit: hit.volume_id, hitStore: store, rank: hit.rank } });
   const id = `hit-${hit.rank}`;
   return h(
     "li",
@@ -84,7 +84,7 @@ function card(hit, state, several) {
 }
 
 /** Show the hits of a state. */
-export async function showHits(state, served) {
+export async function showHits(state, served, signal) {
   const name = state.volume ?? state.file;
   const title = h("h1", { id: "title", tabIndex: -1 }, state.box ? "Most like the marked part of " : "Most like ", state.text ? h("q", {}, state.text) : nameOf(name));
   const view = byId("view");
@@ -96,6 +96,7 @@ export async function showHits(state, served) {
   }
   say("Searching …", "busy");
   const answer = await hitsOf(state, served);
+  if (signal.aborted) return; // it is kept for later
   const several = served.stores.length > 1;
   const filter = filterOf(state);
   const lead = h(

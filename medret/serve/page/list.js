@@ -8,7 +8,6 @@ import { filterOf } from "./where.js";
 import { go, queryOf } from "./state.js";
 
 const PAGE = 24;
-let asking = null;
 
 function tile(row, several) {
   const store = several ? row.store : null;
@@ -35,10 +34,7 @@ function tile(row, several) {
 }
 
 /** Show the first page of the volumes that the filter keeps. */
-export async function showList(state, served) {
-  asking?.abort();
-  asking = new AbortController();
-  const { signal } = asking;
+export async function showList(state, served, signal) {
   const several = served.stores.length > 1;
   const list = h("ul", { className: "tiles" });
   const more = h("button", { type: "button", className: "more", hidden: true }, "Show more");

@@ -155,9 +155,9 @@ class Plot {
 }
 
 /** Show the map of the volumes that the filter keeps. */
-export async function showMap(state, served) {
+export async function showMap(state, served, signal) {
   say("Drawing the map …", "busy");
-  const answer = await getJson("v1/map", { where: filterOf(state), label: state.label, model: state.model === "*" ? null : state.model });
+  const answer = await getJson("v1/map", { where: filterOf(state), label: state.label, model: state.model === "*" ? null : state.model }, signal);
   const several = served.stores.length > 1;
   const title = h("h1", { id: "title", tabIndex: -1 }, "Map of the archive");
   if (!answer.points.length) {

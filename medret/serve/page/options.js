@@ -12,6 +12,7 @@ const MODES = {
   slice: "Single slices, not volumes",
 };
 const INDICES = { hnsw: "Graph, fast (HNSW)", lsh: "Hashes, small (LSH)", exact: "Every vector, exact" };
+const USUAL_INDEX = "hnsw"; // of the server; a store may have been built without it
 const MODALITIES = ["CT", "MRI", "PET", "US"];
 
 function select(id, label, value, choices, help) {
@@ -79,7 +80,7 @@ export function requestOptions(state, served) {
     model: all(state.model, models) ?? first,
     aggregation: all(state.aggregation, served.aggregations),
     fuse: state.fuse,
-    index: state.index,
+    index: state.index ?? (served.indices.includes(USUAL_INDEX) ? null : served.indices[0]),
     k: state.k && Number(state.k),
     exclude: state.exclude,
     box: state.box,

@@ -2,7 +2,7 @@
 
 export const OPTIONS = ["mode", "model", "aggregation", "fuse", "index", "k", "exclude", "modality"];
 const TEXTS = ["view", "volume", "store", "file", "text", "where", "contains", "box", "label", ...OPTIONS];
-const VIEWER = ["hit", "hitStore", "plane", "at", "hitAt", "apart", "queryWindow", "hitWindow"];
+const VIEWER = ["hit", "hitStore", "rank", "plane", "at", "hitAt", "apart", "queryWindow", "hitWindow"];
 const CLOSED = Object.fromEntries(VIEWER.map((name) => [name, null]));
 const NUMBERS = ["at", "hitAt"];
 const IS = "is.";

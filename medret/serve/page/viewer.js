@@ -3,7 +3,7 @@
 import { byId, h, settled, words } from "./dom.js";
 import { isAborted } from "./api.js";
 import { Box } from "./box.js";
-import { querySource, sourceOf } from "./chosen.js";
+import { filesOf, querySource, sourceOf } from "./chosen.js";
 import { bestPair, hitsOf } from "./hits.js";
 import { Pane, planesOf } from "./pane.js";
 import { go, isAsking, now } from "./state.js";
@@ -13,9 +13,10 @@ const close = () => now().viewer && go({ viewer: null });
 
 /** The hit that is viewed, among the hits of the state. */
 async function hitOf(state, served) {
-  if (!state.viewer.hit || !isAsking(state)) return null;
+  if (!state.viewer.hit || !isAsking(state) || (state.file && !filesOf(state))) return null;
   const { hits } = await hitsOf(state, served);
-  return hits.find((hit) => hit.volume_id === state.viewer.hit && (!state.viewer.hitStore || hit.store === state.viewer.hitStore)) ?? null;
+  const same = hits.filter((hit) => hit.volume_id === state.viewer.hit && (!state.viewer.hitStore || hit.store === state.viewer.hitStore));
+  return same.find((hit) => String(hit.rank) === String(state.viewer.rank)) ?? same[0] ?? null; // of single slices, a volume has several
 }
 
 /** Slices of a plane that match: from the best pairs, [query, hit]; null if none is known. */

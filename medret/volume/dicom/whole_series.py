@@ -41,6 +41,7 @@ _SAME_PLACE = 0.02  # of the spacing between pixels: frames that near share a po
 _EVEN = 0.01  # of the step: slices that near to the affine lie on it
 _WHOLE = 0.05  # of a gap: how near to a multiple of the usual gap one must be to hold missing slices
 _LEAST_TILT = 0.1  # degrees
+_MOST_FRAMES = 1 << 17  # each takes memory before its pixels are read
 _MOST_STACKS = 64  # radial acquisitions have as many as slices
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AXIAL = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -66,6 +67,8 @@ def _opened(parts: Sequence[Part], limits: Limits) -> StoredVolume:
     _check_size(sum(instance.voxels_bytes for instance in grey), limits)
     for instance in grey:
         check_pixels(instance)
+    if (count := sum(instance.frames for instance in grey)) > _MOST_FRAMES:
+        raise VolumeError(QuarantineCode.TOO_LARGE, f"the headers declare {count} frames; the limit is {_MOST_FRAMES}")
     stack = _stack_of([frame for instance in grey for frame in frames_of(instance)])
     frames = [frame for volume in stack.volumes for frame in volume]
     scaling, dtype = _scaling({frame.scaling for frame in frames}, {frame.instance.dtype for frame in frames})
