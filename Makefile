@@ -22,9 +22,10 @@ setup: $(STAMP)  ## Make the environment and install medret with all extras, und
 demo: $(STAMP)  ## Make a small corpus, index it, search it, and name a page to open
 	$(BIN)/medret demo $(ARGS)
 
-# Two processes: one begins with the tests that share a Ray, the other with the campaigns (tests/conftest.py).
+# Two processes: one begins with the tests that share a Ray, the other with the campaigns (tests/conftest.py). Bytecode is
+# written, because the tests start hundreds of processes that import medret.
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lint: $(STAMP)  ## Check style, formatting and the order of the layers
 	$(BIN)/ruff check

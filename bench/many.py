@@ -129,7 +129,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
     """Both runs and the check, in the folder that was named or in one that goes."""
     if arguments.tiny or arguments.folder is None:
         with tempfile.TemporaryDirectory() as scratch:
-            return measured_in(Path(scratch), 2 * FEW if arguments.tiny else arguments.volumes)
+            return measured_in(Path(scratch), FEW if arguments.tiny else arguments.volumes)
     return measured_in(arguments.folder, arguments.volumes)
 
 
@@ -138,9 +138,12 @@ def measured_in(folder: Path, volumes: int) -> Measured:
     if any(folder.glob("store*")):
         raise SystemExit(f"{folder} holds a store: name another folder, or remove {folder}/store*")
     few, archive = folder / "few", folder / "archive"
-    write_many(few, min(FEW, volumes))
     write_many(archive, volumes)
-    small, large = run(few, folder / "store-few"), run(archive, folder / "store")
+    large = run(archive, folder / "store")
+    small = large
+    if volumes > FEW:
+        write_many(few, FEW)
+        small = run(few, folder / "store-few")
     faults = wrong(folder / "store", archive, volumes)
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -65,6 +65,8 @@ def main() -> int:
             bad.append(f"the run after them ended with {last.returncode}: {last.stderr.decode()[-500:]}")
         elif "embedding" in arguments.points and not result["resumed"]:
             bad.append("the run after them did not go on from where they ended")
+        elif last.stderr:
+            bad.append(f"the run after them said {last.stderr.decode()[-500:]}")
         elif verify_store(Location(folder / "store")):
             bad.append("the store is not sound")
     print(json.dumps({"points": len(arguments.points.split(",")), "problems": bad}))

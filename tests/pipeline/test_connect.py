@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -177,14 +176,3 @@ def test_without_a_home_the_variable_that_helps_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(MedretError, match=r"no home folder .* set MEDRET_CACHE"):
         default_cache_dir()
-
-
-@pytest.mark.ray
-def test_a_quiet_run_with_a_ray_of_its_own_says_nothing(phantom_archive: Path, tmp_path: Path) -> None:
-    """In a process of its own: Ray Data sets its loggers to talk when it is imported, and here that happens late."""
-    (tmp_path / "archive").mkdir()
-    shutil.copy(phantom_archive / "head_mri" / "head_mri_0.nii.gz", tmp_path / "archive")
-    command = [sys.executable, "-m", "medret", "index", str(tmp_path / "archive"), str(tmp_path / "store"), "--quiet"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([*command, "--slices", "uniform:1"], env=environment, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
