@@ -115,8 +115,6 @@ class Answers:
         tokens = Tokens(arguments.token_file)
         audit = None if arguments.audit is None else AuditLog(arguments.audit)
         archive = arguments.archive
-        if isinstance(archive, dict) and (others := archive.keys() - set(stores)):
-            raise UsageError(f"archive names {min(others)}, which is none of the stores: {', '.join(stores)}")
         self._live = LiveStores(
             stores,
             archives={stores[0]: archive} if isinstance(archive, str) else archive or {},
@@ -140,6 +138,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"argument {at}: {first['msg']}; there are {', '.join(Arguments.model_fields)}") from error
+    stores = [checked.stores] if isinstance(checked.stores, str) else checked.stores
+    if isinstance(checked.archive, dict) and (others := checked.archive.keys() - set(stores)):
+        raise UsageError(f"argument archive names {min(others)}, which is none of the stores: {', '.join(stores)}")
     encoder: Any = serve.deployment(
         Encoder,
         max_ongoing_requests=2 * ONGOING,

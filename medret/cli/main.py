@@ -19,7 +19,7 @@ from medret.errors import MedretError, MissingPackageError, needs_extra, require
 from medret.storage import in_words, redacted
 from medret.visible import visible
 
-WRITING = (index.run, store.run_gc, store.run_forget, store.run_rollback)
+WRITING = (index.run_index, store.run_gc, store.run_forget, store.run_rollback)
 EPILOG = """\
 exit codes:
   0  done                     3  a check refused to publish; the old snapshot stays live
@@ -62,10 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
         _drop_output()
         return 1
     except OSError as error:  # of a path that was named, or of standard output on a full disk
-        note(
-            f"medret {arguments.command}: {in_words(error)}; check the path, the permissions and the free space",
-            logging.ERROR,
-        )
+        logging.getLogger("medret").debug("the command failed", exc_info=True)
+        advice = "check the path, the permissions and the free space"
+        with contextlib.suppress(OSError):
+            note(f"medret {arguments.command}: {in_words(error)}; {advice}", logging.ERROR)
         _drop_output()
         return 1
 
@@ -78,12 +78,13 @@ def _open_closed_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Leave out what standard output does not take, so that Python does not try again at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Leave out what an output does not take, so that Python does not try again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Parser(argparse.ArgumentParser):

@@ -122,7 +122,9 @@ def _labels(mask: Mask, content: Content, volume: StoredVolume) -> NDArray[np.ui
     if voxels.dtype.kind != "u" or voxels.itemsize > 2 or marks.scaling != Scaling():
         voxels = marks.scaling.real(voxels)
         whole_numbers = np.round(voxels)
-        odd = voxels[~((whole_numbers >= 0) & (whole_numbers <= MOST) & (np.abs(voxels - whole_numbers) <= ROUNDING))]
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            apart = np.abs(voxels - whole_numbers)
+        odd = voxels[~((whole_numbers >= 0) & (whole_numbers <= MOST) & (apart <= ROUNDING))]
         if odd.size:
             raise UsageError(
                 f"{name} holds the value {odd[0]:g}, expected whole numbers from 0 to {MOST}: is it a segmentation?"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -146,14 +147,25 @@ def server_config(service: Service, host: str, port: int) -> uvicorn.Config:
 def listening(host: str, port: int) -> list[socket.socket]:
     """Listen at every address of a host; port 0: any that is free. Raises UsageError."""
     sockets: list[socket.socket] = []
+    absent: OSError | None = None  # an address that this machine does not have: ::1 of localhost without IPv6
     try:
-        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            sockets.append(socket.create_server((address[0], port), family=family))
-            port = sockets[0].getsockname()[1]
-    except OSError as error:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((family, address[0]) for family, *_, address in found):
+            try:
+                sockets.append(socket.create_server((str(address), port), family=family))
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                absent = error
+            else:
+                port = sockets[0].getsockname()[1]
+        if absent is not None and not sockets:
+            raise absent
+    except (OSError, UnicodeError) as error:
         for each in sockets:
             each.close()
-        raise UsageError(f"--host {host} --port {port} cannot be listened at: {error.strerror or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--host {host} --port {port} cannot be listened at: {why}") from error
     return sockets
 
 
@@ -213,7 +225,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Drop a connection that has taken nothing since the last look: closing it would wait for it."""
         unread = self.transport.get_write_buffer_size()
-        if 0 < self._unread_bytes <= unread:
+        if 0 < unread == self._unread_bytes:  # nothing more is written for whoever takes nothing
             self.transport.abort()
         else:
             self._unread_bytes = unread

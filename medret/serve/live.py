@@ -129,13 +129,15 @@ class LiveStores:
 
 def _warm(snapshots: Snapshots) -> None:
     """Open what nearly every request needs, so that the first one does not wait for it."""
-    labels = snapshots.labels()
+    snapshots.labels()
     listed(snapshots, where=None, contains="", after=None, limit=1, facets=True)  # counts labels, once per snapshot
-    if labels.num_rows:
-        volume_id = labels["volume_id"][0].as_py()
-        stores = [contents.uri for contents in snapshots.corpus.stores if contents.ledger.row(volume_id) is not None]
-        built = all(HNSW in manifest.index_settings["kinds"] for manifest in snapshots.manifests.values())
+    stores = snapshots.corpus.stores
+    held = [pair for pair in zip(stores, snapshots.corpus.labels, strict=True) if pair[1].num_rows]
+    if held:
+        contents, labels = held[0]
+        built = all(HNSW in each.settings.kinds for each in stores)
         try:
-            snapshots.search(VolumeName(volume_id, stores[0]), 1, index=HNSW if built else EXACT)
+            name = VolumeName(labels["volume_id"][0].as_py(), contents.uri)
+            snapshots.search(name, 1, index=HNSW if built else EXACT)
         except MedretError as error:  # it is said to whoever asks
             LOGGER.warning("the first search failed: %s", redacted(str(error)))

@@ -80,13 +80,13 @@ def normalise_uri(uri: str | os.PathLike[str]) -> str:
     if "\0" in text or not is_text(text):
         raise UsageError(f"path {escaped(text)} is not UTF-8 text; rename it, or pass a link to it whose name is")
     scheme = scheme_of(text)
-    if not (text.partition("://")[2].strip("/") if scheme else plain_path(text)):
-        raise UsageError(f"{text} names no place: is a variable empty?")
     if scheme in WRAPPING:
         raise UsageError(
             f"{redacted(text)}: medret does not read a {scheme}: filesystem inside another; unpack it, or pass the "
             "place itself"
         )
+    if not (text.partition("://")[2].strip("/") if scheme else plain_path(text)):
+        raise UsageError(f"{text} names no place: is a variable empty?")
     if scheme:
         return text.rstrip("/")
     return os.path.abspath(os.path.expanduser(plain_path(text)))

@@ -11,6 +11,7 @@ import { go, queryOf } from "./state.js";
 const KEPT = 12;
 const answers = new Map(); // promises of the last answers: the back button shows them at once
 let asking = null;
+let askedKey = null; // of the search that is under way
 
 /** Ask for the hits of a state; the last answers are kept. */
 export function hitsOf(state, served) {
@@ -19,18 +20,28 @@ export function hitsOf(state, served) {
   if (answers.has(key)) return answers.get(key);
   asking?.abort();
   asking = new AbortController();
+  askedKey = key;
   const files = filesOf(state);
   const answer = files
     ? upload("v1/search", files, options, asking.signal)
     : search({ ...(state.text ? { text: state.text } : { volume: state.volume, store: state.store }), ...options }, asking.signal);
   answers.set(key, answer);
-  answer.catch(() => answers.delete(key));
+  const ended = () => {
+    if (askedKey === key) askedKey = null;
+  };
+  answer.then(ended, () => {
+    ended();
+    answers.delete(key);
+  });
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
   return answer;
 }
 
 /** Forget a search that is under way. */
-export const stopSearch = () => asking?.abort();
+export function stopSearch() {
+  asking?.abort();
+  answers.delete(askedKey); // at once: the same search may be asked for again
+}
 
 /** The best pair of slices of a hit: {plane, query, hit, score}, or null. */
 export const bestPair = (hit) => hit.slices?.matches[0] ?? null;
