@@ -2,13 +2,13 @@
 
     python bench/job.py [--data FOLDER] [--volumes N] [--five N] [--json]
 
-All four do the same work: every volume's bytes to 16 slices of 224 px, efficientnet_lite0 (ImageNet weights) to a mean
-vector per volume, HNSW over the vectors. The floor is the processor time of the bare model and of inflating the bytes,
-spread over the cores. Steady rates begin after the first batch, with what was decoded before it added at the speed of
-all cores. From the shell, whole processes are compared, with all that starting and ending costs: all volumes, and a
-few, which one process embeds that starts Ray, imports torch and timm, and loops. A run over a few volumes goes before
-all, so that libraries need not come from a cold disk. The plain loop and the recipe use the model as timm makes it, in
-float32, which is what their users write (whole.py).
+All four do the same work: the bytes of every volume, of those with enough slices, to 16 slices of 224 px,
+efficientnet_lite0 (ImageNet weights) to a mean vector per volume, HNSW over the vectors. The floor is the processor
+time of the encoder by itself and of inflating the bytes, spread over the cores. Steady rates begin after the first
+batch, with what was decoded before it added at the speed of all cores. From the shell, whole processes are compared,
+with all that starting and ending costs: all volumes, and a few, which one process embeds that starts Ray, imports torch
+and timm, and loops. A run over a few volumes goes before all, so that libraries need not come from a cold disk. The
+plain loop and the recipe use the model as timm makes it, in float32, which is what their users write (whole.py).
 
 Five models in one run (random weights, which each actor has to draw while others work already) are compared with the
 sum of their bare times.
@@ -73,7 +73,7 @@ def steady(report: dict[str, Any], model: str) -> float:
 
 
 def bare_rate(model: str, precision: Precision, batch_size: int, batches: int, ways: Collection[int] = WAYS) -> float:
-    """Slices per second of the bare module over tensors made before, with all cores: the best of some ways.
+    """Slices per second of the encoder by itself over slices made before, with all cores: the best of some ways.
 
     ways: numbers of processes, which share the cores: one with a thread a core, or one a core with one thread
     each. Random weights but for MODEL.
@@ -95,27 +95,18 @@ def _share(arguments: tuple[Any, ...]) -> None:
 
 def _bare(_: int) -> tuple[float, float]:
     """One process's span of work; all begin together, and go on until the last has had its share."""
-    import torch
-
-    from medret.models import model_spec, resolve_weights
-    from medret.models.encoder import Autocast, in_bf16, is_convolutional, load_model
+    from medret.models import Encoder, model_spec, resolve_weights
 
     name, precision, batch_size, batches, threads, barrier = globals()["shared"]
-    torch.set_num_threads(threads)
     spec = model_spec(name)
-    module = load_model(spec, resolve_weights(spec, None if name == MODEL else "random"))
-    layout = torch.channels_last if is_convolutional(module) else torch.contiguous_format
-    module = module.to(memory_format=layout)
-    module = in_bf16(module) if precision == "bf16" else module
-    takes_float32 = precision == "fp32" or isinstance(module, Autocast) or spec.family == "dreamsim"
-    images = torch.randn(batch_size, 3, spec.image_size, spec.image_size)
-    images = images.to(torch.float32 if takes_float32 else torch.bfloat16).to(memory_format=layout)
-    with torch.inference_mode():
-        module(images)
-        barrier.wait()
-        begin = time.time()
-        for _ in range(batches):
-            module(images)
+    weights = resolve_weights(spec, None if name == MODEL else "random")
+    encoder = Encoder(spec, weights, precision=precision, batch_size=batch_size, threads=threads)
+    slices = np.random.default_rng(0).integers(256, size=(batch_size, spec.image_size, spec.image_size), dtype=np.uint8)
+    encoder.embed(slices)
+    barrier.wait()
+    begin = time.time()
+    for _ in range(batches):
+        encoder.embed(slices)
     return begin, time.time()
 
 
@@ -187,7 +178,7 @@ def measured(arguments: argparse.Namespace) -> Measured:
                 "job, steady: time to its floor",
                 floor / job,
                 1.2,
-                "bare model + inflating, all cores",
+                "embedding alone + inflating, all cores",
                 False,
                 why=f"model {idle:.0%} idle; {1 - job / bare:.0%} of the cores goes to Ray, reading and writing",
             ),

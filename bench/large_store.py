@@ -5,7 +5,8 @@
     python bench/large_store.py daily FOLDER NEW      NEW further volumes: all of a run but reading, embedding, indexing
 
 Each measures itself and prints one JSON object. A row is made as a run over S3 makes it: an id of 27 characters, an
-etag, facts that differ from row to row, one model, 256 volumes per embedding shard, 262,144 per index shard.
+etag, facts that differ from row to row, one model, 64 volumes and three files per embedding shard, 262,144 volumes per
+index shard.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ from medret.pipeline.store_state import BaseSnapshot, StoreState, Target, read_b
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import LEDGER, OBJECTS, VOLUME_LABELS
 from medret.snapshot import Counts, IndexEntry, RecipeEntry, publish, read_journal
-from medret.snapshot.files import LIVE_COLUMNS, SLICES, VOLUMES, StoredFile, files_table, live_files, live_shards
+from medret.snapshot.files import (
+    LIVE_COLUMNS,
+    PREVIEWS,
+    SLICES,
+    VOLUMES,
+    StoredFile,
+    files_table,
+    live_files,
+    live_shards,
+)
 from medret.snapshot.publish import make_live, write_snapshot
 from medret.snapshot.tables import write_table
 from medret.storage import Location
@@ -44,7 +54,7 @@ RECIPE = Recipe(
     SliceRecipe(slices="uniform:16"), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0.5,) * 3, 768, "bf16")
 )
 TARGET = Target((RECIPE.digest,), "0123456789abcdef")
-URI, SHARD, INDEX_SHARD, PART = "s3://archive/nifti", 256, 262_144, 100_000
+URI, SHARD, INDEX_SHARD, PART = "s3://archive/nifti", 64, 262_144, 100_000
 SETTINGS = IndexSettings()
 
 OBJECT = """
@@ -74,11 +84,12 @@ def embedding_shards(first: int, last: int, indexed: bool) -> list[StoredFile]:
     files = []
     for at in range(first // SHARD, -(-last // SHARD)):
         volumes = min(last, (at + 1) * SHARD) - max(first, at * SHARD)
-        for kind, aggregation, count in ((SLICES, None, 16 * volumes), (VOLUMES, "mean", volumes)):
+        kinds = ((SLICES, None, 16 * volumes), (VOLUMES, "mean", volumes), (PREVIEWS, None, 3 * volumes))
+        for kind, aggregation, count in kinds:
             digest = hashlib.sha256(f"{kind}{at}".encode()).hexdigest()
             key = (
                 hashlib.sha256(f"{aggregation}{at * SHARD // INDEX_SHARD}".encode()).hexdigest()[:16]
-                if indexed
+                if indexed and kind != PREVIEWS
                 else None
             )
             path = f"embeddings/{RECIPE.digest}/{kind}-{digest[:16]}.parquet"

@@ -26,6 +26,7 @@ from medret.serve import LiveStores, ServeSettings, Service, create_app
 from medret.serve.access import AuditLog, Tokens
 from medret.serve.app import WATCH_SECONDS
 from medret.snapshot import RecipeEntry
+from medret.storage import use_options
 
 ONGOING = 4  # requests per replica at which Ray Serve adds another, if it may
 ENCODING = 1  # the same per encoder: a replica asks for one thing at a time
@@ -37,8 +38,8 @@ class Arguments(BaseModel):
     """What `build` is given. replicas, encoders: the fewest and the most; they grow as requests wait.
 
     cpus: of each replica. encoder_cpus, gpus: of each encoder; a part of 1 lets several share a GPU, 0 is a processor.
-    archive: where the volumes of the first store lie, or store -> where its own lie. weights: model -> file, on the
-    nodes of encoders. The others are options of `medret serve`.
+    archive: where the volumes of the first store lie, or store -> where its own lie. weights: model -> URI, or file on
+    the nodes of encoders. The others are options of `medret serve`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -93,8 +94,9 @@ def _vectors(entry: RecipeEntry, answer: Any) -> NDArray[np.float32]:
 class Encoder:
     """Turns slices and words into vectors. Each model is loaded when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Arguments) -> None:
         _log()
+        use_options(arguments.storage_options, others=arguments.weights.values())
         self._encoders = Encoders()
 
     def embed(self, entry: RecipeEntry, weights: str | None, slices: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -153,7 +155,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         autoscaling_config=_scaled(checked.replicas, ONGOING),
         ray_actor_options={"num_cpus": checked.cpus},
     )
-    application: serve.Application = answers.bind(checked, encoder.bind())
+    application: serve.Application = answers.bind(checked, encoder.bind(checked))
     return application
 
 

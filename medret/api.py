@@ -104,7 +104,7 @@ def evaluate_snapshot(
         modes: Of `volume`, `vote`, `max`, `sum` and `late`.
         min_relevant: Queries with fewer relevant volumes are counted, not scored; by default 3.
         without: Ids of volumes that are neither queries nor hits.
-        queries: Folder or URI of NIfTI files to query with; by default the snapshot's own volumes are the queries.
+        queries: Folder or URI of NIfTI files or DICOM series to query with; by default the snapshot's own volumes ask.
         labels: The table of labels of `queries`.
         storage_options: For `queries` and `labels`, as for `open_snapshot`.
         weights: For `queries`, model name to path or URI of its weights, where they are not at their usual place.

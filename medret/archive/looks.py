@@ -53,7 +53,7 @@ def packed_head(uri: str, size_bytes: int) -> DicomHead | None:
             members = _zip_members(source, size_bytes)
         else:
             members = _tar_members(source.read(0, _TAR_BYTES))
-        other = None
+        other: DicomHead | None = None
         for head in filter(None, map(read_head, members)):
             if kind_of(head) == "image":
                 return head

@@ -86,19 +86,21 @@ def _of_series(columns: Mapping[str, int], table: Table, listing: Listing) -> Ta
         if column == "series_aws_url":
             cells = pc.struct_field(pc.extract_regex(cells, _SERIES), "uuid")
         names = pc.struct_field(ends, "uid" if column == "SeriesInstanceUID" else "uuid")
-        cells = cells.combine_chunks()
-        names = pc.if_else(pc.equal(names, ""), None, names)
+        # What does not match a pattern gives "", which names nothing.
+        cells, names = (pc.if_else(pc.equal(each, ""), None, each) for each in (cells.combine_chunks(), names))
         named = pc.coalesce(named, pc.index_in(names, cells, skip_nulls=True))
         first = pc.fill_null(pc.index_in(cells, cells, skip_nulls=True), -1).to_numpy()
         again += [(row, int(first[row])) for row in np.flatnonzero((first >= 0) & (first < np.arange(len(first))))]
-    volumes, rows = ids.filter(pc.is_valid(named)).to_pylist(), pc.drop_null(named).to_pylist()
-    of_row = dict(zip(rows, volumes, strict=True))
-    more = {(row, of_row[earlier]) for row, earlier in again if earlier in of_row and row not in of_row}
-    rows, volumes = [*rows, *(row for row, _ in sorted(more))], [*volumes, *(name for _, name in sorted(more))]
-    chosen = Table(table.name, taken(table.cells, pa.array(rows, pa.int32())))
-    labels = _distinct(table.name, _labelled(columns, chosen, pa.array(volumes, pa.string())))
+    volumes, rows = ids.filter(pc.is_valid(named)), pc.drop_null(named)
+    if again:
+        of_row = dict(zip(rows.to_pylist(), volumes.to_pylist(), strict=True))
+        more = sorted({(row, of_row[earlier]) for row, earlier in again if earlier in of_row and row not in of_row})
+        rows = pa.chunked_array([*rows.chunks, pa.array([row for row, _ in more], pa.int32())], pa.int32())
+        volumes = pa.chunked_array([*volumes.chunks, pa.array([name for _, name in more], pa.string())], pa.string())
+    chosen = Table(table.name, taken(table.cells, rows.combine_chunks()))
+    labels = _distinct(table.name, _labelled(columns, chosen, volumes))
     left = np.ones(table.cells.num_rows, np.bool_)
-    left[rows] = False
+    left[rows.to_numpy()] = False
     key = columns[next(name for name in SERIES_COLUMNS if name in columns)]
     example = table.cells.column(key).filter(pa.array(left))[:1].to_pylist()
     return TableJoin(table.name, labels, int(left.sum()), 0, (example[0] or "") if example else None, None)

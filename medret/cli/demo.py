@@ -101,12 +101,15 @@ def run_demo(folder: Path, volumes_per_kind: int, *, quiet: bool = False) -> Non
 
 def _refuse_other_files(archive: Path, labels: Sequence[Row]) -> None:
     """Refuse an archive with other files: they would be indexed too, and the demo must not delete them."""
+    from medret.demo.phantoms import KINDS
+
     known = {archive / row["path"] for row in labels}
     others = [path for path in archive.rglob("*") if path.is_file() and path not in known]
     if others:
+        made = [path for path in others if path.parent.name in KINDS and path.name.startswith(f"{path.parent.name}_")]
+        whose = "of a larger demo" if made == others else "that this demo did not make"
         raise UsageError(
-            f"{archive} holds {len(others)} files that this demo did not make, such as {others[0].name}: "
-            "name another folder, or remove it"
+            f"{archive} holds {len(others)} files {whose}, such as {others[0].name}: name another folder, or remove it"
         )
 
 

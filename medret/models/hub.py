@@ -127,6 +127,17 @@ def _from_hub(origin: HubFile) -> tuple[FileSet, str]:
     raise NotFoundError(absent)
 
 
+def in_cache(origin: HubFile) -> FileSet:
+    """The first of its files that the cache of the hub holds; none if it holds none. Asks no network."""
+    with needs_extra():
+        import huggingface_hub
+    for name in origin.names:
+        found = huggingface_hub.try_to_load_from_cache(origin.repo, name, revision=origin.revision)
+        if isinstance(found, str):
+            return _hub_files(origin, name, Path(found))[0]
+    return FileSet(origin.repo)
+
+
 def _hub_files(origin: HubFile, name: str, path: Path) -> tuple[FileSet, str]:
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name):  # the hub names large files by their sha256

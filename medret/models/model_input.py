@@ -125,9 +125,11 @@ def stated(fed: Fed, by_user: Stated | None, name: str) -> Fed:
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     image_size, mean, std = by_user.image_size, by_user.mean, by_user.std
-    other_unit = contract.values == "real" != fed.contract.values
+    other_unit = (contract.values, contract.normalise) != (fed.contract.values, fed.contract.normalise)
     if other_unit and contract.normalise == "fixed" and (mean is None or std is None):
-        raise UsageError(f"{name}: real values need mean and std in their own unit, or normalise = 'image'")
+        raise UsageError(
+            f"{name}: {contract.values} values need mean and std in their own unit, or normalise = 'image'"
+        )
     return checked(Fed(image_size or fed.image_size, mean or fed.mean, std or fed.std, contract), name)
 
 

@@ -23,7 +23,7 @@ from medret.models.checkpoint import read_json
 from medret.models.hub import FileSet, fetch, open_files
 from medret.models.model_input import Fed, is_stated, read_processor, stated, triple
 from medret.models.spec import Folder, HubFile, ModelSpec, Origin, Stated, WeightPart, words_of
-from medret.models.timm_models import TIMM_POOLING
+from medret.models.timm_models import TIMM_POOLING, build_timm
 from medret.models.weights import is_random
 from medret.recipe import USUAL, Contract
 
@@ -86,7 +86,7 @@ def _timm_spec(name: str, model: str, weights_uri: str | None, by_user: Stated |
     spec = _timm_hub_spec(name, hub, weights_uri) if hub else _timm_own_spec(name, model)
     fed = stated(Fed(spec.image_size, spec.mean, spec.std, spec.contract), by_user, name)
     options = dict(spec.options)
-    if fed.image_size != spec.image_size and _is_built_for_a_size(spec.architecture):
+    if (hub or fed.image_size != spec.image_size) and _is_built_for_a_size(spec.architecture):
         options["img_size"] = fed.image_size
     if fed.contract.channels != 3:
         options["in_chans"] = fed.contract.channels
@@ -96,8 +96,6 @@ def _timm_spec(name: str, model: str, weights_uri: str | None, by_user: Stated |
         spec, image_size=fed.image_size, mean=fed.mean, std=fed.std, contract=fed.contract,
         options=tuple(options.items()),
     )  # fmt: skip
-    from medret.models.timm_models import build_timm
-
     dim, gmacs = measure(lambda: build_timm(spec), fed.image_size, name, fed.contract.channels)
     return replace(spec, dim=dim, gmacs=gmacs)
 
@@ -106,7 +104,7 @@ def _is_built_for_a_size(architecture: str) -> bool:
     """Whether the size of images is an option of a timm architecture; others take any size, and no such option."""
     from timm.models import get_pretrained_cfg
 
-    record = get_pretrained_cfg(architecture)
+    record = get_pretrained_cfg(architecture.partition(".")[0])  # whatever the weights are called
     return record is None or bool(record.fixed_input_size)
 
 
@@ -165,7 +163,7 @@ def _timm_hub_spec(name: str, hub: str, weights_uri: str | None) -> ModelSpec:
     return ModelSpec(
         name, "timm", architecture, 0, _square(record["input_size"], name), triple(mean), triple(std),
         str(record.get("license") or _UNKNOWN), "see the model's page",
-        f"model.safetensors of {hub} (Hugging Face hub)",
+        f"model.safetensors of {folder if folder.is_dir() else f'{hub} (Hugging Face hub)'}",
         origins=(Folder(str(folder.absolute())) if folder.is_dir() else origin,),
         options=tuple(options.items()), interpolation=str(record.get("interpolation", "bicubic")), contract=contract,
     )  # fmt: skip

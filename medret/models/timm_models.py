@@ -26,9 +26,11 @@ from medret.models.weights import Weights
 _PREFIXES = ("module.", "backbone.", "module.backbone.", "encoder.", "model.", "visual.trunk.", "_orig_mod.")
 # RadImageNet's ResNet50.pt holds torchvision's resnet50 as a sequence of its children.
 _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# Classifiers and tensors of training, which an embedding does not use.
 TIMM_POOLING = {"default": "", "cls": "token", "mean": "avg"}  # our word -> timm's
-_UNUSED = re.compile(r"(head|fc|classifier|head_dist)\.|head\.fc\.|mask_token$|.*(relative_position_index|attn_mask)$")
+# Classifiers and tensors of training, which an embedding does not use.
+_UNUSED = re.compile(
+    r"(head|fc|classifier|head_dist|attn_pool)\.|head\.fc\.|mask_token$|.*(relative_position_index|attn_mask)$"
+)
 
 
 def build_timm(spec: ModelSpec) -> nn.Module:

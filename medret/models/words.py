@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medret.errors import MissingPackageError, NotFoundError, UsageError, WeightsError, first_line, needs_extra
 from medret.models.checkpoint import build, fill, read_state
-from medret.models.hub import FileSet, fetch, open_files
+from medret.models.hub import FileSet, fetch, in_cache, open_files
 from medret.models.spec import HubFile, ModelSpec, without_words
 from medret.models.weights import Weights, is_random
 
@@ -150,13 +150,16 @@ def _tokenizer_files(spec: ModelSpec, weights_uri: str | None) -> FileSet:
         return files
     out_of_reach: WeightsError | None = None
     for name in TOKENIZER_FILES:
+        origin = HubFile(hub.repo, (name,), hub.revision)
         try:
-            files |= fetch(HubFile(hub.repo, (name,), hub.revision))[0]
+            files |= in_cache(origin) if out_of_reach else fetch(origin)[0]
         except NotFoundError:
             continue
-        except WeightsError as error:  # not in the cache: perhaps the repository has no such file
-            out_of_reach = out_of_reach or error
-    if out_of_reach and not (VOCABULARIES & files.entries.keys() and "tokenizer_config.json" in files.entries):
+        except WeightsError as error:  # perhaps the repository has no such file: its others may be in the cache
+            out_of_reach = error
+    alone, together = VOCABULARIES - {"vocab.json"}, {"vocab.json", "merges.txt"}
+    is_whole = bool(alone & files.entries.keys()) or together <= files.entries.keys()
+    if out_of_reach and not (is_whole and "tokenizer_config.json" in files.entries):
         raise out_of_reach
     return files
 

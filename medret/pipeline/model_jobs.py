@@ -107,7 +107,7 @@ def wanted_models(request: IndexRequest) -> list[WantedModel]:
         except UsageError:
             if by_store is None or uri is None:
                 raise
-            spec, by_store = model_spec(name, uri), None  # other weights, which are fed as their own files say
+            spec, by_store = model_spec(name, uri), None  # these files say otherwise what they are fed
         models.append(WantedModel(spec, uri, by_store))
     return models
 

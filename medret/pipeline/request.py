@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
@@ -106,6 +107,7 @@ class IndexRequest:
             known = ", ".join(IndexKeywords.__annotations__)
             raise UsageError(f"index has no option '{unknown[0]}'; there are {known}")
         left: dict[str, Any] = {name: _names(value) if name in NAME_LISTS else value for name, value in options.items()}
+        left |= {name: os.fspath(value) for name, value in left.items() if isinstance(value, os.PathLike)}
 
         def take(kind: type) -> Any:
             """An instance of a dataclass, with those of the options that are its fields."""
@@ -131,6 +133,7 @@ class IndexRequest:
         parse_slice_plan(self.slices.slices)
         if self.slices.ct_window not in CT_WINDOWS:
             raise UsageError(f"CT window '{self.slices.ct_window}' is unknown; there are {', '.join(CT_WINDOWS)}")
+        self._check_choices()
         aggregations = tuple(a.name for a in self.aggregations)
         for what, values, fewest in (("model", self.models, 0), ("aggregation", aggregations, 1)):
             if len(values) < fewest or len(set(values)) != len(values):
@@ -141,6 +144,19 @@ class IndexRequest:
             raise UsageError(
                 f"--weights names {', '.join(sorted(stray))}, but the models of this run are {', '.join(self.models)}"
             )
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        chosen: Sequence[tuple[str, str, Sequence[str]]] = (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("precision", self.precision, ("auto", "fp32", "bf16")),
+            ("crop", self.slices.crop, ("foreground", "none")),
+        )
+        for option, value, known in chosen:
+            if value not in known:
+                raise UsageError(f"--{option} is '{value}', expected one of {', '.join(known)}")
+
+    def _check_numbers(self) -> None:
         positive = {"batch-size": self.batch_size, "gpus-per-actor": self.gpus_per_actor}
         for option, value in {**positive, "shard-volumes": self.shard_volumes}.items():
             if value is not None and value <= 0:

@@ -231,23 +231,26 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         written = StoredFile.of(write_quarantine(store, log.run, quarantine), "quarantine", quarantine.num_rows)
         files = pa.concat_tables([files, files_table([written])])
     run.stop.check()
-    with run.stop.deferred(), log.phase("publish"):  # from here on, a run that is told to stop has published
-        run.lease.check()
-        snapshot_id, manifest = publish(
-            store, ledger.changed, ledger.gone.to_pylist(), files, indices.tombstones,
-            parent=state.base.id, medret_version=__version__, run=log.run,
-            archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
-            include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
-            index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
-            skipped=dict(inputs.listing.skipped), slices=int(pc.sum(ledger.select("slices")["slices"]).as_py() or 0),
-            gates=passed, facts=ledger.facts.unpacked,
-        )  # fmt: skip
-        with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
-            clear_journal(store, _useful_to_others(run, target))
-    logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
-    causes = plan.causes()
-    log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
-    report = _write_report(run)
+    with run.stop.deferred():  # from here on, a run that is told to stop has published
+        with log.phase("publish"):
+            run.lease.check()
+            snapshot_id, manifest = publish(
+                store, ledger.changed, ledger.gone.to_pylist(), files, indices.tombstones,
+                parent=state.base.id, medret_version=__version__, run=log.run,
+                archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
+                include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
+                index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
+                skipped=dict(inputs.listing.skipped),
+                slices=int(pc.sum(ledger.select("slices")["slices"]).as_py() or 0),
+                gates=passed, facts=ledger.facts.unpacked,
+            )  # fmt: skip
+            with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
+                clear_journal(store, _useful_to_others(run, target))
+        logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
+        causes = plan.causes()
+        log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
+        waits_s = log.waits()  # the report says them too
+        report = _write_report(run)
     return IndexOutcome(
         snapshot=snapshot_id,
         published=True,
@@ -265,7 +268,7 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         quarantine=quarantine,
         recipes=tuple(manifest.recipes),
         recall=worst_recall(indices.entries),
-        waits_s=log.waits(),
+        waits_s=waits_s,
         report=report,
     )
 

@@ -60,10 +60,11 @@ def walked_from(own: NDArray[np.float32], shared: NDArray[np.float32]) -> Walked
 
     Let d be the shift from the own centre to the shared one, and D the distance of vectors from the shared centre. A
     vector in direction u from there lies in direction D u + d from the own centre, whose cosine with p is about
-    p u + (p d) / D - (p u) (u d) / D. Among vectors of score s, p = q + (s / D) d ranks as q u does.
+    p u + (p d) / D - (p u) (u d) / D. Among vectors of about score s, p = q + (s / D) d ranks as q u does.
     """
-    shift = shared.astype(np.float64) - own
-    distance = np.sqrt(1 + float(shared.astype(np.float64) @ shared) - 2 * float(shared.astype(np.float64) @ own))
+    wide = own.astype(np.float64)
+    shift = shared - wide
+    distance = np.sqrt(max(1 - float(wide @ wide), 0) + float(shift @ shift))  # the mean vector is at the own centre
 
     def walked(queries: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
         tilted = queries + scores[:, None] / distance * shift

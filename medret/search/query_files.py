@@ -28,9 +28,8 @@ File = str | os.PathLike[str]
 def is_file(query: File) -> bool:
     """Whether a text or path names a file, a folder or any URI rather than a volume_id; raises UsageError.
 
-    What cannot be looked at is none: a name of a volume may be too long for a path.
-
-    FOLDER/SeriesInstanceUID names a series of several in a folder.
+    FOLDER/SeriesInstanceUID names a series of several in a folder. What cannot be looked at is no file: the name of a
+    volume may be too long for a path.
     """
     text = os.fspath(query)
     if not text:

@@ -2,7 +2,7 @@
 
 A shard of a store that is searched together with others holds directions from the centre of its own store. Its exact
 vectors are then `moved` to the centre that all share, so that scores of all stores compare; its HNSW and LSH files find
-candidates as before, with queries seen from their own centre.
+candidates as before, with queries that are tilted to their own centre.
 """
 
 from __future__ import annotations

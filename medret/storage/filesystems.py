@@ -70,12 +70,13 @@ def in_words(error: BaseException) -> str:
 
 
 def cat(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
-    """The bytes of an object from `start` to `end` that exist; S3 refuses any range of an empty object."""
+    """The bytes of an object from `start` to `end` that exist; S3 refuses a range that begins at the end."""
     try:
         data: bytes = with_retries(lambda: fs.cat_file(path, start=start, end=end))
     except OSError as error:
-        answer = getattr(error.__cause__, "response", None) or {}
-        if answer.get("Error", {}).get("Code") not in ("InvalidRange", "416"):
+        answer = getattr(error.__cause__, "response", None)
+        failure = answer.get("Error") if isinstance(answer, Mapping) else None
+        if not isinstance(failure, Mapping) or failure.get("Code") not in ("InvalidRange", "416"):
             raise
         return b""
     return data

@@ -157,8 +157,8 @@ def is_zip(data: Bytes) -> bool:
 def _read_judged(source: StoredObject, size_bytes: int, limits: Limits) -> bytes:
     """Read an object; a large one only after its first bytes proved to be those of a volume within the limits.
 
-    DICOM objects, zips and tars are not much larger than their voxels, so they are read as a whole. Raises VolumeError,
-    or whatever the object's filesystem raises.
+    DICOM objects, zips and tars are not much larger than their voxels: unless they are, they are read as a whole.
+    Raises VolumeError, or whatever the object's filesystem raises.
     """
     if size_bytes > _JUDGED_FIRST_BYTES:
         start = source.read(0, START_BYTES)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medret.cli import main
-from medret.cli.shared import JsonLines
+from medret.cli.shared import JsonLines, logging_to_stderr, report
 from medret.pipeline.result import Reporter
 from medret.storage.filesystems import with_retries
 
@@ -87,3 +90,27 @@ def test_a_server_logs_what_it_does_without_being_asked(
     monkeypatch.setattr("medret.serve.app.run_server", serve)
     assert main(["serve", str(Path(__file__).parents[1] / "golden" / "store")]) == 0
     assert "opened another snapshot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_server_says_in_json_where_it_is(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(_: object, sockets: Any) -> None:
+        for each in sockets:
+            each.close()
+        if interrupted:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", serve)
+    store = str(Path(__file__).parents[1] / "golden" / "store")
+    assert main(["serve", store, "--port", "0", "--log-json"]) == 0
+    lines = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert any(re.search(r" at http://127\.0\.0\.1:[1-9]\d*/$", line) for line in lines)
+
+
+def test_progress_is_no_line_of_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with logging_to_stderr(argparse.Namespace(verbose=0, log_json=True)):
+        report("1/2")
+    assert capsys.readouterr().err == ""

@@ -4,12 +4,16 @@ import csv
 import json
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medret.cli import main
+from medret.cli.evaluate import _names
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,3 +137,17 @@ def test_duplicates_are_listed(labelled_store: Any, tmp_path: Path, capsys: pyte
     assert main(["evaluate", labelled_store.uri, *options]) == 0
     assert _out(capsys)["queries"] == 48 - len(document["leave_out"])
     assert main(["duplicates", labelled_store.uri, "--at-least", "7"]) == 2
+
+
+IDS = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1).filter(
+    lambda name: bool(name.strip()) and not name.endswith("\r")
+)
+
+
+@given(st.sets(IDS), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["utf-8-sig", "utf-8"]))
+def test_ids_to_leave_out_are_read_as_they_are(names: set[str], end: str, encoding: str) -> None:
+    if encoding == "utf-8":  # a mark at the beginning of such a file is that of the encoding
+        names = {name for name in names if not name.startswith("\ufeff")}
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes("".join(f"{name}{end}" for name in sorted(names)).encode(encoding))
+        assert _names(Path(file.name)) == names

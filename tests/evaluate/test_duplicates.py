@@ -94,3 +94,15 @@ def test_many_copies_of_one_file(stores: Any, tmp_path: Path) -> None:
     rows = [stores.ledger_row(volume.volume_id, content_sha256="a" * 64) for volume in same]
     found = find_duplicates(open_snapshot(stores.make_store(tmp_path / "store", same, ledger=rows).uri))
     assert len(found.to_leave_out()) == 39
+
+
+def test_files_of_the_volumes_names_do_not_ask(
+    twins: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = find_duplicates(twins).pairs
+    for name in twins.labels()["volume_id"].to_pylist():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"no volume")
+    monkeypatch.chdir(tmp_path)
+    assert find_duplicates(twins).pairs == expected
+    assert archive_queries(twins).resolve(0, twins.models[0], twins.aggregations[0]).volume_ids

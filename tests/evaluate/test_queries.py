@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medret.cli import main
 from medret.demo.phantoms import write_phantom
-from medret.errors import UsageError
+from medret.errors import StorageError, UsageError
 from medret.evaluate import Options, Selection, evaluate
 from medret.evaluate.query_sets import file_queries
 from medret.search import Snapshot
@@ -97,3 +97,24 @@ def test_an_archive_of_nothing_usable(snapshot: Snapshot, tmp_path: Path) -> Non
     (tmp_path / "x.nii").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="none of its 1 files can be used as a query"):
         file_queries(snapshot, str(tmp_path), None, Selection(), {})
+
+
+def test_an_archive_of_no_volumes_says_what_was_skipped(snapshot: Snapshot, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"holds no volumes to ask with \(not_a_volume 1\)"):
+        file_queries(snapshot, str(tmp_path), None, Selection(), {})
+
+
+def test_a_file_out_of_reach_is_a_failure_among_others(
+    snapshot: Snapshot, queries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = Snapshot.resolve
+
+    def flaky(self: Snapshot, query: Any, **options: Any) -> Any:
+        if str(query).endswith("/3.nii.gz"):
+            raise StorageError("no way to it")
+        return resolve(self, query, **options)
+
+    monkeypatch.setattr(Snapshot, "resolve", flaky)
+    panel = file_queries(snapshot, str(queries / "cases"), str(queries / "cases.csv"), Selection(), {})
+    assert {failure.query for failure in panel.failures} == {"3.nii.gz", "broken.nii"}

@@ -10,6 +10,7 @@ import pytest
 from markupsafe import Markup
 
 from medret.cli import main
+from medret.embeddings import Slices
 from medret.errors import UsageError
 from medret.evaluate import Options, Selection, archive_queries, evaluate
 from medret.evaluate.scoring import chosen_by_half, halves
@@ -17,6 +18,7 @@ from medret.evaluate.study import Study, read_slices, study_page
 from medret.evaluate.study_index import like_stored, study_index
 from medret.evaluate.study_similarity import late_with_position, study_aggregation, study_ensemble, study_position
 from medret.search import Snapshot, open_snapshot
+from medret.search.matching import late_scores
 
 ORGAN = Options(levels=["organ"])
 
@@ -201,3 +203,38 @@ def test_texts_of_a_page_are_escaped(snapshot: Snapshot) -> None:
     study = study_index(snapshot, sizes=[50], dims=[8])
     evil = Study("<script>", "<script>", "<script>", study.rows, [("<script>", Markup("<svg></svg>"))], ["<script>"])
     assert "<script" not in study_page(evil)
+
+
+def test_planes_that_a_volume_lacks_count_as_in_a_search() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((8, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    planes, starts = np.array([0, 0, 1, 0, 0, 1, 1, 2], np.int8), np.array([0, 3, 5, 7, 8])
+    found = late_with_position(vectors, planes, starts, np.zeros(8, np.float32), 0.0)(np.arange(4))
+    parts = [slice(*pair) for pair in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+    sets = [Slices(vectors[part].astype(np.float64), planes[part]) for part in parts]
+    expected = [[late_scores(one, other)[0, 0] for other in sets] for one in sets]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_no_more_slices_are_read_than_are_enough(snapshot: Snapshot) -> None:
+    every, some = read_slices(snapshot, None), read_slices(snapshot, None, 1)
+    assert 0 < len(some) <= len(every)
+    assert all((own.vectors == every[name].vectors).all() for name, own in some.items())
+
+
+@pytest.mark.parametrize(
+    ("question", "option"),
+    [
+        ("ensemble", ["--model", "x"]),
+        ("index", ["--level", "organ"]),
+        ("position", ["--draws", "2"]),
+        ("aggregation", ["--sizes", "100"]),
+        ("index", ["--min-relevant", "3"]),
+    ],
+)
+def test_an_option_of_another_question_is_refused(
+    labelled_store: Any, question: str, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", question, labelled_store.uri, *option]) == 2
+    assert f"{option[0]} is of " in capsys.readouterr().err

@@ -134,3 +134,19 @@ def test_bad_queries_are_one_line_and_exit_code_2(
         captured = capsys.readouterr()
         assert told in captured.err
         assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_the_table_shows_no_secret_of_a_query(capsys: pytest.CaptureFixture[str]) -> None:
+    print_hits("https://user:hunter2@host/case.nii.gz", [], "any")
+    assert "hunter2" not in capsys.readouterr().out
+
+
+def test_weights_choose_no_model(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are where a model's weights lie, also of one that is not asked."""
+    own = _json(capsys, made.uri, made.ids[0])
+    assert _json(capsys, made.uri, made.ids[0], "--weights", "another=/nowhere") == own
+
+
+def test_a_query_too_long_for_a_path_is_a_name(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", made.uri, made.ids[0], "x" * 5000]) == 2
+    assert "is neither a file nor a volume" in capsys.readouterr().err

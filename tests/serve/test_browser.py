@@ -467,3 +467,17 @@ def test_the_api_is_described_without_another_host(open_page: Open, served: Serv
     assert page.locator(".opblock").count() >= 8
     for address in ("", "docs"):
         assert served.client.get(f"/{address}").headers["content-security-policy"] == POLICY
+
+
+def test_a_file_chosen_again_keeps_its_part_and_another_does_not(
+    open_page: Open, archive: Path, tmp_path: Path
+) -> None:
+    for name in ("mine.nii.gz", "other.nii.gz"):
+        shutil.copy(archive / CHEST, tmp_path / name)
+    page = open_page("?file=mine.nii.gz&box=0:9,0:9,0:5&modality=CT")
+    page.set_input_files("#file", tmp_path / "mine.nii.gz")
+    _hits(page)
+    assert (_asked(page)["box"], _asked(page)["modality"]) == (["0:9,0:9,0:5"], ["CT"])
+    page.set_input_files("#file", tmp_path / "other.nii.gz")
+    page.get_by_role("heading", name="Most like other.nii.gz").wait_for()
+    assert not {"box", "modality"} & _asked(page).keys()

@@ -20,7 +20,9 @@ from starlette.testclient import TestClient
 
 from medret.cli import main
 from medret.errors import DroppedError, StorageError, UsageError
+from medret.index import IndexSettings
 from medret.search import Encoders, VolumeName, encoders
+from medret.search.corpus import Corpus
 from medret.search.options import MODES
 from medret.serve import LiveStores, Service, create_app
 from medret.serve import live as live_module
@@ -301,3 +303,26 @@ def test_a_damaged_new_snapshot_leaves_the_old_one_open(store: Store, live: Live
         live.refresh()
     assert live.ask(everything) == before
     manifest.write_text(json.dumps(whole))
+
+
+def test_a_store_without_a_graph_is_warmed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = stores.make_store(tmp_path / "s", stores.synthetic_volumes(4), settings=IndexSettings(kinds=("exact",)))
+    LiveStores([made.uri]).close()
+    assert "the first search failed" not in caplog.text
+
+
+def test_a_lookup_whose_snapshot_is_gone_is_answered_from_the_next(
+    store: Store, live: LiveStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, find = live.current.snapshots.corpus, Corpus.find
+
+    def found(self: Corpus, text: str) -> Any:
+        if self is old:
+            raise FileNotFoundError(2, "gone")
+        return find(self, text)
+
+    store.publish()
+    store.collect()
+    monkeypatch.setattr(Corpus, "find", found)
+    with TestClient(create_app(Service(live)), base_url="http://127.0.0.1") as client:
+        assert client.get(f"/v1/volumes/{QUERY}").status_code == 200

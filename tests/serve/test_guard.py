@@ -7,8 +7,10 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from starlette.testclient import TestClient
 
 from medret.serve import LiveStores, ServeSettings, Service, create_app, endpoints, volumes
 from medret.serve.access import AuditLog, Tokens
-from medret.serve.app import HEAD_BYTES, ImpatientProtocol, server_config
+from medret.serve.app import HEAD_BYTES, ImpatientProtocol, listening, server_config
 from tests.serve.test_hidden import TOKEN, token_file
 
 VOLUME = "chest_ct/0.nii.gz"
@@ -280,3 +282,48 @@ def test_a_request_after_another_is_answered(impatient: Any) -> None:
         for _ in range(3):
             sending.sendall(REQUEST)
             assert sending.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("unread", "dropped"), [([0, 0, 0], False), ([9, 9], True), ([9, 5, 9, 12], False), ([0, 70, 70], True)]
+)
+def test_a_connection_that_takes_nothing_is_dropped_and_a_slow_one_is_not(unread: list[int], dropped: bool) -> None:
+    protocol: Any = object.__new__(ImpatientProtocol)
+    sizes = iter(unread)
+    aborted: list[int] = []
+    looks: list[Any] = []
+    protocol.transport = SimpleNamespace(get_write_buffer_size=lambda: next(sizes), abort=lambda: aborted.append(1))
+    protocol.loop = SimpleNamespace(call_later=lambda _, look: looks.append(look))
+    looks.append(protocol._look)
+    for _ in unread:
+        looks.pop()()
+    assert bool(aborted) is dropped
+
+
+def test_whoever_reads_nothing_is_dropped(live: LiveStores) -> None:
+    config = server_config(Service(live, ServeSettings(device="cpu", upload_seconds=0.3)), "127.0.0.1", 0)
+    assert config.limit_concurrency == 4 * 256
+    [place] = listening("127.0.0.1", 0)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread.start()
+    address, asked = place.getsockname(), 400
+    with socket.create_connection(address, timeout=30) as asking:
+        asking.sendall(asked * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        threading.Event().wait(3)
+        received = b""
+        with suppress(ConnectionResetError):
+            while chunk := asking.recv(1 << 20):
+                received += chunk
+    server.should_exit = True
+    thread.join(timeout=30)
+    assert received.count(b"HTTP/1.1 200") < asked
+
+
+def test_a_host_is_listened_at_once_per_address_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    absent = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [absent, *own, *own])
+    [one] = listening("localhost", 0)
+    with one:
+        assert one.getsockname()[1]

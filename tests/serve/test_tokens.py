@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,10 @@ def test_uploads_are_counted_for_each_caller(live: LiveStores, tmp_path: Path) -
     with queue.place("a"):
         assert queue.waiting == 1
     assert queue.waiting == 0
+
+
+def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(GOLDEN / "store"), "--port", str(port)]) == 2
+    assert f"--port {port} cannot be listened at" in capsys.readouterr().err
