@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from medret import schemas
 from medret.cli.main import _parser
 from medret.errors import QuarantineCode
 from medret.index.rows import ROW_FILE
+from medret.pipeline.request import GateLimits
 from medret.vocabularies import LABEL_OF
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +95,11 @@ def test_commands_in_documents_can_be_given(path: Path) -> None:
             _parser().parse_args(command)
             continue
         pytest.fail(f"medret {shlex.join(command)}")
+
+
+def test_documented_limits_are_the_defaults() -> None:
+    page = read("docs/operations.md").partition("## Before publication")[2].partition("\n## ")[0]
+    told = {name.replace("-", "_"): float(value) for name, value in re.findall(r"`--([a-z-]+) ([\d.]+)`", page)}
+    limits = asdict(GateLimits())
+    assert told
+    assert told.items() <= limits.items(), (told, limits)

@@ -45,7 +45,8 @@ def test_words_that_are_not_known_leave_it_to_the_voxels(word: str | None) -> No
 @pytest.mark.parametrize(
     ("text", "label"),
     [("mr", "MRI"), (" ct ", "CT"), ("HRCT", "CT"), ("pt", "PET"), ("us", "US"), ("CT; pt ;ct", "CT;PET"),
-     ("PET/CT", "PET/CT"), ("dual  source", "DUAL SOURCE"), ("T1w;T2w", "MRI")],
+     ("PET/CT", "PET/CT"), ("dual  source", "DUAL SOURCE"), ("T1w;T2w", "MRI"),
+     ("X-ray CT", "CT"), ("x-ray computed tomography", "CT"), ("X-ray; CT", "XR;CT")],
 )  # fmt: skip
 def test_labels_have_one_spelling(text: str, label: str) -> None:
     assert modality_label(text) == label

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medret.errors import CorruptError, NotFoundError, StorageError, UsageError
-from medret.storage import Location, normalise_uri, read_checked
+from medret.storage import Location, StoredObject, normalise_uri, read_checked
 from tests.failing_s3 import FailingProxy
 
 
@@ -141,3 +141,12 @@ def test_a_bucket_that_does_not_exist_is_named(s3_server: str) -> None:
     """B9."""
     with pytest.raises(NotFoundError, match="s3://no-such-bucket/store cannot be written to"):
         Location("s3://no-such-bucket/store").compare_and_swap("LEASE", None, b"mine")
+
+
+def test_what_exists_of_a_range_is_read(swapped: Location) -> None:
+    for data in (b"", b"0123456789"):
+        swapped.write("x", data)
+        for start, end in ((0, 4), (0, 99), (8, 99), (10, 12)):
+            assert StoredObject(swapped.uri_of("x")).read(start, end) == data[start:end]
+    swapped.write("x", b"")
+    assert swapped.read("x", 10) == b""

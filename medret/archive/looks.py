@@ -81,6 +81,7 @@ class _Ranges(io.RawIOBase):
     def __init__(self, source: StoredObject, size_bytes: int) -> None:
         self._source, self._size = source, size_bytes
         self._at, self._left = 0, _ZIP_BYTES
+        self.failure: Exception | None = None  # of the store: zipfile takes it for a fault of the archive
 
     def readable(self) -> bool:
         return True
@@ -99,7 +100,13 @@ class _Ranges(io.RawIOBase):
         self._left -= len(buffer)
         if self._left < 0:
             raise zipfile.BadZipFile("its list of members is too long")
-        data = self._source.read(self._at, min(self._at + len(buffer), self._size)) if self._at < self._size else b""
+        try:
+            data = (
+                self._source.read(self._at, min(self._at + len(buffer), self._size)) if self._at < self._size else b""
+            )
+        except Exception as error:
+            self.failure = error
+            raise
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -107,14 +114,16 @@ class _Ranges(io.RawIOBase):
 
 def _zip_members(source: StoredObject, size_bytes: int) -> Iterator[bytes]:
     """The first bytes of the first candidates in a zip; none if it is damaged or encrypted."""
+    ranges = _Ranges(source, size_bytes)
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Ranges(source, size_bytes), _ZIP_BLOCK)) as file:
+        with zipfile.ZipFile(io.BufferedReader(ranges, _ZIP_BLOCK)) as file:
             members = [each for each in file.infolist() if _is_readable(each)]
             for member in members[:_MEMBERS]:
                 with file.open(member) as content:
                     yield content.read(HEAD_BYTES)
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, ArithmeticError, zlib.error):
-        return
+        if ranges.failure is not None:
+            raise ranges.failure from None
 
 
 def _tar_members(start: bytes) -> Iterator[bytes]:

@@ -90,7 +90,9 @@ def _of_series(columns: Mapping[str, int], table: Table, listing: Listing) -> Ta
         cells, names = (pc.if_else(pc.equal(each, ""), None, each) for each in (cells.combine_chunks(), names))
         named = pc.coalesce(named, pc.index_in(names, cells, skip_nulls=True))
         first = pc.fill_null(pc.index_in(cells, cells, skip_nulls=True), -1).to_numpy()
-        again += [(row, int(first[row])) for row in np.flatnonzero((first >= 0) & (first < np.arange(len(first))))]
+        again += [
+            (row, int(first[row])) for row in np.flatnonzero((first >= 0) & (first < np.arange(len(first)))).tolist()
+        ]
     volumes, rows = ids.filter(pc.is_valid(named)), pc.drop_null(named)
     if again:
         of_row = dict(zip(rows.to_pylist(), volumes.to_pylist(), strict=True))

@@ -174,7 +174,7 @@ class ApproximateIndex(ABC):
         if numbers is None:
             return None
         best = -np.sort(-self._scores(queries, numbers), axis=1)[:, :k]
-        reached = np.where(np.isfinite(best), best, np.inf).min(axis=1)
+        reached = np.where(np.isfinite(best), best, np.inf).min(axis=1, initial=np.inf)
         asked = min(WALKED_SLACK * k, self.rows)
         return self._candidates(walked(queries, np.where(np.isfinite(reached), reached, guess)), asked, excluded, kept)
 

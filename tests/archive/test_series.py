@@ -378,3 +378,29 @@ def test_a_listing_and_a_folder_agree_on_names(tmp_path: Path) -> None:
     (tmp_path / "f/one.more").write_bytes(b"no DICOM")  # so that the names are listed
     names = series_of(list_archive(str(tmp_path)))["f"][1]
     assert names == sorted(CANDIDATES) == list(find_series(f"{tmp_path}/f")[1])
+
+
+def test_a_folder_of_several_series_is_looked_at_whole_when_it_changes(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", A, 5)
+    write_series(tmp_path / "ct", B, 1, "003x.dcm")  # the ends of the folder do not show it
+    mixed = list_archive(str(tmp_path))
+    divided = list_archive(str(tmp_path), known=known_from(mixed, ct=QuarantineCode.MIXED_SERIES))
+    write_series(tmp_path / "ct", A, 1, first=6)
+    after = series_of(list_archive(str(tmp_path), known=known_from(divided)))
+    assert {name: parts for name, (parts, _) in after.items()} == {f"ct/{A}": 6, f"ct/{B}": 1}
+
+
+def test_a_zip_is_what_its_images_are_and_stays_while_it_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "ct.zip", "w") as packed:
+        packed.writestr("0", instance(B, image_type="ORIGINAL\\PRIMARY\\LOCALIZER"))
+        packed.writestr("1", instance(C, sop_class=SR))
+        packed.writestr("2", instance(A))
+    assert series_of(list_archive(str(tmp_path))) == {"ct.zip": (None, None)}
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(StoredObject, "read", refuse)
+    assert series_of(list_archive(str(tmp_path))) == {"ct.zip": (None, None)}

@@ -94,3 +94,21 @@ def test_tags_to_labels() -> None:
     assert labels_of_tags([]) == frozenset()
     with pytest.raises(UsageError, match=r"no label is taken from a tag 'PatientName'; there are PatientID, "):
         labels_of_tags(["PatientName"])
+
+
+def test_rows_of_one_series_must_agree_and_rows_of_none_are_of_none(tmp_path: Path) -> None:
+    twice: dict[str, list[object]] = {"SeriesInstanceUID": [UIDS[0]] * 2, "crdc_series_uuid": [], "series_aws_url": []}
+    with pytest.raises(UsageError, match=f"two rows for x/{UIDS[0]} disagree"):
+        joined(index(tmp_path, **twice), f"x/{UIDS[0]}")
+    urls: list[object] = [f"s3://own/{uid}/*" for uid in UIDS]  # they end in no UUID: not the same one
+    nothing: list[object] = [None, None]
+    for more in ({"series_aws_url": urls}, {"crdc_series_uuid": nothing, "series_aws_url": urls}):
+        join = joined(index(tmp_path, **more), f"x/{UIDS[0]}", "y/none")
+        assert (join.labels["volume_id"].to_pylist(), join.unmatched_rows) == ([f"x/{UIDS[0]}"], 1)
+
+
+def test_equal_rows_of_a_series_are_one(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("SeriesInstanceUID,organ\n" + f"{UIDS[0]},Lung\n" * 3)
+    join = joined(str(table), f"x/{UIDS[0]}", f"y/{UIDS[0]}")
+    assert (join.labels["organ"].to_pylist(), join.unmatched_rows) == (["Lung", "Lung"], 0)

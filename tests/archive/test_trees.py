@@ -270,3 +270,10 @@ def test_a_table_counts_before_paths_label_by_label(tmp_path: Path) -> None:
     assert (join.unlabelled_volumes, join.mismatch) == (1, None)
     table.write_text("path,organ\nelsewhere.nii.gz,Brain\n")
     assert "none of its 1 rows" in (read_labels(str(table), listing).mismatch or "")
+
+
+def test_columns_of_participants_that_are_called_like_ours_are_left_out(tmp_path: Path) -> None:
+    name = "sub-01/anat/sub-01_T1w.nii.gz"
+    people = "participant_id\tvolume_id\tData_Set\tage\nsub-01\tx\ty\t61\n"
+    described = {"dataset_description.json": {"Name": "x", "BIDSVersion": "1"}, "participants.tsv": people}
+    assert known(written(tmp_path, volumes(name) | described))[name]["age"] == "61"

@@ -101,7 +101,7 @@ def test_an_archive_of_nothing_usable(snapshot: Snapshot, tmp_path: Path) -> Non
 
 def test_an_archive_of_no_volumes_says_what_was_skipped(snapshot: Snapshot, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"holds no volumes to ask with \(not_a_volume 1\)"):
+    with pytest.raises(UsageError, match=r"holds no volumes to ask with \(not_a_volume \d\)"):
         file_queries(snapshot, str(tmp_path), None, Selection(), {})
 
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 
 from medret.index.exact import SCALE, ExactIndex, build_exact, scaled_float32
@@ -26,3 +30,25 @@ def test_scores_are_those_of_float64() -> None:
     found = ExactIndex(build_exact(stored)).scores(queries, rows)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_one_gpu_index_is_searched_by_one_thread_at_a_time() -> None:
+    vectors = np.eye(40, 8, dtype=np.float16)
+    index = ExactIndex(build_exact(vectors))
+    inside: list[int] = []
+    most: list[int] = []
+
+    class Gpu:
+        def search(self, queries: Any, k: int) -> Any:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+            return np.tile(np.arange(k), (len(queries), 1))
+
+    gpu: Any = Gpu()
+    index._use_gpu, index._gpu = True, gpu
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: index.search(np.ones((40, 8), np.float32), 3), range(8)))
+    assert len(most) == 8
+    assert max(most) == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medret.errors import CorruptError
-from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, centred, open_approximate
+from medret.index import HNSW, JUDGES, Distinct, ExactIndex, IndexSettings, centred, open_approximate, uncentred
 from medret.index.exact import build_exact
 from medret.index.hnsw import HnswIndex, build_hnsw
 from medret.index.index_files import rabitq_bytes
@@ -149,3 +149,29 @@ def test_a_changed_file_is_refused_or_answers(
         except CorruptError:
             refused += 1
     assert 0 < refused < 60
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tilted_query_ranks_as_the_query_does_around_the_other_centre(seed: int) -> None:
+    """Oracle: all scores; and what moving the query itself finds."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.standard_normal((40, 32))
+    stores = []
+    for base in 1.5 * rng.standard_normal((2, 32)):
+        raw = base + kinds[rng.integers(40, size=800)] + 0.7 * rng.standard_normal((800, 32))
+        stores.append((raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32))
+    own = stores[0].mean(axis=0)
+    shared = (own + stores[1].mean(axis=0)) / 2
+    held, wanted = centred(stores[0], own), centred(stores[0], shared)
+    queries = centred(np.concatenate([store[:40] for store in stores]), shared)
+    scores = queries @ wanted.T
+    kth = np.sort(scores, axis=1)[:, -10]
+
+    def recall(asked: Any) -> float:
+        found = np.argsort(-(asked @ held.T), axis=1)[:, :20]
+        return float((np.sort(np.take_along_axis(scores, found, 1), axis=1)[:, -10:] >= kth[:, None]).mean())
+
+    tilted = walked_from(own, shared)(queries, kth)
+    assert tilted.dtype == np.float32
+    assert np.linalg.norm(tilted, axis=1) == pytest.approx(1, abs=1e-5)
+    assert recall(tilted) > max(0.96, recall(centred(uncentred(queries, shared), own)))

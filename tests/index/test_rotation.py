@@ -114,3 +114,15 @@ def test_a_file_whose_rotation_is_not_as_it_says_is_refused(vectors: Any, tmp_pa
     (tmp_path / "lsh").write_bytes(bytes(data))
     with pytest.raises(CorruptError, match="rotation"):
         JUDGES["lsh"](tmp_path / "lsh")
+
+
+def test_rotations_are_those_that_the_page_states() -> None:
+    """docs/formats.md: a store that was built with others would lose recall without a word."""
+    vectors = np.random.default_rng(0).standard_normal((4, 1472)).astype(np.float32)
+    expected = vectors.copy()
+    for seed, part in ((0, slice(0, 1024)), (1, slice(448, 1472))):
+        expected[:, part] = faiss.HadamardRotation(1024, seed).apply(np.ascontiguousarray(expected[:, part]))
+    np.testing.assert_array_equal(turned(vectors), expected)
+    some = np.ascontiguousarray(vectors[:, :96])
+    whole = np.concatenate([faiss.HadamardRotation(96, seed).apply(some) for seed in (0, 1)], axis=1)
+    np.testing.assert_array_equal(Rotation(96, 200).apply(some), whole[:, :200])

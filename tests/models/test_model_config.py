@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 
-from medret.errors import UsageError
+from medret.errors import UsageError, WeightsError
 from medret.models import Encoder, model_spec, read_model_config, resolve_weights, stated_by
+from medret.models.model_input import Fed, stated
 from medret.models.spec import Stated
 from medret.recipe import Contract, ModelRecipe
 
@@ -162,3 +165,54 @@ def test_a_model_known_by_name_is_fed_as_its_publisher_says() -> None:
     with pytest.raises(UsageError, match=r"fed as its publisher says, not with image_size 448 instead of 224"):
         model_spec("dinov2", None, Stated(image_size=448))
     assert model_spec("dinov2", None, Stated(image_size=224)) == model_spec("dinov2")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_timm_pooling_as_stated(pooling: str, tmp_path: Path, slices: Any, pixels: Any, randomise: Any) -> None:
+    """Reference: timm's tokens after its last norm."""
+    model: Any = timm.create_model("test_vit", num_classes=0)
+    save_file(dict(randomise(model)), tmp_path / "w.safetensors")
+    spec = model_spec("timm:test_vit", None, Stated(contract={"pooling": pooling}))
+    images = slices(2, spec.image_size)
+    with torch.inference_mode():
+        tokens = model.forward_features(pixels(images, spec.mean, spec.std))
+    expected = tokens[:, 0] if pooling == "cls" else tokens[:, model.num_prefix_tokens :].mean(1)
+    found = Encoder(spec, resolve_weights(spec, str(tmp_path / "w.safetensors")), batch_size=2).embed(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("test_efficientnet", "cls"), ("deit_tiny_distilled_patch16_224", "mean")]
+)
+def test_a_pooling_that_a_timm_model_has_not_is_refused(name: str, pooling: str) -> None:
+    with pytest.raises(UsageError, match="into a vector"):
+        model_spec(f"timm:{name}", None, Stated(contract={"pooling": pooling}))
+
+
+def test_networks_that_take_any_size_are_not_told_one() -> None:
+    spec = model_spec("timm:test_convnext", None, Stated(image_size=96))
+    assert (spec.image_size, spec.options) == (96, ())
+
+
+def test_real_values_need_mean_and_std_in_their_own_unit() -> None:
+    grey = Fed(224, (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(UsageError, match="real values need mean and std"):
+        stated(grey, Stated(contract={"values": "real"}), "m")
+    for enough in (
+        Stated(None, (40.0,) * 3, (300.0,) * 3, {"values": "real"}),
+        Stated(contract={"values": "real", "normalise": "image"}),
+    ):
+        assert stated(grey, enough, "m").contract.values == "real"
+
+
+def test_a_file_that_is_stated_in_full_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetch(origin: Any) -> Any:
+        asked.extend(origin.names)
+        raise WeightsError("offline")
+
+    monkeypatch.setattr("medret.models.open_names.fetch", fetch)
+    with pytest.raises(WeightsError, match=r"Download config\.json and model\.safetensors"):
+        model_spec("hf:own/vit", None, Stated(32, (0.5,) * 3, (0.5,) * 3))
+    assert asked == ["config.json"]

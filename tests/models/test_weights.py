@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from medret.errors import WeightsError
+from medret.errors import StorageError, WeightsError
 from medret.models import (
     Encoder,
     model_spec,
     resolve_weights,
 )
 from medret.models.encoder import load_model
-from medret.models.weights import combined_sha256
+from medret.models.hub import open_files
+from medret.models.weights import combined_sha256, is_random
 
 SMALL = "timm:test_efficientnet"  # timm's own miniature, a megabyte
 
@@ -257,3 +260,27 @@ def test_random_weights_differ_by_seed_and_say_what_they_are() -> None:
     before = torch.random.get_rng_state()
     load_model(spec, one)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_timm_folder_needs_no_weights_beside_it(small_file: Path, tmp_path: Path) -> None:
+    shutil.copy(small_file, tmp_path / "model.safetensors")
+    record = {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_efficientnet", "pretrained_cfg": record}))
+    spec = model_spec(f"timm:hf_hub:{tmp_path}")
+    assert resolve_weights(spec).files == {"weights": tmp_path / "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c"])
+def test_what_is_neither_a_folder_nor_a_repository_is_said(no_hub: None, name: str) -> None:
+    with pytest.raises(WeightsError, match="neither a folder on this machine nor OWNER/NAME"):
+        model_spec(f"hf:{name}")
+
+
+def test_a_place_that_cannot_be_looked_at_is_one_line() -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        open_files("x" * 300)
+
+
+def test_only_random_and_its_seed_are_random() -> None:
+    assert all(map(is_random, ("random", "random:7")))
+    assert not any(map(is_random, ("random.pth", "randomised/model.safetensors")))

@@ -18,8 +18,9 @@ from torch import nn
 
 from medret.errors import MissingPackageError, UsageError, WeightsError
 from medret.models import Encoder, ModelSpec, model_names, model_spec, resolve_weights
+from medret.models.hub import FileSet
 from medret.models.spec import Stated, packaged_spec
-from medret.models.words import REFERENCE_TEXTS, TextEncoder, unit
+from medret.models.words import REFERENCE_TEXTS, TextEncoder, _tokenizer_files, unit
 from tests.towers import DIM, announce, small_biomedclip, write_biomedclip, write_two_towers
 
 TEXTS = ["axial CT of the liver with cysts", "brain", "MRI scan of the lung"]
@@ -190,3 +191,37 @@ def test_a_package_that_brings_no_model_is_named(text: str, message: str, packag
     with pytest.raises(UsageError, match=message):
         model_spec("own_model")
     sys.modules.pop("own_package", None)
+
+
+@pytest.mark.parametrize(
+    ("cached", "enough"),
+    [
+        (("tokenizer.json", "tokenizer_config.json"), True),
+        (("tokenizer.json",), False),
+        (("vocab.json", "tokenizer_config.json"), False),
+        (("vocab.json", "merges.txt", "tokenizer_config.json"), True),
+    ],
+)
+def test_a_tokenizer_in_the_cache_needs_no_network(
+    cached: tuple[str, ...], enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def here(origin: Any) -> FileSet:
+        return FileSet("here", {name: Path(name) for name in origin.names if name in cached})
+
+    def fetch(origin: Any) -> tuple[FileSet, str]:
+        if not (found := here(origin)).entries:
+            asked.extend(origin.names)
+            raise WeightsError("offline")
+        return found, "here"
+
+    monkeypatch.setattr("medret.models.words.fetch", fetch)
+    monkeypatch.setattr("medret.models.words.in_cache", here)
+    spec = model_spec("medsiglip")
+    if enough:
+        assert set(_tokenizer_files(spec, None).entries) == set(cached)
+    else:
+        with pytest.raises(WeightsError, match="offline"):
+            _tokenizer_files(spec, None)
+    assert len(asked) == 1, "the network is asked once"

@@ -18,7 +18,7 @@ import medret
 from medret.cli import main
 from medret.demo.phantoms import KINDS, write_phantom
 from medret.errors import MedretError
-from medret.snapshot import current_id, snapshot_ids, verify_store
+from medret.snapshot import current_id, leased, snapshot_ids, verify_store
 from medret.snapshot.mentions import digest
 from medret.snapshot.removal import Note, write_note
 from medret.storage import Location
@@ -307,3 +307,22 @@ def test_readers_see_whole_snapshots_while_runs_publish(originals: Path, tmp_pat
     assert len(answers) >= 500
     assert all(len({name.partition("-")[0] for name in names}) == 1 and len(names) == 6 for names in answers)
     assert len({next(iter(names)).partition("-")[0] for names in answers}) > 3  # it did see them change
+
+
+def test_commands_that_look_write_nothing_and_take_no_lease(archive: Path) -> None:
+    store = archive.parent / "store"
+
+    def seen() -> dict[Path, tuple[int, bytes]]:
+        return {
+            path: (path.stat().st_mtime_ns, path.read_bytes()) for path in archive.parent.rglob("*") if path.is_file()
+        }
+
+    with leased(Location(store), "another run"):
+        before = seen()
+        commands = (
+            ["scan", archive], ["plan", archive, store, *OPTIONS], ["verify", store], ["snapshots", store],
+            ["search", store, "v00.nii.gz"],
+        )  # fmt: skip
+        for command in commands:
+            assert main([str(word) for word in command]) == 0
+        assert seen() == before

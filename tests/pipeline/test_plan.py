@@ -315,3 +315,16 @@ def test_what_looks_like_a_mask_is_judged_again_when_masks_are_wanted() -> None:
     assert without.volume_limits.refuse_masks
     assert not masks.volume_limits.refuse_masks
     assert ruleset_digest(without, []) != ruleset_digest(masks, [])
+
+
+def test_a_refusal_that_is_not_published_yet_leaves_something_to_do() -> None:
+    for before, idle in (
+        (known(refused("bad"), row("same")), True),
+        (known(row("same"), journal=(refused("bad"),)), False),
+        (known(refused("bad"), row("same"), journal=(refused("bad"),)), True),
+        (known(refused("bad", judged_by="older"), row("same"), journal=(refused("bad"),)), False),
+        (known(refused("bad", judged_by="older"), row("same"), older=(refused("bad"),)), False),
+    ):
+        plan = planned([item("bad"), item("same")], {}, before)
+        assert causes(plan)["bad"] == ("refuse", "refused")
+        assert plan.idle == idle

@@ -19,6 +19,7 @@ from medret.pipeline.pools import (
     plan_pools,
     wishes,
 )
+from medret.pipeline.request import IndexRequest
 from medret.pipeline.stream import block_volumes
 from medret.recipe import SliceRecipe
 
@@ -215,3 +216,26 @@ def test_the_size_of_a_block_depends_on_the_work_alone(
     """Blocks can decide which volumes share a shard; equal runs write equal shards."""
     source = pa.table({"size_bytes": np.full(volumes, mib * 2**20)})
     assert block_volumes(source, device, SliceRecipe(slices=f"uniform:{slices}")) == size
+
+
+@pytest.mark.parametrize("cpus_per_gpu", [1, 2, 4, 16])
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+@pytest.mark.parametrize("models", [1, 2, 5])
+def test_a_gpus_actors_fit_the_cpus_beside_it_whatever_other_nodes_have(
+    models: int, gpus: int, cpus_per_gpu: int
+) -> None:
+    capacity = Capacity(gpus * cpus_per_gpu + 64, gpus, 8, cpus_per_gpu=cpus_per_gpu)
+    plan = plan_pools(capacity, [1.0] * models, "cuda", MANY)
+    assert int(1 / plan.num_gpus + 1e-9) * plan.num_cpus <= cpus_per_gpu + 1e-9
+
+
+def test_an_actor_takes_a_share_of_one_gpu() -> None:
+    assert IndexRequest("a", "s", gpus_per_actor=1.0).gpus_per_actor == 1
+    with pytest.raises(UsageError, match=r"--gpus-per-actor is 1\.5, expected a share of one GPU"):
+        IndexRequest("a", "s", gpus_per_actor=1.5)
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"precision": "fp16"}, {"crop": "body"}])
+def test_a_word_that_python_gives_is_one_of_those_that_the_command_takes(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"--\w+ is '\w+', expected one of "):
+        IndexRequest.of("a", "s", options)

@@ -255,3 +255,18 @@ def test_a_run_that_stops_opens_nothing_more(read_before: int, tmp_path: Path, m
 def _source(item: ArchiveObject) -> pa.Table:
     row = asdict(item)
     return pa.Table.from_pylist([{name: row.get(name) for name in SOURCE.names}], schema=SOURCE)
+
+
+def test_hidden_tags_do_not_leave_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would lie in the journal, and after a killed run for good."""
+    from tests.series_tree import write_phantom_series
+
+    write_phantom_series(tmp_path / "s1", 1)
+    monkeypatch.setattr(read_stage, "Tally", lambda *_: Mock(is_stopping=lambda: False))
+    monkeypatch.setattr(read_stage, "surviving", lambda rows, contents, _: contents(rows))
+    (item,) = list_archive(str(tmp_path)).items()
+    hidden = frozenset({"subject", "StudyDate"})
+    (row,) = ReadStage(SliceRecipe(), (32,), Limits(), None, hidden=hidden).run(_source(item))
+    found = dict(row["found"][0].as_py())
+    assert "modality" in found
+    assert not hidden & found.keys()

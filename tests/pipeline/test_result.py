@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medret.errors import MedretError, StorageError
+from medret.pipeline import run as pipeline_run
 from medret.pipeline.result import failure_of
 
 FULL = "OSError: [Errno 28] No space left on device: '/store/embeddings/x'"
@@ -42,3 +44,13 @@ def test_a_failure_in_a_worker_is_told_by_its_cause(number: int, told: str) -> N
     with pytest.raises((MedretError, ray.exceptions.RayError)) as caught:
         source.map_batches(_fail).materialize()
     assert str(failure_of(caught.value)) == told
+
+
+def test_what_is_published_stays_so_without_a_report() -> None:
+    def write(_: Any) -> str:
+        raise StorageError("full")
+
+    said: list[str] = []
+    run: Any = SimpleNamespace(log=SimpleNamespace(write=write), store=None, reporter=SimpleNamespace(warn=said.append))
+    assert pipeline_run._write_report(run) is None
+    assert said == ["published, but without a report of the run: full"]

@@ -133,6 +133,7 @@ def test_run_report_tells_stages_and_ray_data_statistics(store: Path) -> None:
     [report] = (store / "runs").glob("*.json")
     content = json.loads(report.read_text())
     assert content["outcome"] == "published"
+    assert sum(content["waits_s"].values()) > 0
     assert content["stages"]["read"]["volumes"] == content["counts"]["listed"] == 12
     assert content["stages"][f"embed {MODEL}"]["slices"] == content["stages"]["read"]["slices"] == 12 * 8
     assert "MapBatches(EmbedStage)" in content["ray_data"]

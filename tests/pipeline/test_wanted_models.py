@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ import transformers
 
 from medret.models import model_spec, resolve_weights, stated_by
 from medret.models.spec import Stated
-from medret.pipeline.model_jobs import WantedModel
+from medret.pipeline.model_jobs import WantedModel, recipe_changes
 from medret.pipeline.prepare import read_inputs
 from medret.pipeline.request import IndexRequest
 from medret.pipeline.result import begin
-from medret.recipe import ModelRecipe
+from medret.recipe import ModelRecipe, Recipe, SliceRecipe
+from medret.snapshot import RecipeEntry
 
 TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56}
 NAME = "hf:own/model"
@@ -46,3 +48,11 @@ def test_other_weights_are_fed_as_their_own_files_say(are_the_stores: bool, tmp_
     assert found == (spec if are_the_stores else model_spec(NAME, str(tmp_path)))
     assert found.mean == ((0.4,) * 3 if are_the_stores else (0.5,) * 3)
     assert weights.model == NAME
+
+
+def test_what_a_recipe_no_longer_says_has_changed_too() -> None:
+    recipe = Recipe(SliceRecipe(), ModelRecipe("made", "0" * 64, 224, (0.5,) * 3, (0.5,) * 3, 8, "fp32"))
+    before = recipe.to_json()
+    before |= {"digest": "0" * 16, "model": before["model"] | {"former": 1}}
+    live: Any = SimpleNamespace(recipes=[RecipeEntry(recipe=before, weights_source="x")])
+    assert recipe_changes([recipe], live) == ["made: former is None, was 1"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from medret.models import Encoder, model_spec, resolve_weights
 from medret.pipeline import run as pipeline_run
 from medret.pipeline.batch_schema import vectors_column
 from medret.pipeline.embedding_shards import WriteStage, write_shard
+from medret.pipeline.gates import NO_KEYS, Gate, VectorFacts
 from medret.pipeline.layout import lay_out
 from medret.pipeline.new_ledger import unchanged
 from medret.pipeline.store_state import read_base, store_state
@@ -334,3 +337,55 @@ def test_models_of_the_store_are_not_dropped_without_a_word(
     assert (code, found["published"], [model["name"] for model in found["models"]]) == (0, False, [MODEL, other])
     code, planned = run("plan", "--slices", "uniform:3", model=())
     assert f"{MODEL}: slices is uniform:3, was uniform:2" in planned["embeds_anew"]
+
+
+def test_a_run_that_is_told_to_stop_while_it_publishes_has_published(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, gone in (("publish", "v03.nii.gz"), ("_write_report", "v04.nii.gz")):
+        (place / "archive" / gone).unlink()
+        with monkeypatch.context() as patch:
+            index_with(patch, name, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            code, found = run("index")
+        assert (code, found["published"]) == (0, True)
+        assert json.loads((place / "store" / found["report"]).read_text())["outcome"] == "published"
+
+
+def test_quiet_says_nothing(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["index", place / "archive", place / "store", *WITH_MODEL, *OPTIONS, "--quiet"]
+    assert (main([str(word) for word in words]), *capfd.readouterr()) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "bad"),
+    [
+        ("findable", "medret.pipeline.judge.findable_rows", lambda *_: [(1, 2)]),
+        ("vectors", "medret.pipeline.judge.vector_facts", lambda *_: [VectorFacts(NO_KEYS, 1)]),
+        (
+            "duplicates",
+            "medret.pipeline.judge.gates.duplicate_gate",
+            lambda *_: Gate("duplicates", False, "all", "half"),
+        ),
+    ],
+)
+def test_a_check_that_fails_publishes_nothing(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch,
+    name: str, target: str, bad: Any,
+) -> None:  # fmt: skip
+    live = current_id(Location(place / "store"))
+    write_phantom(place / "archive" / "new.nii.gz", "head_mri", 99, shape=(20, 18, 12))
+    monkeypatch.setattr(target, bad)
+    code, found = run("index")
+    assert (code, current_id(Location(place / "store"))) == (3, live)
+    assert f"{name}: found" in found["error"]
+
+
+def test_a_run_that_lost_the_store_publishes_nothing(
+    place: Path, run: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Location(place / "store")
+    live = current_id(store)
+    write_phantom(place / "archive" / "new.nii.gz", "head_mri", 99, shape=(20, 18, 12))
+    index_with(monkeypatch, "make_indices", lambda: store.write("LEASE", b"{}"))
+    code, _ = run("index")
+    assert (code, current_id(store)) == (5, live)

@@ -125,3 +125,13 @@ def test_copies_of_a_protected_store_are_this_users_alone(tmp_path: Path, remote
     for path in made.values():
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_cannot_be_looked_at(tmp_path: Path, hashed: list[Path], remote: Location) -> None:
+    (tmp_path / "f").write_bytes(CONTENT)
+    unlookable = tmp_path / ("c" * 300)
+    assert LocalFiles(Location(tmp_path), unlookable).path("f", SHA256) == tmp_path / "f"
+    with pytest.raises(MedretError, match="MEDRET_CACHE"):
+        LocalFiles(remote, unlookable).path("indices/f", SHA256)
+    with pytest.raises(MedretError, match="MEDRET_CACHE"):
+        LocalFiles(remote, unlookable).derived("0" * 64, lambda path: None)

@@ -54,6 +54,7 @@ def phantoms(
         row: dict[str, Any] = dict.fromkeys(LEDGER.names)
         row.update(volume_id=volume_id, uri=str(path), size_bytes=len(data), status="embedded", slices=len(refs))
         row.update(modality=modality, content_sha256=hashlib.sha256(data).hexdigest())
+        row.update(shards=[(recipe.digest, "shard-0")])
         ledger.append(row)
     made = store_maker(
         tmp_path_factory.mktemp("phantom-store"),
@@ -181,3 +182,14 @@ def test_slices_of_a_file_are_chosen_by_distance(phantoms: tuple[Snapshot, Path]
     for plane in {*every.plane_names}:
         gaps = np.diff([at for at, name in zip(few.position_mm, few.plane_names, strict=True) if name == plane])
         assert (gaps > 0).all()
+
+
+def test_a_volume_and_its_file_draw_the_same_slices(phantoms: tuple[Snapshot, Path]) -> None:
+    snapshot, archive = phantoms
+    for name in (f"{kind}/{kind}_{number}.nii.gz" for kind in KINDS for number in (0, 1)):
+        drawn = []
+        for query in (name, archive / name):
+            slices = snapshot.resolve(query, query_slices="random:1").slices
+            assert slices.slice_indices is not None
+            drawn.append(set(zip(slices.plane_names, slices.slice_indices.tolist(), strict=True)))
+        assert drawn[0] == drawn[1], name

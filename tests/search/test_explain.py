@@ -138,3 +138,12 @@ def test_the_command_prints_writes_and_gives_json(
     assert np.array(document["shares"]).sum() == pytest.approx(document["score"], abs=2e-3)
     assert np.array(document["cosines"]).shape == (len(document["query_slices"]), len(document["hit_slices"]))
     assert main(["explain", made_store.uri, one, "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("aggregation", ["uniform:2", "random:3"])
+def test_a_plan_that_keeps_all_slices_changes_no_volume_vector(store_of_two_planes: Any, aggregation: str) -> None:
+    snapshot = open_snapshot(store_of_two_planes.uri)
+    for name in store_of_two_planes.ids[:4]:
+        whole = snapshot.resolve(name, aggregation=aggregation).volume
+        chosen = snapshot.resolve(name, aggregation=aggregation, query_slices="all").volume
+        np.testing.assert_allclose(chosen, whole, atol=2e-3)

@@ -141,3 +141,8 @@ def test_an_expression_that_does_not_fit(condition: pc.Expression, message: str)
 def test_a_filter_is_a_text_or_an_expression() -> None:
     with pytest.raises(UsageError, match="where is a dict, expected a text or a pyarrow expression"):
         SearchOptions.of({"where": {"modality": "CT"}})
+
+
+def test_a_filter_is_text() -> None:
+    with pytest.raises(UsageError, match=r"filter organ = '\\udcff' is not UTF-8 text"):
+        parse_filter("organ = '\udcff'", TABLE)

@@ -161,7 +161,11 @@ def test_a_manifest_of_another_format_is_not_damaged(store: Location) -> None:
 
 def test_facts_that_are_no_json_are_one_line(store: Location) -> None:
     """E5: a traceback where the slices of a query are asked for in millimetres."""
-    for facts in ("{", "[]", '{"spacing_assumed": false}', "[" * 200_000):
+    no_spacing = (
+        '{"spacing_assumed": false, "spacing_mm": [1, 1, 0]}',
+        '{"spacing_assumed": false, "spacing_mm": [1, NaN, 1]}',
+    )
+    for facts in ("{", "[]", '{"spacing_assumed": false}', "[" * 200_000, *no_spacing):
         forge_rows(store, "ledger", partial(set_all, name="facts", value=facts))
         everything(store)
         with pytest.raises(CorruptError, match="facts"):

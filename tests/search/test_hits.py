@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from medret.errors import DroppedError
 from medret.search import Hits, Snapshot, open_snapshot
 from medret.search.pictures import Pictures
+from tests.search.conftest import ledger_row
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,13 @@ def test_nothing_is_read_before_hits_are_shown(
     monkeypatch.setattr(Pictures, "read", fail)
     hits = snapshot.search(made_store.ids[3], 2)
     assert str(hits._repr_html_()).count("the snapshot is gone") == 2
+
+
+def test_one_instance_is_known_as_the_series_that_it_is(tmp_path: Path, store_maker: Any, volume_maker: Any) -> None:
+    from medret.volume import Part, content_sha256
+
+    volumes, content = volume_maker(2), b"an instance"
+    sums = (content_sha256((Part("1.dcm", content),)), content_sha256(content))
+    rows = [ledger_row(one.volume_id, content_sha256=sha256) for one, sha256 in zip(volumes, sums, strict=True)]
+    corpus = open_snapshot(store_maker(tmp_path / "store", volumes, ledger=rows).uri).corpus
+    assert corpus.with_content(sums[1]) == [(one.volume_id, 0) for one in volumes]

@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import fsspec
 import pytest
 
 from medret.cli.main import main
-from medret.errors import CorruptError, DroppedError, MedretError, UsageError, WeightsError
+from medret.errors import CorruptError, DroppedError, MedretError, NotFoundError, UsageError, WeightsError
 from medret.search import open_snapshot
-from medret.search.encoders import load_encoder
+from medret.search.encoders import _model_of, load_encoder
 from medret.search.places import Refused, place_of
 from medret.snapshot import read_manifest
 from medret.storage import Location
+from tests.search.conftest import make_store, recipe_of, synthetic_volumes
 from tests.search.forging import forge_manifest, forge_rows, forge_table
 from tests.search.opening import ID, everything, refusal, search_it, set_all
 
@@ -138,6 +140,8 @@ def test_nothing_is_written_or_deleted_through_a_link(store: Location, precious:
     [
         ("/data/nifti", "/data/store", "a/b.nii.gz", "/data/nifti/a/b.nii.gz", None, "/data/nifti/a/b.nii.gz"),
         ("/data/b.nii", "/data/store", "b.nii", "/data/b.nii", None, "/data/b.nii"),
+        ("/data/b.nii", "/data/store", "b.nii", "/data/b.nii", "/mnt/b.nii", "/mnt/b.nii"),
+        ("/data/nifti", "/data/store", "nifti", "/data/nifti/nifti", "/mnt/nifti", "/mnt/nifti/nifti"),
         ("s3://b/nifti", "s3://b/medret", "b.nii", "s3://b/nifti/b.nii", None, "s3://b/nifti/b.nii"),
         ("/data/nifti", "s3://b/medret", "b.nii", "/data/nifti/b.nii", None, "/data/nifti/b.nii"),
         ("http://h/nifti", "http://h/medret", "b.nii", "http://h/nifti/b.nii", None, "http://h/nifti/b.nii"),
@@ -230,3 +234,18 @@ def test_a_reader_whose_snapshot_was_removed_is_told_that(store: Location) -> No
     for read in reads:
         with pytest.raises(DroppedError, match=r"is no longer in .*: it was removed while it was open; open the store"):
             read()
+
+
+def test_vectors_of_another_version_are_not_compared_with_new_ones(tmp_path: Path) -> None:
+    recipe = recipe_of()
+    older = replace(recipe, model=replace(recipe.model, vectors_version=recipe.model.vectors_version - 1))
+    made = make_store(tmp_path / "older", synthetic_volumes(2), recipe=older)
+    snapshot = open_snapshot(made.uri)
+    with pytest.raises(UsageError, match="search with the id of a volume, or index again"):
+        _model_of(snapshot.manifest.recipes[0], "random")
+    assert snapshot.search(made.ids[0], 1)[0].volume_id == made.ids[0]
+
+
+def test_a_name_that_is_no_text_names_no_volume(store: Location) -> None:
+    with pytest.raises(NotFoundError, match="there is no volume"):
+        open_snapshot(store.uri).explain(ID, "\udcff")

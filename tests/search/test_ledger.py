@@ -108,3 +108,13 @@ def test_content_is_found_among_embedded_volumes(tmp_path: Path) -> None:
     ledger = _ledger(_write(tmp_path / "0", ["a/1", "a/2", "a/bad"]), _write(tmp_path / "1", ["b/1"]))
     assert ledger.ids_with_content("a" * 64) == ["a/1", "a/2"]
     assert ledger.ids_with_content("c" * 64) == []
+    assert ledger.ids_with_content("a" * 64, "b" * 64) == ["a/1", "a/2", "b/1"]
+
+
+def test_row_groups_without_rows_are_passed_over(tmp_path: Path) -> None:
+    whole = pq.read_table(_write(tmp_path / "0", ["a/1", "b/1"]))
+    with pq.ParquetWriter(tmp_path / "1", whole.schema) as writer:
+        for part in (whole.slice(0, 0), whole.slice(0, 1), whole.slice(0, 0), whole.slice(1)):
+            writer.write_table(part)
+    assert pq.read_metadata(tmp_path / "1").num_row_groups == 4
+    assert _ledger(tmp_path / "1").rows(["a/1", "b/1", "", "c"]).keys() == {"a/1", "b/1"}

@@ -68,6 +68,7 @@ def test_files_and_volume_ids_are_told_apart(tmp_path: Path, monkeypatch: pytest
     assert is_file("s3://bucket/case.nii.gz")
     assert not is_file("patient7/ct.nii.gz")
     assert not is_file("x" * 300)
+    assert not is_file("x" * 300 + "/1.2.840.7")
     assert not is_file("study:7/ct.nii.gz")
     assert is_file(str(tmp_path))
     assert is_file(f"{tmp_path}/1.2.840.7")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from medret.cli import main
@@ -197,7 +198,11 @@ def test_shards_searched_elsewhere_give_the_same_answer(split: Split, volumes: l
     def spread(tasks: Sequence[Task]) -> list[Any]:
         sent = [pickle.loads(pickle.dumps(task)) for task in tasks]
         held.update((task.index, task.shard) for task in sent)
-        return [pickle.loads(pickle.dumps(elsewhere.run(task))) for task in reversed(sent)][::-1]
+        answers = [pickle.loads(pickle.dumps(elsewhere.run(task))) for task in reversed(sent)][::-1]
+        for answer in answers:
+            if isinstance(answer, np.ndarray):
+                answer.flags.writeable = False  # as Ray gives them
+        return answers
 
     snapshot = open_snapshot(split.whole.uri, spread=spread)
     for number, kind in enumerate(KINDS):
@@ -289,3 +294,35 @@ def test_a_shard_that_a_run_wrote_is_moved_to_the_bits_that_it_has(tmp_path: Pat
             alive = moved.vectors(rows).any(axis=1)
             assert (moved.vectors(rows)[alive] == shard.exact.vectors(rows)[alive]).all()
             assert [bool(shard.rows_found(name)) for name in shard.table.volume_ids(rows)] == alive.tolist()
+
+
+def test_a_dead_first_copy_has_the_vector_of_a_live_one(tmp_path: Path, split: Split) -> None:
+    """Empty slices are equal in all volumes, and an index holds the first."""
+    contents = split.parts.corpus.stores[0]
+    entry = contents.manifest.recipes[0]
+    shard = split.parts.corpus.index(entry, None).shards[0]
+    stored, first = contents.embedded((entry.digest, None), shard.key), shard.table.volume_id(0)
+    stays = pa.array([name != first for name in stored["volume_id"].to_pylist()])
+    listed = ShardFiles(shard.key, shard.rows, {}, frozenset([first]))
+    write_moved(tmp_path / "moved", listed, shard.table, stored.filter(stays), np.zeros(32, np.float32))
+    moved = open_exact(tmp_path / "moved", rows=shard.rows, dim=32).vectors(np.arange(shard.rows))
+    alive = np.array([name != first for name in shard.table.volume_ids(slice(0, shard.rows))])
+    firsts = np.asarray(shard.table.same_as)[alive]
+    assert not alive[firsts].all()
+    assert (moved[firsts] == moved[alive]).all()
+
+
+def test_a_filter_of_one_snapshot_is_not_lost_among_several(split: Split) -> None:
+    hidden = open_snapshot(split.uris[0]).restricted("organ = 'Lung'")
+    with pytest.raises(UsageError, match="restricted by a filter"):
+        open_snapshots([hidden, split.uris[1]])
+
+
+def test_a_third_store_without_what_two_share_is_named(tmp_path: Path, stores: Any, volumes: list[Slices]) -> None:
+    names = (("mean", "max"), ("max",), ("mean",))
+    uris = [
+        stores.make_store(tmp_path / str(number), tuple(volumes[:4]), aggregations=of_store).uri
+        for number, of_store in enumerate(names)
+    ]
+    with pytest.raises(UsageError, match=rf"{uris[2]} cannot .* its aggregations are mean, theirs max;"):
+        open_snapshots(uris)

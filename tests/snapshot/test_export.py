@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from medret.cli.main import main
+from medret.errors import StorageError, UsageError
+from medret.search import open_snapshot
+from medret.search.export import export_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +61,11 @@ def test_volume_vectors_of_one_aggregation(
     assert main(["export", history.store.uri, str(out), "--aggregation", "max"]) == 2
     assert main(["export", history.store.uri, str(tmp_path / "no" / "where.parquet")]) == 1
     assert [path.name for path in tmp_path.glob("*.parquet*")] == ["volumes.parquet"]
+
+
+def test_a_place_that_takes_no_file_is_one_line(history: SimpleNamespace, tmp_path: Path) -> None:
+    snapshot = open_snapshot(history.store.uri)
+    with pytest.raises(UsageError, match="is a folder"):
+        export_rows(snapshot, Path())
+    with pytest.raises(StorageError, match="cannot be written"):
+        export_rows(snapshot, tmp_path / ("x" * 300))

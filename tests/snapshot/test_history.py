@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -13,13 +14,14 @@ import pyarrow as pa
 import pytest
 
 from medret.cli import main
+from medret.cli.store import age
 from medret.embeddings.parquet import read_parquet
-from medret.errors import UsageError
+from medret.errors import BusyError, CorruptError, UsageError, VersionError
 from medret.schemas import FILES, LEDGER
 from medret.search import open_snapshot
 from medret.snapshot import current_id, read_ledger, read_manifest, snapshot_ids, verify_store
 from medret.snapshot.lease import leased, take
-from medret.snapshot.publish import make_live
+from medret.snapshot.publish import make_live, rollback
 from medret.snapshot.removal import forget, gc
 from medret.snapshot.tables import read_journal, write_entry
 from medret.storage import Location
@@ -183,3 +185,50 @@ def test_forgetting_names_the_places_and_refuses_strangers(
     assert set(done["snapshots"]) == {history.first, history.second}
     kinds = {Path(path).name.split("-")[0] for path in done["files"]}
     assert {"slices", "volumes", "hnsw", "lsh", "exact", "rows", "ledger", "manifest.json", "20260131T094500Z"} <= kinds
+
+
+def test_nothing_goes_while_the_live_manifest_is_away(history: SimpleNamespace) -> None:
+    store: Location = history.store
+    store.delete(f"snapshots/{history.second}/manifest.json")
+    grow_old(store)
+    before = set(store.files())
+    with leased(store, "gc") as lease:
+        with pytest.raises(CorruptError, match="is missing"):
+            gc(store, lease, keep=1, older_than=timedelta(0))
+        with pytest.raises(CorruptError, match="live snapshot"):
+            forget(store, {"v3.nii.gz"}, lease)
+    assert before <= set(store.files())
+    assert not store.exists("FORGETTING")
+
+
+def test_a_snapshot_of_another_version_refuses_to_forget_and_blocks_nothing(history: SimpleNamespace) -> None:
+    store, data = history.store, b'{"format": 2}'
+    path = f"snapshots/20200101T000000Z-{hashlib.sha256(data).hexdigest()[:16]}/manifest.json"
+    store.write(path, data)
+    with leased(store, "forget") as lease:
+        with pytest.raises(VersionError):
+            forget(store, {"v3.nii.gz"}, lease)
+        assert not store.exists("FORGETTING")
+        store.delete(path)
+        assert forget(store, {"v3.nii.gz"}, lease).volumes == ("v3.nii.gz",)
+
+
+def test_gc_and_rollback_that_lost_the_store_change_nothing(history: SimpleNamespace) -> None:
+    store = history.store
+    grow_old(store)
+    lease = take(store, "gc", 60)
+    store.write("LEASE", b"{}")
+    before = store.files()
+    with pytest.raises(BusyError):
+        gc(store, lease, keep=0, older_than=timedelta(0))
+    with pytest.raises(BusyError):
+        rollback(store, history.first, lease)
+    assert (store.files(), current_id(store)) == (before, history.second)
+
+
+def test_gc_keeps_young_snapshots_and_reads_ages(history: SimpleNamespace) -> None:
+    with leased(history.store, "gc") as lease:
+        assert gc(history.store, lease, keep=0, older_than=timedelta(hours=1)).dropped == ()
+    assert [age(text) for text in ("90s", "30m", "12h", "14d", "2w")] == [
+        timedelta(seconds=90), timedelta(minutes=30), timedelta(hours=12), timedelta(days=14), timedelta(weeks=2),
+    ]  # fmt: skip

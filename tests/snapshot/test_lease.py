@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from medret.cli import main
 from medret.errors import BusyError, UsageError
+from medret.snapshot import lease as leases
 from medret.snapshot.lease import LEASE, Holder, Lease, leased, take
 from medret.storage import Location
 
@@ -183,3 +184,14 @@ def test_a_lease_that_looks_alive_is_broken_by_force_alone(store: Location, caps
         lease.check()
     with pytest.raises(UsageError, match="too long"):
         take(store, "for ever", 1e9)
+
+
+def test_a_process_that_proc_does_not_show_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = leases._text
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    machine = leases._machine()
+    assert leases._is_dead(f"{machine}:{os.getpid()}:1")  # an earlier process of this number
+    monkeypatch.setattr(leases, "_text", lambda path: "" if path.endswith("/stat") else shown(path))
+    assert not leases._is_dead(f"{machine}:{os.getpid()}:1")
+    assert leases._is_dead(f"{machine}:{ended.pid}:1")

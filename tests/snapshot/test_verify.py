@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from medret.cli import main
+from medret.embeddings.parquet import parquet_bytes, read_parquet, read_vectors
 from medret.errors import UsageError
 from medret.snapshot import verify_store
 from medret.snapshot.names import say_strangers
 from medret.storage import Location
+from tests.search.forging import forge_file, forge_manifest, forge_rows, forge_table
 from tests.snapshot import conftest
 
 
@@ -111,3 +116,40 @@ def test_litter_is_passed_over_and_counted(published: tuple[Location, str], caps
 def test_no_store_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no store is there"):
         verify_store(Location(tmp_path / "nowhere"))
+
+
+def test_a_file_that_goes_while_the_store_is_read_is_no_fault(
+    published: tuple[Location, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = published
+    files, gone = Location.files, f"runs/20260131T094500Z-{'0' * 16}.json"
+    monkeypatch.setattr(Location, "files", lambda self, *below: [*files(self, *below), *([] if below else [gone])])
+    assert verify_store(store) == []
+
+
+def halved(data: bytes) -> bytes:
+    table = read_parquet(data)
+    at = table.schema.get_field_index("vector")
+    half = pa.array((read_vectors(table) / 2).astype(np.float16).ravel())
+    column = pa.FixedSizeListArray.from_arrays(half, type=table.schema.field(at).type)
+    return parquet_bytes(table.set_column(at, "vector", column))
+
+
+@pytest.mark.parametrize(
+    ("forge", "said"),
+    [
+        (lambda s: forge_rows(s, "ledger", lambda rows: rows[0].update(slices=4)), "do not match the ledger"),
+        (lambda s: forge_manifest(s, lambda content: content["indices"][0].update(rows=7)), "an index has 7 rows"),
+        (lambda s: forge_table(s, "tombstones", lambda table: table.slice(1)), "rows of an index can be found"),
+        (
+            lambda s: forge_rows(s, "files", lambda r: r.remove(next(x for x in r if x["kind"] == "volumes"))),
+            "lacks files",
+        ),
+        (lambda s: forge_file(s, "volumes", halved), "not finite or not of unit length"),
+    ],
+)
+def test_contents_that_disagree_are_found(
+    history: SimpleNamespace, forge: Callable[[Location], Any], said: str
+) -> None:
+    forge(history.store)
+    assert any(said in one.problem for one in verify_store(history.store)), verify_store(history.store)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from medret.cli import main
 from medret.errors import MissingPackageError, UnreachableError, UsageError
 from medret.search.query_files import read_volume_query
 from medret.storage import Location, is_store_failure, read_uri
+from medret.storage.filesystems import cat
 
 
 @pytest.mark.parametrize("operation", [Location, read_uri])
@@ -58,3 +61,28 @@ def test_a_fault_of_the_program_is_no_failure_of_a_store() -> None:
 
     assert all(map(is_store_failure, (OSError("x"), ValueError("x"), EOFError(), OfALibraryError())))
     assert not any(map(is_store_failure, (TypeError("x"), KeyError("x"), AttributeError("x"), UsageError("x"))))
+
+
+@pytest.mark.parametrize(
+    ("response", "is_empty"),
+    [
+        ({"Error": {"Code": "InvalidRange"}}, True), ({"Error": {"Code": "416"}}, True),
+        ({"Error": {"Code": "InvalidArgument"}}, False), ({"Error": None}, False), ({}, False), (object(), False),
+        (None, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [OSError, FileNotFoundError])
+def test_a_range_behind_the_end_is_empty_and_other_failures_stay(
+    kind: type[OSError], response: Any, is_empty: bool
+) -> None:
+    class Refuses:
+        def cat_file(self, *_: object, **__: object) -> bytes:
+            cause: Any = Exception()
+            cause.response = response
+            raise kind(errno.EINVAL, "refused") from cause
+
+    if is_empty:
+        assert cat(Refuses(), "x", 0, 9) == b""
+    else:
+        with pytest.raises(kind):
+            cat(Refuses(), "x", 0, 9)

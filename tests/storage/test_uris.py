@@ -130,3 +130,14 @@ def test_a_link_out_of_a_store_is_not_followed(tmp_path: Path) -> None:
     store.delete("file")  # the link itself
     assert [path.name for path in outside.iterdir()] == ["x"]
     assert store.read("a/x") == b"mine"
+
+
+def test_a_filesystem_inside_another_is_called_so() -> None:
+    with pytest.raises(UsageError, match="does not read a simplecache: filesystem"):
+        normalise_uri("simplecache::/data/a")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://", "file://"])
+def test_a_scheme_alone_names_no_place(uri: str) -> None:
+    with pytest.raises(UsageError, match="names no place"):
+        normalise_uri(uri)

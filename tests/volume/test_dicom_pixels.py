@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from medret.recipe import SliceRecipe
 from medret.volume import Limits, Part, read_volume
 from medret.volume.content import MIB
 from medret.volume.dicom.pixels import coded_size
-from medret.volume.open import open_volume
+from medret.volume.open import VolumeSource, open_volume
 from medret.volume.stored import Scaling, StoredVolume
 from tests import dicom_phantoms as make
 
@@ -365,3 +367,42 @@ def refused(data: bytes, limits: Limits | None = None) -> VolumeError:
     with pytest.raises(VolumeError) as caught:
         open_volume(data, limits or Limits())
     return caught.value
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_can_only_be_inflated_whole_is_refused(method: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("1.dcm", bytes(MIB))
+    error = refused(stream.getvalue())
+    assert (error.code, f"by method {method}" in error.reason) == (QuarantineCode.BUNDLE_CORRUPT, True)
+
+
+def test_no_more_of_a_member_is_inflated_than_it_declares() -> None:
+    size = struct.pack("<I", 16 * MIB)
+    bomb = zipped((), {"1.dcm": bytes(16 * MIB)}).replace(size, struct.pack("<I", 10))
+    tracemalloc.start()
+    try:
+        assert refused(bomb).code == QuarantineCode.BUNDLE_CORRUPT
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_frames_and_bundles_beyond_the_limit_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make.parts_of(make.single_frames(body()))
+    archive = zipped(parts, {})
+    (tmp_path / "a.zip").write_bytes(archive)
+    monkeypatch.setattr("medret.volume.open._JUDGED_FIRST_BYTES", 100)
+    monkeypatch.setattr("medret.volume.open._HEADERS_BYTES", 0)
+    source = VolumeSource(str(tmp_path / "a.zip"))
+    assert source.read(len(archive), Limits(max_voxels_bytes=len(archive))) == archive
+    with pytest.raises(VolumeError, match="the limit is"):
+        source.read(len(archive), Limits(max_voxels_bytes=len(archive) - 1))
+    monkeypatch.setattr("medret.volume.dicom.whole_series._MOST_FRAMES", len(parts))
+    assert open_volume(parts, Limits()).shape == body().shape
+    monkeypatch.setattr("medret.volume.dicom.whole_series._MOST_FRAMES", len(parts) - 1)
+    with pytest.raises(VolumeError, match="frames; the limit is"):
+        open_volume(parts, Limits())

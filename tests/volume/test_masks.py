@@ -78,3 +78,8 @@ def test_images_of_few_grey_levels_are_no_masks(phantoms: Any, mr: NDArray[np.ui
 def test_real_masks_are_refused(shared_data: Path) -> None:
     masks = sorted((shared_data / "masks").rglob("*.nii.gz"))
     assert not [path.name for path in masks if not is_refused(path.read_bytes())]
+
+
+@pytest.mark.parametrize("steps", [3, 10, 1000])
+def test_label_maps_whose_scale_is_no_binary_fraction_are_refused(phantoms: Any, steps: int) -> None:
+    assert is_refused(phantoms.nifti(steps * balls(3).astype(np.int16), slope=1 / steps))

@@ -132,3 +132,8 @@ def test_random_reaches_every_slice_about_equally() -> None:
 def test_anything_else_is_refused_with_the_allowed_forms(text: str) -> None:
     with pytest.raises(UsageError, match=r"all, every:N, uniform:N, random:N"):
         parse_slice_plan(text)
+
+
+def test_a_gap_smaller_than_any_takes_all_at_once() -> None:
+    at_mm = np.array([0.0, 1.0, 1e7])  # a comb over it would have 10^8 points
+    assert parse_slice_plan("every:0.1mm").indices(at_mm).tolist() == [0, 1, 2]

@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from medret.recipe import SliceRecipe
 from medret.volume import SliceRef
-from medret.volume.previews import BYTES_MAX, PREVIEW_SIZE, Preview, check_preview, make_previews, middle_slices
+from medret.volume.previews import (
+    BYTES_MAX,
+    PREVIEW_SIZE,
+    Preview,
+    check_preview,
+    make_previews,
+    middle_slices,
+    view_volume,
+)
 
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -107,3 +117,11 @@ def test_a_picture_of_no_slice_is_refused() -> None:
     for plane, position in (("<b>", 1), ("oblique", 1), ("axial", -1)):
         with pytest.raises(ValueError, match="is of no slice"):
             check_preview(Preview(plane, position, SOUND))
+
+
+def test_a_view_holds_one_time_point_alone(phantoms: Any, ct: NDArray[np.int16]) -> None:
+    series = phantoms.nifti(np.stack([ct, ct // 2, ct // 3], axis=3), compress=False)
+    view, alone = (view_volume(data, SliceRecipe()) for data in (series, phantoms.nifti(ct)))
+    assert view.examined.voxels.base is None
+    assert view.examined.stored.voxels(0) is view.examined.voxels
+    assert np.array_equal(view.draw("axial", 9, image_size=32), alone.draw("axial", 9, image_size=32))

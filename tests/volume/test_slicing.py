@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from medret.errors import UsageError
 from medret.volume.content import Limits
 from medret.volume.drawing import draw_squares
 from medret.volume.header import parse_header
 from medret.volume.sample import Box, Sample, foreground_box, take_sample, threshold, whole
-from medret.volume.slicing import fitted_size, planes_of
+from medret.volume.slicing import fitted_size, mask_region, planes_of
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,15 @@ def test_images_drawn_together_are_as_drawn_alone(count: int) -> None:
         assert np.array_equal(found[3:61], np.asarray(alone))
         assert not found[:3].any()
         assert not found[61:].any()
+
+
+def test_the_box_around_a_mask_is_the_same_however_its_values_are_stored(phantoms: Any, mr: NDArray[np.uint16]) -> None:
+    marked = np.zeros(mr.shape, np.int16)
+    marked[3:8, 10:12, 4:7] = 2
+    volume = phantoms.nifti(mr)
+    for slope, inter in ((1.0, 0.0), (2.0, 0.0), (1.0, -100.0), (0.25, 0.1), (-0.5, 30.0)):
+        stored = np.round((marked - inter) / slope).astype(np.int16)
+        region = mask_region(phantoms.nifti(stored, slope=slope, inter=inter), volume)
+        assert region.bounds == ((3, 7), (10, 11), (4, 6)), (slope, inter)
+    with pytest.raises(UsageError, match="query cannot be used: not_nifti"):
+        mask_region(phantoms.nifti(marked), b"no volume" * 50)
