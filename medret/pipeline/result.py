@@ -9,7 +9,7 @@ import re
 import resource
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -272,6 +272,14 @@ class Log:
         parts |= {"indices": ends["gates"] - ends["stream"], "publishing": self.passed_s - ends["gates"]}
         self.facts["waits_s"] = {name: round(seconds, 3) for name, seconds in parts.items()}
         return dict(self.facts["waits_s"])
+
+    def written(self, store: Location, warn: Callable[[str], None]) -> str | None:
+        """As `write`; None, after a warning, where that is not possible: what is published stays so without it."""
+        try:
+            return self.write(store)
+        except StorageError as error:
+            warn(f"published, but without a report of the run: {error}")
+            return None
 
     def write(self, store: Location) -> str:
         """Write the report, runs/<run>-<sha256[:16]>.json; returns its path below the store."""

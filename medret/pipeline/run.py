@@ -187,14 +187,9 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
             store, plan, made.ledger, pool, recipes, request.aggregations, request.shard_volumes
         )
         rows = stored_rows(store, state.base, state.known)
+        whole = changes_every_row(inputs, state, target)
         ledger = ledgers.assemble(
-            plan,
-            made.ledger,
-            copied,
-            inputs.labels.labels,
-            rows,
-            run.facts,
-            whole=changes_every_row(inputs, state, target),
+            plan, made.ledger, copied, inputs.labels.labels, rows, run.facts, whole=whole
         ).refused(refused, target.ruleset_digest)
         layout = lay_out(
             store, ledger, pa.concat_tables([pool, added]), recipes, request.aggregations, request.shard_volumes,
@@ -236,21 +231,19 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
             run.lease.check()
             snapshot_id, manifest = publish(
                 store, ledger.changed, ledger.gone.to_pylist(), files, indices.tombstones,
-                parent=state.base.id, medret_version=__version__, run=log.run,
+                parent=state.base.id, medret_version=__version__, run=log.run, counts=counts,
                 archive_uri=inputs.listing.archive_uri, pattern=request.pattern, exclude=list(request.exclude),
                 include_masks=request.include_masks, recipes=[recipe_entry(job) for job in jobs], aggregations=names,
-                index_settings=request.index.to_json(), indices=indices.entries, counts=counts,
-                skipped=dict(inputs.listing.skipped),
+                index_settings=request.index.to_json(), indices=indices.entries, gates=passed,
+                skipped=dict(inputs.listing.skipped), facts=ledger.facts.unpacked,
                 slices=int(pc.sum(ledger.select("slices")["slices"]).as_py() or 0),
-                gates=passed, facts=ledger.facts.unpacked,
             )  # fmt: skip
             with suppress(StorageError):  # the snapshot now holds its content; the next run clears it
                 clear_journal(store, _useful_to_others(run, target))
         logger.info("published snapshot %s", snapshot_id, extra={**run.reporter.fields, "snapshot": snapshot_id})
-        causes = plan.causes()
+        causes, waits_s = plan.causes(), log.waits()  # the report says them too
         log.facts |= {"outcome": "published", "snapshot": snapshot_id, "gates": [asdict(gate) for gate in passed]}
-        waits_s = log.waits()  # the report says them too
-        report = _write_report(run)
+        report = log.written(store, run.reporter.warn)
     return IndexOutcome(
         snapshot=snapshot_id,
         published=True,
@@ -271,15 +264,6 @@ def _embed_and_publish(run: _Run, planned: tuple[Plan, Target, State] | None) ->
         waits_s=waits_s,
         report=report,
     )
-
-
-def _write_report(run: _Run) -> str | None:
-    """Its path below the store. What is published stays so where no report can be written."""
-    try:
-        return run.log.write(run.store)
-    except StorageError as error:
-        run.reporter.warn(f"published, but without a report of the run: {error}")
-        return None
 
 
 def _make_jobs(run: _Run) -> tuple[list[ModelJob], Capacity, str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medret.errors import MedretError, StorageError
-from medret.pipeline import run as pipeline_run
-from medret.pipeline.result import failure_of
+from medret.pipeline.result import begin, failure_of
 
 FULL = "OSError: [Errno 28] No space left on device: '/store/embeddings/x'"
 
@@ -46,11 +44,12 @@ def test_a_failure_in_a_worker_is_told_by_its_cause(number: int, told: str) -> N
     assert str(failure_of(caught.value)) == told
 
 
-def test_what_is_published_stays_so_without_a_report() -> None:
-    def write(_: Any) -> str:
+def test_what_is_published_stays_so_without_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> str:
         raise StorageError("full")
 
     said: list[str] = []
-    run: Any = SimpleNamespace(log=SimpleNamespace(write=write), store=None, reporter=SimpleNamespace(warn=said.append))
-    assert pipeline_run._write_report(run) is None
+    monkeypatch.setattr("medret.pipeline.result.Log.write", write)
+    nowhere: Any = None
+    assert begin().written(nowhere, said.append) is None
     assert said == ["published, but without a report of the run: full"]

@@ -27,6 +27,7 @@ from medret.pipeline.embedding_shards import WriteStage, write_shard
 from medret.pipeline.gates import NO_KEYS, Gate, VectorFacts
 from medret.pipeline.layout import lay_out
 from medret.pipeline.new_ledger import unchanged
+from medret.pipeline.result import Log
 from medret.pipeline.store_state import read_base, store_state
 from medret.recipe import ModelRecipe, Recipe, SliceRecipe
 from medret.schemas import FILES, LEDGER
@@ -342,10 +343,19 @@ def test_models_of_the_store_are_not_dropped_without_a_word(
 def test_a_run_that_is_told_to_stop_while_it_publishes_has_published(
     place: Path, run: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, gone in (("publish", "v03.nii.gz"), ("_write_report", "v04.nii.gz")):
+    write = Log.write
+
+    def stopped_writing(log: Log, store: Location) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(log, store)
+
+    for gone in ("v03.nii.gz", "v04.nii.gz"):
         (place / "archive" / gone).unlink()
         with monkeypatch.context() as patch:
-            index_with(patch, name, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            if gone == "v03.nii.gz":
+                index_with(patch, "publish", lambda: os.kill(os.getpid(), signal.SIGTERM))
+            else:
+                patch.setattr(Log, "write", stopped_writing)
             code, found = run("index")
         assert (code, found["published"]) == (0, True)
         assert json.loads((place / "store" / found["report"]).read_text())["outcome"] == "published"
