@@ -101,9 +101,8 @@ class _Ranges(io.RawIOBase):
         if self._left < 0:
             raise zipfile.BadZipFile("its list of members is too long")
         try:
-            data = (
-                self._source.read(self._at, min(self._at + len(buffer), self._size)) if self._at < self._size else b""
-            )
+            end = min(self._at + len(buffer), self._size)
+            data = self._source.read(self._at, end) if self._at < end else b""
         except Exception as error:
             self.failure = error
             raise

@@ -19,8 +19,8 @@ CODES_RECALL = 0.99  # recall@10 of a shard below which `auto` holds float16
 INDEX_VERSION = 1
 VERSION_KEY = "index_version"
 
-# LSH: with two bits per dimension the candidates still contain the true neighbours. The cap bounds the rotation matrix,
-# which every file contains (dim x bits float32) and whose QR decomposition costs bits^3.
+# LSH: with two bits per dimension the candidates still contain the true neighbours. The cap bounds the codes: 256 bytes
+# per vector.
 LSH_BITS_PER_DIM = 2
 LSH_BITS_MAX = 2048
 
